@@ -1,0 +1,40 @@
+# The commands of this project. A machine with Python 3.11 to 3.14 and make is enough.
+VENV ?= .venv
+PYTHON ?= python3
+# Installed first: on a machine without a GPU the CPU build satisfies every later requirement, and CUDA is not pulled.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: install evaluate test test-slow lint format bench bench-cache results nano clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[train,dev]"
+	touch $@
+
+evaluate: install  ## the main job: the bundled model on hopworld in both modes, beside BM25
+	$(BIN)/search-r3 evaluate --model nano --model bm25 --task hopworld --mode both --output runs/evaluate
+
+test: install  ## the whole suite, without what is marked slow
+	$(BIN)/pytest -n 2 --dist loadfile -q
+
+test-slow: install  ## what takes minutes: kill -9 loops, real training runs
+	$(BIN)/pytest -q -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,41 @@
+"""Search-R3: a causal LM reasons about a query in text, then one token's hidden state is the query's embedding.
+
+The names below are loaded when first used; importing the package loads none of torch, mteb, faiss and transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer as SentenceTransformer
+
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder as SearchR3Encoder
+    from search_r3_mteb.encoder.encoder import Thought as Thought
+    from search_r3_mteb.integrations.sentence_transformers import register as register
+    from search_r3_mteb.tasks.beir_folder import BeirFolder as BeirFolder
+    from search_r3_mteb.tasks.hopworld import HopWorld as HopWorld
+
+_HOMES = {
+    "SearchR3Encoder": "search_r3_mteb.encoder.encoder",
+    "Thought": "search_r3_mteb.encoder.encoder",
+    "SentenceTransformer": "search_r3_mteb.integrations.sentence_transformers",
+    "register": "search_r3_mteb.integrations.sentence_transformers",
+    "BeirFolder": "search_r3_mteb.tasks.beir_folder",
+    "HopWorld": "search_r3_mteb.tasks.hopworld",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, from the module that holds it, imported at this moment and not before."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'search_r3_mteb' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """What completion shows."""
+    return __all__

@@ -1,0 +1,1 @@
+"""Scores, their significance, and whether the reasoning matters."""

@@ -1,0 +1,1 @@
+"""The plugs: MTEB, BEIR and sentence-transformers."""

@@ -1,0 +1,1 @@
+"""Tables, figures and the page people look at; knows files, not models."""

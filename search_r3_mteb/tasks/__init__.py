@@ -1,0 +1,1 @@
+"""Retrieval tasks that need no download."""

@@ -1,0 +1,1 @@
+"""Training, from the source tree only: `python train/sft.py`, `python train/rl.py`."""

@@ -1,0 +1,335 @@
+"""Roles, templates, and their rendering to token ids with a span table.
+
+A *profile* describes how a checkpoint of this kind is spoken to: its embed token, the system prompts and the replies. It is
+data kept beside the weights (`search_r3.json`), so that other reason-then-embed models can be described without code; a
+folder without one gets Search-R3's own.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+PROFILE_FILE = "search_r3.json"
+EMBED_TOKEN = "<|embed_token|>"  # released tokenizer
+
+# The two prompts of the released file, to the letter: both begin and end with a newline.
+DIRECT_PROMPT = (
+    "\nYou are a helpful AI assistant. Your task is to analyze input text and create a high-quality semantic vector "
+    "embedding, which represents key concepts, relationships, and semantic meaning.\n"
+)
+REASON_PROMPT = """
+You are a helpful AI assistant. Your task is to enrich user input for more effective embedding representation by adding semantic depth.
+For each input, briefly enhance the content by:
+1. Identifying core concepts and their relationships.
+2. Including key terminology with essential definitions.
+3. Adding contextually relevant synonyms and related terms.
+4. Connecting to related topics and common applications without excessive elaboration.
+To represent the final embedding, you MUST end every response with {embed_token}.
+"""
+
+TemplateName = Literal["reason", "direct"]
+TEMPLATES: tuple[TemplateName, ...] = ("reason", "direct")
+# Stands for the user's text while a chat template is rendered; no template trims or escapes it.
+_SLOT = "USER-TEXT-4f1c9a"
+
+
+@dataclass(frozen=True)
+class Template:
+    """One way to speak to the model: `{embed_token}` and, in the reply, `{reasoning}` are filled in."""
+
+    system: str
+    reply: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How a checkpoint is spoken to.
+
+    `plain` is the prompt of a model without a chat template, with the slots `{system}` and `{text}`; None means that the
+    tokenizer's chat template is used where it has one, and `PLAIN` where it has none. `instruction` precedes the user's text
+    when a task gives one; its slot is `{instruction}`.
+    """
+
+    embed_token: str = EMBED_TOKEN
+    reason: Template = Template(REASON_PROMPT, "{reasoning}{embed_token}")
+    # The stage-1 assistant turn as a summary of the paper quotes it (design, section 1).
+    direct: Template = Template(DIRECT_PROMPT, "The embedding is {embed_token}")
+    instruction: str = "Instruct: {instruction}\nQuery: "  # our choice: the form that most instruction encoders share
+    plain: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in TEMPLATES:
+            reply = getattr(self, name).reply
+            if reply.count("{embed_token}") != 1 or not reply.endswith("{embed_token}"):
+                raise ValueError(
+                    f"The {name} reply of a profile must end with '{{embed_token}}' and hold it once, got {reply!r}: the vector "
+                    "is read at the last token of the sequence. Move the token to the end of the reply."
+                )
+        if "{reasoning}" not in self.reason.reply:
+            raise ValueError(
+                f"The reason reply of a profile needs the slot '{{reasoning}}', got {self.reason.reply!r}."
+            )
+        if self.plain is not None and (self.plain.count("{text}") != 1 or "{system}" not in self.plain):
+            raise ValueError(f"A plain prompt needs the slots '{{system}}' and '{{text}}' once, got {self.plain!r}.")
+
+    @classmethod
+    def default(cls) -> "Profile":
+        """Search-R3's own profile."""
+        return cls()
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Profile":
+        """The profile in `folder`/search_r3.json, or Search-R3's own where the folder has none.
+
+        Raises ValueError for a file that is not JSON, has unknown keys, or lacks a needed one.
+        """
+        path = Path(folder) / PROFILE_FILE
+        if not path.exists():
+            return cls.default()
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path.name} is not JSON: {error}. Repair the file or delete it to get the default."
+            ) from error
+        return cls.from_dict(data, path.name)
+
+    @classmethod
+    def from_dict(cls, data: Any, origin: str = PROFILE_FILE) -> "Profile":
+        """A profile from its JSON form; keys that are absent keep Search-R3's values."""
+        known = set(cls.__dataclass_fields__)
+        if not isinstance(data, dict) or set(data) - known:
+            unknown = sorted(set(data) - known) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(
+                f"{origin} holds {unknown}, which no profile has. The valid keys are {', '.join(sorted(known))}."
+            )
+        values = dict(data)
+        for name in TEMPLATES:
+            if name in values:
+                if not isinstance(values[name], dict) or set(values[name]) != {"system", "reply"}:
+                    raise ValueError(f"{origin}: {name!r} must hold 'system' and 'reply', got {values[name]!r}.")
+                values[name] = Template(**values[name])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return asdict(self)
+
+    def save(self, folder: Path | str) -> None:
+        """Write `folder`/search_r3.json."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        (Path(folder) / PROFILE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+PLAIN = "{system}\n\n{text}\n\n"  # our choice, for base models that have no chat template
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Token ids of one prompt and where its parts lie.
+
+    `spans` maps "system", "user", "assistant" and "embed" to half-open ranges of token positions. The assistant's span of an
+    open turn is empty and lies at the end; "embed" is then absent. `truncated_tokens` counts what the user's text lost.
+    """
+
+    token_ids: list[int]
+    spans: dict[str, tuple[int, int]]
+    truncated_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The token ids around the user's text, for one template."""
+
+    before: list[int]
+    after: list[int]
+    system: tuple[int, int]
+    assistant: int  # length of the assistant's part at the end of `after`
+
+
+@dataclass
+class Renderer:
+    """Renders texts to token ids under a profile; `max_length` is in tokens and covers the whole prompt.
+
+    Too long a text loses the end of the *user's text* only. Markers or the embed token written out in a text stay text.
+    Raises ValueError when the tokenizer lacks the embed token or `max_length` has no room for the template.
+    """
+
+    tokenizer: Any
+    profile: Profile
+    max_length: int = 512
+    _frames: dict[TemplateName, _Frame] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise ValueError(
+                f"{type(self.tokenizer).__name__} is a slow tokenizer: texts that spell a marker cannot be kept apart from "
+                "the marker. Load the fast version (tokenizer.json)."
+            )
+        self.embed_token_id = embed_token_id(self.tokenizer, self.profile.embed_token)
+        for name in TEMPLATES:
+            self._frames[name] = frame = self._build_frame(name)
+            overhead = len(frame.before) + len(frame.after)
+            if self.max_length <= overhead:
+                raise ValueError(
+                    f"max_length={self.max_length} leaves no room for text: the {name!r} template alone takes {overhead} tokens. "
+                    f"Set max_length to more than {overhead}."
+                )
+
+    def render(self, text: str, template: TemplateName = "direct", instruction: str | None = None) -> Rendered:
+        """One inference prompt: "direct" ends with the embed token, "reason" with the assistant's turn open."""
+        return self.render_batch([text], template, None if instruction is None else [instruction])[0]
+
+    def render_batch(
+        self, texts: Sequence[str], template: TemplateName, instructions: Sequence[str | None] | None = None
+    ) -> list[Rendered]:
+        """Inference prompts for texts, tokenised together; `instructions` has one entry a text."""
+        if template not in self._frames:
+            raise ValueError(f"There is no template {template!r}; the templates are {', '.join(TEMPLATES)}.")
+        if instructions is not None and len(instructions) != len(texts):
+            raise ValueError(f"{len(instructions)} instructions were given for {len(texts)} texts; give one for each.")
+        bodies = self.tokenize_text(texts)
+        heads = self._instruction_ids(instructions) if instructions is not None else [[]] * len(texts)
+        frame = self._frames[template]
+        return [self._assemble(frame, head, body) for head, body in zip(heads, bodies, strict=True)]
+
+    def render_reply(
+        self, text: str, template: TemplateName, reasoning: str | None = None, instruction: str | None = None
+    ) -> Rendered:
+        """A whole training sequence, which ends with the embed token; its "assistant" span is what a model learns to say.
+
+        `reasoning` is the reasoning of a "reason" reply and is refused for a "direct" one.
+        """
+        if template == "direct":
+            if reasoning is not None:
+                raise ValueError("A direct reply has no reasoning; use template='reason' or leave `reasoning` out.")
+            return self.render(text, template, instruction)
+        prompt = self.render(text, template, instruction)
+        before, after = self.profile.reason.reply.split("{reasoning}")
+        reply = [
+            *self._control_ids(before.replace("{embed_token}", self.profile.embed_token)),
+            *(self.tokenize_text([reasoning])[0] if reasoning else []),
+            *self._control_ids(after.replace("{embed_token}", self.profile.embed_token)),
+        ]
+        start, end = len(prompt.token_ids), len(prompt.token_ids) + len(reply)
+        spans = prompt.spans | {"assistant": (start, end), "embed": (end - 1, end)}
+        return Rendered(prompt.token_ids + reply, spans, prompt.truncated_tokens)
+
+    def tokenize_text(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts as mere text: a marker or embed token spelled out in one is cut into ordinary pieces.
+
+        Raises TypeError for what is not a string and ValueError for a lone surrogate.
+        """
+        if isinstance(texts, str):
+            raise TypeError(f"A list of texts is needed, got one string {texts[:40]!r}. Write [text].")
+        for index, text in enumerate(texts):
+            check_text(text, index)
+        if not texts:
+            return []
+        # The full length is tokenised and cut afterwards; the tokenizer's own limit would only print a warning.
+        encoded = self.tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True, truncation=False, verbose=False
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def _instruction_ids(self, instructions: Sequence[str | None]) -> list[list[int]]:
+        """Ids of each instruction in its own place before the text; an absent one gives none."""
+        filled = [self.profile.instruction.replace("{instruction}", text) if text else "" for text in instructions]
+        return self.tokenize_text(filled)
+
+    def _assemble(self, frame: _Frame, head: list[int], body: list[int]) -> Rendered:
+        room = self.max_length - len(frame.before) - len(frame.after) - len(head)
+        if room < 1:
+            raise ValueError(
+                f"The instruction takes {len(head)} tokens, which leaves no room for text within max_length={self.max_length}. "
+                "Shorten the instruction or raise max_length."
+            )
+        user = head + body[:room]
+        ids = frame.before + user + frame.after
+        spans = {
+            "system": frame.system,
+            "user": (len(frame.before), len(frame.before) + len(user)),
+            "assistant": (len(ids) - frame.assistant, len(ids)),
+        }
+        if frame.assistant:
+            spans["embed"] = (len(ids) - 1, len(ids))
+        return Rendered(ids, spans, max(0, len(body) - room))
+
+    def _build_frame(self, name: TemplateName) -> _Frame:
+        template: Template = getattr(self.profile, name)
+        system = template.system.replace("{embed_token}", self.profile.embed_token)
+        before, after = self._wrap(system).split(_SLOT)
+        prefix = self.tokenizer(before, add_special_tokens=False, return_offsets_mapping=True)
+        reply = "" if name == "reason" else template.reply.replace("{embed_token}", self.profile.embed_token)
+        reply_ids = self._control_ids(reply)
+        return _Frame(
+            before=self._leading_ids() + list(prefix["input_ids"]),
+            after=self._control_ids(after) + reply_ids,
+            system=self._system_span(before, system, prefix["offset_mapping"]),
+            assistant=len(reply_ids),
+        )
+
+    def _wrap(self, system: str) -> str:
+        """The prompt as text, with the slot in place of the user's text."""
+        if self.profile.plain is None and getattr(self.tokenizer, "chat_template", None):
+            messages = [{"role": "system", "content": system}, {"role": "user", "content": _SLOT}]
+            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        else:
+            text = (self.profile.plain or PLAIN).replace("{system}", system).replace("{text}", _SLOT)
+        if text.count(_SLOT) != 1:
+            raise ValueError(
+                f"The chat template shows the user's text {text.count(_SLOT)} times; exactly one place is needed. "
+                "Give the profile a 'plain' prompt instead."
+            )
+        return text
+
+    def _leading_ids(self) -> list[int]:
+        """A beginning-of-text id where the tokenizer adds one to plain text and no chat template writes it."""
+        if self.profile.plain is None and getattr(self.tokenizer, "chat_template", None):
+            return []
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
+
+    def _system_span(self, before: str, system: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Token range of the system prompt; a template may have trimmed its edges."""
+        stripped = system.strip()
+        start = before.find(stripped)
+        if start < 0:
+            raise ValueError("The chat template drops the system prompt. Give the profile a 'plain' prompt instead.")
+        end = start + len(stripped)
+        inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
+        shift = len(self._leading_ids())
+        return (inside[0] + shift, inside[-1] + 1 + shift) if inside else (shift, shift)
+
+    def _control_ids(self, text: str) -> list[int]:
+        """Ids of the template's own text, in which markers are markers."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def embed_token_id(tokenizer: Any, token: str) -> int:
+    """The id of the embed token, read from the tokenizer; ValueError when it is not one token there."""
+    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != token:
+        raise ValueError(
+            f"The tokenizer has no token {token!r} (it gives {len(ids)} pieces), so there is no place to read a vector from. "
+            "This is not a reason-then-embed checkpoint: train one with `python train/sft.py`, or name its token in "
+            f"{PROFILE_FILE}."
+        )
+    return int(ids[0])
+
+
+def check_text(text: Any, index: int) -> None:
+    """TypeError unless `text` is a string; ValueError when it cannot be written as UTF-8."""
+    if not isinstance(text, str):
+        raise TypeError(
+            f"Text {index} is of type {type(text).__name__}, not str: {text!r:.60}. Convert it, or drop the row."
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"Text {index} holds a lone surrogate {text[error.start]!r} at character {error.start}, which no tokenizer can read. "
+            "Decode the source with errors='replace', or remove the character."
+        ) from error

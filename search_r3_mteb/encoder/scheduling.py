@@ -1,0 +1,40 @@
+"""Which rows run together: batches under a token budget, and the prompt prefix that all of them share."""
+
+from collections.abc import Sequence
+
+
+def length_sorted_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Row numbers in batches whose padded size (rows x longest row, in tokens) stays within `token_budget`.
+
+    The longest rows come first, so that a machine that is too small fails at once. A single row above the budget is a batch
+    of its own: it cannot be split.
+    """
+    if token_budget < 1:
+        raise ValueError(
+            f"token_budget={token_budget} tokens cannot hold a row; set it to at least the longest prompt."
+        )
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    batches: list[list[int]] = []
+    for row in order:
+        # Sorted: the first row of a batch is its longest, so the padded size is known without a look at the others.
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= token_budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with, at most one less than the shortest prompt has.
+
+    One token of each prompt stays outside, because its forward pass gives the row its own hidden state.
+    """
+    if not prompts:
+        return 0
+    # The lexicographically smallest and largest prompts differ first where any two of them do.
+    first, last = min(prompts), max(prompts)
+    limit = min(len(prompt) for prompt in prompts) - 1
+    for position in range(limit):
+        if first[position] != last[position]:
+            return position
+    return max(limit, 0)

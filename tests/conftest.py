@@ -1,0 +1,105 @@
+"""Tiny models and a small tokenizer, made here: no test downloads anything."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|embed_token|>"]
+VOCABULARY_SIZE = 384  # 256 bytes, the special tokens, some merges, and free rows as real checkpoints have them
+
+
+def build_tokenizer(with_embed_token: bool = True) -> Any:
+    """A byte-level BPE tokenizer with ChatML, trained on two lines: about 300 tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = SPECIAL_TOKENS if with_embed_token else SPECIAL_TOKENS[:-1]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the query and the document", "system user assistant embedding is"] * 4, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+    )
+    fast.add_special_tokens(
+        {"additional_special_tokens": [t for t in special if t not in ("<|im_end|>", "<|endoftext|>")]},
+        replace_extra_special_tokens=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def build_model(kind: str = "qwen2", seed: int = 0, **overrides: Any) -> Any:
+    """A random tiny causal LM of the kind named: 2 layers, width 32, 384 tokens."""
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+
+    torch.manual_seed(seed)
+    shape: dict[str, Any] = {
+        "vocab_size": VOCABULARY_SIZE,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,  # large enough that vectors and samples differ visibly
+    }
+    if kind == "qwen2":
+        config: Any = Qwen2Config(**(shape | overrides))
+    elif kind == "llama":
+        config = LlamaConfig(**(shape | overrides))
+    elif kind == "gpt2":
+        config = GPT2Config(
+            vocab_size=VOCABULARY_SIZE, n_embd=32, n_layer=2, n_head=4, n_positions=4096, initializer_range=0.2
+        )
+    else:
+        raise ValueError(f"no tiny model of kind {kind!r}")
+    config.eos_token_id, config.bos_token_id, config.pad_token_id = 2, 0, 0
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """The small tokenizer; treat it as read-only."""
+    return build_tokenizer()
+
+
+@pytest.fixture
+def make_model() -> Callable[..., Any]:
+    """`make_model(kind, seed)` gives a random tiny causal LM."""
+    return build_model
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny_tokenizer: Any) -> Any:
+    """A random Qwen2-shaped checkpoint in memory, fp32."""
+    from search_r3_mteb.encoder.checkpoints import Checkpoint
+    from search_r3_mteb.encoder.prompts import Profile
+
+    return Checkpoint(model=build_model(), tokenizer=tiny_tokenizer, profile=Profile.default(), name="tests/tiny")
+
+
+@pytest.fixture
+def tiny_folder(tiny_checkpoint: Any, tmp_path: Path) -> Path:
+    """The tiny checkpoint saved as a folder."""
+    from search_r3_mteb.encoder.checkpoints import save
+
+    folder = tmp_path / "tiny"
+    save(tiny_checkpoint, folder)
+    return folder

@@ -214,9 +214,7 @@ class Engine:
         ids = torch.full((len(prompts), width), self.embed_token_id)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt) - prefix] = torch.tensor(prompt[prefix:])
-        cache = None
-        if keep_cache or prefix_cache is not None:
-            cache = DynamicCache()
+        cache: Any = DynamicCache() if keep_cache or prefix_cache is not None else None
         if prefix_cache is not None:
             for index, layer in enumerate(prefix_cache.layers):
                 cache.update(*(x.expand(len(prompts), -1, -1, -1) for x in (layer.keys, layer.values)), index)
@@ -372,8 +370,6 @@ class _Decode:
         """Slots for these prompts: each is run once and its cache expanded to the group's rows."""
         engine, device = self.engine, self.engine.device
         hidden, cache = engine._prefill([self.prompts[i] for i in chosen], self.prefix, self.prefix_cache)
-        if self.prefix:
-            engine.forward_tokens += 0  # the prefix itself was counted when it was run
         lengths = torch.tensor([len(self.prompts[i]) for i in chosen], device=device)
         _right_align(cache, lengths)
         repeat = torch.arange(len(chosen), device=device).repeat_interleave(self.group_size)

@@ -32,7 +32,7 @@ def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
     if not prompts:
         return 0
     # The lexicographically smallest and largest prompts differ first where any two of them do.
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
     limit = min(len(prompt) for prompt in prompts) - 1
     for position in range(limit):
         if first[position] != last[position]:

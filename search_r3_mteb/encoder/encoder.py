@@ -1,0 +1,430 @@
+"""SearchR3Encoder: queries are reasoned about and then embedded, documents are embedded directly."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_r3_mteb.encoder.checkpoints import Checkpoint, load
+from search_r3_mteb.encoder.documents import document_text
+from search_r3_mteb.encoder.engine import Engine, Sampling
+from search_r3_mteb.encoder.processes import process_device, share_among_processes
+from search_r3_mteb.encoder.prompts import Renderer, TemplateName
+from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics
+from search_r3_mteb.encoder.store import Store, fingerprint_of
+
+Vectors = NDArray[np.float32]
+
+# Texts that are tokenised, encoded and stored together. A chunk is what a killed run loses.
+_CHUNK = {"query": 512, "document": 4096}
+_DEFAULT_MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Thought:
+    """One text's reasoning.
+
+    `token_ids` are the sampled ids without the embed token. `finished` is False when the embed token was forced: the budget
+    was spent, or the model ended its turn. `vector` (dim,) is float32 and of unit length.
+    """
+
+    text: str
+    token_ids: list[int]
+    finished: bool
+    vector: Vectors = field(repr=False)
+
+
+class SearchR3Encoder:
+    """Encodes queries (reason, then embed) and documents (directly) with one causal LM; for MTEB, BEIR and plain use.
+
+    `model` is "nano" (bundled), a local folder, a LoRA folder, a hub id, or a `Checkpoint` in memory. The keyword arguments
+    are those of `EncoderSettings`; an unknown one is a TypeError. Vectors are float32, of unit length, in the order of the
+    input; a single string gives one vector (dim,), a list gives (n, dim), an empty list (0, dim).
+
+    Under `accelerate launch` every process encodes its share and all of them get all vectors.
+    """
+
+    def __init__(
+        self, model: str | Path | Checkpoint = "nano", *, revision: str | None = None, **settings: Any
+    ) -> None:
+        self._settings = chosen = EncoderSettings.from_keywords(settings)
+        self.checkpoint = (
+            model
+            if isinstance(model, Checkpoint)
+            else load(
+                model,
+                revision=revision,
+                dtype=chosen.dtype,
+                device=chosen.device or process_device(),
+                trust_remote_code=chosen.trust_remote_code,
+            )
+        )
+        self.model, self.tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
+        self.name, self.revision = self.checkpoint.name, self.checkpoint.revision
+        self.max_length = self._fit_max_length(chosen)
+        self.renderer = Renderer(self.tokenizer, self.checkpoint.profile, self.max_length)
+        self.engine = Engine(
+            self.model,
+            self.checkpoint.embed_token_id,
+            stop_token_ids=_stop_token_ids(self.checkpoint),
+            token_budget=chosen.batch_tokens,
+        )
+        self.dim = self.engine.dim
+        self.statistics = Statistics()
+        self._stores: dict[str, Store] = {}
+        self._mteb_model_meta: Any = None
+
+    # ---- what users call -------------------------------------------------------------------------------------------
+
+    def encode_query(
+        self,
+        texts: str | Sequence[str],
+        *,
+        instruction: str | Sequence[str | None] | None = None,
+        max_reasoning_tokens: int | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = False,
+    ) -> Any:
+        """Vectors of queries, after reasoning in mode "reason".
+
+        `instruction` is one for all or one a text. `batch_size` (rows) is taken for compatibility with MTEB, BEIR and
+        sentence-transformers: batches are formed by `batch_tokens`, and no vector depends on either.
+        """
+        _check_batch_size(batch_size)
+        rows = [texts] if isinstance(texts, str) else list(texts)
+        if self._settings.mode == "reason":
+            thoughts = self.think(
+                rows,
+                instruction=instruction,
+                max_reasoning_tokens=max_reasoning_tokens,
+                show_progress_bar=show_progress_bar,
+            )
+            vectors = np.stack([thought.vector for thought in thoughts]) if thoughts else self._empty()
+        else:
+            if max_reasoning_tokens:
+                raise ValueError(
+                    f"max_reasoning_tokens={max_reasoning_tokens} was given, but this encoder's mode is 'direct', which does not "
+                    "reason. Make it with mode='reason'."
+                )
+            vectors = self._embed(rows, _each(instruction, rows), "query", show_progress_bar)
+            self.statistics.queries += len(rows)
+        return self._give(vectors, isinstance(texts, str), convert_to_tensor)
+
+    def encode_document(
+        self,
+        texts: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
+        *,
+        instruction: str | Sequence[str | None] | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = False,
+    ) -> Any:
+        """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" and perhaps "title"."""
+        _check_batch_size(batch_size)
+        single = isinstance(texts, str | Mapping)
+        rows = [document_text(document) for document in ([texts] if single else texts)]
+        vectors = self._embed(rows, _each(instruction, rows), "document", show_progress_bar)
+        self.statistics.documents += len(rows)
+        return self._give(vectors, single, convert_to_tensor)
+
+    def think(
+        self,
+        texts: str | Sequence[str],
+        *,
+        instruction: str | Sequence[str | None] | None = None,
+        max_reasoning_tokens: int | None = None,
+        show_progress_bar: bool | None = None,
+    ) -> list[Thought]:
+        """The reasoning about each text and the vector it leads to, in one pass; whatever the mode."""
+        rows = [texts] if isinstance(texts, str) else list(texts)
+        instructions = _each(instruction, rows)
+        sampling = Sampling(
+            self._settings.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens,
+            self._settings.temperature,
+            self._settings.seed,
+        )
+        if sampling.max_reasoning_tokens != self._settings.max_reasoning_tokens:
+            self._check_window(self.max_length, sampling.max_reasoning_tokens)
+        store = self._store("query", "reason", sampling)
+
+        def compute(part: Sequence[int]) -> list[Thought]:
+            return self._reason([rows[i] for i in part], [instructions[i] for i in part], sampling)
+
+        thoughts: list[Any] = [None] * len(rows)
+        for part, found in self._computed(rows, instructions, "query", store, compute, show_progress_bar):
+            for position, thought in zip(part, found, strict=True):
+                thoughts[position] = thought
+        if store is not None and rows:
+            vectors = store.lookup(rows, instructions)
+            kept = store.thoughts(rows, instructions)
+            thoughts = [Thought(t.text, list(t.token_ids), t.finished, v) for t, v in zip(kept, vectors, strict=True)]
+        self.statistics.queries += len(rows)
+        self.statistics.reasoning_tokens += sum(len(thought.token_ids) for thought in thoughts)
+        self.statistics.forced += sum(not thought.finished for thought in thoughts)
+        return thoughts
+
+    def encode(self, inputs: Any, *, prompt_type: Any = None, **keywords: Any) -> Any:
+        """MTEB's entry point (a DataLoader of batches), or a list of texts.
+
+        `prompt_type` "query" reasons as `encode_query`; anything else embeds directly. For MTEB see `integrations/mteb.py`.
+        """
+        if isinstance(inputs, str | list | tuple):
+            encode = (
+                self.encode_query if getattr(prompt_type, "value", prompt_type) == "query" else self.encode_document
+            )
+            return encode(inputs, **keywords)
+        from search_r3_mteb.integrations.mteb import encode_batches
+
+        return encode_batches(self, inputs, prompt_type=prompt_type, **keywords)
+
+    def encode_queries(self, queries: Sequence[str], **keywords: Any) -> Any:
+        """BEIR's name for `encode_query`."""
+        from search_r3_mteb.integrations.beir import encode_queries
+
+        return encode_queries(self, queries, **keywords)
+
+    def encode_corpus(self, corpus: Any, **keywords: Any) -> Any:
+        """BEIR's name for `encode_document`."""
+        from search_r3_mteb.integrations.beir import encode_corpus
+
+        return encode_corpus(self, corpus, **keywords)
+
+    def similarity(self, first: Any, second: Any) -> Any:
+        """Cosine similarities (n, m) of rows (n, dim) and (m, dim), as a tensor."""
+        from sentence_transformers.util import cos_sim
+
+        return cos_sim(first, second)
+
+    def similarity_pairwise(self, first: Any, second: Any) -> Any:
+        """Cosine similarities (n,) of rows (n, dim) with rows (n, dim), as a tensor."""
+        from sentence_transformers.util import pairwise_cos_sim
+
+        return pairwise_cos_sim(first, second)
+
+    # ---- who it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> Mode:
+        """Either "reason" or "direct"."""
+        return self._settings.mode
+
+    @property
+    def task_prompts(self) -> bool:
+        """Whether an MTEB task's own instruction is put before the query."""
+        return self._settings.task_prompts
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting that decides a vector, as JSON scalars."""
+        chosen = asdict(self._settings)
+        keys = ("mode", "max_reasoning_tokens", "temperature", "seed", "task_prompts")
+        return {key: chosen[key] for key in keys} | {"dtype": str(self.model.dtype), "max_length": self.max_length}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest over the checkpoint and every setting that decides a vector."""
+        return fingerprint_of({"checkpoint": self.checkpoint.fingerprint()} | self.settings)
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """MTEB's description of this encoder, with an identity that no other checkpoint or mode shares."""
+        from search_r3_mteb.integrations.mteb import model_meta
+
+        return self._mteb_model_meta if self._mteb_model_meta is not None else model_meta(self)
+
+    @mteb_model_meta.setter
+    def mteb_model_meta(self, meta: Any) -> None:
+        from search_r3_mteb.integrations.mteb import attach_meta
+
+        self._mteb_model_meta = attach_meta(self, meta)
+
+    # ---- how it works ----------------------------------------------------------------------------------------------
+
+    def _embed(
+        self, texts: Sequence[str], instructions: Sequence[str | None], role: str, show_progress_bar: bool | None
+    ) -> Vectors:
+        """Direct vectors, chunk by chunk; through the store when there is one."""
+        store = self._store(role, "direct", None)
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+
+        def compute(part: Sequence[int]) -> Vectors:
+            rendered = self._render([texts[i] for i in part], [instructions[i] for i in part], "direct")
+            return self._unit(self.engine.embed(rendered).numpy(), [texts[i] for i in part])
+
+        for part, found in self._computed(texts, instructions, role, store, compute, show_progress_bar):
+            vectors[list(part)] = found
+        return store.lookup(texts, instructions) if store is not None and len(texts) else vectors
+
+    def _reason(self, texts: Sequence[str], instructions: Sequence[str | None], sampling: Sampling) -> list[Thought]:
+        rollouts = self.engine.reason(self._render(texts, instructions, "reason"), sampling)
+        vectors = self._unit(rollouts.vectors.numpy(), texts)
+        spoken = [ids[:-1] for ids in rollouts.token_ids]  # the last one is the embed token
+        decoded = self.tokenizer.batch_decode(spoken, skip_special_tokens=True)
+        return [
+            Thought(text, ids, finished, vector)
+            for text, ids, finished, vector in zip(decoded, spoken, rollouts.finished, vectors, strict=True)
+        ]
+
+    def _computed(
+        self,
+        texts: Sequence[str],
+        instructions: Sequence[str | None],
+        role: str,
+        store: Store | None,
+        compute: Callable[[Sequence[int]], Any],
+        show_progress_bar: bool | None,
+    ) -> Iterator[tuple[Sequence[int], Any]]:
+        """Compute what is missing, in chunks of similar length; every chunk is stored before the next one starts.
+
+        Yields (positions, results) of what was computed; positions that the store already had are not among them.
+        """
+        todo = list(range(len(texts))) if store is None else store.missing(texts, instructions)
+        todo.sort(key=lambda i: (-len(texts[i]), i))
+        chunks = [todo[start : start + _CHUNK[role]] for start in range(0, len(todo), _CHUNK[role])]
+        with self._progress(len(todo), role, show_progress_bar) as bar:
+            for part in chunks:
+                start = time.perf_counter()
+                found = share_among_processes(part, compute)
+                seconds = time.perf_counter() - start
+                if role == "query":
+                    self.statistics.query_seconds += seconds
+                else:
+                    self.statistics.document_seconds += seconds
+                if store is not None:
+                    self._keep(store, texts, instructions, part, found, seconds)
+                bar.update(len(part))
+                yield part, found
+
+    def _keep(
+        self,
+        store: Store,
+        texts: Sequence[str],
+        instructions: Sequence[str | None],
+        part: Sequence[int],
+        found: Any,
+        seconds: float,
+    ) -> None:
+        thoughts = None if isinstance(found, np.ndarray) else found
+        vectors = found if thoughts is None else np.stack([thought.vector for thought in thoughts])
+        store.append(
+            [texts[i] for i in part],
+            vectors,
+            thoughts,
+            instructions=[instructions[i] for i in part],
+            seconds=seconds,
+        )
+
+    def _render(
+        self, texts: Sequence[str], instructions: Sequence[str | None], template: TemplateName
+    ) -> list[list[int]]:
+        given = instructions if any(instructions) else None
+        return [prompt.token_ids for prompt in self.renderer.render_batch(texts, template, given)]
+
+    def _unit(self, vectors: Vectors, texts: Sequence[str]) -> Vectors:
+        """Rows of unit length; ValueError for one that is not finite or has no direction."""
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
+        if len(bad):
+            raise ValueError(
+                f"{self.name}: the vector of text {texts[bad[0]]!r:.60} (and {len(bad) - 1} more) is not finite or zero, so it has no "
+                f"direction. The weights or the dtype ({self.model.dtype}) are at fault: load with dtype='float32' and look again."
+            )
+        unit: Vectors = (vectors / norms).astype(np.float32)
+        return unit
+
+    def _store(self, role: str, template: TemplateName, sampling: Sampling | None) -> Store | None:
+        """The store of this role and these settings, when a folder was given.
+
+        Documents and direct queries do not depend on mode and sampling, so both modes share them.
+        """
+        if self._settings.cache_folder is None:
+            return None
+        parts: dict[str, Any] = {"checkpoint": self.checkpoint.fingerprint(), "role": role, "template": template}
+        parts |= {"dtype": str(self.model.dtype), "max_length": self.max_length}
+        if sampling is not None:
+            parts |= asdict(sampling)
+        key = fingerprint_of(parts)
+        if key not in self._stores:
+            self._stores[key] = Store(self._settings.cache_folder, key, role, self.dim)
+        return self._stores[key]
+
+    def _progress(self, total: int, role: str, show: bool | None) -> Any:
+        from tqdm.auto import tqdm
+
+        if show is None:
+            show = self._settings.show_progress_bar
+        if show is None:
+            show = sys.stderr.isatty()
+        what = "reasoning" if role == "query" and self.mode == "reason" else "encoding"
+        unit = {"query": "query", "document": "doc"}[role]
+        return tqdm(total=total, desc=what, unit=unit, disable=not show or total == 0, leave=False)
+
+    def _fit_max_length(self, settings: EncoderSettings) -> int:
+        window = self._window()
+        if settings.max_length is not None:
+            self._check_window(settings.max_length, settings.max_reasoning_tokens)
+            return settings.max_length
+        room = _DEFAULT_MAX_LENGTH if window is None else window - settings.max_reasoning_tokens - 1
+        if room < 1:
+            self._check_window(1, settings.max_reasoning_tokens)
+        return min(_DEFAULT_MAX_LENGTH, room)
+
+    def _window(self) -> int | None:
+        window = getattr(self.engine_config(), "max_position_embeddings", None)
+        return None if window is None else int(window)
+
+    def engine_config(self) -> Any:
+        """The causal LM's own configuration."""
+        return self.model.config
+
+    def _check_window(self, max_length: int, budget: int) -> None:
+        window = self._window()
+        if window is not None and max_length + budget + 1 > window:
+            raise ValueError(
+                f"max_length={max_length} tokens of prompt and max_reasoning_tokens={budget} need {max_length + budget + 1} positions "
+                f"with the embed token, but {self.name} was made for {window}. Lower one of them."
+            )
+
+    def _empty(self) -> Vectors:
+        return np.empty((0, self.dim), dtype=np.float32)
+
+    def _give(self, vectors: Vectors, single: bool, convert_to_tensor: bool) -> Any:
+        result: Any = vectors[0] if single else vectors
+        if not convert_to_tensor:
+            return result
+        import torch
+
+        return torch.from_numpy(np.array(result))
+
+
+def _each(instruction: str | Sequence[str | None] | None, texts: Sequence[str]) -> list[str | None]:
+    """One instruction a text."""
+    if instruction is None or isinstance(instruction, str):
+        return [instruction] * len(texts)
+    if len(instruction) != len(texts):
+        raise ValueError(
+            f"{len(instruction)} instructions were given for {len(texts)} texts; give one for each, or one for all."
+        )
+    return list(instruction)
+
+
+def _check_batch_size(batch_size: int | None) -> None:
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1 row.")
+
+
+def _stop_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The ids that end an assistant's turn: the generation config's and the tokenizer's, never the embed token."""
+    configured = getattr(getattr(checkpoint.model, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(
+        sorted(
+            {int(i) for i in [*ids, checkpoint.tokenizer.eos_token_id] if i is not None} - {checkpoint.embed_token_id}
+        )
+    )

@@ -1,0 +1,77 @@
+"""How an encoder runs, and what it has done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from search_r3_mteb.encoder.checkpoints import Dtype
+
+Mode = Literal["reason", "direct"]
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """How an encoder runs. Lengths are in tokens.
+
+    `mode` "reason" lets queries reason first, "direct" embeds them as documents are. `max_length` covers a whole prompt
+    (default 512, or what the model's window leaves beside the budget); `max_reasoning_tokens` is the budget, 0 for none.
+    `temperature` 0 is greedy. `batch_tokens` bounds rows x length of what runs at once and changes no vector.
+    `task_prompts`: an MTEB task's own instruction is put before the query. `cache_folder`: thoughts and vectors are kept
+    there and a killed run resumes (off by default). `show_progress_bar` None: on a terminal only.
+    """
+
+    mode: Mode = "reason"
+    dtype: Dtype = "auto"
+    device: str | None = None
+    batch_tokens: int = 16384
+    max_length: int | None = None
+    max_reasoning_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+    task_prompts: bool = True
+    cache_folder: Path | str | None = None
+    show_progress_bar: bool | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("reason", "direct"):
+            raise ValueError(f"mode={self.mode!r} does not exist; it is 'reason' or 'direct'.")
+        if self.max_reasoning_tokens < 0:
+            raise ValueError(f"max_reasoning_tokens={self.max_reasoning_tokens} is negative; 0 means no reasoning.")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or a positive number.")
+        if self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens={self.batch_tokens} must be at least 1 token.")
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, Any]) -> "EncoderSettings":
+        """Settings from keyword arguments; TypeError for an unknown one, with the valid ones."""
+        valid = [f.name for f in fields(cls)]
+        unknown = sorted(set(keywords) - set(valid))
+        if unknown:
+            raise TypeError(
+                f"SearchR3Encoder has no setting {', '.join(unknown)}. The valid ones are {', '.join(valid)}."
+            )
+        return cls(**keywords)
+
+
+@dataclass
+class Statistics:
+    """What an encoder has done since `reset`. Times are seconds of the model's work, tokenisation included."""
+
+    queries: int = 0
+    reasoning_tokens: int = 0
+    forced: int = 0
+    documents: int = 0
+    query_seconds: float = 0.0
+    document_seconds: float = 0.0
+
+    @property
+    def forced_share(self) -> float:
+        """Share of reasoned queries whose embed token was forced; 0 when none was reasoned."""
+        return self.forced / self.queries if self.queries else 0.0
+
+    def reset(self) -> None:
+        """Start counting anew."""
+        self.__init__()  # type: ignore[misc]

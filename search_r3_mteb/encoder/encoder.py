@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load
-from search_r3_mteb.encoder.documents import document_text
+from search_r3_mteb.encoder.documents import Documents, document_texts
 from search_r3_mteb.encoder.engine import Engine, Sampling
 from search_r3_mteb.encoder.processes import process_device, share_among_processes
 from search_r3_mteb.encoder.prompts import Renderer, TemplateName
@@ -118,7 +118,7 @@ class SearchR3Encoder:
 
     def encode_document(
         self,
-        texts: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
+        texts: str | Documents,
         *,
         instruction: str | Sequence[str | None] | None = None,
         batch_size: int | None = None,
@@ -127,8 +127,8 @@ class SearchR3Encoder:
     ) -> Any:
         """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" and perhaps "title"."""
         _check_batch_size(batch_size)
-        single = isinstance(texts, str | Mapping)
-        rows = [document_text(document) for document in ([texts] if single else texts)]
+        single = isinstance(texts, str) or (isinstance(texts, Mapping) and isinstance(texts.get("text"), str))
+        rows = document_texts([texts] if single else texts)  # type: ignore[list-item, arg-type]
         vectors = self._embed(rows, _each(instruction, rows), "document", show_progress_bar)
         self.statistics.documents += len(rows)
         return self._give(vectors, single, convert_to_tensor)

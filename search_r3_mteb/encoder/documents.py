@@ -22,7 +22,7 @@ def document_texts(documents: Documents) -> list[str]:
         raise TypeError(f"A list of documents is needed, got one string {documents[:40]!r}. Write [document].")
     if isinstance(documents, Mapping):
         documents = _from_columns(documents) if _has_columns(documents) else list(documents.values())
-    return [_document_text(document, position) for position, document in enumerate(documents)]
+    return [document_text(document, position) for position, document in enumerate(documents)]
 
 
 def _has_columns(documents: Mapping[str, Any]) -> bool:
@@ -39,7 +39,8 @@ def _from_columns(columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [{"title": title, "text": text} for title, text in zip(titles, texts, strict=True)]
 
 
-def _document_text(document: Any, position: int) -> str:
+def document_text(document: Any, position: int = 0) -> str:
+    """The text of one document; `position` is its place in the caller's list, for the message."""
     if isinstance(document, str):
         return document
     if not isinstance(document, Mapping):

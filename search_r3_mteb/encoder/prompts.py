@@ -6,6 +6,7 @@ folder without one gets Search-R3's own.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -169,6 +170,10 @@ class Renderer:
                 "the marker. Load the fast version (tokenizer.json)."
             )
         self.embed_token_id = embed_token_id(self.tokenizer, self.profile.embed_token)
+        special = {token for token in self.tokenizer.all_special_tokens if token != self.tokenizer.unk_token}
+        special.add(self.profile.embed_token)
+        self._control = frozenset(self.tokenizer.convert_tokens_to_ids(sorted(special)))
+        self._marker = re.compile("|".join(re.escape(token) for token in sorted(special)))
         for name in TEMPLATES:
             self._frames[name] = frame = self._build_frame(name)
             overhead = len(frame.before) + len(frame.after)
@@ -232,7 +237,27 @@ class Renderer:
         encoded = self.tokenizer(
             list(texts), add_special_tokens=False, split_special_tokens=True, truncation=False, verbose=False
         )
-        return [list(ids) for ids in encoded["input_ids"]]
+        return [
+            ids if self._control.isdisjoint(ids) else self._spell_out(text)
+            for text, ids in zip(texts, map(list, encoded["input_ids"]), strict=True)
+        ]
+
+    def _spell_out(self, text: str) -> list[int]:
+        """Ids of a text that spells a marker which the vocabulary also holds as a piece (Unigram): cut inside each marker."""
+        ids: list[int] = []
+        start = 0
+        for match in self._marker.finditer(text):
+            ids += self._piece_ids(text[start : match.start() + 1])
+            start = match.start() + 1
+        ids += self._piece_ids(text[start:])
+        if not self._control.isdisjoint(ids):
+            raise ValueError(
+                f"The tokenizer turns the text {text!r:.60} into a control token even in pieces. Remove the marker from the text."
+            )
+        return ids
+
+    def _piece_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _instruction_ids(self, instructions: Sequence[str | None]) -> list[list[int]]:
         """Ids of each instruction in its own place before the text; an absent one gives none."""

@@ -20,14 +20,18 @@ Only the standard library is needed; the MTEB task (`HopWorldTask`) is imported 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from search_r3_mteb.tasks.hopworld_language import PHRASINGS, RELATIONS, Relation, query_text, template_words
 from search_r3_mteb.tasks.hopworld_names import BOOK, CITY, COMPANY, COUNTRY, KINDS, PERSON, entity_name, name_words
+
+if TYPE_CHECKING:
+    from search_r3_mteb.tasks.mteb_tasks import HopWorldTask as HopWorldTask
 
 GENERATOR_VERSION = 1  # part of every seed and of the MTEB revision; raise it with any change of the output
 DEFAULT_DOCUMENTS = 1000
@@ -146,7 +150,7 @@ class HopWorld:
 
     def write_beir(self, folder: str | Path, train_hops: Sequence[int] = (1, 2)) -> None:
         """Write corpus.jsonl, queries.jsonl and qrels/{train,dev,test}.tsv; of the training queries those of `train_hops`."""
-        from search_r3_mteb.tasks.beir_files import write_beir
+        from search_r3_mteb.tasks.beir_folder import write_beir
 
         queries = {split: self.queries(split) for split in ("dev", "test")}
         queries["train"] = list(self.iterate_queries("train", train_hops))
@@ -209,7 +213,9 @@ class HopWorld:
         per_block = sum(sum(sizes.values()) for sizes in _BLOCK_ENTITIES.values())
         chains: dict[tuple[str, int], list[tuple[int, ...]]] = {}
         for split, quota in _QUERIES_PER_BLOCK.items():
-            facts = [(index,) for index in range(core) if self._regions[self._facts[index].subject] == split]
+            facts: list[tuple[int, ...]] = [
+                (index,) for index in range(core) if self._regions[self._facts[index].subject] == split
+            ]
             chains[split, 1] = facts
             for hops in HOPS[1:]:
                 chosen: list[tuple[int, ...]] = []
@@ -275,10 +281,18 @@ class HopWorld:
 def __getattr__(name: str) -> Any:
     """`HopWorldTask` on demand: it needs mteb, the world does not."""
     if name == "HopWorldTask":
-        from search_r3_mteb.tasks.hopworld_task import HopWorldTask
+        from search_r3_mteb.tasks import mteb_tasks
 
-        return HopWorldTask
+        return mteb_tasks.HopWorldTask
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def hops_of(query_id: str) -> int:
+    """The hop count that a hopworld query id states: 3 for "test-3hop-000314.000234.000321-p3". Raises ValueError for others."""
+    match = re.fullmatch(r"(?:train|dev|test)-([1-4])hop-[\d.]+-p\d", query_id)
+    if match is None:
+        raise ValueError(f"hops_of: {query_id!r} is no hopworld query id (SPLIT-Khop-FACTS-pPHRASING).")
+    return int(match[1])
 
 
 def _checked(name: str, value: int) -> int:

@@ -103,7 +103,7 @@ def _pair_order(kind: str, seed: int) -> tuple[int, ...]:
 
 def _syllable_word(kind: str, number: int) -> str:
     """The `number`-th made-up word of a kind: two or more syllables and the kind's ending."""
-    syllables = []
+    syllables: list[str] = []
     while number or len(syllables) < 2:
         number, digit = divmod(number, len(_SYLLABLES))
         syllables.append(_SYLLABLES[digit])

@@ -1,0 +1,230 @@
+"""The three local tasks as MTEB retrieval tasks: a BEIR folder, hopworld, and the Python standard library.
+
+All of them work offline, and all differ from MTEB's own tasks in one thing: their metadata are made per object, with a dataset
+revision that stands for the content, so that MTEB's result cache (task name, dataset revision, model identity) can neither
+mix two folders nor two worlds. Importing this module imports mteb; the modules beside it do so on demand only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from search_r3_mteb.tasks import beir_folder, stdlib
+from search_r3_mteb.tasks.hopworld import DEFAULT_DOCUMENTS, HopWorld, hops_of
+
+_ROWS_PER_BATCH = 10_000  # documents that exist as Python objects at a time while a corpus is read
+_PER_HOP_CUTOFF = 10
+
+
+class LocalRetrievalTask(AbsTaskRetrieval):
+    """A retrieval task with one split, whose metadata belong to the object."""
+
+    data_loaded: bool
+
+    def __init__(self, metadata: TaskMetadata) -> None:
+        self.metadata = metadata
+        super().__init__()
+
+    @property
+    def split(self) -> str:
+        """The one split that is evaluated."""
+        return str(self.metadata.eval_splits[0])
+
+    def unload_data(self) -> None:
+        """Free the data. MTEB forgets an object's own metadata here, and ours has no others."""
+        metadata = self.metadata
+        super().unload_data()
+        self.metadata = metadata
+
+    def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+        """Fill `dataset`; MTEB hands in further keywords (`timer`), which local data do not need."""
+        if self.data_loaded:
+            return
+        self.dataset = {"default": {self.split: self._load_split()}}
+        self.data_loaded = True
+
+    def _load_split(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def task_specific_scores(
+        self,
+        scores: dict[str, dict[str, float]],
+        qrels: dict[str, dict[str, int]],
+        results: dict[str, dict[str, float]],
+        hf_split: str,
+        hf_subset: str,
+    ) -> dict[str, float]:
+        """No further scores, but a check: MTEB averages over the queries in the run, so a missing one would raise the mean."""
+        missing = [query_id for query_id in qrels if query_id not in scores]
+        if missing:
+            raise ValueError(
+                f"{self.metadata.name}: the search returned nothing for {len(missing)} of {len(qrels)} queries, first "
+                f"{missing[0]!r}; MTEB would leave them out of the mean. Return an entry for every query."
+            )
+        return {}
+
+
+class BeirFolder(LocalRetrievalTask):
+    """Any BEIR folder as an MTEB task, offline.
+
+    `split` defaults to "test", or to the only one there is. The corpus may hold documents without a title. Documents whose id
+    equals the query's stay in the ranking unless `ignore_identical_ids` is set (as ArguAna needs). `instruction` is the task
+    instruction that MTEB hands to the encoder (none by default). `languages` are MTEB's codes, for its tables only.
+
+    Raises FileNotFoundError or ValueError, naming file, line and reason: for the folder's shape here, for its lines when the
+    data are loaded.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str | None = None,
+        *,
+        name: str | None = None,
+        ignore_identical_ids: bool = False,
+        instruction: str | None = None,
+        languages: Sequence[str] = ("eng-Latn",),
+    ) -> None:
+        self.path = Path(path)
+        self.ignore_identical_ids = ignore_identical_ids
+        split = beir_folder.choose_split(self.path, split)
+        self._content_hash = beir_folder.content_hash(self.path, split)
+        if name is None:
+            name = "beir-" + re.sub(r"[^\w.-]+", "_", self.path.resolve().name)
+        revision = self._content_hash[:32] + ("-ignore_identical_ids" if ignore_identical_ids else "")
+        super().__init__(
+            _metadata(
+                name,
+                f"The BEIR folder {self.path.resolve().name}.",
+                revision,
+                split,
+                languages,
+                instruction=instruction,
+            )
+        )
+
+    def _load_split(self) -> dict[str, Any]:
+        if beir_folder.content_hash(self.path, self.split) != self._content_hash:
+            raise ValueError(
+                f"BEIR folder {str(self.path)!r} changed since this task was made, and its revision stands for the old "
+                f"content: make a new BeirFolder."
+            )
+        corpus = _table(beir_folder.read_corpus(self.path), ("id", "title", "text"))
+        queries = {query.id: query.text for query in beir_folder.read_queries(self.path)}
+        documents = set(corpus["id"])
+        relevance: dict[str, dict[str, int]] = {}
+        for row in beir_folder.read_qrels(self.path, self.split, queries=queries, documents=documents):
+            relevance.setdefault(row.query_id, {})[row.document_id] = row.relevance
+        if not relevance:
+            raise ValueError(
+                f"BEIR folder {str(self.path)!r}: split {self.split!r} judges no query, nothing can be scored."
+            )
+        judged = ((query_id, text) for query_id, text in queries.items() if query_id in relevance)
+        return _split_data(corpus, _table(judged, ("id", "text")), relevance)
+
+
+class HopWorldTask(LocalRetrievalTask):
+    """Hopworld as an MTEB task: its main score is nDCG@10 over the queries of all hop counts together.
+
+    The result file also holds, from the same search, `ndcg_at_10_hop_K`, `recall_at_10_hop_K` and `queries_hop_K` for
+    K = 1 to 4. `split` is "test" or "dev". Raises like `HopWorld`.
+    """
+
+    def __init__(self, documents: int = DEFAULT_DOCUMENTS, seed: int = 0, split: str = "test") -> None:
+        if split not in ("test", "dev"):
+            raise ValueError(
+                f"HopWorldTask: split must be 'test' or 'dev', got {split!r}; training queries are no test."
+            )
+        self.world = HopWorld(documents=documents, seed=seed)
+        name = (
+            "HopWorld" + (f"-{documents}" if documents != DEFAULT_DOCUMENTS else "") + (f"-seed{seed}" if seed else "")
+        )
+        description = f"Generated multi-hop questions (1 to 4 hops) over {documents} single facts, world seed {seed}."
+        super().__init__(_metadata(name, description, self.world.revision, split, ("eng-Latn",)))
+
+    def _load_split(self) -> dict[str, Any]:
+        queries = self.world.queries(self.split)
+        return _split_data(
+            _table(
+                ((id_, row["title"], row["text"]) for id_, row in self.world.corpus.items()), ("id", "title", "text")
+            ),
+            _table(((query.id, query.text) for query in queries), ("id", "text")),
+            {query.id: {query.positive_id: 1} for query in queries},
+        )
+
+    def task_specific_scores(
+        self,
+        scores: dict[str, dict[str, float]],
+        qrels: dict[str, dict[str, int]],
+        results: dict[str, dict[str, float]],
+        hf_split: str,
+        hf_subset: str,
+    ) -> dict[str, float]:
+        """nDCG@10, recall@10 and the number of queries of each hop count."""
+        super().task_specific_scores(scores, qrels, results, hf_split, hf_subset)
+        by_hops: dict[int, list[dict[str, float]]] = {}
+        for query_id in qrels:
+            by_hops.setdefault(hops_of(query_id), []).append(scores[query_id])
+        found: dict[str, float] = {}
+        for hops, rows in sorted(by_hops.items()):
+            found[f"ndcg_at_10_hop_{hops}"] = sum(row[f"ndcg_cut_{_PER_HOP_CUTOFF}"] for row in rows) / len(rows)
+            found[f"recall_at_10_hop_{hops}"] = sum(row[f"recall_{_PER_HOP_CUTOFF}"] for row in rows) / len(rows)
+            found[f"queries_hop_{hops}"] = len(rows)
+        return found
+
+
+class StdlibTask(LocalRetrievalTask):
+    """Code search over the Python standard library of the running interpreter; see `search_r3_mteb.tasks.stdlib`."""
+
+    def __init__(self) -> None:
+        self.collection = stdlib.collect()
+        description = f"Docstring sentences to functions of the Python {self.collection.python} standard library."
+        languages = ("eng-Latn", "python-Code")
+        super().__init__(_metadata("PythonStdlib", description, self.collection.revision, "test", languages))
+
+    def _load_split(self) -> dict[str, Any]:
+        return _split_data(
+            _table(((id_, "", text) for id_, text in self.collection.documents.items()), ("id", "title", "text")),
+            _table(self.collection.queries.items(), ("id", "text")),
+            {query_id: {document_id: 1} for query_id, document_id in self.collection.relevant.items()},
+        )
+
+
+def _metadata(
+    name: str, description: str, revision: str, split: str, languages: Sequence[str], instruction: str | None = None
+) -> TaskMetadata:
+    return TaskMetadata(
+        name=name,
+        description=description,
+        dataset={"path": f"local/{name}", "revision": revision},
+        type="Retrieval",
+        category="t2t",
+        modalities=["text"],
+        eval_splits=[split],
+        eval_langs=list(languages),
+        main_score="ndcg_at_10",
+        prompt=None if instruction is None else {"query": instruction},
+    )
+
+
+def _table(rows: Iterable[Sequence[str]], columns: tuple[str, ...]) -> Dataset:
+    """Rows of strings as an in-memory Arrow table, batch by batch: a large corpus is never a list of Python objects."""
+    rows = iter(rows)
+    batches: list[Dataset] = []
+    while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
+        batches.append(Dataset.from_dict({column: [row[i] for row in batch] for i, column in enumerate(columns)}))
+    if not batches:
+        raise ValueError(f"a retrieval task without a single row of ({', '.join(columns)}): its file holds no entry.")
+    return concatenate_datasets(batches)
+
+
+def _split_data(corpus: Dataset, queries: Dataset, relevance: dict[str, dict[str, int]]) -> dict[str, Any]:
+    return {"corpus": corpus, "queries": queries, "relevant_docs": relevance, "top_ranked": None}

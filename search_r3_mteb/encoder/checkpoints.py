@@ -64,10 +64,10 @@ def load(
         profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base)
         tokenizer_folder = folder if (folder / "tokenizer.json").exists() else base
     else:
-        model, profile, tokenizer_folder = _load_model(folder, dtype, trust_remote_code), Profile.load(folder), folder
-    tokenizer = _load_tokenizer(tokenizer_folder, trust_remote_code)
+        model, profile, tokenizer_folder = load_model(folder, dtype, trust_remote_code), Profile.load(folder), folder
+    tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code)
     model = model.to(device or default_device()).eval()
-    return Checkpoint(model, tokenizer, profile, _display_name(name, folder), revision)
+    return Checkpoint(model, tokenizer, profile, display_name(name, folder), revision)
 
 
 def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
@@ -143,7 +143,8 @@ def default_device() -> str:
     return str(accelerator) if accelerator is not None else "cpu"
 
 
-def _load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
+def load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
+    """The causal LM in a folder, from safetensors; it may lack the embed token (training adds it)."""
     from transformers import AutoModelForCausalLM
 
     check_weights(folder)
@@ -167,14 +168,15 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
     nearby = folder / base
     base_folder = nearby.resolve() if nearby.is_dir() else resolve(base)
     check_weights(folder, "adapter_model")
-    model = _load_model(base_folder, dtype, trust_remote_code)
-    tokenizer = _load_tokenizer(folder if (folder / "tokenizer.json").exists() else base_folder, trust_remote_code)
+    model = load_model(base_folder, dtype, trust_remote_code)
+    tokenizer = load_tokenizer(folder if (folder / "tokenizer.json").exists() else base_folder, trust_remote_code)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return PeftModel.from_pretrained(model, str(folder), is_trainable=False), base_folder
 
 
-def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """The tokenizer in a folder, as its files say."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     config = folder / "tokenizer_config.json"
@@ -229,7 +231,7 @@ def _check_safetensors(path: Path) -> None:
         ) from error
 
 
-def _display_name(name: str, folder: Path) -> str:
+def display_name(name: str, folder: Path) -> str:
     """MTEB wants organisation/model."""
     if folder.parent == ASSETS:
         return f"search-r3-mteb/{folder.name}"

@@ -39,10 +39,9 @@ class LocalRetrievalTask(AbsTaskRetrieval):
         return str(self.metadata.eval_splits[0])
 
     def unload_data(self) -> None:
-        """Free the data. MTEB forgets an object's own metadata here, and ours has no others."""
-        metadata = self.metadata
-        super().unload_data()
-        self.metadata = metadata
+        """Free the data, keep the metadata: MTEB's own method drops the object's metadata in favour of its class's."""
+        self.dataset = None
+        self.data_loaded = False
 
     def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
         """Fill `dataset`; MTEB hands in further keywords (`timer`), which local data do not need."""

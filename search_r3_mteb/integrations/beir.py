@@ -6,7 +6,7 @@ evaluate the same folder through MTEB (`search_r3_mteb.tasks.beir_folder`).
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from search_r3_mteb.encoder.documents import Documents, document_texts
 
@@ -15,19 +15,11 @@ if TYPE_CHECKING:
     from jaxtyping import Float32
     from torch import Tensor
 
-
-class TextEncoder(Protocol):
-    """The two methods that BEIR's are built on."""
-
-    def encode_query(self, texts: Sequence[str], **settings: Any) -> Any:
-        """Queries to vectors."""
-
-    def encode_document(self, texts: Documents, **settings: Any) -> Any:
-        """Documents to vectors."""
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
 
 def encode_queries(
-    encoder: TextEncoder,
+    encoder: "SearchR3Encoder",
     queries: Sequence[str],
     batch_size: int | None = None,
     show_progress_bar: bool | None = None,
@@ -43,7 +35,7 @@ def encode_queries(
 
 
 def encode_corpus(
-    encoder: TextEncoder,
+    encoder: "SearchR3Encoder",
     corpus: Documents,
     batch_size: int | None = None,
     show_progress_bar: bool | None = None,

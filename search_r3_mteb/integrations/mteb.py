@@ -3,63 +3,35 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-from search_r3_mteb.encoder.documents import Documents
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float32
     from mteb.models import ModelMeta
 
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
 # Encode arguments that cannot change a vector. MTEB's result cache does not see `encode_kwargs`, so whatever changes the
 # vectors must be a setting of the encoder, where it becomes part of the identity.
 ENCODE_KEYWORDS = ("batch_size", "show_progress_bar")
 
 
-class MtebEncoder(Protocol):
-    """What MTEB's methods are built on."""
-
-    name: str
-    revision: str | None
-    mode: str
-    task_prompts: bool
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest over the checkpoint and every setting that decides a vector."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Those settings, as JSON values."""
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-
-    @property
-    def model(self) -> Any:
-        """The causal LM."""
-
-    def encode_query(self, texts: Sequence[str], **settings: Any) -> Any:
-        """Queries to vectors."""
-
-    def encode_document(self, texts: Documents, **settings: Any) -> Any:
-        """Documents to vectors."""
-
-
 def encode_batches(
-    encoder: MtebEncoder,
+    encoder: "SearchR3Encoder",
     inputs: Iterable[Mapping[str, Any]] | Sequence[str],
     *,
     task_metadata: Any = None,
+    hf_split: str | None = None,
+    hf_subset: str | None = None,
     prompt_type: Any = None,
     **keywords: Any,
 ) -> "Float32[np.ndarray, 'texts dim']":
     """Vectors (texts, dim) of a DataLoader of MTEB batches, or of a list of texts, in order.
 
     `prompt_type` "query" reasons (in that mode); "document" and None, which symmetric tasks such as STS use for both sides,
-    are embedded directly. Raises TypeError for keywords that MTEB's result cache would not see.
+    are embedded directly. `hf_split` and `hf_subset` say where the texts come from; no vector depends on that. Raises
+    TypeError for keywords that MTEB's result cache would not see.
     """
     unknown = sorted(set(keywords) - set(ENCODE_KEYWORDS))
     if unknown:
@@ -68,14 +40,21 @@ def encode_batches(
             "encode_kwargs, so anything that changes a vector is set when the encoder is made: SearchR3Encoder(..., "
             "max_reasoning_tokens=64)."
         )
-    texts, instructions = read_batches(inputs, is_query=is_query(prompt_type))
     if not is_query(prompt_type):
+        texts, _ = read_batches(inputs, is_query=False)
         return encoder.encode_document(texts, **keywords)
-    if encoder.task_prompts:
-        instructions = with_task_prompt(instructions, task_prompt(task_metadata))
+    texts, instructions = read_queries(inputs, task_metadata if encoder.task_prompts else None)
+    return encoder.encode_query(texts, instruction=instructions, **keywords)
+
+
+def read_queries(
+    inputs: Iterable[Mapping[str, Any]] | Sequence[str], task_metadata: Any = None
+) -> tuple[list[str], list[str | None]]:
+    """Queries, and for each its own instruction, else the prompt of `task_metadata`, else None. Never both."""
+    texts, instructions = read_batches(inputs, is_query=True)
+    prompt = task_prompt(task_metadata)
     # An empty instruction is none: it must not leave an empty line in the prompt.
-    wanted: list[str | None] | None = [each or None for each in instructions]
-    return encoder.encode_query(texts, instruction=wanted if any(instructions) else None, **keywords)
+    return texts, [instruction or prompt for instruction in instructions]
 
 
 def is_query(prompt_type: Any) -> bool:
@@ -122,12 +101,7 @@ def task_prompt(task_metadata: Any) -> str | None:
     return prompt or None
 
 
-def with_task_prompt(instructions: Sequence[str | None], prompt: str | None) -> list[str | None]:
-    """Each row's own instruction; rows without one get the task's prompt. Never both: one instruction a prompt."""
-    return [instruction or prompt for instruction in instructions]
-
-
-def model_meta(encoder: MtebEncoder) -> "ModelMeta":
+def model_meta(encoder: "SearchR3Encoder") -> "ModelMeta":
     """The identity of the encoder: name, revision, and every setting that decides a vector.
 
     MTEB stores a result under name, revision and `experiment_kwargs` and under nothing else; the fingerprint in the latter
@@ -161,7 +135,7 @@ def model_meta(encoder: MtebEncoder) -> "ModelMeta":
     )
 
 
-def attach_meta(encoder: MtebEncoder, meta: "ModelMeta") -> "ModelMeta":
+def attach_meta(encoder: "SearchR3Encoder", meta: "ModelMeta") -> "ModelMeta":
     """`meta` as MTEB's `get_model` assigns it, with the encoder's own settings put back.
 
     What was assigned knows only the settings that the caller named; the others decide vectors as well.
@@ -170,7 +144,7 @@ def attach_meta(encoder: MtebEncoder, meta: "ModelMeta") -> "ModelMeta":
     return meta.model_copy(update={"experiment_kwargs": {**declared, **experiment_kwargs(encoder)}})
 
 
-def experiment_kwargs(encoder: MtebEncoder) -> dict[str, Any]:
+def experiment_kwargs(encoder: "SearchR3Encoder") -> dict[str, Any]:
     """The part of the identity that name and revision do not hold; it becomes a folder's name in MTEB's cache."""
     return {**encoder.settings, "mode": encoder.mode, "fingerprint": encoder.fingerprint[:16]}
 

@@ -169,9 +169,9 @@ def test_grpo_refuses():
         replace(batch, old_log_probs=torch.full((4, 3), -math.inf))
     with pytest.raises(ValueError, match=r"`groups` has shape \(3,\)"):
         replace(batch, groups=torch.tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match="`mask` is torch.int64"):
+    with pytest.raises(ValueError, match=r"`mask` is torch\.int64"):
         replace(batch, mask=batch.mask.long())
     with pytest.raises(ValueError, match="normalisation='rows'"):
         PolicySettings(normalisation="rows")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="clip_low=1.5"):
+    with pytest.raises(ValueError, match=r"clip_low=1\.5"):
         PolicySettings(clip_low=1.5)

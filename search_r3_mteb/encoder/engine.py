@@ -11,20 +11,24 @@ The key-value cache is left-padded: every row ends at the last column, so that o
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from search_r3_mteb.encoder.scheduling import common_prefix_length, length_sorted_batches
+from search_r3_mteb.encoder.slots import Slots, new_slots
 
 # Leaving copies the whole cache, so rows leave together (measured best near 3/4 in a sweep from 1/2 to 1).
 _KEEP_ABOVE = 0.75
 # Looking at which rows are done waits for the device; on a GPU that stalls the launch queue.
 _STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
+# Layers whose whole state is one key and one value a token, which can be padded, moved and dropped by column.
+_PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True)
@@ -66,31 +70,6 @@ class Rollouts:
 
 
 @dataclass
-class _Slots:
-    """Rows that are decoding. Tensors have one entry a row, on the model's device."""
-
-    cache: Any
-    mask: Int[Tensor, "rows columns"]
-    positions: Int[Tensor, " rows"]  # position id of the next token = tokens read so far
-    hidden: Float[Tensor, "rows dim"]
-    row: Int[Tensor, " rows"]  # number of the row in the output
-    steps: Int[Tensor, " rows"]  # tokens generated so far
-    stopped: Bool[Tensor, " rows"]  # the last token ended the turn
-    done: Bool[Tensor, " rows"]
-
-    def select(self, keep: Int[Tensor, " kept"]) -> None:
-        """Keep these rows, and drop leading columns that no kept row uses."""
-        self.cache.batch_select_indices(keep)
-        for name in ("mask", "positions", "hidden", "row", "steps", "stopped", "done"):
-            setattr(self, name, getattr(self, name)[keep])
-        unused = self.mask.shape[1] - int(self.positions.max())
-        if unused > 0:
-            self.mask = self.mask[:, unused:]
-            for layer in self.cache.layers:
-                layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
-
-
-@dataclass
 class Engine:
     """Runs a Hugging Face causal LM with a key-value cache; `token_budget` bounds rows x length of what runs at once.
 
@@ -114,6 +93,12 @@ class Engine:
             raise ValueError(
                 f"{type(self.causal).__name__} has no language-model head, so it cannot reason. Load the checkpoint as a causal LM."
             )
+        layers = set(getattr(self.causal.config.get_text_config(), "layer_types", None) or ())
+        if getattr(self.causal, "_is_stateful", False) or not layers <= _PLAIN_LAYERS:
+            raise ValueError(
+                f"{type(self.causal).__name__} keeps a recurrent or compressed state ({', '.join(sorted(layers)) or 'stateful'}), "
+                "which padding would leak into: its vectors would depend on the batch. Use a model with a plain key-value cache."
+            )
         self.device = next(self.causal.parameters()).device
         self.dim = int(self.head.weight.shape[1])
 
@@ -133,12 +118,13 @@ class Engine:
                 f"Prompt {wrong} ends in token {prompts[wrong][-1]}, not in the embed token {self.embed_token_id}: "
                 "its vector would be read at the wrong place. Render it with the direct template."
             )
-        prefix, prefix_cache = self._prefill_prefix(prompts)
-        for batch in length_sorted_batches([len(prompt) for prompt in prompts], self.token_budget):
-            hidden, _ = self._prefill([prompts[i] for i in batch], prefix, prefix_cache, keep_cache=False)
-            vectors[batch] = hidden.float().cpu()
-            if on_batch is not None:
-                on_batch(len(batch))
+        with self._evaluating():
+            prefix, prefix_cache = self._prefill_prefix(prompts)
+            for batch in length_sorted_batches([len(prompt) for prompt in prompts], self.token_budget):
+                hidden, _ = self._prefill([prompts[i] for i in batch], prefix, prefix_cache, keep_cache=False)
+                vectors[batch] = hidden.float().cpu()
+                if on_batch is not None:
+                    on_batch(len(batch))
         return vectors
 
     @torch.no_grad()
@@ -161,16 +147,18 @@ class Engine:
             raise ValueError(f"group_size={group_size}: each prompt needs at least one rollout.")
         before, computed = self.forward_tokens, self.computed_tokens
         run = _Decode(self, prompts, sampling, group_size, on_batch)
-        run.all()
-        token_ids = [ids[: int(n)] for ids, n in zip(run.ids.tolist(), run.lengths, strict=True)]
+        with self._evaluating():
+            run.all()
+        lengths = run.lengths.tolist()
+        token_ids = [ids[:n] for ids, n in zip(run.ids.tolist(), lengths, strict=True)]
         vectors = run.vectors.float().cpu()
         if reread:
             vectors = self.embed([[*prompts[row // group_size], *ids] for row, ids in enumerate(token_ids)])
         return Rollouts(
             vectors=vectors,
             token_ids=token_ids,
-            log_probs=[row[: int(n)] for row, n in zip(run.log_probs.tolist(), run.lengths, strict=True)],
-            finished=[bool(x) for x in run.finished.tolist()],
+            log_probs=[row[:n] for row, n in zip(run.log_probs.tolist(), lengths, strict=True)],
+            finished=run.finished.tolist(),
             prompt_index=[row // group_size for row in range(len(token_ids))],
             forward_tokens=self.forward_tokens - before,
             computed_tokens=self.computed_tokens - computed,
@@ -179,13 +167,25 @@ class Engine:
     def logits(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
         """Next-token logits in float32, with the scalings that some architectures apply after the head."""
         logits = self.head(hidden).float()
-        config = self.causal.config
+        config = self.causal.config.get_text_config()
         if getattr(config, "logit_scale", None) is not None:  # Cohere
             logits = logits * config.logit_scale
-        if getattr(config, "logits_scaling", None) is not None:  # Granite
-            logits = logits / config.logits_scaling
+        if getattr(config, "logits_scaling", None) is not None:  # Granite divides, HyperCLOVA X multiplies
+            scale = config.logits_scaling
+            logits = logits * (scale if config.model_type == "hyperclovax" else 1 / scale)
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Without dropout and gradient checkpointing (which silently turns the cache off), whatever a training loop had set."""
+        training = [module for module in self.causal.modules() if module.training]
+        self.causal.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         empty = next((i for i, prompt in enumerate(prompts) if len(prompt) == 0), None)
@@ -209,8 +209,8 @@ class Engine:
         """
         from transformers import DynamicCache
 
-        lengths = torch.tensor([len(prompt) - prefix for prompt in prompts], device=self.device)
-        width = int(lengths.max())
+        lengths = [len(prompt) - prefix for prompt in prompts]
+        width = max(lengths)
         ids = torch.full((len(prompts), width), self.embed_token_id)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt) - prefix] = torch.tensor(prompt[prefix:])
@@ -222,10 +222,10 @@ class Engine:
         output = self.backbone(
             input_ids=ids.to(self.device), position_ids=positions, past_key_values=cache, use_cache=cache is not None
         )
-        self.forward_tokens += int(lengths.sum())
+        self.forward_tokens += sum(lengths)
         self.computed_tokens += ids.numel()
-        hidden = output.last_hidden_state[torch.arange(len(prompts), device=self.device), lengths - 1]
-        return hidden, cache
+        last = torch.tensor(lengths, device=self.device) - 1
+        return output.last_hidden_state[torch.arange(len(prompts), device=self.device), last], cache
 
 
 class _Decode:
@@ -251,7 +251,7 @@ class _Decode:
         self.stop_ids = torch.tensor(engine.stop_token_ids, dtype=torch.long, device=device)
         # Longest first: they take the most room, and short ones fill what is left at the end.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
-        self.slots: _Slots | None = None
+        self.slots: Slots | None = None
         self.capacity = 0
 
     def all(self) -> None:
@@ -268,7 +268,7 @@ class _Decode:
 
     def admit(self) -> None:
         """Prefill waiting prompts while their rows, at full length, fit into the token budget."""
-        active = 0 if self.slots is None else len(self.slots.row)
+        active = 0 if self.slots is None else len(self.slots)
         if not self.waiting or (active and active > _KEEP_ABOVE * self.capacity):
             return
         chosen: list[int] = []
@@ -280,9 +280,12 @@ class _Decode:
                 break
             chosen.append(self.waiting.popleft())
         if chosen:
-            self._join(self._prefill(chosen))
-            assert self.slots is not None
-            self.capacity = len(self.slots.row)
+            new = self._prefill(chosen)
+            if self.slots is None:
+                self.slots = new
+            else:
+                self.slots.join(new)
+            self.capacity = len(self.slots)
 
     def step(self) -> None:
         """Sample one token a row, force the embed token where it is due, feed it, and keep the state of rows that read it."""
@@ -301,7 +304,8 @@ class _Decode:
         output = self.engine.backbone(
             input_ids=token[:, None],
             attention_mask=slots.mask,
-            position_ids=slots.positions[:, None],
+            # A row that is done may stay for some steps; its own position would leave the model's window.
+            position_ids=slots.positions.masked_fill(slots.done, 0)[:, None],
             past_key_values=slots.cache,
             use_cache=True,
         )
@@ -319,8 +323,8 @@ class _Decode:
         if slots is None:
             return
         keep = (~slots.done).nonzero()[:, 0]
-        if len(keep) == 0 or len(keep) <= _KEEP_ABOVE * len(slots.row):
-            gone = len(slots.row) - len(keep)
+        if len(keep) == 0 or len(keep) <= _KEEP_ABOVE * len(slots):
+            gone = len(slots) - len(keep)
             self.engine.forward_tokens += int(slots.steps[slots.done].sum())
             if len(keep) == 0:
                 self.slots = None
@@ -329,7 +333,7 @@ class _Decode:
             if self.on_batch is not None:
                 self.on_batch(gone)
 
-    def _write(self, slots: _Slots, token: Tensor, log_prob: Tensor, own: Tensor) -> None:
+    def _write(self, slots: Slots, token: Tensor, log_prob: Tensor, own: Tensor) -> None:
         """Put the step's tokens into the output rows; rows that are done keep what they have."""
         alive = ~slots.done
         rows, steps = slots.row, slots.steps.clamp(max=self.ids.shape[1] - 1)
@@ -338,7 +342,7 @@ class _Decode:
         self.lengths[rows] += alive.long()
         self.finished[rows] |= own
 
-    def _sample(self, slots: _Slots) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    def _sample(self, slots: Slots) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
         """A token a row and its log-probability, as `Sampling` says; for a forced row, those of the embed token."""
         logits = self.engine.logits(slots.hidden)
         if self.draws is None:
@@ -360,68 +364,19 @@ class _Decode:
         draws = torch.empty(len(self.prompts) * self.group_size, self.ids.shape[1], dtype=torch.float64)
         generator = torch.Generator()
         for index, prompt in enumerate(self.prompts):
+            ids = ",".join(map(str, prompt))
             for place in range(self.group_size):
-                key = f"{self.sampling.seed}|{place}|{','.join(map(str, prompt))}".encode()
+                key = f"{self.sampling.seed}|{place}|{ids}".encode()
                 generator.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
                 draws[index * self.group_size + place].uniform_(generator=generator)
         return draws.to(self.ids.device)
 
-    def _prefill(self, chosen: Sequence[int]) -> _Slots:
+    def _prefill(self, chosen: Sequence[int]) -> Slots:
         """Slots for these prompts: each is run once and its cache expanded to the group's rows."""
         engine, device = self.engine, self.engine.device
         hidden, cache = engine._prefill([self.prompts[i] for i in chosen], self.prefix, self.prefix_cache)
         lengths = torch.tensor([len(self.prompts[i]) for i in chosen], device=device)
-        _right_align(cache, lengths)
-        repeat = torch.arange(len(chosen), device=device).repeat_interleave(self.group_size)
-        if self.group_size > 1:
-            cache.batch_select_indices(repeat)
-        lengths = lengths[repeat]
-        columns = torch.arange(int(lengths.max()), device=device)
-        first = torch.tensor(chosen, device=device)[repeat] * self.group_size
-        zeros = torch.zeros(len(repeat), dtype=torch.long, device=device)
-        return _Slots(
-            cache=cache,
-            mask=(columns[None, :] >= len(columns) - lengths[:, None]).long(),
-            positions=lengths.clone(),
-            hidden=hidden[repeat],
-            row=first + torch.arange(self.group_size, device=device).repeat(len(chosen)),
-            steps=zeros,
-            stopped=zeros.bool(),
-            done=zeros.bool(),
-        )
-
-    def _join(self, new: _Slots) -> None:
-        """Put new rows below those that decode; the narrower side gets empty columns on the left."""
-        old = self.slots
-        if old is None:
-            self.slots = new
-            return
-        width = max(old.mask.shape[1], new.mask.shape[1])
-        for slots in (old, new):
-            missing = width - slots.mask.shape[1]
-            slots.mask = torch.nn.functional.pad(slots.mask, (missing, 0))
-            for layer in slots.cache.layers:
-                layer.keys = torch.nn.functional.pad(layer.keys, (0, 0, missing, 0))
-                layer.values = torch.nn.functional.pad(layer.values, (0, 0, missing, 0))
-        for mine, other in zip(old.cache.layers, new.cache.layers, strict=True):
-            mine.keys = torch.cat([mine.keys, other.keys])
-            mine.values = torch.cat([mine.values, other.values])
-        for name in ("mask", "positions", "hidden", "row", "steps", "stopped", "done"):
-            setattr(old, name, torch.cat([getattr(old, name), getattr(new, name)]))
-
-
-def _right_align(cache: Any, lengths: Int[Tensor, " rows"]) -> None:
-    """Move every row of a right-padded cache so that it ends at the last column, in place."""
-    width = int(lengths.max())
-    shift = width - lengths
-    if not bool(shift.any()):
-        return
-    source = (torch.arange(width, device=lengths.device)[None, :] - shift[:, None]).clamp(min=0)
-    for layer in cache.layers:
-        index = source[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
-        layer.keys = layer.keys[:, :, :width].gather(2, index)
-        index = source[:, None, :, None].expand(-1, layer.values.shape[1], -1, layer.values.shape[3])
-        layer.values = layer.values[:, :, :width].gather(2, index)
+        return new_slots(cache, hidden, lengths, torch.tensor(chosen, device=device), self.group_size)
 
 
 def unwrap(model: Any) -> Any:

@@ -1,130 +1,43 @@
-"""Roles, templates, and their rendering to token ids with a span table.
+"""A profile's templates rendered to token ids, with a span table: system, user text, assistant, embed token."""
 
-A *profile* describes how a checkpoint of this kind is spoken to: its embed token, the system prompts and the replies. It is
-data kept beside the weights (`search_r3.json`), so that other reason-then-embed models can be described without code; a
-folder without one gets Search-R3's own.
-"""
-
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
 
-PROFILE_FILE = "search_r3.json"
-EMBED_TOKEN = "<|embed_token|>"  # released tokenizer
-
-# The two prompts of the released file, to the letter: both begin and end with a newline.
-DIRECT_PROMPT = (
-    "\nYou are a helpful AI assistant. Your task is to analyze input text and create a high-quality semantic vector "
-    "embedding, which represents key concepts, relationships, and semantic meaning.\n"
+from search_r3_mteb.encoder.profiles import (
+    DIRECT_PROMPT,
+    EMBED_TOKEN,
+    PLAIN,
+    PROFILE_FILE,
+    REASON_PROMPT,
+    TEMPLATES,
+    Profile,
+    Template,
+    TemplateName,
 )
-REASON_PROMPT = """
-You are a helpful AI assistant. Your task is to enrich user input for more effective embedding representation by adding semantic depth.
-For each input, briefly enhance the content by:
-1. Identifying core concepts and their relationships.
-2. Including key terminology with essential definitions.
-3. Adding contextually relevant synonyms and related terms.
-4. Connecting to related topics and common applications without excessive elaboration.
-To represent the final embedding, you MUST end every response with {embed_token}.
-"""
 
-TemplateName = Literal["reason", "direct"]
-TEMPLATES: tuple[TemplateName, ...] = ("reason", "direct")
+__all__ = [
+    "DIRECT_PROMPT",
+    "EMBED_TOKEN",
+    "PLAIN",
+    "PROFILE_FILE",
+    "REASON_PROMPT",
+    "TEMPLATES",
+    "Profile",
+    "Rendered",
+    "Renderer",
+    "Template",
+    "TemplateName",
+    "check_text",
+    "embed_token_id",
+]
+
 # Stands for the user's text while a chat template is rendered; no template trims or escapes it.
 _SLOT = "USER-TEXT-4f1c9a"
-
-
-@dataclass(frozen=True)
-class Template:
-    """One way to speak to the model: `{embed_token}` and, in the reply, `{reasoning}` are filled in."""
-
-    system: str
-    reply: str
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How a checkpoint is spoken to.
-
-    `plain` is the prompt of a model without a chat template, with the slots `{system}` and `{text}`; None means that the
-    tokenizer's chat template is used where it has one, and `PLAIN` where it has none. `instruction` precedes the user's text
-    when a task gives one; its slot is `{instruction}`.
-    """
-
-    embed_token: str = EMBED_TOKEN
-    reason: Template = Template(REASON_PROMPT, "{reasoning}{embed_token}")
-    # The stage-1 assistant turn as a summary of the paper quotes it (design, section 1).
-    direct: Template = Template(DIRECT_PROMPT, "The embedding is {embed_token}")
-    instruction: str = "Instruct: {instruction}\nQuery: "  # our choice: the form that most instruction encoders share
-    plain: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in TEMPLATES:
-            reply = getattr(self, name).reply
-            if reply.count("{embed_token}") != 1 or not reply.endswith("{embed_token}"):
-                raise ValueError(
-                    f"The {name} reply of a profile must end with '{{embed_token}}' and hold it once, got {reply!r}: the vector "
-                    "is read at the last token of the sequence. Move the token to the end of the reply."
-                )
-        if "{reasoning}" not in self.reason.reply:
-            raise ValueError(
-                f"The reason reply of a profile needs the slot '{{reasoning}}', got {self.reason.reply!r}."
-            )
-        if self.plain is not None and (self.plain.count("{text}") != 1 or "{system}" not in self.plain):
-            raise ValueError(f"A plain prompt needs the slots '{{system}}' and '{{text}}' once, got {self.plain!r}.")
-
-    @classmethod
-    def default(cls) -> "Profile":
-        """Search-R3's own profile."""
-        return cls()
-
-    @classmethod
-    def load(cls, folder: Path | str) -> "Profile":
-        """The profile in `folder`/search_r3.json, or Search-R3's own where the folder has none.
-
-        Raises ValueError for a file that is not JSON, has unknown keys, or lacks a needed one.
-        """
-        path = Path(folder) / PROFILE_FILE
-        if not path.exists():
-            return cls.default()
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path.name} is not JSON: {error}. Repair the file or delete it to get the default."
-            ) from error
-        return cls.from_dict(data, path.name)
-
-    @classmethod
-    def from_dict(cls, data: Any, origin: str = PROFILE_FILE) -> "Profile":
-        """A profile from its JSON form; keys that are absent keep Search-R3's values."""
-        known = set(cls.__dataclass_fields__)
-        if not isinstance(data, dict) or set(data) - known:
-            unknown = sorted(set(data) - known) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(
-                f"{origin} holds {unknown}, which no profile has. The valid keys are {', '.join(sorted(known))}."
-            )
-        values = dict(data)
-        for name in TEMPLATES:
-            if name in values:
-                if not isinstance(values[name], dict) or set(values[name]) != {"system", "reply"}:
-                    raise ValueError(f"{origin}: {name!r} must hold 'system' and 'reply', got {values[name]!r}.")
-                values[name] = Template(**values[name])
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return asdict(self)
-
-    def save(self, folder: Path | str) -> None:
-        """Write `folder`/search_r3.json."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        (Path(folder) / PROFILE_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-PLAIN = "{system}\n\n{text}\n\n"  # our choice, for base models that have no chat template
+# What a chat template that prints the day is told: vectors must not change overnight (our choice: the paper's first month).
+_TODAY = date(2025, 10, 8)
 
 
 @dataclass(frozen=True)
@@ -170,10 +83,6 @@ class Renderer:
                 "the marker. Load the fast version (tokenizer.json)."
             )
         self.embed_token_id = embed_token_id(self.tokenizer, self.profile.embed_token)
-        special = {token for token in self.tokenizer.all_special_tokens if token != self.tokenizer.unk_token}
-        special.add(self.profile.embed_token)
-        self._control = frozenset(self.tokenizer.convert_tokens_to_ids(sorted(special)))
-        self._marker = re.compile("|".join(re.escape(token) for token in sorted(special)))
         for name in TEMPLATES:
             self._frames[name] = frame = self._build_frame(name)
             overhead = len(frame.before) + len(frame.after)
@@ -182,6 +91,9 @@ class Renderer:
                     f"max_length={self.max_length} leaves no room for text: the {name!r} template alone takes {overhead} tokens. "
                     f"Set max_length to more than {overhead}."
                 )
+        markers = self._markers()
+        self._control = frozenset(self.tokenizer.convert_tokens_to_ids(markers))
+        self._marker = re.compile("|".join(re.escape(token) for token in markers))
 
     def render(self, text: str, template: TemplateName = "direct", instruction: str | None = None) -> Rendered:
         """One inference prompt: "direct" ends with the embed token, "reason" with the assistant's turn open."""
@@ -242,8 +154,19 @@ class Renderer:
             for text, ids in zip(texts, map(list, encoded["input_ids"]), strict=True)
         ]
 
+    def _markers(self) -> list[str]:
+        """What must stay text in a text: the embed token, special tokens, and added tokens of the templates.
+
+        The last are not all declared special: DeepSeek's chat markers, for one, are not.
+        """
+        framing = {i for frame in self._frames.values() for i in (*frame.before, *frame.after)}
+        added = [token for token, i in self.tokenizer.get_added_vocab().items() if i in framing and token.strip()]
+        return sorted(
+            {self.profile.embed_token, *added, *self.tokenizer.all_special_tokens} - {self.tokenizer.unk_token}
+        )
+
     def _spell_out(self, text: str) -> list[int]:
-        """Ids of a text that spells a marker which the vocabulary also holds as a piece (Unigram): cut inside each marker."""
+        """Ids of a text that spells a marker which is a piece of the vocabulary, too, or not special: cut inside each one."""
         ids: list[int] = []
         start = 0
         for match in self._marker.finditer(text):
@@ -261,6 +184,9 @@ class Renderer:
 
     def _instruction_ids(self, instructions: Sequence[str | None]) -> list[list[int]]:
         """Ids of each instruction in its own place before the text; an absent one gives none."""
+        for index, instruction in enumerate(instructions):
+            if instruction is not None:
+                check_text(instruction, index, "Instruction")
         filled = [self.profile.instruction.replace("{instruction}", text) if text else "" for text in instructions]
         return self.tokenize_text(filled)
 
@@ -298,11 +224,21 @@ class Renderer:
 
     def _wrap(self, system: str) -> str:
         """The prompt as text, with the slot in place of the user's text."""
+        from jinja2 import TemplateError
+
         if self.profile.plain is None and getattr(self.tokenizer, "chat_template", None):
             messages = [{"role": "system", "content": system}, {"role": "user", "content": _SLOT}]
-            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            try:
+                text: str = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, strftime_now=_TODAY.strftime
+                )
+            except TemplateError as error:  # Gemma's, for one, refuses system prompts by name
+                raise ValueError(
+                    f"The chat template cannot show a system prompt and a text: {error}. Give the profile a 'plain' prompt instead."
+                ) from error
         else:
-            text = (self.profile.plain or PLAIN).replace("{system}", system).replace("{text}", _SLOT)
+            text = (PLAIN if self.profile.plain is None else self.profile.plain).replace("{text}", _SLOT)
+            text = text.replace("{system}", system)
         if text.count(_SLOT) != 1:
             raise ValueError(
                 f"The chat template shows the user's text {text.count(_SLOT)} times; exactly one place is needed. "
@@ -345,16 +281,16 @@ def embed_token_id(tokenizer: Any, token: str) -> int:
     return int(ids[0])
 
 
-def check_text(text: Any, index: int) -> None:
-    """TypeError unless `text` is a string; ValueError when it cannot be written as UTF-8."""
+def check_text(text: Any, index: int, what: str = "Text") -> None:
+    """TypeError unless `text` is a string; ValueError when it cannot be written as UTF-8. `index` is the caller's."""
     if not isinstance(text, str):
         raise TypeError(
-            f"Text {index} is of type {type(text).__name__}, not str: {text!r:.60}. Convert it, or drop the row."
+            f"{what} {index} is of type {type(text).__name__}, not str: {text!r:.60}. Convert it, or drop the row."
         )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"Text {index} holds a lone surrogate {text[error.start]!r} at character {error.start}, which no tokenizer can read. "
+            f"{what} {index} holds a lone surrogate {text[error.start]!r} at character {error.start}, which no tokenizer can read. "
             "Decode the source with errors='replace', or remove the character."
         ) from error

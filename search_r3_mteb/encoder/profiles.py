@@ -1,0 +1,143 @@
+"""How a checkpoint is spoken to: its embed token, its system prompts and its replies.
+
+A *profile* is data kept beside the weights (`search_r3.json`), so that other reason-then-embed models can be described
+without code; a folder without one gets Search-R3's own.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+PROFILE_FILE = "search_r3.json"
+EMBED_TOKEN = "<|embed_token|>"  # released tokenizer
+
+# The two prompts of the released file, to the letter: both begin and end with a newline.
+DIRECT_PROMPT = (
+    "\nYou are a helpful AI assistant. Your task is to analyze input text and create a high-quality semantic vector "
+    "embedding, which represents key concepts, relationships, and semantic meaning.\n"
+)
+REASON_PROMPT = """
+You are a helpful AI assistant. Your task is to enrich user input for more effective embedding representation by adding semantic depth.
+For each input, briefly enhance the content by:
+1. Identifying core concepts and their relationships.
+2. Including key terminology with essential definitions.
+3. Adding contextually relevant synonyms and related terms.
+4. Connecting to related topics and common applications without excessive elaboration.
+To represent the final embedding, you MUST end every response with {embed_token}.
+"""
+
+TemplateName = Literal["reason", "direct"]
+TEMPLATES: tuple[TemplateName, ...] = ("reason", "direct")
+PLAIN = "{system}\n\n{text}\n\n"  # our choice, for base models that have no chat template
+
+
+@dataclass(frozen=True)
+class Template:
+    """One way to speak to the model: `{embed_token}` and, in the reply, `{reasoning}` are filled in."""
+
+    system: str
+    reply: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How a checkpoint is spoken to.
+
+    `plain` is the prompt of a model without a chat template, with the slots `{system}` and `{text}`; None means that the
+    tokenizer's chat template is used where it has one, and `PLAIN` where it has none. `instruction` precedes the user's text
+    when a task gives one; its slot is `{instruction}`.
+    """
+
+    embed_token: str = EMBED_TOKEN
+    reason: Template = Template(REASON_PROMPT, "{reasoning}{embed_token}")
+    # The stage-1 assistant turn as a summary of the paper quotes it (design, section 1).
+    direct: Template = Template(DIRECT_PROMPT, "The embedding is {embed_token}")
+    instruction: str = "Instruct: {instruction}\nQuery: "  # our choice: the form that most instruction encoders share
+    plain: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        for name in TEMPLATES:
+            reply = getattr(self, name).reply
+            if reply.count("{embed_token}") != 1 or not reply.endswith("{embed_token}"):
+                raise ValueError(
+                    f"The {name} reply of a profile must end with '{{embed_token}}' and hold it once, got {reply!r}: the vector "
+                    "is read at the last token of the sequence. Move the token to the end of the reply."
+                )
+        slots = (
+            ("reason reply", self.reason.reply, ("{reasoning}",)),
+            ("instruction", self.instruction, ("{instruction}",)),
+            ("plain prompt", PLAIN if self.plain is None else self.plain, ("{system}", "{text}")),
+        )
+        for what, text, needed in slots:
+            for slot in needed:
+                if text.count(slot) != 1:
+                    raise ValueError(
+                        f"The {what} of a profile needs the slot {slot!r} exactly once, got {text!r}: what belongs there would be "
+                        "lost or repeated."
+                    )
+
+    def _check_types(self) -> None:
+        texts = {"embed_token": self.embed_token, "instruction": self.instruction}
+        for name in TEMPLATES:
+            texts |= {f"{name}.system": getattr(self, name).system, f"{name}.reply": getattr(self, name).reply}
+        if self.plain is not None:
+            texts["plain"] = self.plain
+        wrong = next((name for name, text in texts.items() if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong!r} of a profile must be a text, got {texts[wrong]!r}.")
+        if not self.embed_token.strip():
+            raise ValueError(
+                f"The embed token of a profile is empty, got {self.embed_token!r}; name the tokenizer's token."
+            )
+
+    @classmethod
+    def default(cls) -> "Profile":
+        """Search-R3's own profile."""
+        return cls()
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Profile":
+        """The profile in `folder`/search_r3.json, or Search-R3's own where the folder has none.
+
+        Raises ValueError for a file that is not JSON, has unknown keys, or lacks a needed one.
+        """
+        path = Path(folder) / PROFILE_FILE
+        if not path.exists():
+            return cls.default()
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path.name} is not JSON: {error}. Repair the file or delete it to get the default."
+            ) from error
+        return cls.from_dict(data, path.name)
+
+    @classmethod
+    def from_dict(cls, data: Any, origin: str = PROFILE_FILE) -> "Profile":
+        """A profile from its JSON form; keys that are absent keep Search-R3's values."""
+        known = sorted(cls.__dataclass_fields__)
+        if not isinstance(data, dict):
+            raise ValueError(f"{origin} must hold an object with the keys {', '.join(known)}, got {data!r:.60}.")
+        unknown = sorted(set(data) - set(known))
+        if unknown:
+            raise ValueError(
+                f"{origin} holds {', '.join(map(repr, unknown))}, which no profile has. The valid keys are {', '.join(known)}."
+            )
+        values = dict(data)
+        for name in TEMPLATES:
+            if name in values:
+                if not isinstance(values[name], dict) or set(values[name]) != {"system", "reply"}:
+                    raise ValueError(f"{origin}: {name!r} must hold 'system' and 'reply', got {values[name]!r}.")
+                values[name] = Template(**values[name])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return asdict(self)
+
+    def save(self, folder: Path | str) -> None:
+        """Write `folder`/search_r3.json."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        (Path(folder) / PROFILE_FILE).write_text(text + "\n", encoding="utf-8")

@@ -1,8 +1,9 @@
 """The three local tasks as MTEB retrieval tasks: a BEIR folder, hopworld, and the Python standard library.
 
 All of them work offline, and all differ from MTEB's own tasks in one thing: their metadata are made per object, with a dataset
-revision that stands for the content, so that MTEB's result cache (task name, dataset revision, model identity) can neither
-mix two folders nor two worlds. Importing this module imports mteb; the modules beside it do so on demand only.
+revision that stands for the content. MTEB 2.26 hands out a complete cached result of the same task name without a look at the
+revision (evaluate.py, `_check_cache`), so the name holds what tells two contents apart as well: two folders, two worlds or two
+Python versions never share a result. Importing this module imports mteb; the modules beside it do so on demand only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from search_r3_mteb.tasks import beir_folder, stdlib
-from search_r3_mteb.tasks.hopworld import DEFAULT_DOCUMENTS, HopWorld, hops_of
+from search_r3_mteb.tasks.hopworld import DEFAULT_DOCUMENTS, GENERATOR_VERSION, HopWorld, hops_of
 
 _ROWS_PER_BATCH = 10_000  # documents that exist as Python objects at a time while a corpus is read
 _PER_HOP_CUTOFF = 10
@@ -28,6 +29,7 @@ class LocalRetrievalTask(AbsTaskRetrieval):
     """A retrieval task with one split, whose metadata belong to the object."""
 
     data_loaded: bool
+    dataset: Any
 
     def __init__(self, metadata: TaskMetadata) -> None:
         self.metadata = metadata
@@ -75,8 +77,9 @@ class BeirFolder(LocalRetrievalTask):
     """Any BEIR folder as an MTEB task, offline.
 
     `split` defaults to "test", or to the only one there is. The corpus may hold documents without a title. Documents whose id
-    equals the query's stay in the ranking unless `ignore_identical_ids` is set (as ArguAna needs). `instruction` is the task
-    instruction that MTEB hands to the encoder (none by default). `languages` are MTEB's codes, for its tables only.
+    equals the query's stay in the ranking unless `ignore_identical_ids` is set (as ArguAna needs). The task's name is `name`
+    (default: "beir-" and the folder's name) with eight digits of the content hash. `instruction` is the task instruction that
+    MTEB hands to the encoder (none by default). `languages` are MTEB's codes, for its tables only.
 
     Raises FileNotFoundError or ValueError, naming file, line and reason: for the folder's shape here, for its lines when the
     data are loaded.
@@ -96,19 +99,12 @@ class BeirFolder(LocalRetrievalTask):
         self.ignore_identical_ids = ignore_identical_ids
         split = beir_folder.choose_split(self.path, split)
         self._content_hash = beir_folder.content_hash(self.path, split)
-        if name is None:
-            name = "beir-" + re.sub(r"[^\w.-]+", "_", self.path.resolve().name)
-        revision = self._content_hash[:32] + ("-ignore_identical_ids" if ignore_identical_ids else "")
-        super().__init__(
-            _metadata(
-                name,
-                f"The BEIR folder {self.path.resolve().name}.",
-                revision,
-                split,
-                languages,
-                instruction=instruction,
-            )
-        )
+        folder = self.path.resolve().name
+        label = re.sub(r"[^\w.-]+", "_", f"beir-{folder}" if name is None else name)
+        mark = "-ignore_identical_ids" if ignore_identical_ids else ""
+        name, revision = f"{label}-{self._content_hash[:8]}{mark}", f"{self._content_hash[:32]}{mark}"
+        description = f"The BEIR folder {folder}, split {split}."
+        super().__init__(_metadata(name, description, revision, split, languages, instruction=instruction))
 
     def _load_split(self) -> dict[str, Any]:
         if beir_folder.content_hash(self.path, self.split) != self._content_hash:
@@ -143,9 +139,8 @@ class HopWorldTask(LocalRetrievalTask):
                 f"HopWorldTask: split must be 'test' or 'dev', got {split!r}; training queries are no test."
             )
         self.world = HopWorld(documents=documents, seed=seed)
-        name = (
-            "HopWorld" + (f"-{documents}" if documents != DEFAULT_DOCUMENTS else "") + (f"-seed{seed}" if seed else "")
-        )
+        name = f"HopWorld-v{GENERATOR_VERSION}"
+        name += (f"-{documents}" if documents != DEFAULT_DOCUMENTS else "") + (f"-seed{seed}" if seed else "")
         description = f"Generated multi-hop questions (1 to 4 hops) over {documents} single facts, world seed {seed}."
         super().__init__(_metadata(name, description, self.world.revision, split, ("eng-Latn",)))
 
@@ -187,7 +182,8 @@ class StdlibTask(LocalRetrievalTask):
         self.collection = stdlib.collect()
         description = f"Docstring sentences to functions of the Python {self.collection.python} standard library."
         languages = ("eng-Latn", "python-Code")
-        super().__init__(_metadata("PythonStdlib", description, self.collection.revision, "test", languages))
+        name = f"PythonStdlib-{self.collection.revision.removeprefix('python')}"
+        super().__init__(_metadata(name, description, self.collection.revision, "test", languages))
 
     def _load_split(self) -> dict[str, Any]:
         return _split_data(

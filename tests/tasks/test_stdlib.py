@@ -1,6 +1,7 @@
 """The standard library as a code-search task: sentences without names, functions without docstrings."""
 
 import ast
+import doctest
 import platform
 import re
 import sysconfig
@@ -197,3 +198,12 @@ def test_mteb_task(collection, hash_encoder, evaluate, monkeypatch):
     task = stdlib.StdlibTask()
     assert task.metadata.dataset["revision"] == small.revision != collection.revision
     assert 0.3 < evaluate(hash_encoder(), task)["ndcg_at_10"] < 1.0
+
+
+def test_docstring_examples():
+    from search_r3_mteb.tasks import hopworld_language
+
+    for module in (stdlib, hopworld_language):
+        result = doctest.testmod(module)
+        assert result.attempted > 0
+        assert result.failed == 0

@@ -23,6 +23,8 @@ class Columns(Settings):
     """Column of the document's title where it is separate. Our choice: absent."""
     positive_id: str = "positive_id"
     """Column of the document's id, absent in many files. Our choice: the name used throughout."""
+    query_id: str = "query_id"
+    """Column of the query's id, absent in many files. Our choice: the name used throughout."""
     negatives: tuple[str, ...] = ("negatives", "negative")
     """Columns of hard negatives, each a text, {title, text}, or a list of either. Our choice: both usual names."""
     reasoning: str = "reasoning"
@@ -59,8 +61,8 @@ class Source(Settings):
     columns: Columns = field(default_factory=Columns)
     """Names of the fields in jsonl and hub rows. Our choice: ours."""
     decontaminate: tuple[Literal["queries", "documents"], ...] | None = None
-    """Evaluation texts that rows must not repeat. Our choice: queries and documents, but only queries for beir and hopworld:
-    their training and test judgements share one corpus by design."""
+    """Evaluation texts that rows must not repeat. Our choice: queries and documents; only queries for beir, whose training and
+    test judgements share one corpus; none for hopworld, whose splits share their phrasing and no entity."""
     documents: Count = 1000
     """hopworld: number of documents. Our choice: the default world."""
     world_seed: CountOrNone = 0

@@ -1,1 +1,42 @@
-"""Tables, figures and the page people look at; knows files, not models."""
+"""Evidence people can look at: one HTML page, or its tables as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from search_r3_mteb.report.records import Message
+
+__all__ = ["report"]
+
+FORMATS = ("html", "md", "csv", "latex")
+
+
+def report(runs: Sequence[Path], output: Path, format: str = "html", peers: Path | None = None) -> list[Message]:
+    """Write the report on `runs` to `output` and return the messages about what was missing, repeated or unreadable.
+
+    `runs` are run folders, summary.json files, MTEB result folders or files, prediction files and training logs. `format` is
+    html, md, csv (a second file OUTPUT-differences.csv holds reasoning against direct) or latex. `peers` is a CSV of published
+    MTEB scores. Raises FileNotFoundError for a path that does not exist and ValueError for an unknown format.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r} is not one of {', '.join(FORMATS)}: pass one of these with --format.")
+    from search_r3_mteb.report.comparisons import reasoning_differences, table_rows
+    from search_r3_mteb.report.peers import read_peers
+    from search_r3_mteb.report.runs import read_runs
+
+    evidence = read_runs(list(runs))
+    rows = table_rows(evidence)
+    differences = reasoning_differences(rows)
+    published = read_peers(peers, rows, evidence) if peers is not None else []
+    if format == "html":
+        from search_r3_mteb.report.page import Content, write_page
+
+        write_page(Content(evidence, rows, differences, published), output)
+        return evidence.messages
+    from search_r3_mteb.report.tables import render
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for ending, text in render(rows, differences, published, evidence.messages, format).items():
+        output.with_stem(output.stem + ending).write_text(text, encoding="utf-8")
+    return evidence.messages

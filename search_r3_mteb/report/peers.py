@@ -1,0 +1,149 @@
+"""Published MTEB scores beside ours: shown where MTEB has the task, marked where its corpus is not the one that we searched."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from search_r3_mteb.report.comparisons import Row
+from search_r3_mteb.report.query_files import plain
+from search_r3_mteb.report.records import Evidence
+
+_COLUMNS = ("model", "task", "split", "subset", "ndcg_at_10", "recall_at_10")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A published score. `comparable` says whether task, split and corpus are ours; `why` says how that is known."""
+
+    model: str
+    task: str
+    split: str
+    ndcg_at_10: float
+    recall_at_10: float | None
+    comparable: bool
+    why: str
+    shown: bool  # among the few that stand beside ours without asking for all
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    documents: int | None
+    queries: int | None
+
+
+def read_peers(path: Path, rows: Sequence[Row], evidence: Evidence) -> list[Peer]:
+    """Peers of every task in `rows`, from a CSV with columns model, task, split, subset, ndcg_at_10, recall_at_10.
+
+    Raises FileNotFoundError where there is no such file and ValueError where it lacks a column. Tasks of ours that the file
+    does not hold get a note, as do scores that are not numbers.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--peers {path}: no such file. Give the CSV of published MTEB retrieval scores.")
+    ours: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.first.hops is None and row.first.subset is None:
+            ours.setdefault((row.first.task, row.first.split), []).append(row)
+    published = _read(path, {task for task, _ in ours}, evidence)
+    peers: list[Peer] = []
+    for (task, split), mine in ours.items():
+        entries = [entry for entry in published if entry["task"] == task and entry["split"] == split]
+        if not entries:
+            evidence.note(str(path), f"holds no published score for {task} ({split}): no peers beside it.")
+            continue
+        peers.extend(_select(task, split, entries, mine))
+    return peers
+
+
+def _read(path: Path, tasks: set[str], evidence: Evidence) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        absent = [name for name in _COLUMNS if name not in (reader.fieldnames or [])]
+        if absent:
+            raise ValueError(
+                f"--peers {path}: no column {', '.join(absent)} (found: {', '.join(reader.fieldnames or []) or 'none'}). "
+                "It must be a CSV of MTEB scores with a header."
+            )
+        entries = [entry for entry in reader if entry["task"] in tasks]
+    good = [entry for entry in entries if _number(entry["ndcg_at_10"]) is not None]
+    if len(good) < len(entries):
+        evidence.note(str(path), f"{len(entries) - len(good)} published scores are not numbers: left out.")
+    return good
+
+
+def _select(task: str, split: str, entries: list[dict[str, str]], mine: list[Row]) -> list[Peer]:
+    """One peer a model, with those marked `shown` that name one of our models, are lexical, or are the best or the median."""
+    subsets = {entry["subset"] for entry in entries}
+    comparable, why = _same_corpus(task, split, entries, mine)
+    if subsets != {"default"}:
+        comparable, why = False, f"MTEB scores {len(subsets)} subsets of this task, ours is one corpus"
+    models: dict[str, list[dict[str, str]]] = {}
+    for entry in entries:
+        models.setdefault(entry["model"].replace("__", "/", 1), []).append(entry)
+    scored = sorted(
+        ((name, _average(rows, "ndcg_at_10") or 0.0, _average(rows, "recall_at_10")) for name, rows in models.items()),
+        key=lambda item: (-item[1], item[0]),
+    )
+    chosen = {scored[0][0], scored[len(scored) // 2][0]}
+    our_names = {plain(row.first.model.rsplit("/", 1)[-1]) for row in mine}
+    for name, _, _ in scored:
+        short = plain(name.rsplit("/", 1)[-1])
+        if any(short == other or other.endswith("-" + short) for other in our_names) or "bm25" in short:
+            chosen.add(name)
+    return [Peer(name, task, split, ndcg, recall, comparable, why, name in chosen) for name, ndcg, recall in scored]
+
+
+def _same_corpus(task: str, split: str, entries: list[dict[str, str]], mine: list[Row]) -> tuple[bool, str]:
+    """Whether MTEB scored the corpus that we searched: by its dataset revision where we have it, else by its size."""
+    revisions = {entry.get("dataset_revision") for entry in entries} - {None, ""}
+    ours = {row.first.dataset_revision for row in mine}
+    if ours <= revisions and None not in ours:
+        return True, "same dataset revision"
+    sizes = {_Corpus(row.first.documents, row.first.queries) for row in mine if row.first.documents is not None}
+    theirs = _mteb_corpus(task, split)
+    if theirs is None or not sizes:
+        return False, "corpus not known on one side, so not compared"
+    if len(sizes) > 1:
+        return (
+            False,
+            f"our own rows searched different corpora ({', '.join(_words(size) for size in sorted(sizes, key=str))})",
+        )
+    size = sizes.pop()
+    same = size.documents == theirs.documents and size.queries in (None, theirs.queries)
+    if same:
+        return True, f"same corpus ({_words(theirs)})"
+    return False, f"MTEB scores {_words(theirs)}, ours {_words(size)}"
+
+
+def _mteb_corpus(task: str, split: str) -> _Corpus | None:
+    """Size of MTEB's corpus from the statistics inside the installed mteb (no download), None for tasks it does not know."""
+    import mteb
+
+    try:
+        statistics = mteb.get_task(task).metadata.descriptive_stats
+    except KeyError:
+        return None
+    if not statistics or split not in statistics:
+        return None
+    return _Corpus(statistics[split].get("num_documents"), statistics[split].get("num_queries"))
+
+
+def _words(corpus: _Corpus) -> str:
+    queries = "" if corpus.queries is None else f", {corpus.queries:,} queries"
+    return f"{corpus.documents:,} documents{queries}"
+
+
+def _average(rows: Iterable[dict[str, str]], key: str) -> float | None:
+    values = [value for value in (_number(row.get(key)) for row in rows) if value is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,174 @@
+"""Made-up runs in the layout of `search-r3 evaluate`, `train/sft.py`, `train/rl.py` and MTEB: no model, no download."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TOPICS = ["river", "engine", "protein", "harbour", "novel", "bridge", "enzyme", "violin", "glacier", "satellite"]
+
+
+@dataclass
+class FakeRuns:
+    """Writes run folders under `root`; what it wrote can be recomputed from its arguments."""
+
+    root: Path
+    commit: str = "0123456789abcdef"
+    gains: dict[str, float] = field(default_factory=lambda: {"nano": 0.18})
+
+    def evaluate(
+        self,
+        name="run",
+        *,
+        task="hopworld",
+        models=("nano",),
+        modes=("direct", "reason"),
+        queries=60,
+        seed=0,
+        budget=64,
+        hops=True,
+        documents=1000,
+        **extra,
+    ) -> Path:
+        """A complete run folder; `extra` overrides fields of every summary row."""
+        folder = self.root / name
+        (folder / "queries").mkdir(parents=True, exist_ok=True)
+        summary_path = folder / "summary.json"
+        rows = json.loads(summary_path.read_text()) if summary_path.exists() else []
+        for model in models:
+            for mode in modes:
+                records = list(self.records(model, mode, queries, seed, budget, hops, documents))
+                path = folder / "queries" / f"{task}__{model.replace('/', '_')}__{mode}.jsonl"
+                path.write_text("".join(json.dumps(record) + "\n" for record in records))
+                ndcg = float(np.mean([record["ndcg_at_10"] for record in records]))
+                reasoning = mode == "reason"
+                rows.append({
+                    "task": task, "split": "test", "model": model, "mode": mode, "ndcg_at_10": ndcg,
+                    "recall_at_10": float(np.mean([record["recall_at_10"] for record in records])),
+                    "queries": queries, "documents": documents,
+                    "reasoning_tokens_per_query": float(np.mean([r["reasoning_tokens"] for r in records])),
+                    "forced_share": float(np.mean([not r["finished"] for r in records])) if reasoning else 0.0,
+                    "seconds": 3.5, "queries_per_second": 8.0 if reasoning else 120.0, "seed": seed, "commit": self.commit,
+                    "max_reasoning_tokens": budget if reasoning else None,
+                    "command": f"search-r3 evaluate --model {model} --task {task} --mode {mode} --seed {seed}",
+                    "fingerprint": f"{model}-{mode}-{seed}-{budget}", **extra,
+                })  # fmt: skip
+                self._mteb(folder, task, model, mode, ndcg)
+        summary_path.write_text(json.dumps(rows, indent=1))
+        return folder
+
+    def records(self, model, mode, queries, seed, budget, hops, documents):
+        """Per-query records: difficulty is shared by all runs, reasoning helps by `gains`, a seed adds noise."""
+        difficulty = np.random.default_rng(7).normal(0.5, 0.3, queries)
+        rng = np.random.default_rng([seed, budget, mode == "reason"])
+        gain = self.gains.get(model, 0.0) * min(1.0, budget / 64) if mode == "reason" else 0.0
+        quality = difficulty + gain + (rng.normal(0, 0.1, queries) if mode == "reason" else 0)
+        lengths = rng.integers(4, 90, queries)
+        for index in range(queries):
+            ndcg = float(np.clip(round(quality[index], 2), 0, 1))
+            rank = max(0, round((1 - ndcg) * 10))
+            answer = f"d{index % documents}"
+            ids = [f"d{(index * 7 + 13 * k) % documents}" for k in range(11)]
+            ids = [key for key in ids if key != answer][:10]
+            if rank < 10:
+                ids.insert(rank, answer)
+            topic = TOPICS[index % len(TOPICS)]
+            length = int(min(lengths[index], budget))
+            yield {
+                "query_id": f"q{index}",
+                "query": f"What is the country of the founder of the {topic} company number {index}?",
+                "reasoning": f"The {topic} company number {index} was founded by person {index}. " * 2
+                if mode == "reason" else None,
+                "reasoning_tokens": length if mode == "reason" else 0,
+                "finished": bool(lengths[index] <= budget),
+                "ndcg_at_10": ndcg,
+                "recall_at_10": float(rank < 10),
+                **({"hops": 1 + index % 4} if hops else {}),
+                "top": [
+                    {"id": key, "score": round(0.9 - 0.03 * k, 4), "relevance": int(key == answer), "text": self.text(key)}
+                    for k, key in enumerate(ids[:10])
+                ],
+                "judged": [{"id": answer, "relevance": 1, "text": self.text(answer)}],
+            }  # fmt: skip
+
+    @staticmethod
+    def text(key):
+        number = int(key[1:])
+        return f"Document {number}. The {TOPICS[number % 10]} was described by author {number % 37} in the year {1500 + number % 500}."
+
+    def _mteb(self, folder, task, model, mode, ndcg):
+        place = (
+            folder
+            / "mteb"
+            / "results"
+            / f"search-r3__{model.replace('/', '_')}"
+            / "0f0f"
+            / "experiments"
+            / f"mode_{mode}"
+        )
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{task}.json").write_text(json.dumps(mteb_result(task, ndcg)))
+        (place / "model_meta.json").write_text(
+            json.dumps({"name": f"search-r3/{model}", "experiment_kwargs": {"mode": mode}})
+        )
+
+    def training(self, name="rl", kind="rl", steps=80) -> Path:
+        """A training run folder with log.jsonl."""
+        folder = self.root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(1)
+        events = []
+        for step in range(1, steps + 1):
+            row = {"event": "step", "step": step, "seconds": 0.2, "loss": 2 * 0.98**step + float(rng.normal(0, 0.02))}
+            if kind == "sft":
+                row |= {"loss_sft": 0.6 * row["loss"], "loss_kl": 0.01 * step, "loss_infonce": 0.3 * row["loss"]}
+            else:
+                row |= {"reward_mean": 0.4 + 0.004 * step, "forced_share": 0.2, "reasoning_tokens": 30.0 + step / 10}
+            events.append(row)
+            if step % 20 == 0:
+                for mode, level in (("reason", 0.4), ("direct", 0.35)):
+                    events.append({"event": "evaluate", "step": step, "mode": mode, "hops": None,
+                                   "ndcg_at_10": level + step / 400})  # fmt: skip
+                if kind == "rl":
+                    events.append({"event": "audit", "step": step, "recall_at_10": 0.97, "reward_error": 0.01 + step / 9000,
+                                   "age_mean": step / 4, "age_max": float(step)})  # fmt: skip
+        (folder / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+        return folder
+
+
+def mteb_result(task, ndcg):
+    """A result file as MTEB writes it."""
+    score = {
+        "ndcg_at_10": ndcg,
+        "recall_at_10": 0.8,
+        "main_score": ndcg,
+        "hf_subset": "default",
+        "languages": ["eng-Latn"],
+    }
+    return {"dataset_revision": "r1", "task_name": task, "mteb_version": "2.26.24", "scores": {"test": [score]},
+            "evaluation_time": 4.2, "kg_co2_emissions": None}  # fmt: skip
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return FakeRuns(tmp_path)
+
+
+@pytest.fixture
+def peers_csv(tmp_path):
+    """Published scores in the columns of the project's peers file."""
+    lines = [
+        "model,revision,task,dataset_revision,mteb_version,split,subset,main_score,ndcg_at_10,mrr_at_10,recall_at_10"
+    ]
+    for task, revision in (("SciFact", "s1"), ("CosQA", "c1")):
+        for rank in range(9):
+            name = "sentence-transformers__all-MiniLM-L6-v2" if rank == 5 else f"org__peer-{rank}"
+            ndcg = 0.6451 if (task, rank) == ("SciFact", 5) else 0.9 - 0.05 * rank
+            lines.append(f"{name},main,{task},{revision},2,test,default,{ndcg},{ndcg},{ndcg},{min(1, ndcg + 0.1)}")
+    path = tmp_path / "peers.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path

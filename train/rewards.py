@@ -32,7 +32,7 @@ class Rankings:
     token was forced, `reasoning_tokens` counts what was generated before it (needed by penalty and cost).
     """
 
-    query_ids: Sequence[Id]
+    query_ids: Any
     document_ids: Any
     similarities: Any
     positive_similarities: Any = None

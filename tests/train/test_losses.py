@@ -318,6 +318,42 @@ def test_triplet_margin_gradient():
     assert gradcheck(lambda q, p, n: triplet_margin(q, p, n, margin=0.7), (queries, positives, negatives))
 
 
+# --- shapes --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_shapes_in_the_signatures_hold():
+    from beartype import BeartypeConf, beartype
+    from jaxtyping import TypeCheckError, jaxtyped
+
+    def checked(function):
+        return jaxtyped(function, typechecker=beartype(conf=BeartypeConf(is_pep484_tower=True)))
+
+    three, two, ids = torch.eye(3), torch.eye(3)[:2], torch.tensor([0, 1])
+    good = {
+        token_scores: (two, identity, ids),
+        reply_cross_entropy: (two, identity, ids),
+        kl_to_base: (two, identity, two, identity),
+        info_nce: (two, three),
+        triplet_margin: (two, two, three.expand(2, 3, 3)),
+        select_reply: (three[None], torch.tensor([[0, 1, 2]]), torch.tensor([[False, True, True]])),
+        negative_mask: (ids, torch.tensor([4, 5, 6])),
+    }
+    bad = {
+        token_scores: (three, identity, ids),  # three positions, two targets
+        reply_cross_entropy: (three, identity, ids),
+        kl_to_base: (two, identity, three, identity),
+        info_nce: (two, torch.eye(4)),  # other widths
+        triplet_margin: (two, three, three.expand(2, 3, 3)),
+        select_reply: (three[None], torch.tensor([[0, 1]]), torch.tensor([[False, True, True]])),
+        negative_mask: (ids.float(), torch.tensor([4, 5, 6])),
+    }
+    for function, arguments in good.items():
+        checked(function)(*arguments)
+    for function, arguments in bad.items():
+        with pytest.raises(TypeCheckError):
+            checked(function)(*arguments)
+
+
 # --- NaN -----------------------------------------------------------------------------------------------------------------
 
 

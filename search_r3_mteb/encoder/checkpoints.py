@@ -3,18 +3,19 @@
 Weights are read from safetensors only. A folder with `adapter_config.json` is a LoRA adapter on a base model.
 """
 
-import hashlib
-import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from search_r3_mteb.encoder.prompts import PROFILE_FILE, Profile, embed_token_id
+from search_r3_mteb.encoder.fingerprint import digest, weights_version
+from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights, read_json
+from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
+from search_r3_mteb.encoder.prompts import embed_token_id
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 ADAPTER_CONFIG = "adapter_config.json"
-_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Checkpoint:
     profile: Profile
     name: str
     revision: str | None = None
-    _fingerprint: str | None = field(default=None, init=False, repr=False)
+    _fingerprint: tuple[int, str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.embed_token_id = embed_token_id(self.tokenizer, self.profile.embed_token)
@@ -37,11 +38,25 @@ class Checkpoint:
                 "tokenizer and the weights are from different checkpoints; use the pair that was saved together."
             )
 
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The ids that end an assistant's turn: the generation config's and the tokenizer's, never the embed token."""
+        configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        found = {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+        return tuple(sorted(found - {self.embed_token_id}))
+
     def fingerprint(self) -> str:
-        """Hex digest over weights, tokenizer and profile; computed once: a model that trains needs a new Checkpoint."""
-        if self._fingerprint is None:
-            self._fingerprint = _digest(self)
-        return self._fingerprint
+        """Hex digest over weights, configuration, tokenizer, profile and stop ids; computed anew when weights were changed.
+
+        Changes in place are seen, as optimizers and `load_state_dict` make them; after `parameter.data = ...` make a new
+        Checkpoint.
+        """
+        version = weights_version(self.model)
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            rest = {"profile": self.profile.to_dict(), "stop": self.stop_token_ids}
+            self._fingerprint = (version, digest(self.model, self.tokenizer, rest))
+        return self._fingerprint[1]
 
 
 def load(
@@ -54,11 +69,14 @@ def load(
 ) -> Checkpoint:
     """The checkpoint named: "nano" (bundled), a local folder, a LoRA folder, or a hub id.
 
-    `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that is not there, ValueError for
-    one without the embed token, without weights, with pickled weights only, or with a damaged safetensors file.
+    `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that is not there or has no
+    weights, ValueError for one without the embed token, with pickled weights only, or with damaged or missing tensors.
     """
+    dtype, device = _check_dtype(dtype), _check_device(device or default_device())
     folder = resolve(path_or_id, revision)
     name = str(path_or_id)
+    if revision is None and folder.parent.name == "snapshots":
+        revision = folder.name  # the hub's commit
     if (folder / ADAPTER_CONFIG).exists():
         model, base = _load_adapter(folder, dtype, trust_remote_code)
         profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base)
@@ -66,7 +84,7 @@ def load(
     else:
         model, profile, tokenizer_folder = load_model(folder, dtype, trust_remote_code), Profile.load(folder), folder
     tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code)
-    model = model.to(device or default_device()).eval()
+    model = model.to(device).eval()
     return Checkpoint(model, tokenizer, profile, display_name(name, folder), revision)
 
 
@@ -75,7 +93,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     name = str(path_or_id)
     if (ASSETS / name / "config.json").exists() and "/" not in name:
         return ASSETS / name
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         bundled = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/config.json"))) or "none"
@@ -84,12 +102,12 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
             f"(bundled: {bundled}). Check the path."
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.py"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(
             f"The model {name!r} (revision {revision or 'main'}) is neither a local folder nor to be had from the hub: {error}. "
             "Check the name and the network, or download it elsewhere and give the folder."
@@ -118,14 +136,17 @@ def add_embed_token(model: Any, tokenizer: Any, token: str) -> int:
     import torch
     from tokenizers import AddedToken
 
-    known = tokenizer.get_vocab()
-    if token in known:
-        return int(known[token])
     used = len(tokenizer)
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
+    known = token in tokenizer.get_vocab()
+    if not known:
+        tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
     index = int(tokenizer.convert_tokens_to_ids(token))
-    if index >= model.get_input_embeddings().weight.shape[0]:
+    enough = index < model.get_input_embeddings().weight.shape[0]
+    if known and enough:
+        return index
+    if not enough:
         model.resize_token_embeddings(index + 1, mean_resizing=False)
+        used = min(used, index)
     with torch.no_grad():
         seen: set[int] = set()
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -147,40 +168,62 @@ def load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
     """The causal LM in a folder, from safetensors; it may lack the embed token (training adds it)."""
     from transformers import AutoModelForCausalLM
 
-    check_weights(folder)
+    check_model_folder(folder)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=True
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{folder.name}: transformers cannot load this folder as a causal LM: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers only warns, and fills them with random numbers
+        raise ValueError(
+            f"{folder.name}: the weights lack {len(missing)} tensors that {type(model).__name__} needs ({', '.join(missing[:3])}), "
+            "so the file belongs to another model or is incomplete. Copy or save the model again."
+        )
+    return model
 
 
 def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[Any, Path]:
     """The base model with the adapter on it, and the base's folder."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    config = read_json(folder / ADAPTER_CONFIG)
+    base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(
             f"{folder.name}: {ADAPTER_CONFIG} names no base model. Write its path or hub id under 'base_model_name_or_path'."
         )
-    nearby = folder / base
-    base_folder = nearby.resolve() if nearby.is_dir() else resolve(base)
     check_weights(folder, "adapter_model")
+    nearby = folder / base
+    base_folder = nearby.resolve() if nearby.is_dir() else resolve(base, config.get("revision"))
     model = load_model(base_folder, dtype, trust_remote_code)
     tokenizer = load_tokenizer(folder if (folder / "tokenizer.json").exists() else base_folder, trust_remote_code)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=False), base_folder
+    try:
+        with warnings.catch_warnings():
+            # peft only warns when the file lacks a part of the adapter, which then does nothing.
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=False), base_folder
+    except (RuntimeError, ValueError, KeyError, UserWarning) as error:
+        raise ValueError(
+            f"{folder.name}: the adapter does not fit its base model {base_folder.name}: {error}. Use the base it was trained on."
+        ) from error
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     """The tokenizer in a folder, as its files say."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    check_tokenizer(folder)
     config = folder / "tokenizer_config.json"
-    declared = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class") if config.exists() else None
+    declared = read_json(config).get("tokenizer_class") if config.exists() else None
     # transformers 5 picks Qwen2's own pre-tokenizer for every folder whose model is Qwen2-shaped, whatever tokenizer.json
     # says. A folder that declares the generic class means its tokenizer.json.
     generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast") and (folder / "tokenizer.json").exists()
@@ -192,45 +235,6 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
         raise ValueError(f"{folder.name}: no tokenizer can be loaded from this folder: {error}") from error
 
 
-def check_weights(folder: Path, stem: str = "model") -> None:
-    """FileNotFoundError or ValueError unless `folder` holds whole safetensors weights."""
-    if stem == "model" and not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder.name}: there is no config.json, so this is not a model folder.")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = [p.name for p in sorted(folder.iterdir()) if p.suffix in _PICKLED]
-        if pickled:
-            raise ValueError(
-                f"{folder.name}: the weights are pickled ({', '.join(pickled)}), and a pickle can run any code when it is read. "
-                "Convert them to safetensors where you trust them: model.save_pretrained(folder)."
-            )
-        raise FileNotFoundError(
-            f"{folder.name}: there are no weights (*.safetensors). Download or save the model again."
-        )
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.exists():
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(wanted - {p.name for p in files})
-        if missing:
-            raise FileNotFoundError(
-                f"{folder.name}: {', '.join(missing)} is named in {index.name} but missing. Download it."
-            )
-    for path in files:
-        _check_safetensors(path)
-
-
-def _check_safetensors(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):  # reads the header and compares it with the file's length
-            pass
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path.parent.name}/{path.name} is damaged or truncated ({path.stat().st_size} bytes): {error}. Copy it again."
-        ) from error
-
-
 def display_name(name: str, folder: Path) -> str:
     """MTEB wants organisation/model."""
     if folder.parent == ASSETS:
@@ -240,16 +244,23 @@ def display_name(name: str, folder: Path) -> str:
     return f"local/{folder.resolve().name}"
 
 
-def _digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 over every tensor's name, type, shape and bytes, the tokenizer's files and the profile."""
+def _check_dtype(dtype: Any) -> Dtype:
+    """The name of a type, which may come as torch's own."""
+    name = str(dtype).removeprefix("torch.")
+    valid = get_args(Dtype)
+    if name not in valid:
+        raise ValueError(f"dtype={dtype!r} is not supported; it is one of {', '.join(valid)}.")
+    return name  # type: ignore[return-value]
+
+
+def _check_device(device: str) -> str:
+    """The device, if torch can put something there: seen before gigabytes are read."""
     import torch
 
-    digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint.model.state_dict().items()):
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        data = tensor.detach().to("cpu").contiguous().reshape(-1)
-        digest.update(data.view(torch.uint8).numpy().data)
-    digest.update(checkpoint.tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(str(checkpoint.tokenizer.chat_template).encode())
-    digest.update(json.dumps(checkpoint.profile.to_dict(), sort_keys=True).encode())
-    return digest.hexdigest()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used here: {error}. Name another one, or leave it out to get {default_device()!r}."
+        ) from error
+    return device

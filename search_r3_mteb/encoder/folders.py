@@ -1,0 +1,77 @@
+"""What a model folder holds, checked by name before anything is loaded from it. Nothing is ever read from a pickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError that names the file when it holds anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.parent.name}/{path.name} is not JSON: {error}. Copy it again.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path.parent.name}/{path.name} must hold an object, got {data!r:.60}. Copy it again.")
+    return data
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raises FileNotFoundError or ValueError unless `folder` holds a configuration and whole safetensors weights."""
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder.resolve().name}: there is no config.json, so this is not a model folder.")
+    read_json(folder / "config.json")
+    # transformers would quietly do without a damaged one, and a turn would then not end where it should.
+    if (folder / "generation_config.json").exists():
+        read_json(folder / "generation_config.json")
+    check_weights(folder)
+
+
+def check_weights(folder: Path, stem: str = "model") -> None:
+    """Raises FileNotFoundError or ValueError unless `folder` holds whole safetensors files that begin with `stem`."""
+    files = sorted(folder.glob(f"{stem}*.safetensors"))
+    index = folder / f"{stem}.safetensors.index.json"
+    wanted = set(read_json(index).get("weight_map", {}).values()) if index.exists() else set()
+    missing = sorted(wanted - {path.name for path in files})
+    if missing and files:
+        raise FileNotFoundError(
+            f"{folder.name}: {', '.join(missing)} is named in {index.name} but missing. Download it."
+        )
+    if not files:
+        pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in _PICKLED]
+        if pickled:
+            raise ValueError(
+                f"{folder.name}: the weights are pickled ({', '.join(pickled)}), and a pickle can run any code when it is read. "
+                "Convert them to safetensors where you trust them: model.save_pretrained(folder)."
+            )
+        raise FileNotFoundError(
+            f"{folder.name}: there are no weights ({stem}.safetensors). Download or save the model again."
+        )
+    for path in files:
+        _check_safetensors(path)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises FileNotFoundError or ValueError unless `folder` holds a tokenizer. transformers makes up an empty one."""
+    # Older checkpoints have the vocabulary that a fast tokenizer can be built from, in place of tokenizer.json.
+    if not any(any(folder.glob(name)) for name in ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")):
+        raise FileNotFoundError(
+            f"{folder.name}: there is no tokenizer.json. Copy the tokenizer that belongs to these weights into the folder."
+        )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            read_json(folder / name)
+
+
+def _check_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):  # reads the header and compares it with the file's length
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.parent.name}/{path.name} is damaged or truncated ({path.stat().st_size} bytes): {error}. Copy it again."
+        ) from error

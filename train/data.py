@@ -12,9 +12,8 @@ Sources of known length are shuffled as a whole by a computed permutation (order
 source has epochs of its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -22,7 +21,7 @@ from train.beir_source import Unit
 from train.decontamination import (
     DecontaminationReport,
     Decontaminator,
-    Match,
+    Role,
     SourceCounts,
     decontaminator_for,
     from_saved,
@@ -57,24 +56,25 @@ class DataStatistics:
 
 
 class SourceStream:
-    """Endless shuffled rows of one source. `find` says which evaluation text a row repeats; such rows are left out."""
+    """Endless shuffled rows of one source. Rows in which `checker` finds an evaluation text are left out."""
 
     def __init__(
         self,
         source: RowSource,
         settings: Data,
         seed: int,
-        find: Callable[[TrainingRow], Match | None] | None = None,
+        checker: Decontaminator | None = None,
+        roles: tuple[Role, ...] = (),
     ) -> None:
         self.source, self.label = source, source.label
-        self._settings, self._find, self._key = settings, find, key_of("rows", seed, source.label)
+        self._settings, self._checker, self._key = settings, checker, key_of("rows", seed, source.label)
         self._epoch = self._position = self._given = self._given_before_epoch = 0
         self._block: tuple[tuple[int, int], list[Any]] | None = None  # (epoch, number), rows
         self._stream: Iterator[Any] | None = None
         self._stream_position = 0
         self._bad_examples = source.rejected()[:_BAD_SHOWN]
         self._bad = len(source.rejected())
-        self.counts = SourceCounts()
+        self.counts = SourceCounts(roles if checker is not None else ())
 
     def next(self) -> TrainingRow:
         """The next row that is sound and clean. Raises BadRowError unless bad rows are skipped."""
@@ -183,7 +183,7 @@ class SourceStream:
                 self._bad_examples.append(str(error))
 
     def _is_evaluation_text(self, row: TrainingRow, epoch: int) -> bool:
-        match = self._find(row) if self._find is not None else None
+        match = self._checker.find(row, self.counts.against) if self._checker is not None else None
         if epoch == 0:
             self.counts.add(match, self._settings.decontamination.examples)
         return match is not None
@@ -300,8 +300,6 @@ def load_training_data(
     checker = checker if checker is not None else decontaminator_for(settings)
     streams = []
     for source in settings.sources:
-        roles = roles_of(source)
-        find = partial(checker.find, roles=roles) if checker is not None and roles else None
         opened = open_source(source, unit=unit, on_bad_row=settings.on_bad_row)
-        streams.append(SourceStream(opened, settings, seed, find))
+        streams.append(SourceStream(opened, settings, seed, checker, roles_of(source)))
     return TrainingData(streams, settings, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)

@@ -49,6 +49,8 @@ class Match:
 class SourceCounts:
     """What was found in one source. A row that is both counts as exact."""
 
+    against: tuple[Role, ...] = ()
+    """Which evaluation texts its rows were compared with; none is a choice that the report shows."""
     rows: int = 0
     exact: int = 0
     near: int = 0
@@ -92,6 +94,9 @@ class DecontaminationReport:
         if not self.evaluations:
             yield "decontamination: no evaluation set is named in data.evaluation or data.decontamination.against"
         for label, counts in self.sources.items():
+            if not counts.against:
+                yield f"decontamination: {label}: not compared with anything (decontaminate)"
+                continue
             share = (counts.exact + counts.near) / max(counts.rows, 1)
             yield (
                 f"decontamination: {label}: {counts.rows} rows, {counts.exact} exact and {counts.near} near duplicates of "
@@ -193,9 +198,9 @@ def scan(data: Data) -> DecontaminationReport:
         return DecontaminationReport(data.decontamination.threshold, data.decontamination.shingle_words, {})
     report = checker.report()
     for settings in data.sources:
-        counts = report.sources.setdefault(settings.label, SourceCounts())
+        counts = report.sources.setdefault(settings.label, SourceCounts(roles_of(settings)))
         for row in all_rows(open_source(settings, on_bad_row=data.on_bad_row), data.on_bad_row):
-            counts.add(checker.find(row, roles_of(settings)), data.decontamination.examples)
+            counts.add(checker.find(row, counts.against), data.decontamination.examples)
     return report
 
 
@@ -217,8 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def from_saved(saved: dict[str, Any]) -> SourceCounts:
     """Counts as `json.loads` gives them back."""
+    examples = [Match(**example) for example in saved["examples"]]
     return SourceCounts(
-        saved["rows"], saved["exact"], saved["near"], [Match(**example) for example in saved["examples"]]
+        against=tuple(saved["against"]), rows=saved["rows"], exact=saved["exact"], near=saved["near"], examples=examples
     )
 
 

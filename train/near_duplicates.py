@@ -126,9 +126,9 @@ class DuplicateIndex:
 
     def _candidates(self, shingles: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " candidates"]:
         """Indexed texts that share one of the rarest shingles and are neither too short nor too long."""
-        if not len(shingles) or not self.count:
+        if not len(shingles) or not len(self._known):
             return np.zeros(0, dtype=np.int64)
-        places = np.minimum(np.searchsorted(self._known, shingles), max(len(self._known) - 1, 0))
+        places = np.minimum(np.searchsorted(self._known, shingles), len(self._known) - 1)
         frequency = np.where(self._known[places] == shingles, self._frequency[places], 0)
         rarest = shingles[np.lexsort((shingles, frequency))][: self._prefix(len(shingles))]
         left = np.searchsorted(self._posting_keys, rarest, side="left")

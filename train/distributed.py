@@ -143,3 +143,12 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
             parameter.grad /= world_size()
+
+
+def average(values: dict[str, float], device: torch.device | None = None) -> dict[str, float]:
+    """Each number averaged over the processes, which must hold the same names in the same order."""
+    if world_size() == 1:
+        return values
+    numbers = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(numbers)
+    return dict(zip(values, (numbers / world_size()).tolist(), strict=True))

@@ -58,6 +58,8 @@ def cached_backward(
 ) -> CachedLoss:
     """Add the gradient of `contrastive(vectors of each column) + all local losses` to the parameters; return the losses.
 
+    When every column is one mini-batch, all of it is one pass with a graph; memory is then that of the batch.
+
     `columns` maps a name ("direct", "reason", "documents") to its mini-batches: functions that run the model, twice each, and
     give the same vectors both times under the same torch random state. `contrastive` gets a dict of (rows, dim) tensors,
     float32 or wider, the mini-batches of each column concatenated in order.
@@ -75,6 +77,8 @@ def cached_backward(
     empty = [name for name, mini_batches in columns.items() if not mini_batches]
     if empty or not columns:
         raise ValueError(f"Columns without a mini-batch: {empty or 'all'}. Leave an unused column out.")
+    if all(len(mini_batches) == 1 for mini_batches in columns.values()):
+        return _plain_backward({name: mini_batches[0] for name, mini_batches in columns.items()}, contrastive, backward)
     device = _rng_device()
     states: dict[str, list[RandContext]] = {name: [] for name in columns}
     leaves: dict[str, list[Tensor]] = {name: [] for name in columns}
@@ -89,6 +93,7 @@ def cached_backward(
                         "torch.cuda.set_device with the model's device."
                     )
                 leaves[name].append(at_least_float32(vectors.detach()))
+    torch.clear_autocast_cache()  # bfloat16 copies of the weights that were made without a graph must not be used in pass 2
     loss, cache = _vector_gradients(leaves, contrastive)
     local = torch.zeros((), dtype=loss.dtype, device=loss.device)
     left = sum(len(mini_batches) for mini_batches in columns.values())
@@ -107,6 +112,20 @@ def cached_backward(
                     surrogate = surrogate + own
                 backward(surrogate)
     return CachedLoss(contrastive=loss, local=local)
+
+
+def _plain_backward(
+    columns: Mapping[str, MiniBatch], contrastive: Contrastive, backward: Callable[[Tensor], object]
+) -> CachedLoss:
+    """The same loss and gradients with every activation alive at once: nothing to cache when no column is cut in parts."""
+    forwards = {name: mini_batch() for name, mini_batch in columns.items()}
+    vectors = {name: at_least_float32(forward.vectors) for name, forward in forwards.items()}
+    require_finite(**{f"vectors of {name}": rows for name, rows in vectors.items()})
+    loss = contrastive(vectors)
+    own = [forward.local_loss() for forward in forwards.values() if forward.local_loss is not None]
+    local = torch.stack([part.to(loss) for part in own]).sum() if own else torch.zeros_like(loss)
+    backward(loss + local)
+    return CachedLoss(contrastive=loss.detach(), local=local.detach())
 
 
 def _vector_gradients(

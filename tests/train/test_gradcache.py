@@ -135,6 +135,21 @@ def test_mini_batch_size_changes_nothing_without_dropout(model, base):
         assert_equal_gradients(gradients(model), expected)
 
 
+def test_equals_the_plain_loss_under_autocast(model, base):
+    torch.manual_seed(7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain(columns(model, base, size=2))
+    expected = gradients(model)
+    torch.manual_seed(7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cached_backward(columns(model, base, size=2), contrastive)
+    actual = gradients(model)
+    assert actual.keys() == expected.keys()  # weights cached without a graph would have no gradient
+    for name in expected:
+        error = (actual[name] - expected[name]).norm() / expected[name].norm()
+        assert error < 0.02, name  # backward in bfloat16 adds in another order
+
+
 def test_without_replay_the_second_forward_is_refused(model, base, monkeypatch):
     import sentence_transformers.base.losses.gradcache as theirs
 
@@ -150,7 +165,7 @@ def test_random_numbers_from_elsewhere_are_refused():
         return Forward(torch.eye(3) * weight + random.random())
 
     with pytest.raises(ValueError, match="column 'q' gave other vectors"):
-        cached_backward({"q": [noisy]}, lambda v: info_nce(v["q"], v["q"]))
+        cached_backward({"q": [noisy, noisy]}, lambda v: info_nce(v["q"], v["q"]))
 
 
 def test_gradient_accumulation_and_no_sync():
@@ -181,13 +196,30 @@ def test_gradient_accumulation_and_no_sync():
 
 def test_refuses():
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
-    column = [lambda: Forward(torch.eye(3) * weight)]
+    column = [lambda: Forward(torch.eye(3) * weight)] * 2
     with pytest.raises(ValueError, match="does not depend on column 'd'"):
         cached_backward({"q": column, "d": column}, lambda v: info_nce(v["q"], v["q"]))
     with pytest.raises(ValueError, match=r"Columns without a mini-batch: \['d'\]"):
         cached_backward({"q": column, "d": []}, lambda v: info_nce(v["q"], v["q"]))
     with pytest.raises(ValueError, match="`gradient of q`"):
         cached_backward({"q": column}, lambda v: v["q"].sum().log() * torch.inf)
+
+
+def test_one_mini_batch_a_column_runs_the_model_once():
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+    calls = []
+
+    def mini_batch():
+        calls.append(1)
+        return Forward(torch.eye(3) * weight, lambda: weight.sum())
+
+    loss = cached_backward({"q": [mini_batch]}, lambda v: info_nce(v["q"], v["q"]))
+    assert calls == [1]
+    single = weight.grad.clone()
+    weight.grad = None
+    (info_nce(torch.eye(3) * weight, torch.eye(3) * weight) + weight.sum()).backward()
+    torch.testing.assert_close(single, weight.grad)
+    assert float(loss.local.detach()) == 6.0
 
 
 class _Held:

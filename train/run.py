@@ -1,0 +1,207 @@
+"""What both training loops stand on: model, optimizer, data, log, evaluation and checkpoints of one run folder.
+
+    FOLDER/config.toml  log.jsonl  tensorboard/  checkpoints/step-000100/ ...  best/  last/
+
+`best` and `last` are models that `SearchR3Encoder` loads. A run is resumed by the same command.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from search_r3_mteb.atomic import write_json, write_text
+from search_r3_mteb.encoder.checkpoints import Checkpoint, default_device, save
+from search_r3_mteb.encoder.prompts import Renderer
+from train import checkpointing, config, distributed, evaluation, memory
+from train import model as models
+from train.data import TrainingData, TrainingRow, load_training_data
+from train.evaluation import JudgedSet, Score
+from train.optimizer import make_optimizer
+from train.run_log import RunLog
+
+
+@dataclass
+class Run:
+    """One run. `model` is the distributed wrapper that is called, `checkpoint.model` what is inside it."""
+
+    config: Any
+    accelerator: Any
+    checkpoint: Checkpoint
+    model: Any
+    optimizer: Any
+    renderer: Renderer
+    data: TrainingData
+    judged: list[JudgedSet]
+    folder: Path
+    base_copy: bool
+    step: int = 0
+    best: float = float("-inf")
+    log: RunLog | None = None
+    # Stage 2 keeps its corpus cache in the checkpoint: a function that writes it into a folder.
+    extra: Callable[[Path], None] | None = None
+    _started: float = field(default_factory=perf_counter)
+
+    @classmethod
+    def begin(cls, settings: Any, *, base_copy: bool, unit: Any = "judgement") -> "Run":
+        """Make or resume the run that `settings` describe."""
+        accelerator = _accelerator(settings)
+        optimization = settings.optimization
+        checkpoint = models.prepare(settings.model, optimization.seed, accelerator.device)
+        torch.manual_seed(optimization.seed + 1)  # dropout; the weights have been drawn
+        optimizer = make_optimizer(checkpoint.model, optimization)
+        model, optimizer = accelerator.prepare(checkpoint.model, optimizer)
+        data = load_training_data(
+            settings.data,
+            batch_size=optimization.batch_size,
+            seed=optimization.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            unit=unit,
+        )
+        return cls(
+            config=settings,
+            accelerator=accelerator,
+            checkpoint=checkpoint,
+            model=model,
+            optimizer=optimizer,
+            renderer=Renderer(checkpoint.tokenizer, checkpoint.profile, settings.data.max_length),
+            data=data,
+            judged=[
+                evaluation.load(one, settings.evaluate.max_queries, optimization.seed)
+                for one in settings.data.evaluation
+            ],
+            folder=Path(settings.output.folder),
+            base_copy=base_copy,
+        )
+
+    @property
+    def device(self) -> Any:
+        """Where the model is."""
+        return self.accelerator.device
+
+    def describe(self, rows: int) -> None:
+        """`--dry-run`: the resolved settings, the sizes, and what the data holds."""
+        settings = self.config
+        print(config.dump(settings))
+        half = settings.optimization.mixed_precision == "bf16" or settings.model.dtype == "bfloat16"
+        estimated = memory.estimate(
+            self.checkpoint.model,
+            rows=rows,
+            length=settings.data.max_length,
+            gradient_checkpointing=settings.model.gradient_checkpointing,
+            base_copy=self.base_copy,
+            compute_bytes=2 if half else 4,
+        )
+        for line in estimated.lines():
+            print(f"# {line}")
+        for statistics in self.data.statistics():
+            print(f"# source {statistics.label}: epoch {statistics.epoch}, rows given {statistics.rows}")
+
+    def steps(self) -> Iterator[int]:
+        """Numbers of the optimizer steps that are left, from 1; resumes, and opens the log."""
+        self._resume()
+        self.log = RunLog(
+            self.folder,
+            total=self.config.optimization.steps,
+            resume_step=self.step,
+            tensorboard=self.config.output.tensorboard,
+            active=self.accelerator.is_main_process,
+        )
+        if self.accelerator.is_main_process:
+            write_text(self.folder / "config.toml", config.dump(self.config))
+        for number in range(self.step + 1, self.config.optimization.steps + 1):
+            yield number
+
+    @contextmanager
+    def guard(self, step: int, rows: Sequence[TrainingRow]) -> Iterator[None]:
+        """An error of this step leaves the batch in `failed-batch.json`, so that it can be looked at."""
+        try:
+            yield
+        except (ValueError, FloatingPointError) as error:
+            place = self.folder / f"failed-batch-step-{step}-process-{self.accelerator.process_index}.json"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_json(place, {"step": step, "error": str(error), "rows": [asdict(row) for row in rows]})
+            raise FloatingPointError(f"Step {step} failed, its batch is in {place}: {error}") from error
+
+    def clip_gradients(self) -> float:
+        """Clip to `max_gradient_norm`; the norm before. Raises FloatingPointError for a gradient that is not finite."""
+        limit = self.config.optimization.max_gradient_norm or float("inf")
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+        if not norm < float("inf"):
+            raise FloatingPointError(f"the gradient's norm is {norm}. Lower the learning rate, or look at the batch.")
+        return norm
+
+    def after_step(self, number: int, values: dict[str, float]) -> None:
+        """Log, evaluate and checkpoint as the settings say."""
+        self.step = number
+        assert self.log is not None
+        if number % self.config.output.log_every == 0:
+            self.log.event("step", number, seconds=round(perf_counter() - self._started, 3), **values)
+        shown = {k: v for k, v in values.items() if k not in ("gradient_norm", "learning_rate")}
+        self.log.advance(**shown)
+        last = number == self.config.optimization.steps
+        if last or _due(number, self.config.evaluate.every):
+            self._evaluate()
+        if last or _due(number, self.config.checkpoint.every):
+            self._save()
+
+    def finish(self) -> Path:
+        """Write the final model; its folder."""
+        assert self.log is not None
+        if self.accelerator.is_main_process:
+            self._export("last")
+        self.accelerator.wait_for_everyone()
+        self.log.close()
+        return self.folder / "last"
+
+    def _evaluate(self) -> None:
+        """Scores on the held-out sets; the best checkpoint is exported at once."""
+        if not self.judged:
+            return
+        settings = self.config.evaluate
+        scores = evaluation.evaluate(self.checkpoint, self.judged, settings, self.config.data.max_length)
+        assert self.log is not None
+        for score in scores:
+            self.log.event("evaluate", self.step, **asdict(score))
+        self.log.say(_table(self.step, scores))
+        value = evaluation.mean_of(scores, settings.best_by)
+        if value > self.best:
+            self.best = value
+            if self.accelerator.is_main_process:
+                self._export("best")
+
+    def _export(self, name: str) -> None:
+        """The model as a folder that `SearchR3Encoder` loads, complete or not there."""
+        with checkpointing.replaced_folder(self.folder / name) as folder:
+            model = self.accelerator.unwrap_model(self.model)
+            save(Checkpoint(model, self.checkpoint.tokenizer, self.checkpoint.profile, self.checkpoint.name), folder)
+
+    def _save(self) -> None:
+        raise NotImplementedError
+
+    def _resume(self) -> None:
+        raise NotImplementedError
+
+
+def _accelerator(settings: Any) -> Any:
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision=settings.optimization.mixed_precision, cpu=default_device() == "cpu")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _table(step: int, scores: Sequence[Score]) -> str:
+    """One line: nDCG@10 by mode and hop count."""
+    shown = [
+        f"{score.task} {score.mode}{f' {score.hops}-hop' if score.hops else ''} {score.ndcg_at_10:.3f}" for score in scores
+    ]
+    return f"step {step}: nDCG@10 " + ", ".join(shown)

@@ -1,0 +1,169 @@
+"""Stage 1: a causal LM learns to emit the embed token, and the hidden state there to be a good vector.
+
+    python train/sft.py --config train/configs/nano.toml [--set optimization.steps=100 ...] [--dry-run]
+    accelerate launch train/sft.py --config ...                                          # several GPUs or machines
+
+L = reply * L_SFT + kl * L_KL + infonce * L_InfoNCE + triplet * L_TripletMargin, unit weights, as a summary of the paper has it.
+
+Departures from the paper, and what it leaves open (each value and its source: train/PAPER.md):
+- A query is embedded directly and, where its row has a reasoning trace, after the trace; both are contrasted with the documents
+  in one batch, so that one checkpoint serves both modes. The paper's stage 1 is known for the direct turn only.
+- The triplet's negative is the hardest allowed document of the batch. The paper's triples come from 100k synthetic ones, which
+  are not published; rows with hard negatives of their own bring them into the same batch.
+- Large batches are computed in parts with cached gradients (train/gradcache.py).
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.encoder.prompts import Rendered, Renderer
+from train import distributed
+from train import model as models
+from train.batches import Rows, collate, mini_batches, text_ids
+from train.command import parse
+from train.contrastive import Contrast
+from train.data import TrainingRow
+from train.gradcache import Forward, MiniBatch, cached_backward
+from train.losses import kl_to_base, reply_cross_entropy, select_reply
+from train.optimizer import learning_rate, set_learning_rate
+from train.run import Run
+from train.settings_sft import SftConfig
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: see the module's docstring."""
+    command = parse("sft.py", SftConfig, sys.argv[1:] if arguments is None else arguments)
+    train(command.config, dry_run=command.dry_run)
+
+
+def train(config: SftConfig, *, dry_run: bool = False) -> Path | None:
+    """Run the stage; returns the folder of the final checkpoint, None for a dry run."""
+    run = Run.begin(config, base_copy=bool(config.loss.kl) and config.model.lora is None)
+    if dry_run:
+        run.describe(rows=config.optimization.mini_batch_size or config.optimization.batch_size)
+        return None
+    base = models.Base.of(run.checkpoint) if config.loss.kl else None
+    step = Step(run.model, run.checkpoint, run.renderer, config, base, run.device)
+
+    for number in run.steps():
+        rows = run.data.next_batch()
+        rate = learning_rate(number, config.optimization)
+        set_learning_rate(run.optimizer, rate)
+        with run.guard(number, rows):  # a NaN stops the run and leaves the batch behind
+            losses = step.backward(rows, run.accelerator)
+            norm = run.clip_gradients()
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.after_step(number, losses | {"learning_rate": rate, "gradient_norm": norm})
+    return run.finish()
+
+
+@dataclass
+class Step:
+    """The loss of one batch and its gradient."""
+
+    model: Any
+    checkpoint: Checkpoint
+    renderer: Renderer
+    config: SftConfig
+    base: models.Base | None
+    device: torch.device
+
+    def backward(self, rows: Sequence[TrainingRow], accelerator: Any) -> dict[str, float]:
+        """Add the batch's gradient to the parameters; returns the loss and its parts, averaged over processes."""
+        columns, contrast = self.prepare(rows)
+        counts = self.reply_counts(columns)
+        forwards: dict[str, list[MiniBatch]] = {
+            name: [partial(self.forward, part, name, counts) for part in parts] for name, parts in columns.items()
+        }
+        self.sums = dict.fromkeys(("reply", "kl"), 0.0)
+        with accelerator.autocast():
+            loss = cached_backward(
+                forwards,
+                contrast,
+                backward=accelerator.backward,
+                no_sync=partial(accelerator.no_sync, self.model),
+            )
+        parts = {"loss": float(loss.contrastive + loss.local)} | contrast.parts | self._local_parts()
+        return distributed.average(parts, self.device)
+
+    def prepare(self, rows: Sequence[TrainingRow]) -> tuple[dict[str, list[list[Rendered]]], Contrast]:
+        """The batch as columns of mini-batches, documents first: DDP synchronises in the last one, which holds replies."""
+        size = self.config.optimization.mini_batch_size
+        traced = [index for index, row in enumerate(rows) if row.reasoning is not None]
+        own = self.config.loss.hard_negatives
+        documents = [row.positive for row in rows] + [text for row in rows if own for text in row.negatives]
+        owners = list(range(len(rows))) + [i for i, row in enumerate(rows) if own for _ in row.negatives]
+        columns = {
+            "documents": self.renderer.render_batch(documents, "direct"),
+            "direct": self.renderer.render_batch([row.query for row in rows], "direct"),
+            "reason": [self.renderer.render_reply(rows[i].query, "reason", rows[i].reasoning) for i in traced],
+        }
+        contrast = Contrast(
+            settings=self.config.loss,
+            rows={"direct": torch.arange(len(rows)), "reason": torch.tensor(traced, dtype=torch.long)},
+            query_ids=text_ids([row.query for row in rows]),
+            document_ids=text_ids(documents),
+            positives=torch.arange(len(rows)),
+            owners=torch.tensor(owners),
+        )
+        return {name: mini_batches(column, size) for name, column in columns.items() if column}, contrast
+
+    def reply_counts(self, columns: dict[str, list[list[Rendered]]]) -> dict[str, float]:
+        """Reply tokens over which each column's cross-entropy is a mean: those of all processes."""
+        counts: dict[str, float] = {}
+        for name in ("direct", "reason"):
+            here = sum(
+                r.spans["assistant"][1] - r.spans["assistant"][0] for part in columns.get(name, []) for r in part
+            )
+            counts[name] = distributed.shared_count(here, self.device)
+        return counts
+
+    def forward(self, part: Sequence[Rendered], name: str, counts: dict[str, float]) -> Forward:
+        """One mini-batch: its vectors, and the losses that need no other row."""
+        rows = collate(part, self.renderer.tokenizer.pad_token_id, self.device)
+        hidden = models.forward(self.model, rows.token_ids, rows.lengths)
+        weights = self.config.loss
+        if name == "documents" or not (weights.reply or weights.kl):
+            return Forward(hidden.vectors)
+        return Forward(hidden.vectors, partial(self.reply_losses, rows, hidden.states, counts[name]))
+
+    def reply_losses(self, rows: Rows, states: Tensor, count: float) -> Tensor:
+        """Cross-entropy on the reply and the KL to the base at the same tokens, each a share of the batch's mean."""
+        weights, head = self.config.loss, models.head_of(self.model)
+        reply = select_reply(states, rows.token_ids, rows.reply)
+        loss = states.new_zeros((), dtype=torch.float32)
+        if weights.reply:
+            term = reply_cross_entropy(reply.hidden, head, reply.targets, count=count)
+            self.sums["reply"] += float(term.detach())
+            loss = loss + weights.reply * term
+        if weights.kl and self.base is not None:
+            before = select_reply(self.base.states(rows.token_ids, rows.lengths), rows.token_ids, rows.reply)
+            term = kl_to_base(
+                reply.hidden,
+                head,
+                before.hidden,
+                self.base.head,
+                direction=weights.kl_direction,
+                new_token_id=self.checkpoint.embed_token_id,
+                count=count,
+            )
+            self.sums["kl"] += float(term.detach())
+            loss = loss + weights.kl * term
+        return loss
+
+    def _local_parts(self) -> dict[str, float]:
+        weights = asdict(self.config.loss)
+        return {name: value for name, value in self.sums.items() if weights[name]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,6 @@
 """SearchR3Encoder: queries are reasoned about and then embedded, documents are embedded directly."""
 
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load
-from search_r3_mteb.encoder.documents import Documents, document_texts
+from search_r3_mteb.encoder.chunks import CHUNK, Compute, computed_chunks, progress_bar
+from search_r3_mteb.encoder.documents import Documents
 from search_r3_mteb.encoder.engine import Engine, Sampling
-from search_r3_mteb.encoder.processes import process_device, share_among_processes
-from search_r3_mteb.encoder.prompts import Renderer, TemplateName
+from search_r3_mteb.encoder.inputs import check_batch_size, documents_of, instructions_of, refuse_keywords, texts_of
+from search_r3_mteb.encoder.processes import process_device
+from search_r3_mteb.encoder.profiles import TemplateName
+from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics
 from search_r3_mteb.encoder.store import Store, fingerprint_of
 
 Vectors = NDArray[np.float32]
 
-# Texts that are tokenised, encoded and stored together. A chunk is what a killed run loses.
-_CHUNK = {"query": 512, "document": 4096}
 _DEFAULT_MAX_LENGTH = 512
 
 
@@ -53,25 +52,27 @@ class SearchR3Encoder:
         self, model: str | Path | Checkpoint = "nano", *, revision: str | None = None, **settings: Any
     ) -> None:
         self._settings = chosen = EncoderSettings.from_keywords(settings)
-        self.checkpoint = (
-            model
-            if isinstance(model, Checkpoint)
-            else load(
+        if isinstance(model, Checkpoint):
+            chosen.check_fits(model, revision)
+            self.checkpoint = model
+        else:
+            self.checkpoint = load(
                 model,
                 revision=revision,
                 dtype=chosen.dtype,
                 device=chosen.device or process_device(),
                 trust_remote_code=chosen.trust_remote_code,
             )
-        )
         self.model, self.tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
         self.name, self.revision = self.checkpoint.name, self.checkpoint.revision
         self.max_length = self._fit_max_length(chosen)
         self.renderer = Renderer(self.tokenizer, self.checkpoint.profile, self.max_length)
+        self.renderer.check_room("direct")
+        self.renderer.check_room(chosen.mode)
         self.engine = Engine(
             self.model,
             self.checkpoint.embed_token_id,
-            stop_token_ids=_stop_token_ids(self.checkpoint),
+            stop_token_ids=self.checkpoint.stop_token_ids,
             token_budget=chosen.batch_tokens,
         )
         self.dim = self.engine.dim
@@ -90,14 +91,16 @@ class SearchR3Encoder:
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         convert_to_tensor: bool = False,
+        **unknown: Any,
     ) -> Any:
         """Vectors of queries, after reasoning in mode "reason".
 
         `instruction` is one for all or one a text. `batch_size` (rows) is taken for compatibility with MTEB, BEIR and
         sentence-transformers: batches are formed by `batch_tokens`, and no vector depends on either.
         """
-        _check_batch_size(batch_size)
-        rows = [texts] if isinstance(texts, str) else list(texts)
+        refuse_keywords(self.encode_query, unknown)
+        check_batch_size(batch_size)
+        rows = texts_of(texts)
         if self._settings.mode == "reason":
             thoughts = self.think(
                 rows,
@@ -112,7 +115,7 @@ class SearchR3Encoder:
                     f"max_reasoning_tokens={max_reasoning_tokens} was given, but this encoder's mode is 'direct', which does not "
                     "reason. Make it with mode='reason'."
                 )
-            vectors = self._embed(rows, _each(instruction, rows), "query", show_progress_bar)
+            vectors = self._embed(rows, instructions_of(instruction, len(rows)), "query", show_progress_bar)
             self.statistics.queries += len(rows)
         return self._give(vectors, isinstance(texts, str), convert_to_tensor)
 
@@ -124,12 +127,13 @@ class SearchR3Encoder:
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         convert_to_tensor: bool = False,
+        **unknown: Any,
     ) -> Any:
         """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" and perhaps "title"."""
-        _check_batch_size(batch_size)
-        single = isinstance(texts, str) or (isinstance(texts, Mapping) and isinstance(texts.get("text"), str))
-        rows = document_texts([texts] if single else texts)  # type: ignore[list-item, arg-type]
-        vectors = self._embed(rows, _each(instruction, rows), "document", show_progress_bar)
+        refuse_keywords(self.encode_document, unknown)
+        check_batch_size(batch_size)
+        rows, single = documents_of(texts)
+        vectors = self._embed(rows, instructions_of(instruction, len(rows)), "document", show_progress_bar)
         self.statistics.documents += len(rows)
         return self._give(vectors, single, convert_to_tensor)
 
@@ -140,26 +144,30 @@ class SearchR3Encoder:
         instruction: str | Sequence[str | None] | None = None,
         max_reasoning_tokens: int | None = None,
         show_progress_bar: bool | None = None,
+        **unknown: Any,
     ) -> list[Thought]:
         """The reasoning about each text and the vector it leads to, in one pass; whatever the mode."""
-        rows = [texts] if isinstance(texts, str) else list(texts)
-        instructions = _each(instruction, rows)
+        refuse_keywords(self.think, unknown)
+        rows = texts_of(texts)
+        instructions = instructions_of(instruction, len(rows))
         sampling = Sampling(
             self._settings.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens,
             self._settings.temperature,
             self._settings.seed,
         )
-        if sampling.max_reasoning_tokens != self._settings.max_reasoning_tokens:
-            self._check_window(self.max_length, sampling.max_reasoning_tokens)
+        self._check_window(self.max_length + sampling.max_reasoning_tokens + 1, sampling.max_reasoning_tokens)
         store = self._store("query", "reason", sampling)
 
-        def compute(part: Sequence[int]) -> list[Thought]:
-            return self._reason([rows[i] for i in part], [instructions[i] for i in part], sampling)
+        def compute(part: Sequence[int], on_rows: Callable[[int], None]) -> list[Thought]:
+            return self._reason([rows[i] for i in part], [instructions[i] for i in part], sampling, on_rows)
 
         thoughts: list[Any] = [None] * len(rows)
-        for part, found in self._computed(rows, instructions, "query", store, compute, show_progress_bar):
+
+        def place(part: Sequence[int], found: Any) -> None:
             for position, thought in zip(part, found, strict=True):
                 thoughts[position] = thought
+
+        self._work(rows, instructions, "query", store, compute, place, show_progress_bar)
         if store is not None and rows:
             vectors = store.lookup(rows, instructions)
             kept = store.thoughts(rows, instructions)
@@ -170,18 +178,19 @@ class SearchR3Encoder:
         return thoughts
 
     def encode(self, inputs: Any, *, prompt_type: Any = None, **keywords: Any) -> Any:
-        """MTEB's entry point (a DataLoader of batches), or a list of texts.
+        """MTEB's entry point (a DataLoader of batches), or texts; a list may hold documents.
 
-        `prompt_type` "query" reasons as `encode_query`; anything else embeds directly. For MTEB see `integrations/mteb.py`.
+        `prompt_type` "query" reasons as `encode_query`; "document" and None embed directly.
         """
-        if isinstance(inputs, str | list | tuple):
-            encode = (
-                self.encode_query if getattr(prompt_type, "value", prompt_type) == "query" else self.encode_document
-            )
-            return encode(inputs, **keywords)
-        from search_r3_mteb.integrations.mteb import encode_batches
+        from search_r3_mteb.integrations.mteb import encode_batches, is_query, task_prompt
 
-        return encode_batches(self, inputs, prompt_type=prompt_type, **keywords)
+        if not isinstance(inputs, str | list | tuple):
+            return encode_batches(self, inputs, prompt_type=prompt_type, **keywords)
+        task, _, _ = (keywords.pop(name, None) for name in ("task_metadata", "hf_split", "hf_subset"))
+        if not is_query(prompt_type):
+            return self.encode_document(inputs, **keywords)
+        prompt = task_prompt(task) if self.task_prompts else None
+        return self.encode_query(inputs, **({"instruction": prompt} | keywords))
 
     def encode_queries(self, queries: Sequence[str], **keywords: Any) -> Any:
         """BEIR's name for `encode_query`."""
@@ -253,16 +262,24 @@ class SearchR3Encoder:
         store = self._store(role, "direct", None)
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
 
-        def compute(part: Sequence[int]) -> Vectors:
+        def compute(part: Sequence[int], on_rows: Callable[[int], None]) -> Vectors:
             rendered = self._render([texts[i] for i in part], [instructions[i] for i in part], "direct")
-            return self._unit(self.engine.embed(rendered).numpy(), [texts[i] for i in part])
+            return self._unit(self.engine.embed(rendered, on_rows).numpy(), [texts[i] for i in part])
 
-        for part, found in self._computed(texts, instructions, role, store, compute, show_progress_bar):
+        def place(part: Sequence[int], found: Any) -> None:
             vectors[list(part)] = found
+
+        self._work(texts, instructions, role, store, compute, place, show_progress_bar)
         return store.lookup(texts, instructions) if store is not None and len(texts) else vectors
 
-    def _reason(self, texts: Sequence[str], instructions: Sequence[str | None], sampling: Sampling) -> list[Thought]:
-        rollouts = self.engine.reason(self._render(texts, instructions, "reason"), sampling)
+    def _reason(
+        self,
+        texts: Sequence[str],
+        instructions: Sequence[str | None],
+        sampling: Sampling,
+        on_rows: Callable[[int], None],
+    ) -> list[Thought]:
+        rollouts = self.engine.reason(self._render(texts, instructions, "reason"), sampling, on_batch=on_rows)
         vectors = self._unit(rollouts.vectors.numpy(), texts)
         spoken = [ids[:-1] for ids in rollouts.token_ids]  # the last one is the embed token
         decoded = self.tokenizer.batch_decode(spoken, skip_special_tokens=True)
@@ -271,54 +288,31 @@ class SearchR3Encoder:
             for text, ids, finished, vector in zip(decoded, spoken, rollouts.finished, vectors, strict=True)
         ]
 
-    def _computed(
+    def _work(
         self,
         texts: Sequence[str],
         instructions: Sequence[str | None],
         role: str,
         store: Store | None,
-        compute: Callable[[Sequence[int]], Any],
+        compute: Compute,
+        place: Callable[[Sequence[int], Any], None],
         show_progress_bar: bool | None,
-    ) -> Iterator[tuple[Sequence[int], Any]]:
-        """Compute what is missing, in chunks of similar length; every chunk is stored before the next one starts.
-
-        Yields (positions, results) of what was computed; positions that the store already had are not among them.
-        """
-        todo = list(range(len(texts))) if store is None else store.missing(texts, instructions)
-        todo.sort(key=lambda i: (-len(texts[i]), i))
-        chunks = [todo[start : start + _CHUNK[role]] for start in range(0, len(todo), _CHUNK[role])]
-        with self._progress(len(todo), role, show_progress_bar) as bar:
-            for part in chunks:
-                start = time.perf_counter()
-                found = share_among_processes(part, compute)
-                seconds = time.perf_counter() - start
-                if role == "query":
-                    self.statistics.query_seconds += seconds
-                else:
-                    self.statistics.document_seconds += seconds
-                if store is not None:
-                    self._keep(store, texts, instructions, part, found, seconds)
-                bar.update(len(part))
-                yield part, found
-
-    def _keep(
-        self,
-        store: Store,
-        texts: Sequence[str],
-        instructions: Sequence[str | None],
-        part: Sequence[int],
-        found: Any,
-        seconds: float,
     ) -> None:
-        thoughts = None if isinstance(found, np.ndarray) else found
-        vectors = found if thoughts is None else np.stack([thought.vector for thought in thoughts])
-        store.append(
-            [texts[i] for i in part],
-            vectors,
-            thoughts,
-            instructions=[instructions[i] for i in part],
-            seconds=seconds,
-        )
+        """Compute what is missing, under a progress bar, and count the time; `place` takes each chunk's results."""
+        show = self._settings.show_progress_bar if show_progress_bar is None else show_progress_bar
+        what = "reasoning" if role == "query" and self.mode == "reason" else "encoding"
+        seconds = 0.0
+        with progress_bar(what, {"query": "query", "document": "doc"}[role], show) as bar:
+            for part, found, took in computed_chunks(texts, instructions, store, CHUNK[role], compute, bar):
+                place(part, found)
+                seconds += took
+        if store is not None and len(texts):
+            # What the store answers counts as what it took, in whichever run that was: a resumed run shows the same speed.
+            seconds = store.seconds(texts, instructions)
+        if role == "query":
+            self.statistics.query_seconds += seconds
+        else:
+            self.statistics.document_seconds += seconds
 
     def _render(
         self, texts: Sequence[str], instructions: Sequence[str | None], template: TemplateName
@@ -328,7 +322,7 @@ class SearchR3Encoder:
 
     def _unit(self, vectors: Vectors, texts: Sequence[str]) -> Vectors:
         """Rows of unit length; ValueError for one that is not finite or has no direction."""
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)  # squares of float32 may overflow
         bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
         if len(bad):
             raise ValueError(
@@ -354,41 +348,31 @@ class SearchR3Encoder:
             self._stores[key] = Store(self._settings.cache_folder, key, role, self.dim)
         return self._stores[key]
 
-    def _progress(self, total: int, role: str, show: bool | None) -> Any:
-        from tqdm.auto import tqdm
-
-        if show is None:
-            show = self._settings.show_progress_bar
-        if show is None:
-            show = sys.stderr.isatty()
-        what = "reasoning" if role == "query" and self.mode == "reason" else "encoding"
-        unit = {"query": "query", "document": "doc"}[role]
-        return tqdm(total=total, desc=what, unit=unit, disable=not show or total == 0, leave=False)
-
     def _fit_max_length(self, settings: EncoderSettings) -> int:
-        window = self._window()
+        """The prompt's length: what was asked for, or what fits; the same in both modes, which share document vectors."""
+        budget = settings.max_reasoning_tokens + 1
         if settings.max_length is not None:
-            self._check_window(settings.max_length, settings.max_reasoning_tokens)
+            self._check_window(settings.max_length + (budget if settings.mode == "reason" else 0), budget - 1)
             return settings.max_length
-        room = _DEFAULT_MAX_LENGTH if window is None else window - settings.max_reasoning_tokens - 1
-        if room < 1:
-            self._check_window(1, settings.max_reasoning_tokens)
-        return min(_DEFAULT_MAX_LENGTH, room)
+        window = self._window()
+        if window is None:
+            return _DEFAULT_MAX_LENGTH
+        if window > budget:
+            return min(_DEFAULT_MAX_LENGTH, window - budget)
+        if settings.mode == "reason":
+            self._check_window(1 + budget, budget - 1)
+        return min(_DEFAULT_MAX_LENGTH, window)
 
     def _window(self) -> int | None:
-        window = getattr(self.engine_config(), "max_position_embeddings", None)
+        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return None if window is None else int(window)
 
-    def engine_config(self) -> Any:
-        """The causal LM's own configuration."""
-        return self.model.config
-
-    def _check_window(self, max_length: int, budget: int) -> None:
+    def _check_window(self, needed: int, budget: int) -> None:
         window = self._window()
-        if window is not None and max_length + budget + 1 > window:
+        if window is not None and needed > window:
             raise ValueError(
-                f"max_length={max_length} tokens of prompt and max_reasoning_tokens={budget} need {max_length + budget + 1} positions "
-                f"with the embed token, but {self.name} was made for {window}. Lower one of them."
+                f"{needed} positions are needed for the prompt (max_length), the reasoning (max_reasoning_tokens={budget}) and the "
+                f"embed token, but {self.name} was made for {window}. Lower max_length or max_reasoning_tokens."
             )
 
     def _empty(self) -> Vectors:
@@ -401,30 +385,3 @@ class SearchR3Encoder:
         import torch
 
         return torch.from_numpy(np.array(result))
-
-
-def _each(instruction: str | Sequence[str | None] | None, texts: Sequence[str]) -> list[str | None]:
-    """One instruction a text."""
-    if instruction is None or isinstance(instruction, str):
-        return [instruction] * len(texts)
-    if len(instruction) != len(texts):
-        raise ValueError(
-            f"{len(instruction)} instructions were given for {len(texts)} texts; give one for each, or one for all."
-        )
-    return list(instruction)
-
-
-def _check_batch_size(batch_size: int | None) -> None:
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1 row.")
-
-
-def _stop_token_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """The ids that end an assistant's turn: the generation config's and the tokenizer's, never the embed token."""
-    configured = getattr(getattr(checkpoint.model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return tuple(
-        sorted(
-            {int(i) for i in [*ids, checkpoint.tokenizer.eos_token_id] if i is not None} - {checkpoint.embed_token_id}
-        )
-    )

@@ -12,6 +12,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def process_number() -> int:
+    """The number of this process among them; 0 outside of them."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def process_device() -> str | None:
     """The device of this process under `accelerate launch`; None leaves the choice to `load`."""
     if process_count() == 1:

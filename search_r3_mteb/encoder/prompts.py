@@ -68,7 +68,7 @@ class Renderer:
     """Renders texts to token ids under a profile; `max_length` is in tokens and covers the whole prompt.
 
     Too long a text loses the end of the *user's text* only. Markers or the embed token written out in a text stay text.
-    Raises ValueError when the tokenizer lacks the embed token or `max_length` has no room for the template.
+    Raises ValueError when the tokenizer is slow or lacks the embed token, and when the chat template loses one of the parts.
     """
 
     tokenizer: Any
@@ -84,16 +84,22 @@ class Renderer:
             )
         self.embed_token_id = embed_token_id(self.tokenizer, self.profile.embed_token)
         for name in TEMPLATES:
-            self._frames[name] = frame = self._build_frame(name)
-            overhead = len(frame.before) + len(frame.after)
-            if self.max_length <= overhead:
-                raise ValueError(
-                    f"max_length={self.max_length} leaves no room for text: the {name!r} template alone takes {overhead} tokens. "
-                    f"Set max_length to more than {overhead}."
-                )
+            self._frames[name] = self._build_frame(name)
         markers = self._markers()
         self._control = frozenset(self.tokenizer.convert_tokens_to_ids(markers))
         self._marker = re.compile("|".join(re.escape(token) for token in markers))
+
+    def check_room(self, template: TemplateName) -> None:
+        """Raises ValueError when `max_length` has no room for a text within this template."""
+        if template not in self._frames:
+            raise ValueError(f"There is no template {template!r}; the templates are {', '.join(TEMPLATES)}.")
+        frame = self._frames[template]
+        overhead = len(frame.before) + len(frame.after)
+        if self.max_length <= overhead:
+            raise ValueError(
+                f"max_length={self.max_length} leaves no room for text: the {template!r} template alone takes {overhead} tokens. "
+                f"Set max_length to more than {overhead}."
+            )
 
     def render(self, text: str, template: TemplateName = "direct", instruction: str | None = None) -> Rendered:
         """One inference prompt: "direct" ends with the embed token, "reason" with the assistant's turn open."""
@@ -103,8 +109,7 @@ class Renderer:
         self, texts: Sequence[str], template: TemplateName, instructions: Sequence[str | None] | None = None
     ) -> list[Rendered]:
         """Inference prompts for texts, tokenised together; `instructions` has one entry a text."""
-        if template not in self._frames:
-            raise ValueError(f"There is no template {template!r}; the templates are {', '.join(TEMPLATES)}.")
+        self.check_room(template)
         if instructions is not None and len(instructions) != len(texts):
             raise ValueError(f"{len(instructions)} instructions were given for {len(texts)} texts; give one for each.")
         bodies = self.tokenize_text(texts)

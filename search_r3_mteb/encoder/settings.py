@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from search_r3_mteb.encoder.checkpoints import Dtype
+from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype
 
 Mode = Literal["reason", "direct"]
 
@@ -37,12 +37,36 @@ class EncoderSettings:
     def __post_init__(self) -> None:
         if self.mode not in ("reason", "direct"):
             raise ValueError(f"mode={self.mode!r} does not exist; it is 'reason' or 'direct'.")
+        whole = {name: getattr(self, name) for name in ("batch_tokens", "max_reasoning_tokens", "seed")}
+        if self.max_length is not None:
+            whole["max_length"] = self.max_length
+        for name, value in whole.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; it must be a whole number (int).")
         if self.max_reasoning_tokens < 0:
             raise ValueError(f"max_reasoning_tokens={self.max_reasoning_tokens} is negative; 0 means no reasoning.")
-        if not 0 <= self.temperature < float("inf"):
+        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or a positive number.")
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens} must be at least 1 token.")
+
+    def check_fits(self, checkpoint: Checkpoint, revision: str | None) -> None:
+        """A checkpoint in memory is used as it is: ValueError for settings that would have it otherwise."""
+        import torch
+
+        dtype, device = str(checkpoint.model.dtype).removeprefix("torch."), checkpoint.model.device
+        wanted = None if self.device is None else torch.device(self.device)
+        asked = {
+            "revision": (revision, checkpoint.revision, revision in (None, checkpoint.revision)),
+            "dtype": (self.dtype, dtype, self.dtype in ("auto", dtype)),
+            "device": (self.device, str(device), wanted in (None, device, torch.device(device.type))),
+        }
+        for name, (given, has, fits) in asked.items():
+            if not fits:
+                raise ValueError(
+                    f"{name}={given!r} was given, but the checkpoint in memory has {has!r}. Load it with "
+                    f"search_r3_mteb.encoder.checkpoints.load(..., {name}={given!r}), or leave {name} out."
+                )
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> "EncoderSettings":

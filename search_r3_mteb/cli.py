@@ -1,0 +1,212 @@
+"""The command `search-r3`: parses, calls, prints."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+app = typer.Typer(
+    name="search-r3",
+    help="Reason about a query in text, then embed it: evaluate, embed, explain, export.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="nano (bundled), a folder, a LoRA folder, or a hub id.", show_default=True)
+]
+BudgetOption = Annotated[
+    int | None, typer.Option("--max-reasoning-tokens", help="Budget of a query's reasoning, in tokens.", min=0)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Any other setting of SearchR3Encoder: --set seed=1 --set dtype=bfloat16 --set device=cuda."
+    ),
+]
+# Rows of a table wider than this fold; a pipe or a log has no width of its own.
+_LOG_WIDTH = 120
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        list[str],
+        typer.Option("--model", help="nano, a folder, a hub id, NAME=FOLDER, or bm25. May be repeated."),
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option("--task", help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER, or an MTEB task. May be repeated."),
+    ],
+    mode: Annotated[str, typer.Option(help="both, reason or direct. Baselines are always direct.")] = "both",
+    output: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes there.")] = Path(
+        "runs/evaluate"
+    ),
+    split: Annotated[str | None, typer.Option(help="One split of the tasks, where it is not their own.")] = None,
+    cache_folder: Annotated[
+        Path | None,
+        typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False),
+    ] = None,
+    max_reasoning_tokens: BudgetOption = None,
+    setting: SetOption = None,
+) -> None:
+    """Score models on retrieval tasks through MTEB: nDCG@10, recall@10, cost; summary.json and per-query files."""
+    from search_r3_mteb.evaluation.evaluate import evaluate as run
+    from search_r3_mteb.evaluation.summary import table
+
+    rows = run(
+        model,
+        task,
+        _choice("--mode", mode, ("both", "reason", "direct")),
+        output,
+        split=split,
+        cache_folder=cache_folder,
+        settings=_settings(setting, max_reasoning_tokens=max_reasoning_tokens),
+        command=shlex.join(["search-r3", *_arguments()]),
+    )
+    console = _console()
+    console.print(table(rows))
+    console.print(f"Written to {escape(str(output))}: summary.json, queries/, predictions/, mteb/")
+
+
+@app.command()
+def embed(
+    input: Annotated[Path, typer.Option(help="A text a line, or .jsonl with 'text' and perhaps 'title'.")],
+    output: Annotated[Path, typer.Option(help="A .npy file: float32 (texts, dim), unit length.")],
+    model: ModelOption = "nano",
+    role: Annotated[str, typer.Option(help="query (reasons) or document (is embedded directly).")] = "query",
+    mode: Annotated[str, typer.Option(help="reason or direct; documents are always direct.")] = "reason",
+    show_reasoning: Annotated[bool, typer.Option("--show-reasoning", help="Print each query's reasoning.")] = False,
+    max_reasoning_tokens: BudgetOption = None,
+    setting: SetOption = None,
+) -> None:
+    """Embed the texts of a file."""
+    from search_r3_mteb.embed import embed_file
+
+    _choice("--role", role, ("query", "document"))
+    settings = _settings(setting, max_reasoning_tokens=max_reasoning_tokens)
+    settings["mode"] = _choice("--mode", mode, ("reason", "direct"))
+    done = embed_file(model, input, output, role, settings, think=show_reasoning)
+    console = _console()
+    for text, thought in done.thoughts:
+        end = "" if thought.finished else ", token forced"
+        console.print(f"[bold]{escape(text)}[/bold] [dim]({len(thought.token_ids)} tokens{end})[/dim]")
+        console.print(f"  {escape(thought.text.strip())}")
+    rows, dim = done.shape
+    console.print(f"{rows:,} x {dim} float32 in {escape(str(output))}, {done.seconds:.1f} s")
+
+
+@app.command()
+def explain(
+    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    corpus: Annotated[
+        str,
+        typer.Option(help="A BEIR folder, a corpus.jsonl, a text file with a document a line, or a task (hopworld)."),
+    ],
+    model: ModelOption = "nano",
+    top: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 5,
+    max_reasoning_tokens: BudgetOption = None,
+    setting: SetOption = None,
+) -> None:
+    """Show a question's reasoning, and the documents that it finds without and with it, side by side."""
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.evaluation.explain import explain as look
+    from search_r3_mteb.evaluation.explain import read_documents, side_by_side
+
+    documents = read_documents(corpus)
+    encoder = SearchR3Encoder(model, **_settings(setting, max_reasoning_tokens=max_reasoning_tokens))
+    found = look(encoder, documents, question, top)
+    console = _console()
+    end = "" if found.thought.finished else ", token forced: the budget was spent or the model ended its turn"
+    console.print(f"[bold]{escape(question)}[/bold]")
+    console.print(
+        f"[dim]reasoning ({len(found.thought.token_ids)} tokens{end}):[/dim] {escape(found.thought.text.strip())}"
+    )
+    console.print(side_by_side(found))
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Option(help="The folder to write.")],
+    model: ModelOption = "nano",
+    max_reasoning_tokens: BudgetOption = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a whole prompt.", min=1)] = None,
+) -> None:
+    """Write a checkpoint as a sentence-transformers folder that reasons on queries."""
+    from search_r3_mteb.integrations.sentence_transformers import export as write
+
+    folder = write(model, output, max_reasoning_tokens=max_reasoning_tokens, max_length=max_length)
+    console = _console()
+    console.print(f"Written to {escape(str(folder))}. Load it with:")
+    console.print("  from search_r3_mteb import SentenceTransformer", markup=False)
+    console.print(f"  SentenceTransformer({str(folder)!r})", markup=False)
+
+
+@app.command()
+def doctor(model: ModelOption = "nano") -> None:
+    """Show versions, device, threads and the model, and compute one vector."""
+    from search_r3_mteb.doctor import examine
+
+    console = _console()
+    for name, value in examine(model):
+        console.print(f"{name:>22}  {value}", markup=False, highlight=False)
+    console.print("All well.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. A mistake of the caller gives one message and exit code 2; `--debug` shows where it arose."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    sys.argv[1:] = [each for each in given if each != "--debug"]
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a log is no place for moving bars; read when tqdm is imported
+    try:
+        app(args=sys.argv[1:])
+    except (ValueError, TypeError, OSError) as error:
+        if debug:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped. Start the same command again to resume where it can.")
+        raise SystemExit(130) from None
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_LOG_WIDTH, soft_wrap=False)
+
+
+def _arguments() -> list[str]:
+    return sys.argv[1:]
+
+
+def _choice(option: str, value: str, valid: tuple[str, ...]) -> Any:
+    if value not in valid:
+        raise ValueError(f"{option} must be one of {', '.join(valid)}, got {value!r}.")
+    return value
+
+
+def _settings(pairs: list[str] | None, **named: Any) -> dict[str, Any]:
+    """Encoder settings from NAME=VALUE pairs and from the options that were given."""
+    from search_r3_mteb.encoder.options import parse_settings
+
+    return {**parse_settings(pairs or []), **{key: value for key, value in named.items() if value is not None}}
+
+
+if __name__ == "__main__":
+    main()

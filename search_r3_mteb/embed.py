@@ -1,0 +1,72 @@
+"""A file of texts to a file of vectors."""
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_r3_mteb.text_files import read_texts
+
+if TYPE_CHECKING:
+    from search_r3_mteb.encoder.encoder import Thought
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What was written, in how many seconds; `thoughts` pairs each query with its thought where they were asked for."""
+
+    shape: tuple[int, int]
+    seconds: float
+    thoughts: list[tuple[str, "Thought"]] = field(default_factory=list)
+
+
+def embed_file(
+    model: str, source: Path, output: Path, role: str, settings: Mapping[str, Any], *, think: bool = False
+) -> Embedded:
+    """Embed the texts of `source` as `role` ("query" or "document") and write float32 (texts, dim) to `output` (.npy).
+
+    Row n belongs to line n: empty lines are texts, too. `settings` are those of SearchR3Encoder; `think` returns the thoughts.
+    Raises ValueError and FileNotFoundError, before the model is loaded where possible.
+    """
+    reasons = role == "query" and settings.get("mode", "reason") == "reason"
+    if think and not reasons:
+        raise ValueError(
+            f"--show-reasoning was given, but role {role!r} in mode {settings.get('mode')!r} does not reason. "
+            "Use --role query --mode reason, or leave the option out."
+        )
+    if output.suffix != ".npy":
+        raise ValueError(f"--output {output} must end in .npy: vectors are written as a NumPy array.")
+    texts = read_texts(source)
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
+    encoder = SearchR3Encoder(model, **settings)
+    start = time.perf_counter()
+    thoughts = []
+    if think:
+        thoughts = encoder.think(texts)
+        vectors = np.stack([each.vector for each in thoughts]) if thoughts else encoder.encode_query([])
+    else:
+        vectors = encoder.encode_query(texts) if role == "query" else encoder.encode_document(texts)
+    seconds = time.perf_counter() - start
+    _write(output, vectors)
+    return Embedded(vectors.shape, seconds, list(zip(texts, thoughts, strict=False)))
+
+
+def _write(path: Path, vectors: NDArray[np.float32]) -> None:
+    """The array, there completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as stream:
+            np.save(stream, vectors, allow_pickle=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

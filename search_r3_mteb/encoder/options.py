@@ -1,0 +1,43 @@
+"""Encoder settings from text: NAME=VALUE pairs of the command line."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
+
+from search_r3_mteb.encoder.settings import EncoderSettings
+
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """The values in the types that `EncoderSettings` has; "revision" is the hub's, as in SearchR3Encoder.
+
+    Raises ValueError for a pair that is none, an unknown name, and a value of another type.
+    """
+    hints = get_type_hints(EncoderSettings)
+    valid = {each.name: hints[each.name] for each in fields(EncoderSettings)} | {"revision": str}
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not sign or name not in valid:
+            raise ValueError(f"--set {pair}: write NAME=VALUE, where NAME is one of {', '.join(valid)}.")
+        settings[name] = _parsed(pair, text.strip(), valid[name])
+    return settings
+
+
+def _parsed(pair: str, text: str, hint: Any) -> Any:
+    kinds = {hint, *get_args(hint)}
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    if bool in kinds:
+        if text.lower() not in (*_TRUE, *_FALSE):
+            raise ValueError(f"--set {pair}: {text!r} is neither true nor false.")
+        return text.lower() in _TRUE
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError as error:
+                raise ValueError(f"--set {pair}: {text!r} is no {'whole ' if kind is int else ''}number.") from error
+    return text

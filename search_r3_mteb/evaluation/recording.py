@@ -1,0 +1,113 @@
+"""What MTEB runs in an evaluation: the model itself, with times taken and thoughts kept on the way."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Record:
+    """What one split of a task took: numbers of texts, and seconds of the model's work on them.
+
+    `thoughts` holds, for each subset, one (reasoning, reasoning tokens, finished) a query in the task's order; it is empty
+    where nothing reasoned.
+    """
+
+    queries: int = 0
+    documents: int = 0
+    query_seconds: float = 0.0
+    document_seconds: float = 0.0
+    thoughts: dict[str, list[tuple[str | None, int | None, bool | None]]] = field(default_factory=dict)
+
+    def add(self, is_query: bool, rows: int, seconds: float) -> None:
+        """Count `rows` texts that took `seconds`."""
+        if is_query:
+            self.queries += rows
+            self.query_seconds += seconds
+        else:
+            self.documents += rows
+            self.document_seconds += seconds
+
+
+class RecordedEncoder:
+    """An encoder as MTEB wants it; `encoder` is ours or any other that MTEB takes.
+
+    The seconds of ours are those that its statistics count: what the store answers is counted at what computing it took, in
+    whichever run that was.
+    """
+
+    def __init__(self, encoder: Any, mteb_model_meta: Any) -> None:
+        self.encoder = encoder
+        self.mteb_model_meta = mteb_model_meta
+        self.records: dict[str, Record] = {}
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        **keywords: Any,
+    ) -> Any:
+        """MTEB's encode. In mode "reason" the thoughts are kept."""
+        from search_r3_mteb.encoder.encoder import SearchR3Encoder
+        from search_r3_mteb.integrations.mteb import is_query, read_queries
+
+        record = self.records.setdefault(hf_split, Record())
+        query = is_query(prompt_type)
+        ours = isinstance(self.encoder, SearchR3Encoder)
+        before = self._seconds(query) if ours else 0.0
+        start = time.perf_counter()
+        if ours and query and self.encoder.mode == "reason":
+            texts, instructions = read_queries(inputs, task_metadata if self.encoder.task_prompts else None)
+            show = keywords.get("show_progress_bar")
+            thoughts = self.encoder.think(texts, instruction=instructions, show_progress_bar=show)
+            kept: list[tuple[str | None, int | None, bool | None]] = [
+                (thought.text, len(thought.token_ids), thought.finished) for thought in thoughts
+            ]
+            record.thoughts.setdefault(hf_subset, []).extend(kept)
+            vectors = np.stack([thought.vector for thought in thoughts])
+        else:
+            place = {"task_metadata": task_metadata, "hf_split": hf_split, "hf_subset": hf_subset}
+            vectors = self.encoder.encode(inputs, prompt_type=prompt_type, **place, **keywords)
+        seconds = self._seconds(query) - before if ours else time.perf_counter() - start
+        record.add(query, len(vectors), seconds)
+        return vectors
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """The model's own similarity (queries, documents)."""
+        return self.encoder.similarity(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """The model's own similarity, row by row."""
+        return self.encoder.similarity_pairwise(embeddings1, embeddings2)
+
+    def _seconds(self, query: bool) -> float:
+        statistics = self.encoder.statistics
+        return float(statistics.query_seconds if query else statistics.document_seconds)
+
+
+class RecordedSearch:
+    """A search model (BM25) as MTEB wants it: indexing counts for the documents, searching for the queries."""
+
+    def __init__(self, search_model: Any, mteb_model_meta: Any) -> None:
+        self.search_model = search_model
+        self.mteb_model_meta = mteb_model_meta
+        self.records: dict[str, Record] = {}
+
+    def index(self, corpus: Any, *, hf_split: str, **keywords: Any) -> None:
+        """MTEB's index."""
+        start = time.perf_counter()
+        self.search_model.index(corpus, hf_split=hf_split, **keywords)
+        self.records.setdefault(hf_split, Record()).add(False, len(corpus), time.perf_counter() - start)
+
+    def search(self, queries: Any, *, hf_split: str, **keywords: Any) -> Any:
+        """MTEB's search."""
+        start = time.perf_counter()
+        results = self.search_model.search(queries, hf_split=hf_split, **keywords)
+        self.records.setdefault(hf_split, Record()).add(True, len(queries), time.perf_counter() - start)
+        return results

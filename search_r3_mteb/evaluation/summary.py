@@ -1,0 +1,130 @@
+"""summary.json: one row per task, split, model and mode; and the table that people read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search_r3_mteb.evaluation.significance import interval
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = dict[str, Any]
+Records = Sequence[Mapping[str, Any]]
+_DIGITS = 6
+
+
+def read_summary(path: Path) -> list[Row]:
+    """The rows of an earlier run, [] when there is none. Raises ValueError for a file that is no summary."""
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}). It is written atomically, so something else changed it: remove it."
+        ) from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} is not a list of results. Name another output folder, or remove the file.")
+    return rows
+
+
+def quality(records: Mapping[str, Records]) -> Row:
+    """nDCG@10, recall@10, their interval and what the reasoning took (None: not told), of per-query records by subset.
+
+    The means are over subsets of means over queries, as MTEB's are; the interval (95 %, bootstrap over queries) is given where
+    there is one subset.
+    """
+    every = [record for part in records.values() for record in part]
+    row: Row = {
+        "ndcg_at_10": _mean([_mean_of(part, "ndcg_at_10") for part in records.values()]),
+        "recall_at_10": _mean([_mean_of(part, "recall_at_10") for part in records.values()]),
+        "queries": len(every),
+        "reasoning_tokens_per_query": None,
+        "forced_share": None,
+    }
+    if all(record["reasoning_tokens"] is not None for record in every):
+        row["reasoning_tokens_per_query"] = _mean_of(every, "reasoning_tokens")
+        row["forced_share"] = _mean([float(record["finished"] is False) for record in every])
+    if len(records) == 1:
+        bounds = interval([record["ndcg_at_10"] for record in every])
+        row["interval"] = [round(bounds.low, _DIGITS), round(bounds.high, _DIGITS)]
+    return {key: round(value, _DIGITS) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def hop_rows(row: Row, records: Mapping[str, Records]) -> list[Row]:
+    """One more row for each hop count of hopworld; none for other tasks. Times are known for all hop counts together only."""
+    by_hops: dict[int, list[Mapping[str, Any]]] = {}
+    for part in records.values():
+        for record in part:
+            if "hops" in record:
+                by_hops.setdefault(record["hops"], []).append(record)
+    untimed = {"seconds": None, "queries_per_second": None, "documents_per_second": None}
+    return [{**row, **quality({"default": part}), **untimed, "hops": hops} for hops, part in sorted(by_hops.items())]
+
+
+def replace_rows(rows: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """`rows` with those of the same task, split, model and mode replaced in their place by `new`; else `new` at the end."""
+    keys = {identity(row) for row in new}
+    places = [position for position, row in enumerate(rows) if identity(row) in keys]
+    kept = [row for row in rows if identity(row) not in keys]
+    at = places[0] if places else len(kept)
+    return [*kept[:at], *new, *kept[at:]]
+
+
+def identity(row: Row) -> tuple[Any, ...]:
+    """What may stand in a summary once, together with its hop counts."""
+    return tuple(row.get(key) for key in ("task", "split", "model", "mode"))
+
+
+def table(rows: Sequence[Row]) -> "Table":
+    """The rows as a rich table; a row of one hop count follows the row of all."""
+    from rich import box
+    from rich.table import Table
+
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("task", "model", "mode"):
+        found.add_column(name, overflow="fold")
+    for name in ("nDCG@10", "95 %\ninterval", "recall\n@10", "reasoning\ntokens/query", "queries/s", "documents/s"):
+        found.add_column(name, justify="right", no_wrap=True)
+    previous = None
+    for row in rows:
+        if previous is not None and identity(previous) != identity(row):
+            found.add_section()
+        previous = row
+        found.add_row(*_cells(row))
+    return found
+
+
+def _cells(row: Row) -> list[str]:
+    names = [row["task"] if row["split"] == "test" else f"{row['task']} ({row['split']})", row["model"], row["mode"]]
+    if "hops" in row:
+        names = [f"  {row['hops']} hop" + ("s" if row["hops"] > 1 else ""), "", ""]
+    bounds = row.get("interval")
+    return [
+        *names,
+        f"{row['ndcg_at_10']:.3f}",
+        "" if bounds is None else f"{bounds[0]:.3f}-{bounds[1]:.3f}",
+        f"{row['recall_at_10']:.3f}",
+        _rate(row["reasoning_tokens_per_query"]),
+        _rate(row.get("queries_per_second")),
+        _rate(row.get("documents_per_second")),
+    ]
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def rate(count: int, seconds: float) -> float | None:
+    """Texts per second, None where no time was measured."""
+    return round(count / seconds, 3) if seconds > 0 else None
+
+
+def _mean_of(records: Records, key: str) -> float:
+    return _mean([float(record[key]) for record in records])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,189 @@
+"""What can be evaluated: Search-R3 checkpoints in both modes, ordinary sentence-transformers folders, and BM25.
+
+Each becomes a `System`: an object that `mteb.evaluate` takes, under an identity that no other checkpoint shares.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from search_r3_mteb.encoder.store import fingerprint_of
+from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch
+
+if TYPE_CHECKING:
+    from search_r3_mteb.encoder.checkpoints import Checkpoint
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
+BM25 = "bm25"
+_BM25_IN_MTEB = "mteb/baseline-bm25s"
+Mode = Literal["both", "reason", "direct"]
+MODES: tuple[Mode, ...] = ("both", "reason", "direct")
+Kind = Literal["bm25", "sentence-transformers", "search-r3"]
+SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
+ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder"
+
+
+@dataclass(frozen=True)
+class System:
+    """One model in one mode. `model` is what MTEB runs; it records times and thoughts while it does.
+
+    `fingerprint` (hex) stands for everything that decides its vectors or scores.
+    """
+
+    label: str
+    mode: Literal["reason", "direct"]
+    model: RecordedEncoder | RecordedSearch
+    fingerprint: str
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def split_label(spec: str) -> tuple[str | None, str]:
+    """NAME=PATH as (NAME, PATH), any other text as (None, text): a name for a folder that is merely called "model"."""
+    label, sign, path = spec.partition("=")
+    return (label, path) if sign and not Path(spec).exists() else (None, spec)
+
+
+def kind_of(path: str) -> Kind:
+    """What is behind a model's name. Raises FileNotFoundError when nothing is.
+
+    A folder of sentence-transformers (modules.json) that has no profile of ours is an ordinary one; every other folder must be
+    a Search-R3 checkpoint, and loading says by name what it lacks.
+    """
+    from search_r3_mteb.encoder.checkpoints import resolve
+    from search_r3_mteb.encoder.prompts import PROFILE_FILE
+
+    if path == BM25:
+        return "bm25"
+    folder = resolve(path)
+    if (folder / "modules.json").exists() and not (folder / PROFILE_FILE).exists():
+        return "sentence-transformers"
+    return "search-r3"
+
+
+def open_systems(
+    spec: ModelSpec, mode: Mode, settings: Mapping[str, Any], cache_folder: Path | str | None
+) -> Iterator[System]:
+    """The systems of one model, one after the other: both modes share the weights.
+
+    Baselines have no reasoning, so they are run directly whatever `mode` is. `settings` are those of SearchR3Encoder.
+    """
+    if not isinstance(spec, str | Path):
+        yield from _search_r3(spec, None, mode, settings, cache_folder)
+        return
+    label, path = split_label(str(spec))
+    kind = kind_of(path)
+    if kind == "bm25":
+        yield _bm25(label or BM25)
+    elif kind == "sentence-transformers":
+        yield _sentence_transformer(path, label, settings)
+    else:
+        yield from _search_r3(path, label, mode, settings, cache_folder)
+
+
+def _search_r3(
+    spec: ModelSpec, label: str | None, mode: Mode, settings: Mapping[str, Any], cache_folder: Path | str | None
+) -> Iterator[System]:
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
+    if isinstance(spec, SearchR3Encoder):
+        yield _system(spec, label)
+        return
+    model: Any = spec
+    given = {**settings, "cache_folder": cache_folder}
+    revision = given.pop("revision", None)
+    for each in ("reason", "direct") if mode == "both" else (mode,):
+        encoder = SearchR3Encoder(model, revision=revision, **{**given, "mode": each})
+        model = encoder.checkpoint  # the second mode runs on the weights that the first one loaded
+        yield _system(encoder, label)
+
+
+def _system(encoder: "SearchR3Encoder", label: str | None) -> System:
+    settings = encoder.settings
+    if encoder.mode == "direct":
+        # Budget, temperature and seed decide nothing here: two direct runs that differ in them only are one system.
+        settings = {key: value for key, value in settings.items() if key not in SAMPLING}
+    return System(
+        label=label or short_name(encoder.name),
+        mode=encoder.mode,
+        model=RecordedEncoder(encoder, encoder.mteb_model_meta),
+        fingerprint=fingerprint_of({"checkpoint": encoder.checkpoint.fingerprint(), **settings}),
+        seed=int(encoder.settings["seed"]),
+        settings=settings,
+    )
+
+
+def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, Any]) -> System:
+    """A sentence-transformers model, run by MTEB's own wrapper; an export of ours reasons there as well.
+
+    MTEB gives every local folder one and the same identity, so that a second checkpoint is handed the first one's scores
+    (mteb 2.26, model_meta.py); name and revision from the folder's content prevent that. Weights come from safetensors only.
+    """
+    from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+    from sentence_transformers import SentenceTransformer
+
+    from search_r3_mteb.encoder.checkpoints import resolve
+    from search_r3_mteb.integrations.mteb import name_for_mteb
+    from search_r3_mteb.integrations.sentence_transformers import register
+
+    folder = resolve(path, settings.get("revision"))
+    exported = _is_export(folder)
+    if exported:
+        register()
+    fingerprint = fingerprint_of(
+        {"files": _content_hash(folder), "sentence-transformers": version("sentence-transformers")}
+    )
+    model = SentenceTransformer(
+        str(folder),
+        device=settings.get("device"),
+        trust_remote_code=bool(settings.get("trust_remote_code", False)),
+        model_kwargs={"use_safetensors": True},
+    )
+    name = label or short_name(name_for_mteb(path))
+    wrapped = SentenceTransformerEncoderWrapper(model)
+    meta = wrapped.mteb_model_meta.model_copy(
+        update={
+            "name": name if "/" in name else f"local/{name}",
+            "revision": fingerprint[:16],
+            "experiment_kwargs": {"fingerprint": fingerprint[:16]},
+        }
+    )
+    wrapped.mteb_model_meta = meta
+    return System(name, "reason" if exported else "direct", RecordedEncoder(wrapped, meta), fingerprint)
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether the folder is one that `search-r3 export` wrote."""
+    config = folder / "config.json"
+    return config.exists() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "search_r3"
+
+
+def _bm25(label: str) -> System:
+    """MTEB's own BM25 baseline (bm25s): stemmed, with stop words of the task's language."""
+    import mteb
+
+    model = mteb.get_model(_BM25_IN_MTEB)
+    meta = model.mteb_model_meta
+    fingerprint = fingerprint_of({"name": meta.name, "revision": meta.revision, "bm25s": version("bm25s")})
+    return System(label, "direct", RecordedSearch(model, meta), fingerprint)
+
+
+def short_name(name: str) -> str:
+    """A model's name as people write it: without the organisation that MTEB's form needs but no hub knows."""
+    return name.removeprefix("search-r3-mteb/").removeprefix("local/")
+
+
+def _content_hash(folder: Path) -> str:
+    """sha256 over the names and contents of all files that decide what the model computes."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in (".json", ".safetensors", ".txt", ".model", ".py", ".jinja"):
+            digest.update(json.dumps([str(path.relative_to(folder)), path.stat().st_size]).encode())
+            with path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""Tasks by name: hopworld, stdlib, any BEIR folder, and MTEB's own retrieval tasks."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+TaskSpec: TypeAlias = "str | AbsTaskRetrieval"
+FORMS = "hopworld, hopworld:DOCUMENTS, stdlib, beir:FOLDER, or the name of an MTEB retrieval task"
+
+
+def resolve_task(spec: TaskSpec, split: str | None = None) -> "AbsTaskRetrieval":
+    """The task that `spec` names, restricted to `split` when one is given; its data are not loaded yet.
+
+    Raises ValueError for an unknown name or split and for tasks that retrieve nothing, FileNotFoundError for a missing folder.
+    """
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    task = _named(spec, split) if isinstance(spec, str) else spec
+    if not isinstance(task, AbsTaskRetrieval):
+        raise ValueError(
+            f"{_name(task)} is no retrieval task, and this evaluation reports rankings only. Run it with "
+            "mteb.evaluate(SearchR3Encoder(...), task)."
+        )
+    if split is not None and list(task.eval_splits) != [split]:
+        known = list(task.metadata.eval_splits)
+        if split not in known:
+            raise ValueError(f"{_name(task)} has no split {split!r}; it has {', '.join(known)}.")
+        task.filter_eval_splits([split])
+    return task
+
+
+def _named(name: str, split: str | None) -> Any:
+    head, _, rest = name.partition(":")
+    if head == "beir":
+        if not rest:
+            raise ValueError(f"--task {name} names no folder; write beir:FOLDER.")
+        from search_r3_mteb.tasks.mteb_tasks import BeirFolder
+
+        return BeirFolder(Path(rest), split=split)
+    if head == "hopworld":
+        from search_r3_mteb.tasks.mteb_tasks import HopWorldTask
+
+        settings: dict[str, Any] = {} if split is None else {"split": split}
+        if rest:
+            if not rest.isdigit():
+                raise ValueError(f"--task {name}: {rest!r} is no number of documents; write for example hopworld:5000.")
+            settings["documents"] = int(rest)
+        return HopWorldTask(**settings)
+    if name == "stdlib":
+        from search_r3_mteb.tasks.mteb_tasks import StdlibTask
+
+        return StdlibTask()
+    return _from_mteb(name)
+
+
+def _from_mteb(name: str) -> Any:
+    import mteb
+
+    try:
+        return mteb.get_task(name)
+    except KeyError as error:
+        hint = str(error.args[0]).removeprefix("KeyError: ") if error.args else ""
+        raise ValueError(f"There is no task {name!r} ({hint}) A task is {FORMS}.") from error
+
+
+def _name(task: Any) -> str:
+    return str(getattr(getattr(task, "metadata", None), "name", type(task).__name__))

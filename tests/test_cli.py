@@ -1,0 +1,240 @@
+"""The command line: what it prints and writes, and how it fails."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from search_r3_mteb import cli
+from search_r3_mteb.encoder.encoder import SearchR3Encoder
+from search_r3_mteb.encoder.options import parse_settings
+from search_r3_mteb.text_files import read_lines, read_texts
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run one command; returns (exit code, standard output, standard error)."""
+
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # what `main` sets where there is no terminal; put back after the test
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["search-r3"])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(each) for each in arguments])
+        shown = capsys.readouterr()
+        return stopped.value.code, shown.out, shown.err
+
+    return run
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("cats sleep\n\ndogs bark\nbirds sing\n")
+    return path
+
+
+def test_evaluate_prints_the_table_and_writes_the_run(call, tmp_path):
+    output = tmp_path / "out"
+    code, out, _ = call("evaluate", "--model", "bm25", "--task", "hopworld:500", "--output", output)
+    assert code == 0
+    rows = json.loads((output / "summary.json").read_text())
+    for word in ("nDCG@10", "recall", "tokens/query", "queries/s", "documents/s", "bm25", "1 hop", "4 hops"):
+        assert word in out
+    assert f"{rows[0]['ndcg_at_10']:.3f}" in out
+    assert rows[0]["command"] == f"search-r3 evaluate --model bm25 --task hopworld:500 --output {output}"
+
+
+def test_evaluate_passes_every_option_on(call, tmp_path, monkeypatch):
+    from search_r3_mteb.evaluation import evaluate as module
+
+    seen = {}
+    monkeypatch.setattr(module, "evaluate", lambda *given, **named: seen.update(named, given=given) or [])
+    options = ["--mode", "reason", "--split", "dev", "--cache-folder", tmp_path, "--max-reasoning-tokens", "7"]
+    code, *_ = call(
+        *("evaluate", "--model", "a", "--model", "b", "--task", "t", *options),
+        *("--output", tmp_path / "o", "--set", "seed=3", "--set", "dtype=bfloat16"),
+    )
+    assert code == 0
+    assert seen["given"] == (["a", "b"], ["t"], "reason", tmp_path / "o")
+    assert (seen["split"], seen["cache_folder"]) == ("dev", tmp_path)
+    assert seen["settings"] == {"max_reasoning_tokens": 7, "seed": 3, "dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_embed_writes_one_row_a_line(call, tiny_folder, tmp_path, role):
+    source, output = tmp_path / "texts.txt", tmp_path / "deep" / "vectors.npy"
+    source.write_text("one\n\nשלום\r\n", encoding="utf-8")
+    code, out, _ = call(
+        *("embed", "--model", tiny_folder, "--role", role, "--input", source, "--output", output),
+        *("--max-reasoning-tokens", 4),
+    )
+    assert code == 0
+    assert "3 x 32 float32" in out
+    vectors = np.load(output, allow_pickle=False)
+    encoder = SearchR3Encoder(tiny_folder, max_reasoning_tokens=4)
+    texts = ["one", "", "שלום"]
+    expected = encoder.encode_query(texts) if role == "query" else encoder.encode_document(texts)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert [path.name for path in output.parent.iterdir()] == ["vectors.npy"]
+
+
+def test_embed_shows_the_reasoning(call, tiny_folder, tmp_path):
+    source, output = tmp_path / "texts.txt", tmp_path / "vectors.npy"
+    source.write_text("who is there\n")
+    code, out, _ = call(
+        *("embed", "--model", tiny_folder, "--input", source, "--output", output),
+        *("--show-reasoning", "--max-reasoning-tokens", 6),
+    )
+    thought = SearchR3Encoder(tiny_folder, max_reasoning_tokens=6).think(["who is there"])[0]
+    assert code == 0
+    assert thought.text.strip() in out
+    assert f"{len(thought.token_ids)} tokens" in out
+    np.testing.assert_allclose(np.load(output)[0], thought.vector, atol=1e-5)
+
+
+def test_embed_reads_titles_from_jsonl(tmp_path):
+    source = tmp_path / "documents.jsonl"
+    source.write_text('{"_id": "1", "title": "A", "text": "b"}\n\n{"text": "c"}\n')
+    assert read_texts(source) == ["A b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "line 2: Expecting"), ('{"text": 3}', "line 2: The text"), ("[1]", "line 2: Document 0 is of type list")],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    source = tmp_path / "documents.jsonl"
+    source.write_text(f'{{"text": "fine"}}\n{line}\n')
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_texts(source)
+
+
+def test_lines_end_at_line_feeds_only(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_bytes("\ufeffone\u2028still one\r\n\x0ctwo\n\nlast".encode())
+    assert read_lines(path) == ["one\u2028still one", "\x0ctwo", "", "last"]
+    path.write_bytes(b"fine\n\xff\n")
+    with pytest.raises(ValueError, match=r"line 2, is not UTF-8"):
+        read_lines(path)
+
+
+def test_explain_shows_both_rankings_side_by_side(call, tiny_folder, corpus):
+    code, out, _ = call(
+        *("explain", "--model", tiny_folder, "--corpus", corpus, "--top", 3, "--max-reasoning-tokens", 4, "what barks?")
+    )
+    assert code == 0
+    for word in ("what barks?", "reasoning (", "without reasoning", "with reasoning", "Top documents of 3"):
+        assert word in out
+    # Every document twice: once in each ranking.
+    assert [out.count(text) for text in ("cats sleep", "dogs bark", "birds sing")] == [2, 2, 2]
+    encoder = SearchR3Encoder(tiny_folder, max_reasoning_tokens=4)
+    scores = (
+        encoder.encode_query(["what barks?"]) @ encoder.encode_document(["cats sleep", "dogs bark", "birds sing"]).T
+    )
+    assert f"{scores.max():.3f}" in out
+    # Ids are line numbers of the file, where line 2 is empty.
+    assert {"1", "3", "4"} == set(re.findall(r"0\.\d{3} (\d)", out))
+
+
+def test_export_names_the_folder_and_how_to_load_it(call, tiny_folder, tmp_path):
+    code, out, _ = call("export", "--model", tiny_folder, "--output", tmp_path / "exported")
+    assert code == 0
+    assert "from search_r3_mteb import SentenceTransformer" in out
+    assert (tmp_path / "exported" / "modules.json").exists()
+
+
+def test_doctor_computes_a_vector(call, tiny_folder):
+    code, out, _ = call("doctor", "--model", tiny_folder)
+    assert code == 0
+    for word in ("torch", "threads", "device", "32 dimensions, length 1.0000", "All well"):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--model", "./nowhere", "--task", "hopworld"], "There is no model './nowhere'"),
+        (["evaluate", "--model", "bm25", "--task", "beir:nowhere"], "nowhere"),
+        (
+            ["evaluate", "--model", "bm25", "--task", "hopworld", "--mode", "fast"],
+            "--mode must be one of both, reason, direct",
+        ),
+        (["embed", "--input", "none.txt", "--output", "v.npy"], "There is no file none.txt"),
+        (["embed", "--input", "none.txt", "--output", "v.txt"], "must end in .npy"),
+        (["embed", "--input", "a", "--output", "v.npy", "--role", "passage"], "--role must be one of query, document"),
+        (["embed", "--input", "a", "--output", "v.npy", "--mode", "direct", "--show-reasoning"], "does not reason"),
+        (["explain", "--corpus", "./none.txt", "why?"], "There is no corpus ./none.txt"),
+        (["explain", "--corpus", "hopworld", "--set", "sed=1", "why?"], "NAME is one of mode, dtype, device"),
+        (["doctor", "--model", "./nowhere"], "There is no model './nowhere'"),
+    ],
+)
+def test_a_mistake_gives_one_message_and_exit_code_2(call, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert err.startswith("Error: ")
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_wrong_usage_exits_with_2(call):
+    for arguments in (["evaluate"], ["nonsense"], ["embed", "--what"]):
+        code, _, err = call(*arguments)
+        assert code == 2
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_debug_shows_where_it_arose(monkeypatch, place):
+    arguments = ["evaluate", "--model", "./nowhere", "--task", "hopworld"]
+    arguments.insert(len(arguments) if place else 0, "--debug")
+    monkeypatch.setattr(sys, "argv", ["search-r3"])
+    with pytest.raises(FileNotFoundError, match="no model"):
+        cli.main(arguments)
+
+
+def test_a_fault_of_the_program_is_not_dressed_up_as_a_mistake(monkeypatch):
+    from search_r3_mteb.evaluation import evaluate as module
+
+    def broken(*given, **named):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(module, "evaluate", broken)
+    monkeypatch.setattr(sys, "argv", ["search-r3"])
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["evaluate", "--model", "bm25", "--task", "hopworld"])
+
+
+def test_settings_from_text():
+    given = ["seed=3", "temperature=0.7", "task-prompts=no", "device=cpu", "max_length=none", "revision=abc"]
+    assert parse_settings(given) == {
+        "seed": 3,
+        "temperature": 0.7,
+        "task_prompts": False,
+        "device": "cpu",
+        "max_length": None,
+        "revision": "abc",
+    }
+    for pair, message in (
+        ("seed", "write NAME=VALUE"),
+        ("seed=x", "no whole number"),
+        ("temperature=hot", "no number"),
+        ("task_prompts=perhaps", "neither true nor false"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_settings([pair])
+
+
+def test_help_loads_no_heavy_library():
+    code = (
+        "import sys; from search_r3_mteb import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'mteb', 'transformers', 'faiss', 'sentence_transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -58,11 +58,11 @@ def cached_backward(
 ) -> CachedLoss:
     """Add the gradient of `contrastive(vectors of each column) + all local losses` to the parameters; return the losses.
 
-    When every column is one mini-batch, all of it is one pass with a graph; memory is then that of the batch.
+    When every column is one mini-batch, each runs once, with a graph; memory is then that of the batch.
 
-    `columns` maps a name ("direct", "reason", "documents") to its mini-batches: functions that run the model, twice each, and
-    give the same vectors both times under the same torch random state. `contrastive` gets a dict of (rows, dim) tensors,
-    float32 or wider, the mini-batches of each column concatenated in order.
+    `columns` maps a name ("direct", "reason", "documents") to its mini-batches: functions that run the model. Each is called
+    twice and gives the same vectors both times under the same torch random state. `contrastive` gets a dict of (rows, dim)
+    tensors, float32 or wider, the mini-batches of each column concatenated in order.
 
     `backward` runs a backward pass: `accelerator.backward` divides for gradient accumulation and scales for float16.
     `no_sync` is entered for every mini-batch but the last, which then makes DDP average once; under DDP the last mini-batch of
@@ -72,13 +72,13 @@ def cached_backward(
     Raises ValueError when a column has no mini-batch, when the loss does not depend on a column, when a gradient is not
     finite, and when a mini-batch gives other vectors the second time.
     """
-    from sentence_transformers.base.losses.gradcache import RandContext
-
     empty = [name for name, mini_batches in columns.items() if not mini_batches]
     if empty or not columns:
         raise ValueError(f"Columns without a mini-batch: {empty or 'all'}. Leave an unused column out.")
     if all(len(mini_batches) == 1 for mini_batches in columns.values()):
-        return _plain_backward({name: mini_batches[0] for name, mini_batches in columns.items()}, contrastive, backward)
+        return _single_pass({name: mini_batches[0] for name, mini_batches in columns.items()}, contrastive, backward)
+    from sentence_transformers.base.losses.gradcache import RandContext  # takes seconds: not before it is needed
+
     device = _rng_device()
     states: dict[str, list[RandContext]] = {name: [] for name in columns}
     leaves: dict[str, list[Tensor]] = {name: [] for name in columns}
@@ -114,18 +114,26 @@ def cached_backward(
     return CachedLoss(contrastive=loss, local=local)
 
 
-def _plain_backward(
+def _single_pass(
     columns: Mapping[str, MiniBatch], contrastive: Contrastive, backward: Callable[[Tensor], object]
 ) -> CachedLoss:
-    """The same loss and gradients with every activation alive at once: nothing to cache when no column is cut in parts."""
+    """One forward a column, with a graph: where no column is cut in parts, a second forward would save nothing.
+
+    The gradient at the vectors is still taken first. Over several processes that order matters: the gathers' own backward is
+    then done before DDP begins to average, on every process, whether or not another one has more mini-batches or columns.
+    """
     forwards = {name: mini_batch() for name, mini_batch in columns.items()}
     vectors = {name: at_least_float32(forward.vectors) for name, forward in forwards.items()}
-    require_finite(**{f"vectors of {name}": rows for name, rows in vectors.items()})
-    loss = contrastive(vectors)
-    own = [forward.local_loss() for forward in forwards.values() if forward.local_loss is not None]
-    local = torch.stack([part.to(loss) for part in own]).sum() if own else torch.zeros_like(loss)
-    backward(loss + local)
-    return CachedLoss(contrastive=loss.detach(), local=local.detach())
+    loss, cache = _vector_gradients({name: [rows.detach()] for name, rows in vectors.items()}, contrastive)
+    surrogate = torch.stack([(rows * cache[name][0]).sum() for name, rows in vectors.items()]).sum()
+    local = torch.zeros_like(loss)
+    for forward in forwards.values():
+        if forward.local_loss is not None:
+            own = forward.local_loss()
+            local = local + own.detach().to(local)
+            surrogate = surrogate + own
+    backward(surrogate)
+    return CachedLoss(contrastive=loss, local=local)
 
 
 def _vector_gradients(

@@ -243,7 +243,8 @@ def info_nce(
             f"None of the {len(queries)} queries has a negative among the {len(documents)} documents: the loss is 0 whatever the "
             "vectors are. Take a larger batch, add hard negatives, or allow in-batch negatives."
         )
-    scores = unit(queries) @ unit(documents).T / temperature
+    with torch.autocast(queries.device.type, enabled=False):  # it would compute these cosines in bfloat16
+        scores = unit(queries) @ unit(documents).T / temperature
     positive = scores.gather(1, positives[:, None])[:, 0]
     losses = scores.masked_fill(~(negatives | own), -torch.inf).logsumexp(dim=1) - positive
     return losses.sum() / share(count, len(queries))

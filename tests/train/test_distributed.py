@@ -36,6 +36,8 @@ from train.losses import (
 
 ROWS, LENGTH, DIM, VOCABULARY = 8, 5, 6, 20
 SPLITS = {"half": (4, 4), "uneven": (5, 3), "all on one": (8, 0)}
+# With mini-batches of 4, the process with 5 rows has two a column and runs them twice, the one with 3 has one and runs it once.
+DDP_CASES = {"DDP, two each": ("half", 2), "DDP, one each": ("half", 8), "DDP, two and one": ("uneven", 4)}
 SETTINGS = {
     "token": PolicySettings(kl_weight=0.1),
     "sequence": PolicySettings(normalisation="sequence", standardise=True),
@@ -164,11 +166,13 @@ def every_case():
             found[f"GRPO {name}, {split}"] = results(model, outcome.loss) | {
                 "groups": (outcome.advantages.groups, outcome.advantages.zero_variance_groups)
             }
+    for name, (split, size) in DDP_CASES.items():
+        model = TinyModel()
+        wrapped = torch.nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
+        no_sync = wrapped.no_sync if world_size() > 1 else nullcontext
+        loss = stage_one(wrapped, SPLITS[split], size=size, no_sync=no_sync)
+        found[name] = results(wrapped, loss.contrastive + loss.local)
     rows = SPLITS["half"]
-    model = TinyModel()
-    wrapped = torch.nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
-    loss = stage_one(wrapped, rows, no_sync=wrapped.no_sync if world_size() > 1 else nullcontext)
-    found["stage one, DDP"] = results(wrapped, loss.contrastive + loss.local)
     model = TinyModel()
     loss = stage_one(model, rows, gather=False)
     average_gradients(model.parameters())
@@ -236,7 +240,7 @@ def assert_equal(actual, expected):
         torch.testing.assert_close(actual["gradients"][name], gradient, rtol=1e-5, atol=1e-5, msg=name)
 
 
-CASES = [f"stage one, {split}" for split in SPLITS] + ["stage one, DDP"]
+CASES = [f"stage one, {split}" for split in SPLITS] + list(DDP_CASES)
 CASES += [f"GRPO {name}, {split}" for name in SETTINGS for split in SPLITS]
 
 

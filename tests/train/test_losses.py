@@ -296,6 +296,14 @@ def test_low_precision_vectors_are_compared_in_float32():
     assert loss.item() == pytest.approx(0.5259131, abs=1e-6)
 
 
+def test_autocast_does_not_lower_the_precision_of_cosines():
+    queries, documents = double(4, 8).float(), double(6, 8, seed=1).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (queries @ documents.T).dtype == torch.bfloat16  # what would happen
+        inside = info_nce(queries, documents)
+    torch.testing.assert_close(inside, info_nce(queries, documents), rtol=0, atol=0)
+
+
 # --- triplet margin ------------------------------------------------------------------------------------------------------
 
 

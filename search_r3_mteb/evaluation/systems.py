@@ -128,11 +128,12 @@ def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, A
 
     from search_r3_mteb.encoder.checkpoints import resolve
     from search_r3_mteb.integrations.mteb import name_for_mteb
-    from search_r3_mteb.integrations.sentence_transformers import register
 
     folder = resolve(path, settings.get("revision"))
     exported = _is_export(folder)
     if exported:
+        from search_r3_mteb.integrations.sentence_transformers import register
+
         register()
     fingerprint = fingerprint_of(
         {"files": _content_hash(folder), "sentence-transformers": version("sentence-transformers")}

@@ -1,0 +1,256 @@
+"""Search-R3 in sentence-transformers: queries reason, documents are embedded directly, with the library's own class.
+
+`export` writes a folder of the library's own modules (Transformer, last-token Pooling, Normalize) around our model type. It
+loads by three doors:
+
+    from search_r3_mteb import SentenceTransformer              # the library's own class; this import registers the type
+    search_r3_mteb.register()                                   # for code that imports the library itself
+    SentenceTransformer(folder, trust_remote_code=True)         # anywhere, through modeling_search_r3.py in the folder
+
+`encode_query` reasons, within `max_reasoning_tokens` of the call or else of the folder; `encode_document` and plain `encode`
+are direct (`encode(..., task="query")` reasons). `prompt` is the profile's instruction, which stands before the text. Another
+budget for good: `SentenceTransformer(folder, config_kwargs={"max_reasoning_tokens": 64})`. Training: see `transformers_model`.
+
+In MTEB, a SentenceTransformer gets the prompts that its own `prompts` name, never the task's: for the score of `SearchR3Encoder`
+on a task with a prompt, give `prompts={"query": ...}`. MTEB knows all local folders by one name, so pass `cache=None` there.
+"""
+
+import copy
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from search_r3_mteb.atomic import write_json, write_text
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer as SentenceTransformer
+
+    from search_r3_mteb.encoder.checkpoints import Checkpoint
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
+_MODEL_TYPE = "search_r3"  # transformers_model.MODEL_TYPE, without its imports
+# Texts whose ids must survive the way through the exported folder: markers, an instruction's place, odd characters.
+_PROBES = ("", " two  spaces ", "a\nb\t<|im_end|>", "naïve 東京 🙂 Ünï\u200b", "1234567890 don't it's")
+
+_CARD = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, search-r3]
+---
+
+# {name}, for sentence-transformers
+
+Queries reason in text before they are embedded; documents are embedded directly. Needs `pip install search-r3-mteb`.
+
+```python
+from search_r3_mteb import SentenceTransformer  # sentence-transformers' own class, this model type registered
+
+model = SentenceTransformer("{folder}")
+queries = model.encode_query(["..."])  # reasons; max_reasoning_tokens={budget} unless given here
+documents = model.encode_document(["..."])
+model.similarity(queries, documents)
+```
+
+`search_r3_mteb.register()` does the same for code that imports sentence-transformers itself; elsewhere the folder loads with
+`SentenceTransformer("{folder}", trust_remote_code=True)`.
+"""
+
+
+def __getattr__(name: str) -> Any:
+    """`SentenceTransformer`: sentence-transformers' own class, after `register`."""
+    if name != "SentenceTransformer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    register()
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer
+
+
+def register() -> None:
+    """Make transformers, and with it sentence-transformers, know the model type of exported folders. Twice is harmless."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    from search_r3_mteb.integrations.transformers_model import MODEL_TYPE, SearchR3Config, SearchR3Model
+    from search_r3_mteb.integrations.transformers_tokenizer import SearchR3Tokenizer
+
+    AutoConfig.register(MODEL_TYPE, SearchR3Config, exist_ok=True)
+    AutoModel.register(SearchR3Config, SearchR3Model, exist_ok=True)
+    AutoTokenizer.register(SearchR3Config, tokenizer_class=SearchR3Tokenizer, exist_ok=True)
+
+
+def export(
+    model: "str | Path | Checkpoint | SearchR3Encoder",
+    output: str | Path,
+    *,
+    max_reasoning_tokens: int | None = None,
+    max_length: int | None = None,
+) -> Path:
+    """Write `model` as a sentence-transformers folder; returns the folder.
+
+    `model` is what `SearchR3Encoder` takes, or an encoder, whose settings are kept; a LoRA checkpoint is merged, in a copy.
+    `max_reasoning_tokens` and `max_length` (tokens) become the folder's defaults. A previous export at `output` is replaced.
+    Raises FileExistsError when `output` holds anything else, ValueError for an encoder in mode "direct" and for a checkpoint
+    that `SearchR3Encoder` refuses.
+    """
+    output = Path(output)
+    _check_output(output)
+    encoder = _encoder(model, max_reasoning_tokens, max_length)
+    from search_r3_mteb.encoder.checkpoints import Checkpoint
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
+    in_memory = isinstance(model, Checkpoint | SearchR3Encoder)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        _write(encoder, partial, output.name, keep_adapter=in_memory)
+        if output.exists():
+            shutil.rmtree(output)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def _check_output(output: Path) -> None:
+    """FileExistsError unless `output` is free, empty, or a previous export."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    config = output / "config.json"
+    if config.is_file() and f'"model_type": "{_MODEL_TYPE}"' in config.read_text(encoding="utf-8"):
+        return
+    raise FileExistsError(
+        f"{output} exists and is not a previous export; writing there would destroy what it holds. Choose another output, "
+        "or delete it first."
+    )
+
+
+def _encoder(model: Any, max_reasoning_tokens: int | None, max_length: int | None) -> "SearchR3Encoder":
+    """An encoder on the CPU, or the given one, with the folder's defaults as its settings."""
+    from search_r3_mteb.encoder.checkpoints import Checkpoint
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
+    given = {"max_reasoning_tokens": max_reasoning_tokens, "max_length": max_length}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if isinstance(model, SearchR3Encoder):
+        if model.mode != "reason":
+            raise ValueError(
+                "This encoder's mode is 'direct', but an exported folder reasons on queries. Export an encoder with "
+                "mode='reason'; in the folder, `encode` and `encode_document` embed directly."
+            )
+        kept = ("max_reasoning_tokens", "temperature", "seed", "max_length")
+        settings = {name: model.settings[name] for name in kept} | {"batch_tokens": model.engine.token_budget}
+        return SearchR3Encoder(model.checkpoint, **(settings | chosen))
+    # Weights are only written, so a device that may lack room for them is left alone.
+    place: dict[str, Any] = {} if isinstance(model, Checkpoint) else {"device": "cpu"}
+    return SearchR3Encoder(model, **(place | chosen))
+
+
+def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter: bool) -> None:
+    import torch
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    from search_r3_mteb.integrations.transformers_model import SearchR3Config, SearchR3Model
+    from search_r3_mteb.integrations.transformers_tokenizer import SearchR3Tokenizer
+
+    folder.mkdir(parents=True)
+    causal = _merged(encoder.model, keep_adapter)
+    config = SearchR3Config(
+        backbone_config=_backbone_config(causal),
+        embed_token_id=encoder.checkpoint.embed_token_id,
+        stop_token_ids=list(encoder.engine.stop_token_ids),
+        max_reasoning_tokens=encoder.settings["max_reasoning_tokens"],
+        reasoning_temperature=encoder.settings["temperature"],
+        reasoning_seed=encoder.settings["seed"],
+        batch_tokens=encoder.engine.token_budget,
+        hidden_size=encoder.dim,
+        tie_word_embeddings=bool(getattr(causal.config, "tie_word_embeddings", False)),
+        dtype=causal.dtype,
+    )
+    with torch.device("meta"):  # no second set of weights, and nothing that could initialise the trained ones anew
+        model = SearchR3Model(config)
+    model.causal = causal
+    model.save_pretrained(folder)
+    tokenizer = SearchR3Tokenizer.wrap(encoder.tokenizer, encoder.checkpoint.profile)
+    tokenizer.model_max_length = encoder.max_length
+    tokenizer.save_pretrained(folder)
+    _check_tokenizer(SearchR3Tokenizer.from_pretrained(folder), encoder)
+    for module, place in ((Pooling(encoder.dim, pooling_mode="lasttoken"), "1_Pooling"), (Normalize(), "2_Normalize")):
+        (folder / place).mkdir()
+        module.save(str(folder / place))
+    _write_module_files(folder)
+    card = _CARD.format(name=encoder.name, folder=name, budget=config.max_reasoning_tokens)
+    write_text(folder / "README.md", card)
+
+
+def _write_module_files(folder: Path) -> None:
+    """The three files in which sentence-transformers keeps what a folder is made of."""
+    import sentence_transformers
+    import torch
+    import transformers
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    modules: list[dict[str, Any]] = [
+        {"idx": index, "name": str(index), "path": path, "type": f"{kind.__module__}.{kind.__name__}"}
+        for index, (path, kind) in enumerate([("", Transformer), ("1_Pooling", Pooling), ("2_Normalize", Normalize)])
+    ]
+    modules[0]["kwargs"] = ["max_reasoning_tokens"]  # what `encode` passes on to our model's forward
+    write_json(folder / "modules.json", modules)
+    text = {"method": "forward", "method_output_name": "last_hidden_state"}
+    transformer = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": text, "message": text | {"format": "flat"}},
+        "module_output_name": "token_embeddings",
+        # Our tokenizer truncates the user's text only. Restoring the template's end would guess at it by comparing
+        # renders, and overwrite text where a small vocabulary maps both fillers to one token.
+        "processing_kwargs": {"chat_template": {"restore_suffix": False}},
+        "unpad_inputs": False,  # the engine wants rows
+    }
+    write_json(folder / Transformer.config_file_name, transformer)
+    versions = {
+        "sentence_transformers": sentence_transformers.__version__,
+        "transformers": transformers.__version__,
+        "pytorch": torch.__version__,
+    }
+    library = {
+        "model_type": "SentenceTransformer",
+        "__version__": versions,
+        "prompts": {"query": "", "document": ""},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    write_json(folder / "config_sentence_transformers.json", library)
+
+
+def _merged(model: Any, keep_adapter: bool) -> Any:
+    """The causal LM itself; an adapter is merged into it, in a copy where the caller still holds the model."""
+    model = getattr(model, "module", model)  # accelerate's wrapper
+    if hasattr(model, "merge_and_unload"):
+        return (copy.deepcopy(model) if keep_adapter else model).merge_and_unload()
+    return model
+
+
+def _backbone_config(causal: Any) -> dict[str, Any]:
+    """The causal LM's configuration without this machine's paths; ValueError for one that transformers does not bring."""
+    from transformers import CONFIG_MAPPING
+
+    config: dict[str, Any] = causal.config.to_dict()
+    if config["model_type"] not in CONFIG_MAPPING:
+        raise ValueError(
+            f"The backbone's model type {config['model_type']!r} is code of its own, which an exported folder cannot carry. "
+            "Export a checkpoint whose architecture transformers brings, or use SearchR3Encoder."
+        )
+    return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+
+
+def _check_tokenizer(tokenizer: Any, encoder: "SearchR3Encoder") -> None:
+    """ValueError unless the saved tokenizer gives the ids that the encoder gives."""
+    renderer = tokenizer.renderer(encoder.max_length)
+    texts = [*_PROBES, encoder.checkpoint.profile.embed_token]
+    for template in ("reason", "direct"):
+        if renderer.render_batch(texts, template) != encoder.renderer.render_batch(texts, template):
+            raise ValueError(
+                f"{type(encoder.tokenizer).__name__} does not survive saving: the exported folder would give other token ids than "
+                "the checkpoint. Save the tokenizer as tokenizer.json with its own library first, and export that folder."
+            )

@@ -1,0 +1,182 @@
+"""Search-R3 as a transformers model type, so that sentence-transformers' own modules run it.
+
+The model's forward takes prompts and returns, at each row's last real position, the vector at the embed token: after reasoning
+where the prompt leaves the assistant's turn open, at once where the prompt already ends in the token. Both go through the
+engine, so the vectors are those of `SearchR3Encoder`.
+
+Gradients: a direct prompt is differentiable (an ordinary forward of the backbone). Reasoning draws tokens, through which no
+gradient flows; in training mode it is refused rather than detached in silence (our choice).
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from search_r3_mteb.encoder.engine import Engine, Sampling
+
+MODEL_TYPE = "search_r3"
+# The few lines that travel with a folder, for processes that never import this package.
+CODE_FILE = Path(__file__).with_name("modeling_search_r3.py")
+AUTO_MAP = {"AutoConfig": "modeling_search_r3.SearchR3Config", "AutoModel": "modeling_search_r3.SearchR3Model"}
+
+
+class SearchR3Config(PreTrainedConfig):
+    """A causal LM's configuration, and how it reasons. Budgets are in tokens; `batch_tokens` bounds rows x length at once.
+
+    `reasoning_temperature` 0 is greedy (plain `temperature` would be a generation setting, which transformers refuses here). `backbone_config` is the causal LM's own configuration, of any model type.
+    """
+
+    model_type = MODEL_TYPE
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  # transformers' own form
+
+    def __init__(
+        self,
+        backbone_config: dict[str, Any] | PreTrainedConfig | None = None,
+        embed_token_id: int | None = None,
+        stop_token_ids: list[int] | None = None,
+        max_reasoning_tokens: int = 256,
+        reasoning_temperature: float = 0.0,
+        reasoning_seed: int = 0,
+        batch_tokens: int = 16384,
+        **keywords: Any,
+    ) -> None:
+        if isinstance(backbone_config, dict):
+            backbone_config = AutoConfig.for_model(**backbone_config)
+        self.backbone_config = backbone_config
+        self.embed_token_id = embed_token_id
+        self.stop_token_ids = list(stop_token_ids or [])
+        self.max_reasoning_tokens = max_reasoning_tokens
+        self.reasoning_temperature = reasoning_temperature
+        self.reasoning_seed = reasoning_seed
+        self.batch_tokens = batch_tokens
+        super().__init__(**keywords)
+        self.auto_map = dict(AUTO_MAP)  # a folder that came from a hub has the hub's name in front of each
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: transformers would copy this package's source into every saved folder. `CODE_FILE` goes instead."""
+
+
+class SearchR3Model(PreTrainedModel):
+    """A causal LM that answers prompts with vectors; see the module's text."""
+
+    config_class = SearchR3Config
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: SearchR3Config) -> None:
+        super().__init__(config)
+        self.causal = AutoModelForCausalLM.from_config(config.backbone_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> Any:
+        """The causal LM's."""
+        return self.causal.get_input_embeddings()
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Replace the causal LM's."""
+        self.causal.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "rows positions"],
+        attention_mask: Int[Tensor, "rows positions"] | None = None,
+        max_reasoning_tokens: int | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput:
+        """`last_hidden_state` (rows, positions, dim), whose last real position of each row is its vector, not normalised.
+
+        Padding may be on either side. Without gradients every position of a row repeats its vector. `max_reasoning_tokens`
+        replaces the configured budget of the rows that reason; a direct row does not reason whatever it says. Raises
+        ValueError for reasoning in training mode, for prompts beyond the backbone's window, and for vectors without a
+        direction.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        # One transfer for all rows: a look at each would wait for the device each time.
+        ids, real = input_ids.cpu(), mask.cpu().bool()
+        prompts: list[list[int]] = [ids[row][real[row]].tolist() for row in range(len(ids))]
+        direct = [bool(prompt) and prompt[-1] == self.config.embed_token_id for prompt in prompts]
+        if torch.is_grad_enabled() and all(direct):
+            states = self._hidden_states(input_ids, mask)
+        else:
+            if torch.is_grad_enabled() and self.training:
+                raise ValueError(
+                    "A prompt with an open assistant's turn reached this model in training mode: reasoning draws tokens, "
+                    "through which no gradient flows. sentence-transformers trains direct vectors (no task, or "
+                    "task='document'); for queries with reasoning use `python train/sft.py` and `python train/rl.py`."
+                )
+            vectors = self._vectors(prompts, direct, max_reasoning_tokens).to(input_ids.device)
+            states = vectors[:, None, :].expand(-1, input_ids.shape[1], -1)
+        output = BaseModelOutput(last_hidden_state=states)
+        return output.to_tuple() if return_dict is False else output
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **keywords: Any) -> None:
+        """As transformers does it, and the lines that make the folder load with `trust_remote_code=True`."""
+        super().save_pretrained(save_directory, *arguments, **keywords)
+        shutil.copyfile(CODE_FILE, Path(save_directory) / CODE_FILE.name)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing, as in `SearchR3Config`."""
+
+    def _vectors(
+        self, prompts: list[list[int]], direct: list[bool], max_reasoning_tokens: int | None
+    ) -> Float[Tensor, "rows dim"]:
+        """Vectors of all prompts through the engine, float32, on the CPU."""
+        config = self.config
+        # Made anew each time: the engine is light, and the model may have moved to another device since.
+        engine = Engine(self.causal, config.embed_token_id, tuple(config.stop_token_ids), config.batch_tokens)
+        sampling = Sampling(
+            config.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens,
+            config.reasoning_temperature,
+            config.reasoning_seed,
+        )
+        thinking = [row for row, done in enumerate(direct) if not done]
+        settled = [row for row, done in enumerate(direct) if done]
+        self._check_window(prompts, thinking, sampling.max_reasoning_tokens)
+        vectors = torch.empty(len(prompts), engine.dim)
+        if settled:
+            vectors[settled] = engine.embed([prompts[row] for row in settled])
+        if thinking:
+            vectors[thinking] = engine.reason([prompts[row] for row in thinking], sampling).vectors
+        norms = vectors.norm(dim=1)
+        bad = (~(norms.isfinite() & (norms > 0))).nonzero()[:, 0].tolist()
+        if bad:
+            raise ValueError(
+                f"The vectors of rows {bad[:5]} ({len(bad)} in all) are not finite or zero, so they have no direction. The "
+                f"weights or the dtype ({self.dtype}) are at fault: load with model_kwargs={{'dtype': 'float32'}} and look again."
+            )
+        return vectors
+
+    def _hidden_states(
+        self, input_ids: Int[Tensor, "rows positions"], mask: Int[Tensor, "rows positions"]
+    ) -> Float[Tensor, "rows positions dim"]:
+        """The backbone's final-norm states, with gradients. Positions count real tokens, as in the engine."""
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        output = self.causal.base_model(
+            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+        )
+        return output.last_hidden_state
+
+    def _check_window(self, prompts: list[list[int]], thinking: list[int], budget: int) -> None:
+        window = getattr(self.config.backbone_config, "max_position_embeddings", None)
+        if window is None:
+            return
+        needed = max(
+            [len(prompt) for prompt in prompts] + [len(prompts[row]) + budget + 1 for row in thinking], default=0
+        )
+        if needed > window:
+            raise ValueError(
+                f"A prompt needs {needed} positions with its reasoning (max_reasoning_tokens={budget}) and embed token, but the "
+                f"backbone was made for {window}. Lower max_reasoning_tokens or the model's max_seq_length."
+            )

@@ -14,7 +14,7 @@ from search_r3_mteb.encoder.documents import Documents
 from search_r3_mteb.encoder.engine import Engine, Sampling
 from search_r3_mteb.encoder.inputs import check_batch_size, documents_of, instructions_of, refuse_keywords, texts_of
 from search_r3_mteb.encoder.processes import process_device
-from search_r3_mteb.encoder.profiles import TemplateName
+from search_r3_mteb.encoder.profiles import TEMPLATES, TemplateName
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics
 from search_r3_mteb.encoder.store import Store, fingerprint_of
@@ -238,7 +238,8 @@ class SearchR3Encoder:
     @property
     def fingerprint(self) -> str:
         """Hex digest over the checkpoint and every setting that decides a vector."""
-        return fingerprint_of({"checkpoint": self.checkpoint.fingerprint()} | self.settings)
+        prompts = {name: self.renderer.frame_ids(name) for name in TEMPLATES}
+        return fingerprint_of({"checkpoint": self.checkpoint.fingerprint(), "prompts": prompts} | self.settings)
 
     @property
     def mteb_model_meta(self) -> Any:
@@ -341,6 +342,7 @@ class SearchR3Encoder:
             return None
         parts: dict[str, Any] = {"checkpoint": self.checkpoint.fingerprint(), "role": role, "template": template}
         parts |= {"dtype": str(self.model.dtype), "max_length": self.max_length}
+        parts["prompt"] = self.renderer.frame_ids(template)
         if sampling is not None:
             parts |= asdict(sampling)
         key = fingerprint_of(parts)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Any
 
 from search_r3_mteb.encoder.profiles import (
@@ -36,8 +35,9 @@ __all__ = [
 
 # Stands for the user's text while a chat template is rendered; no template trims or escapes it.
 _SLOT = "USER-TEXT-4f1c9a"
-# What a chat template that prints the day is told: vectors must not change overnight (our choice: the paper's first month).
-_TODAY = date(2025, 10, 8)
+# What Llama 3's templates print as today: vectors must not change overnight (our choice: the month of the paper). A template
+# that cannot be told changes the encoder's fingerprint with the day.
+_TODAY = "08 Oct 2025"
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,10 @@ class Renderer:
                 f"max_length={self.max_length} leaves no room for text: the {template!r} template alone takes {overhead} tokens. "
                 f"Set max_length to more than {overhead}."
             )
+
+    def frame_ids(self, template: TemplateName) -> tuple[list[int], list[int]]:
+        """The token ids before and after the user's text."""
+        return self._frames[template].before, self._frames[template].after
 
     def render(self, text: str, template: TemplateName = "direct", instruction: str | None = None) -> Rendered:
         """One inference prompt: "direct" ends with the embed token, "reason" with the assistant's turn open."""
@@ -235,7 +239,7 @@ class Renderer:
             messages = [{"role": "system", "content": system}, {"role": "user", "content": _SLOT}]
             try:
                 text: str = self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, strftime_now=_TODAY.strftime
+                    messages, tokenize=False, add_generation_prompt=True, date_string=_TODAY
                 )
             except TemplateError as error:  # Gemma's, for one, refuses system prompts by name
                 raise ValueError(

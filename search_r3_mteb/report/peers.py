@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search_r3_mteb.report.comparisons import Row
@@ -17,10 +18,14 @@ _COLUMNS = ("model", "task", "split", "subset", "ndcg_at_10", "recall_at_10")
 
 @dataclass(frozen=True)
 class Peer:
-    """A published score. `comparable` says whether task, split and corpus are ours; `why` says how that is known."""
+    """A published score on `published_as`, beside our rows on `task`.
+
+    `comparable` says whether task, split and corpus are ours; `why` says how that is known.
+    """
 
     model: str
     task: str
+    published_as: str
     split: str
     ndcg_at_10: float
     recall_at_10: float | None
@@ -47,15 +52,25 @@ def read_peers(path: Path, rows: Sequence[Row], evidence: Evidence) -> list[Peer
     for row in rows:
         if row.first.hops is None and row.first.subset is None:
             ours.setdefault((row.first.task, row.first.split), []).append(row)
-    published = _read(path, {task for task, _ in ours}, evidence)
+    published = _read(path, {plain(published_name(task)) for task, _ in ours}, evidence)
     peers: list[Peer] = []
     for (task, split), mine in ours.items():
-        entries = [entry for entry in published if entry["task"] == task and entry["split"] == split]
+        name = plain(published_name(task))
+        entries = [entry for entry in published if plain(entry["task"]) == name and entry["split"] == split]
         if not entries:
             evidence.note(str(path), f"holds no published score for {task} ({split}): no peers beside it.")
             continue
         peers.extend(_select(task, split, entries, mine))
     return peers
+
+
+def published_name(task: str) -> str:
+    """What MTEB may call a task of ours: `beir-scifact-1a2b3c4d`, read from a folder, is `scifact`; case does not count.
+
+    A name is only a candidate; whether the corpus is the same is looked at separately.
+    """
+    found = re.fullmatch(r"(?:beir-)?(.+)-[0-9a-f]{8}(?:-[\w.-]+)?", task)
+    return found.group(1) if found else task
 
 
 def _read(path: Path, tasks: set[str], evidence: Evidence) -> list[dict[str, str]]:
@@ -67,7 +82,7 @@ def _read(path: Path, tasks: set[str], evidence: Evidence) -> list[dict[str, str
                 f"--peers {path}: no column {', '.join(absent)} (found: {', '.join(reader.fieldnames or []) or 'none'}). "
                 "It must be a CSV of MTEB scores with a header."
             )
-        entries = [entry for entry in reader if entry["task"] in tasks]
+        entries = [entry for entry in reader if plain(entry["task"]) in tasks]
     good = [entry for entry in entries if _number(entry["ndcg_at_10"]) is not None]
     if len(good) < len(entries):
         evidence.note(str(path), f"{len(entries) - len(good)} published scores are not numbers: left out.")
@@ -76,44 +91,49 @@ def _read(path: Path, tasks: set[str], evidence: Evidence) -> list[dict[str, str
 
 def _select(task: str, split: str, entries: list[dict[str, str]], mine: list[Row]) -> list[Peer]:
     """One peer a model, with those marked `shown` that name one of our models, are lexical, or are the best or the median."""
-    subsets = {entry["subset"] for entry in entries}
-    comparable, why = _same_corpus(task, split, entries, mine)
-    if subsets != {"default"}:
-        comparable, why = False, f"MTEB scores {len(subsets)} subsets of this task, ours is one corpus"
     models: dict[str, list[dict[str, str]]] = {}
-    for entry in entries:
-        models.setdefault(entry["model"].replace("__", "/", 1), []).append(entry)
-    scored = sorted(
-        ((name, _average(rows, "ndcg_at_10") or 0.0, _average(rows, "recall_at_10")) for name, rows in models.items()),
-        key=lambda item: (-item[1], item[0]),
-    )
-    chosen = {scored[0][0], scored[len(scored) // 2][0]}
+    for entry in entries:  # several revisions of one model are several peers: their mean would be nobody's score
+        name, revision = entry["model"].replace("__", "/", 1), entry.get("revision") or ""
+        others = {other.get("revision") for other in entries if other["model"] == entry["model"]}
+        models.setdefault(f"{name} @ {revision[:8]}" if len(others) > 1 else name, []).append(entry)
+    same_size = _same_size(split, entries[0]["task"], mine)
     our_names = {plain(row.first.model.rsplit("/", 1)[-1]) for row in mine}
-    for name, _, _ in scored:
-        short = plain(name.rsplit("/", 1)[-1])
-        if any(short == other or other.endswith("-" + short) for other in our_names) or "bm25" in short:
-            chosen.add(name)
-    return [Peer(name, task, split, ndcg, recall, comparable, why, name in chosen) for name, ndcg, recall in scored]
+    found = []
+    for name, rows in models.items():
+        short = plain(name.split(" @ ")[0].rsplit("/", 1)[-1])
+        named = any(short == other or other.endswith("-" + short) for other in our_names) or "bm25" in short
+        comparable, why = _comparable(rows, mine, same_size)
+        ndcg = _average(rows, "ndcg_at_10") or 0.0
+        recall = _average(rows, "recall_at_10")
+        found.append(Peer(name, task, rows[0]["task"], split, ndcg, recall, comparable, why, named))
+    found.sort(key=lambda peer: (-peer.ndcg_at_10, peer.model))
+    landmarks = {found[0].model, found[len(found) // 2].model}
+    return [replace(peer, shown=True) if peer.model in landmarks else peer for peer in found]
 
 
-def _same_corpus(task: str, split: str, entries: list[dict[str, str]], mine: list[Row]) -> tuple[bool, str]:
-    """Whether MTEB scored the corpus that we searched: by its dataset revision where we have it, else by its size."""
-    revisions = {entry.get("dataset_revision") for entry in entries} - {None, ""}
+def _comparable(rows: list[dict[str, str]], mine: list[Row], same_size: tuple[bool, str]) -> tuple[bool, str]:
+    """Whether a peer searched our corpus: by its dataset revision where we know ours for an MTEB one, else by size."""
+    if any(row["subset"] != "default" for row in rows):
+        return False, "MTEB scores several subsets of this task, ours is one corpus"
     ours = {row.first.dataset_revision for row in mine}
-    if ours <= revisions and None not in ours:
+    theirs = {row.get("dataset_revision") for row in rows}
+    if ours == theirs:
         return True, "same dataset revision"
+    if len(ours) == 1 and re.fullmatch(r"[0-9a-f]{40}", str(next(iter(ours)))) and not same_size[0]:
+        return False, "another revision of the dataset"
+    return same_size
+
+
+def _same_size(split: str, task: str, mine: list[Row]) -> tuple[bool, str]:
     sizes = {_Corpus(row.first.documents, row.first.queries) for row in mine if row.first.documents is not None}
     theirs = _mteb_corpus(task, split)
     if theirs is None or not sizes:
         return False, "corpus not known on one side, so not compared"
     if len(sizes) > 1:
-        return (
-            False,
-            f"our own rows searched different corpora ({', '.join(_words(size) for size in sorted(sizes, key=str))})",
-        )
+        several = ", ".join(sorted(_words(size) for size in sizes))
+        return False, f"our own rows searched different corpora ({several})"
     size = sizes.pop()
-    same = size.documents == theirs.documents and size.queries in (None, theirs.queries)
-    if same:
+    if size.documents == theirs.documents and size.queries in (None, theirs.queries):
         return True, f"same corpus ({_words(theirs)})"
     return False, f"MTEB scores {_words(theirs)}, ours {_words(size)}"
 

@@ -68,6 +68,8 @@ class Evaluation:
     command: str | None = None
     fingerprint: str | None = None
     dataset_revision: str | None = None
+    queries_file: str | None = None
+    mark: str = ""  # the fingerprint that `evaluate` puts behind the name of a second model or budget of that name
     variant: str = ""  # set where one name stands for two different results, so that both stay visible
     outcomes: dict[str, QueryOutcome] | None = field(default=None, repr=False)
 

@@ -70,7 +70,10 @@ def _equal(a: Evaluation, b: Evaluation) -> bool:
 
 
 def _run_names(rows: Sequence[Evaluation]) -> list[str]:
-    """The shortest path endings that tell the runs apart, numbered where one file holds the result twice."""
+    """Fingerprints where the runs have them, else the shortest path endings that tell them apart, else numbers."""
+    marks = [row.mark or (row.fingerprint or "")[:8] for row in rows]
+    if all(marks) and len(set(marks)) == len(rows):
+        return marks
     parents = [PurePath(row.source).parent.parts or ("run",) for row in rows]
     depth = 1
     while depth < max(map(len, parents)) and len({parts[-depth:] for parts in parents}) < len(rows):

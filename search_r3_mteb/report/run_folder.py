@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ def read_run_folder(folder: Path, evidence: Evidence) -> None:
                     f"{row.task} ({row.model}, {row.mode}) is not in the run's summary.json: shown from MTEB's own file.",
                 )
                 rows.append(row)
-    for row in _predictions(folder, {plain(row.task) for row in rows if row.outcomes}, evidence):
-        rows = _merge_predictions(rows, row)
+    for path in sorted((folder / "predictions").rglob("*_predictions.json")):
+        if not _has_queries(path, rows):
+            for row in read_predictions(path, str(path), evidence):
+                rows = _merge_predictions(rows, row)
     evidence.evaluations.extend(rows)
 
 
@@ -75,6 +78,19 @@ def _same_result(ours: Evaluation, other: Evaluation) -> bool:
     return plain(other.model) in plain(ours.model) or (x is not None and y is not None and abs(x - y) < 1e-4)
 
 
+def _written_name(row: Evaluation) -> str:
+    return f"{row.model}@{row.mark}" if row.mark else row.model
+
+
+def split_mark(model: str) -> tuple[str, str]:
+    """`nano@1a2b3c4d` as ("nano", "1a2b3c4d"): a second budget of one model is a point on that model's line.
+
+    Two checkpoints of one name come out as one model evaluated twice, and `repeats` tells them apart by this mark.
+    """
+    found = re.fullmatch(r"(.+)@([0-9a-f]{8})", model)
+    return (found.group(1), found.group(2)) if found else (model, "")
+
+
 def _summary_row(entry: dict[str, Any], source: str, where: str, evidence: Evidence) -> Evaluation:
     bounds = entry.get("interval")
     numeric = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(value, int | float) for value in bounds)
@@ -86,9 +102,11 @@ def _summary_row(entry: dict[str, Any], source: str, where: str, evidence: Evide
     }
     if reals["ndcg_at_10"] is None:
         evidence.warn(where, f"{entry['task']} ({entry['model']}, {entry['mode']}) has no nDCG@10.")
+    model, mark = split_mark(str(entry["model"]))
     return Evaluation(
         task=str(entry["task"]),
-        model=str(entry["model"]),
+        model=model,
+        mark=mark,
         mode=str(entry["mode"]),
         source=source,
         origin="summary",
@@ -106,6 +124,7 @@ def _summary_row(entry: dict[str, Any], source: str, where: str, evidence: Evide
         command=string(entry, "command"),
         fingerprint=string(entry, "fingerprint"),
         dataset_revision=string(entry, "dataset_revision"),
+        queries_file=string(entry, "queries_file"),
         **reals,
     )
 
@@ -116,7 +135,12 @@ def _attach_queries(rows: list[Evaluation], files: list[Path], folder: Path, evi
     rebuilt: list[Evaluation] = []
     for path in files:
         place = str(path)
-        owners = [i for i, row in enumerate(rows) if plain(path.stem) == plain(f"{row.task}__{row.model}__{row.mode}")]
+        names = {f"queries/{path.name}", path.name}
+        owners = [i for i, row in enumerate(rows) if row.queries_file in names] or [
+            i
+            for i, row in enumerate(rows)
+            if plain(path.stem) == plain(f"{row.task}__{_written_name(row)}__{row.mode}")
+        ]
         name = split_name(path)
         if not owners and name is None:
             evidence.warn(
@@ -178,13 +202,12 @@ def _with_outcomes(row: Evaluation, outcomes: dict[str, QueryOutcome] | None, ev
     return replace(row, outcomes=outcomes, **fill)
 
 
-def _predictions(folder: Path, skip: Collection[str], evidence: Evidence) -> list[Evaluation]:
-    """Rankings under predictions/, without the tasks whose per-query files already say more."""
-    found: list[Evaluation] = []
-    for path in sorted((folder / "predictions").rglob("*_predictions.json")):
-        if plain(path.name.removesuffix("_predictions.json")) not in skip:
-            found.extend(read_predictions(path, str(path), evidence))
-    return found
+def _has_queries(path: Path, rows: Sequence[Evaluation]) -> bool:
+    """Whether the rows of a prediction file have per-query results already, which say more. Its folders are MODEL/MODE."""
+    task = plain(path.name.removesuffix("_predictions.json"))
+    mine = [row for row in rows if plain(row.task) == task]
+    named = [row for row in mine if (plain(_written_name(row)), row.mode) == (plain(path.parts[-3]), path.parts[-2])]
+    return bool(named or mine) and all(row.outcomes for row in named or mine)
 
 
 def _merge_predictions(rows: list[Evaluation], ranking: Evaluation) -> list[Evaluation]:
@@ -194,7 +217,7 @@ def _merge_predictions(rows: list[Evaluation], ranking: Evaluation) -> list[Eval
         for i, row in enumerate(rows)
         if row.outcomes is None and row.hops is None and (row.task, row.mode) == (ranking.task, ranking.mode)
     ]
-    named = [i for i in same if plain(rows[i].model) in plain(ranking.model + " " + ranking.source)]
+    named = [i for i in same if plain(_written_name(rows[i])) in plain(f"{ranking.model} {ranking.source}")]
     owner = (named or same)[0] if len(named) == 1 or (not named and len(same) == 1) else None
     if owner is None:
         return [*rows, ranking]

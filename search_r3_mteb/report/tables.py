@@ -163,10 +163,9 @@ def display_differences(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
 def table_notes(peers: Sequence[Peer], hidden: int) -> list[str]:
     """What stands below the tables."""
     notes = [BOLD_NOTE]
-    for task in dict.fromkeys(peer.task for peer in peers):
-        first = next(peer for peer in peers if peer.task == task)
-        verdict = "comparable" if first.comparable else "‡ NOT comparable"
-        notes.append(f"Published MTEB scores on {task}: {verdict}: {first.why}.")
+    for task, name, comparable, why in dict.fromkeys((p.task, p.published_as, p.comparable, p.why) for p in peers):
+        verdict = "comparable" if comparable else "‡ NOT comparable"
+        notes.append(f"Published MTEB scores on {name}{'' if name == task else f' beside {task}'}: {verdict}: {why}.")
     if hidden:
         notes.append(f"{hidden} more published models are in the HTML page and the CSV.")
     return notes

@@ -95,6 +95,51 @@ class FakeRuns:
                 "judged": [{"id": answer, "relevance": 1, "text": self.text(answer)}],
             }  # fmt: skip
 
+    def peers(self) -> Path:
+        """Published scores in the columns of the project's peers file: nine models on SciFact and on CosQA."""
+        lines = [
+            "model,revision,task,dataset_revision,mteb_version,split,subset,main_score,ndcg_at_10,mrr_at_10,recall_at_10"
+        ]
+        for task, revision in (("SciFact", "s1"), ("CosQA", "c1")):
+            for rank in range(9):
+                name = "sentence-transformers__all-MiniLM-L6-v2" if rank == 5 else f"org__peer-{rank}"
+                ndcg = 0.6451 if (task, rank) == ("SciFact", 5) else round(0.9 - 0.05 * rank, 2)
+                lines.append(f"{name},main,{task},{revision},2,test,default,{ndcg},{ndcg},{ndcg},{min(1, ndcg + 0.1)}")
+        path = self.root / "peers.csv"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    def broken(self) -> list[Path]:
+        """Run folders with a missing task, half-written JSON, a model evaluated twice with two results, and NaN."""
+        folders = [self.evaluate("whole"), self.evaluate("other-task", task="SciFact", models=("mini",), hops=False)]
+        twice = self.evaluate("twice")
+        for path in (twice / "queries").iterdir():
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            for row in rows:
+                row["ndcg_at_10"] = row["ndcg_at_10"] / 2
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        summary = json.loads((twice / "summary.json").read_text())
+        for row in summary:
+            row["ndcg_at_10"] /= 2
+        (twice / "summary.json").write_text(json.dumps(summary))
+        half = self.evaluate("half", models=("half",))
+        text = (half / "summary.json").read_text()
+        (half / "summary.json").write_text(text[: len(text) // 2])
+        queries = next((half / "queries").glob("*reason*"))
+        queries.write_text(queries.read_text()[:-200])
+        nan = self.evaluate("nan", models=("nan",), ndcg_at_10=float("nan"))
+        queries = next((nan / "queries").glob("*direct*"))
+        rows = [json.loads(line) for line in queries.read_text().splitlines()]
+        rows[3]["ndcg_at_10"] = float("nan")
+        queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        training = self.training("rl")
+        log = (training / "log.jsonl").read_text().splitlines()
+        log[5] = json.dumps(json.loads(log[5]) | {"loss": float("nan")})
+        (training / "log.jsonl").write_text("\n".join(log)[:-30])
+        empty = self.root / "empty"
+        empty.mkdir()
+        return [*folders, twice, half, nan, training, empty]
+
     @staticmethod
     def text(key):
         number = int(key[1:])
@@ -111,10 +156,17 @@ class FakeRuns:
             / f"mode_{mode}"
         )
         place.mkdir(parents=True, exist_ok=True)
-        (place / f"{task}.json").write_text(json.dumps(mteb_result(task, ndcg)))
+        (place / f"{task}.json").write_text(json.dumps(self.mteb_result(task, ndcg)))
         (place / "model_meta.json").write_text(
             json.dumps({"name": f"search-r3/{model}", "experiment_kwargs": {"mode": mode}})
         )
+
+    @staticmethod
+    def mteb_result(task, ndcg):
+        """A result file as MTEB writes it."""
+        score = {"ndcg_at_10": ndcg, "recall_at_10": 0.8, "main_score": ndcg, "hf_subset": "default"}
+        return {"dataset_revision": "r1", "task_name": task, "mteb_version": "2.26.24", "scores": {"test": [score]},
+                "evaluation_time": 4.2, "kg_co2_emissions": None}  # fmt: skip
 
     def training(self, name="rl", kind="rl", steps=80) -> Path:
         """A training run folder with log.jsonl."""
@@ -140,35 +192,12 @@ class FakeRuns:
         return folder
 
 
-def mteb_result(task, ndcg):
-    """A result file as MTEB writes it."""
-    score = {
-        "ndcg_at_10": ndcg,
-        "recall_at_10": 0.8,
-        "main_score": ndcg,
-        "hf_subset": "default",
-        "languages": ["eng-Latn"],
-    }
-    return {"dataset_revision": "r1", "task_name": task, "mteb_version": "2.26.24", "scores": {"test": [score]},
-            "evaluation_time": 4.2, "kg_co2_emissions": None}  # fmt: skip
-
-
 @pytest.fixture
 def runs(tmp_path):
     return FakeRuns(tmp_path)
 
 
-@pytest.fixture
-def peers_csv(tmp_path):
-    """Published scores in the columns of the project's peers file."""
-    lines = [
-        "model,revision,task,dataset_revision,mteb_version,split,subset,main_score,ndcg_at_10,mrr_at_10,recall_at_10"
-    ]
-    for task, revision in (("SciFact", "s1"), ("CosQA", "c1")):
-        for rank in range(9):
-            name = "sentence-transformers__all-MiniLM-L6-v2" if rank == 5 else f"org__peer-{rank}"
-            ndcg = 0.6451 if (task, rank) == ("SciFact", 5) else 0.9 - 0.05 * rank
-            lines.append(f"{name},main,{task},{revision},2,test,default,{ndcg},{ndcg},{ndcg},{min(1, ndcg + 0.1)}")
-    path = tmp_path / "peers.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+@pytest.fixture(scope="session")
+def make_runs():
+    """FakeRuns for fixtures that live longer than one test."""
+    return FakeRuns

@@ -92,7 +92,7 @@ def compare(
     drawn[np.abs(drawn) < 1e-12] = 0.0
     low, high = np.quantile(drawn, _tails(confidence))
     tail = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    p = min(1.0, 2 * (tail + 1) / (resamples + 1))
+    p = float(min(1.0, 2 * (tail + 1) / (resamples + 1)))
     difference = float(a.mean() - b.mean())
     return Difference(
         difference, float(low), float(high), p, a.shape[1], (a.shape[0], b.shape[0]), resamples, confidence

@@ -294,7 +294,7 @@ def _curves(
     plot.update_layout(showlegend=True)
     if all("share" in key or "age" in key for key in keys):
         plot.update_yaxes(rangemode="tozero")
-    caption = "; ".join(ends) + "." + (f" Every {thinned}th step is drawn." if thinned > 1 else "")
+    caption = "; ".join(ends) + "." + (f" One step in {thinned} is drawn." if thinned > 1 else "")
     return Figure(name, title, caption, f"{title}: {caption}", _json(plot))
 
 

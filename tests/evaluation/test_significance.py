@@ -1,4 +1,6 @@
 import doctest
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,6 +12,11 @@ from search_r3_mteb.evaluation.significance import align, compare, holm, interva
 
 def test_the_examples_in_the_docstrings():
     assert doctest.testmod(significance).failed == 0
+
+
+def test_results_are_plain_numbers_that_json_takes():
+    result = compare([[0.1, 0.9], [0.3, 0.2]], [0.2, 0.1])
+    json.dumps({**asdict(result), "significant": result.significant, **asdict(interval([0.5, 0.7]))})
 
 
 def test_two_queries_by_hand():

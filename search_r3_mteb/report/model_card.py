@@ -1,0 +1,278 @@
+"""Model cards for every trained or exported checkpoint: data, losses, configuration, results, licence, limits.
+
+The header with its model index is written by huggingface_hub's card classes, on which sentence-transformers builds its own.
+sentence-transformers' template is not used: it describes a model by the trainer of that library, and its usage section would
+load ours without the reasoning. The facts also stand in `model_card.json`, so that an export keeps what is known of its source.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from search_r3_mteb.atomic import write_json, write_text
+from search_r3_mteb.report.records import Evidence
+from search_r3_mteb.report.tables import count, score, span
+from search_r3_mteb.report.training_logs import read_log
+
+FACTS_FILE = "model_card.json"
+LIMITS = (
+    "It was trained with the prompts of its profile (search_r3.json); with other prompts it may not emit the embed token. "
+    "The encoder then appends the token and counts the query as forced.",
+    "Texts longer than the trained length are cut; the authors report weak results on long texts.",
+    "Reasoning costs generated tokens for every query; direct embedding of queries (mode=\"direct\") costs none.",
+    "The reasoning is a means of retrieval. It may state falsehoods and is no explanation of the ranking.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of training data. `licence` None is shown as not recorded."""
+
+    name: str
+    rows: int | None = None
+    weight: float | None = None
+    licence: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says. `results` are rows of summary.json, or evaluate events of a training log."""
+
+    name: str
+    license: str
+    stage: str  # "sft", "rl", or what else made the weights
+    base_model: str | None = None
+    language: str = "en"
+    data: tuple[Source, ...] = ()
+    losses: tuple[str, ...] = ()
+    config: str = ""
+    results: tuple[Mapping[str, Any], ...] = ()
+    limits: tuple[str, ...] = LIMITS
+    max_reasoning_tokens: int | None = None
+    training: tuple[tuple[str, str], ...] = ()  # what else is known: steps, seed, commit, command
+    exported: bool = False
+
+
+def write_model_card(folder: Path, facts: Facts) -> Path:
+    """Write README.md and model_card.json into `folder` and return the path of the card.
+
+    Raises FileNotFoundError where the folder does not exist and ValueError for facts without name or licence: a checkpoint that
+    nobody may use is not published.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder: save the checkpoint first, then write its card.")
+    for key in ("name", "license", "stage"):
+        if not str(getattr(facts, key)).strip():
+            raise ValueError(f"a model card needs a {key}, got {getattr(facts, key)!r}.")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown
+    )
+    text = environment.get_template("model_card.md.j2").render(
+        facts=facts,
+        folder=folder.name,
+        card_data=_metadata(facts),
+        opening=_opening(facts),
+        result_rows=[_result_cells(row) for row in facts.results],
+        result_note=_result_note(facts.results),
+        training=[("Stage", facts.stage), *facts.training],
+    )
+    path = folder / "README.md"
+    write_text(path, text.rstrip() + "\n")
+    write_json(folder / FACTS_FILE, json.loads(json.dumps(asdict(facts), allow_nan=False)))
+    return path
+
+
+def read_facts(folder: Path) -> Facts | None:
+    """The facts of a checkpoint that has a card of ours, else None. Raises ValueError for a file that is none."""
+    path = folder / FACTS_FILE
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        tuples = {
+            key: tuple(tuple(item) if isinstance(item, list) else item for item in value)
+            for key, value in values.items()
+            if isinstance(value, list)
+        }
+        return Facts(**{**values, **tuples, "data": tuple(Source(**item) for item in values["data"])})
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as problem:
+        raise ValueError(
+            f"{path} holds no facts of a model card ({problem}): remove it, or write the card again."
+        ) from None
+
+
+def facts_of_run(
+    run: Path,
+    *,
+    name: str,
+    license: str,
+    licences: Mapping[str, str] | None = None,
+    results: Sequence[Mapping[str, Any]] = (),
+) -> Facts:
+    """The facts that a training run's folder holds: config.toml and log.jsonl.
+
+    `licences` maps the name of a data source to its licence; generated data need none. `results` are rows of summary.json;
+    without them the last evaluation of the log is taken. Raises FileNotFoundError for a run without config.toml.
+    """
+    path = run / "config.toml"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: {run} is no training run, or it was stopped before its first step."
+        )
+    text = path.read_text(encoding="utf-8")
+    config = tomllib.loads(text)
+    log = read_log(run / "log.jsonl", str(run / "log.jsonl"), Evidence()) if (run / "log.jsonl").exists() else None
+    last = log.evaluations[-1]["step"] if log and log.evaluations else None
+    logged = [row for row in log.evaluations if row["step"] == last] if log else []
+    seed = config.get("optimization", {}).get("seed")
+    training = [("Optimizer steps", str(log.steps[-1]["step"]))] if log and log.steps else []
+    training += [("Seed", str(seed))] if seed is not None else []
+    return Facts(
+        name=name,
+        license=license,
+        stage="rl" if "policy" in config or (log is not None and log.kind == "rl") else "sft",
+        base_model=_base_name(config.get("model", {}).get("path")),
+        data=tuple(_source(item, licences or {}) for item in config.get("data", {}).get("sources", [])),
+        losses=tuple(_losses(config)),
+        config=text,
+        results=tuple(dict(row) for row in results) or tuple({**row, "split": "dev", "seed": seed} for row in logged),
+        max_reasoning_tokens=config.get("evaluate", {}).get("max_reasoning_tokens"),
+        training=tuple(training),
+    )
+
+
+def exported_facts(source: Path, *, name: str, license: str, max_reasoning_tokens: int | None = None) -> Facts:
+    """The facts of a sentence-transformers export: those of its source where it has a card, else only what is known here."""
+    known = read_facts(source) or Facts(
+        name=name, license=license, stage="exported", training=(("Source", source.name),)
+    )
+    budget = max_reasoning_tokens or known.max_reasoning_tokens
+    return replace(known, exported=True, name=name, max_reasoning_tokens=budget)
+
+
+def _metadata(facts: Facts) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="Retrieval",
+            dataset_type=_task(row),
+            dataset_name=_task(row),
+            # The model index joins results of one data set and configuration: modes and hop counts are configurations here.
+            dataset_config=", ".join([str(row.get("mode", "direct")), *_hops(row)]),
+            dataset_split=str(row.get("split", "test")),
+            metric_type=metric,
+            metric_value=round(float(row[metric]), 5),
+        )
+        for row in facts.results
+        for metric in ("ndcg_at_10", "recall_at_10")
+        if row.get(metric) is not None
+    ]
+    data = ModelCardData(
+        language=facts.language,
+        license=facts.license.lower(),
+        library_name="sentence-transformers" if facts.exported else "search-r3-mteb",
+        pipeline_tag="sentence-similarity",
+        tags=["search-r3", "reasoning", "retrieval", *(["sentence-transformers"] if facts.exported else [])],
+        base_model=facts.base_model if facts.base_model and "/" in facts.base_model else None,  # a hub id, no folder
+        datasets=None,
+        model_name=facts.name if results else None,
+        eval_results=results or None,
+    )
+    return str(data.to_yaml(line_break="\n"))
+
+
+def _opening(facts: Facts) -> str:
+    made = f"trained from {facts.base_model}" if facts.base_model else "trained from random weights"
+    made = "exported" if facts.stage == "exported" else made
+    kind = " for sentence-transformers" if facts.exported else ""
+    return (
+        f"A Search-R3 model{kind}, {made}: a causal language model that reasons about a query in text and then emits one special "
+        "token, whose last hidden state is the query's embedding. Documents are embedded directly."
+    )
+
+
+def _result_cells(row: Mapping[str, Any]) -> list[str]:
+    low, high = row.get("interval") or (None, None)
+    task = ", ".join([_task(row), *_hops(row)])
+    tokens = row.get("reasoning_tokens_per_query", row.get("reasoning_tokens"))
+    cells = [
+        task,
+        str(row.get("split", "test")),
+        str(row.get("mode", "–")),
+        score(row.get("ndcg_at_10")),
+        span(low, high),
+    ]
+    seed = row.get("seed")
+    cells += [
+        score(row.get("recall_at_10")),
+        count(tokens, 1),
+        count(row.get("queries")),
+        "–" if seed is None else str(seed),
+    ]
+    return [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
+
+
+def _task(row: Mapping[str, Any]) -> str:
+    return str(row.get("task") or "held-out queries")
+
+
+def _hops(row: Mapping[str, Any]) -> list[str]:
+    hops = row.get("hops")
+    return [] if hops is None else [f"{hops} hop{'s' * (hops != 1)}"]
+
+
+def _result_note(results: Sequence[Mapping[str, Any]]) -> str:
+    if any(row.get("interval") is None for row in results):
+        return "A dash: measured while training on held-out queries, without per-query results."
+    commits = {str(row["commit"])[:12] for row in results if row.get("commit")}
+    return f"Commit {', '.join(sorted(commits))}." if commits else ""
+
+
+def _base_name(path: str | None) -> str | None:
+    """A hub id as it is, a folder by its last part: a card names no place on somebody's machine."""
+    if path is None or (path.count("/") == 1 and not Path(path).exists() and not path.startswith((".", "/"))):
+        return path
+    return Path(path).name
+
+
+def _source(item: Mapping[str, Any], licences: Mapping[str, str]) -> Source:
+    name = item.get("name") or (str(item.get("path", "")).rstrip("/").rsplit("/", 1)[-1]) or str(item.get("kind"))
+    generated = item.get("kind") == "hopworld"
+    note = f"Generated: chains of {' and '.join(map(str, item.get('hops', [])))} hops." if generated else ""
+    licence = licences.get(name) or ("Apache-2.0 (generated by this project)" if generated else None)
+    return Source(name, None, item.get("weight"), licence, note)
+
+
+def _losses(config: Mapping[str, Any]) -> list[str]:
+    """What was minimised or rewarded, with weights, in the order of the configuration; what has weight 0 is not named."""
+    loss = config.get("loss", {})
+    words = {
+        "reply": "cross-entropy on the reply and the embed token",
+        "kl": f"KL divergence to the frozen base ({loss.get('kl_direction', 'reverse')})",
+        "infonce": f"InfoNCE over cosine, temperature {loss.get('temperature')}",
+        "triplet": f"triplet margin loss, margin {loss.get('margin')}",
+    }
+    found = [f"{text}; weight {loss[key]:g}" for key, text in words.items() if loss.get(key)]
+    for section, title in (
+        ("policy", "policy gradient (GRPO)"),
+        ("reward", "reward"),
+        ("contrastive", "contrastive term"),
+    ):
+        values = config.get(section)
+        if isinstance(values, Mapping) and values.get("weight", 1):
+            numbers = ", ".join(f"{k} {v}" for k, v in values.items() if isinstance(v, int | float | str) and v != 0)
+            found.append(f"{title}: {numbers}")
+    return found

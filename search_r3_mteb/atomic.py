@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +32,15 @@ def write_json(path: Path, value: Any) -> None:
 def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
     """Write one JSON object a line. ASCII escapes keep even lone surrogates."""
     write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder` that takes its place when the block ends without an error; else nothing changes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    yield unfinished
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.replace(folder)

@@ -5,7 +5,6 @@
 `best` and `last` are models that `SearchR3Encoder` loads. A run is resumed by the same command.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from search_r3_mteb.atomic import write_json, write_text
+from search_r3_mteb.atomic import replaced_folder, write_json, write_text
 from search_r3_mteb.encoder.checkpoints import Checkpoint, default_device, save
 from search_r3_mteb.encoder.prompts import Renderer
 from train import checkpointing, config, distributed, evaluation, memory
@@ -43,8 +42,11 @@ class Run:
     step: int = 0
     best: float = float("-inf")
     log: RunLog | None = None
+    resumed_from: checkpointing.Checkpoint | None = None
     # Stage 2 keeps its corpus cache in the checkpoint: a function that writes it into a folder.
     extra: Callable[[Path], None] | None = None
+    # Everything whose position a resumed run needs, by name.
+    streams: dict[str, Any] = field(default_factory=dict)
     _started: float = field(default_factory=perf_counter)
 
     @classmethod
@@ -55,10 +57,12 @@ class Run:
         checkpoint = models.prepare(settings.model, optimization.seed, accelerator.device)
         torch.manual_seed(optimization.seed + 1)  # dropout; the weights have been drawn
         optimizer = make_optimizer(checkpoint.model, optimization)
-        model, optimizer = accelerator.prepare(checkpoint.model, optimizer)
+        model = checkpoint.model
+        if _is_sharded(accelerator):
+            model, optimizer = accelerator.prepare(model, optimizer)
         data = load_training_data(
             settings.data,
-            batch_size=optimization.batch_size,
+            batch_size=_batch_size(settings),
             seed=optimization.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
@@ -79,6 +83,9 @@ class Run:
             folder=Path(settings.output.folder),
             base_copy=base_copy,
         )
+
+    def __post_init__(self) -> None:
+        self.streams["data"] = self.data
 
     @property
     def device(self) -> Any:
@@ -104,8 +111,9 @@ class Run:
             print(f"# source {statistics.label}: epoch {statistics.epoch}, rows given {statistics.rows}")
 
     def steps(self) -> Iterator[int]:
-        """Numbers of the optimizer steps that are left, from 1; resumes, and opens the log."""
-        self._resume()
+        """Numbers of the optimizer steps that are left, from 1; resumes where that has not been done, and opens the log."""
+        if self.resumed_from is None:
+            self.resume()
         self.log = RunLog(
             self.folder,
             total=self.config.optimization.steps,
@@ -115,8 +123,7 @@ class Run:
         )
         if self.accelerator.is_main_process:
             write_text(self.folder / "config.toml", config.dump(self.config))
-        for number in range(self.step + 1, self.config.optimization.steps + 1):
-            yield number
+        yield from range(self.step + 1, self.config.optimization.steps + 1)
 
     @contextmanager
     def guard(self, step: int, rows: Sequence[TrainingRow]) -> Iterator[None]:
@@ -129,8 +136,13 @@ class Run:
             write_json(place, {"step": step, "error": str(error), "rows": [asdict(row) for row in rows]})
             raise FloatingPointError(f"Step {step} failed, its batch is in {place}: {error}") from error
 
-    def clip_gradients(self) -> float:
-        """Clip to `max_gradient_norm`; the norm before. Raises FloatingPointError for a gradient that is not finite."""
+    def reduce_gradients(self) -> float:
+        """Average over the processes and clip to `max_gradient_norm`; the norm before.
+
+        Raises FloatingPointError for a gradient that is not finite.
+        """
+        if not _is_sharded(self.accelerator):
+            distributed.average_gradients(self.model.parameters())
         limit = self.config.optimization.max_gradient_norm or float("inf")
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
         if not norm < float("inf"):
@@ -178,15 +190,74 @@ class Run:
 
     def _export(self, name: str) -> None:
         """The model as a folder that `SearchR3Encoder` loads, complete or not there."""
-        with checkpointing.replaced_folder(self.folder / name) as folder:
+        with replaced_folder(self.folder / name) as folder:
             model = self.accelerator.unwrap_model(self.model)
             save(Checkpoint(model, self.checkpoint.tokenizer, self.checkpoint.profile, self.checkpoint.name), folder)
 
-    def _save(self) -> None:
-        raise NotImplementedError
+    def _state(self) -> checkpointing.TrainingState:
+        """What a resumed run continues from; the schedule is a function of the step and has no state."""
+        return checkpointing.TrainingState(
+            model=self.checkpoint.model,
+            optimizer=self.optimizer,
+            data=_Streams(self.streams),
+            notes={"best": self.best if self.best > float("-inf") else None},
+        )
 
-    def _resume(self) -> None:
-        raise NotImplementedError
+    def _save(self) -> None:
+        checkpointing.save(
+            self.folder / "checkpoints",
+            self.step,
+            self._state(),
+            config=config.flatten(self.config),
+            score=self.best if self.best > float("-inf") else None,
+            keep=self.config.checkpoint.keep,
+            extra=self.extra,
+        )
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint of the run folder, where there is one; stage 2 does so before it opens its cache."""
+        folder, resume = self.folder / "checkpoints", self.config.checkpoint.resume
+        if resume == "never":
+            if checkpointing.checkpoints(folder):
+                raise FileExistsError(
+                    f'{self.folder} holds checkpoints, and checkpoint.resume = "never" begins anew. Name another output.folder, '
+                    'remove this one, or set checkpoint.resume = "auto".'
+                )
+            return
+        state = self._state()
+        found = checkpointing.load_latest(
+            folder, state, config=config.flatten(self.config), fallback=resume == "fallback"
+        )
+        if found is not None:
+            best = state.notes["best"]
+            self.step, self.resumed_from = found.step, found
+            self.best = float("-inf") if best is None else float(best)
+
+
+@dataclass
+class _Streams:
+    """Several data positions as one."""
+
+    streams: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: stream.state_dict() for name, stream in self.streams.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, stream in self.streams.items():
+            stream.load_state_dict(state[name])
+
+
+def _is_sharded(accelerator: Any) -> bool:
+    """FSDP and DeepSpeed wrap the model. Plain data parallelism does not: its gradients are averaged after the backward passes
+    (train/distributed.py), of which cached gradients need several in one step.
+    """
+    return str(accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+
+
+def _batch_size(settings: Any) -> int:
+    """Rows of a step: stage 2 counts prompts."""
+    return int(settings.rollout.prompts_per_step if hasattr(settings, "rollout") else settings.optimization.batch_size)
 
 
 def _accelerator(settings: Any) -> Any:
@@ -202,6 +273,7 @@ def _due(step: int, every: int) -> bool:
 def _table(step: int, scores: Sequence[Score]) -> str:
     """One line: nDCG@10 by mode and hop count."""
     shown = [
-        f"{score.task} {score.mode}{f' {score.hops}-hop' if score.hops else ''} {score.ndcg_at_10:.3f}" for score in scores
+        f"{score.task} {score.mode}{f' {score.hops}-hop' if score.hops else ''} {score.ndcg_at_10:.3f}"
+        for score in scores
     ]
     return f"step {step}: nDCG@10 " + ", ".join(shown)

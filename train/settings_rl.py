@@ -82,6 +82,9 @@ class Policy(Settings):
     """Divide advantages by the group's standard deviation. Our choice: no, as Dr. GRPO (arXiv 2503.20783) and GRACE."""
     kl_weight: Weight = 0.0
     """Weight of the KL to the starting model. 0: GRACE, DAPO; it saves a forward."""
+    max_gap: Positive = 0.05
+    """Mean |log-probability of the trainer - of the sampler| per token, in nats, above which the run stops. Our choice: float32
+    gives 1e-6, bf16 up to some hundredths; more means that the two run different models."""
     updates_per_step: Count = 1
     """Optimizer updates on one set of rollouts. Our choice: 1, on policy: no drift between sampler and trainer."""
     skip_zero_variance: bool = True
@@ -117,7 +120,7 @@ class CorpusCache(Settings):
     """Neighbours of candidates within so many edges are candidates too. Our choice: 1."""
     neighbors: Count = 16
     """Edges per document in the neighbour graph. Our choice: HNSW's usual M."""
-    sweep_share: Share = 0.1
+    sweep_share: Share = 0.5
     """Part of the budget for the oldest rows, whatever the queries touch. Our choice: no row is forgotten."""
     map_ridge: Positive = 0.3
     """Ridge of the drift map, times pairs / dimensions. 0.3: the measured setting of the drift map."""

@@ -59,7 +59,7 @@ def train(config: SftConfig, *, dry_run: bool = False) -> Path | None:
         set_learning_rate(run.optimizer, rate)
         with run.guard(number, rows):  # a NaN stops the run and leaves the batch behind
             losses = step.backward(rows, run.accelerator)
-            norm = run.clip_gradients()
+            norm = run.reduce_gradients()
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
         run.after_step(number, losses | {"learning_rate": rate, "gradient_norm": norm})
@@ -86,12 +86,7 @@ class Step:
         }
         self.sums = dict.fromkeys(("reply", "kl"), 0.0)
         with accelerator.autocast():
-            loss = cached_backward(
-                forwards,
-                contrast,
-                backward=accelerator.backward,
-                no_sync=partial(accelerator.no_sync, self.model),
-            )
+            loss = cached_backward(forwards, contrast, backward=accelerator.backward)
         parts = {"loss": float(loss.contrastive + loss.local)} | contrast.parts | self._local_parts()
         return distributed.average(parts, self.device)
 

@@ -1,0 +1,265 @@
+"""Stage 2's environment: a corpus whose vectors stay fresh, and the reward of what rollouts retrieve from it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.prompts import Renderer
+from train import distributed
+from train.cache_settings import CacheSettings, RefreshReport
+from train.corpus import Corpus
+from train.corpus_cache import CorpusCache
+from train.losses import Advantages
+from train.model import evaluating, unwrapped_peft
+from train.refresh_policies import Hits
+from train.replicas import OneProcess, ProcessGroup, Replicas
+from train.rewards import Rankings, Rewards, RewardSettings, reward
+from train.rollouts import Groups
+from train.run import Run
+from train.settings_rl import CorpusCache as CacheConfig
+from train.settings_rl import Reward as RewardConfig
+from train.settings_rl import RlConfig
+
+Vectors = Float[np.ndarray, "rows dim"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What rollouts retrieved and earned. `relevance[p]` maps prompt p's relevant document ids to their grades;
+
+    `rows` (rollouts, k) and `similarities` (rollouts, k) are the ranking in the refreshed cache, best first.
+    """
+
+    relevance: Sequence[Mapping[str, float]]
+    rows: Int[np.ndarray, "rollouts k"]
+    similarities: Float[np.ndarray, "rollouts k"]
+    rewards: Rewards
+    refresh: RefreshReport
+
+
+class Environment:
+    """The corpus cache of one run, and the rewards that come from it."""
+
+    def __init__(self, run: Run, config: RlConfig, corpus: Corpus, engine: Engine, renderer: Renderer) -> None:
+        self.run, self.config, self.corpus, self.engine = run, config, corpus, engine
+        self._renderer = renderer
+        self._known: dict[str, Vectors] = {}
+        self._settings = _reward_settings(config.reward)
+        self._cache: CorpusCache | None = None
+
+    @classmethod
+    def begin(cls, run: Run) -> "Environment":
+        """Encode the corpus with the present weights, or take up the cache of the checkpoint that the run resumed from."""
+        config: RlConfig = run.config
+        renderer = run.renderer
+        engine = Engine(
+            run.checkpoint.model,
+            run.checkpoint.embed_token_id,
+            stop_token_ids=(run.checkpoint.tokenizer.eos_token_id,),
+            token_budget=config.rollout.batch_tokens,
+        )
+
+        def count_tokens(texts: list[str]) -> list[int]:
+            return [len(prompt.token_ids) for prompt in renderer.render_batch(texts, "direct")]
+
+        environment = cls(run, config, Corpus(config.data, count_tokens), engine, renderer)
+        environment._open()
+        run.extra = environment.save
+        return environment
+
+    @property
+    def cache(self) -> CorpusCache:
+        """The vectors of the corpus."""
+        if self._cache is None:
+            raise RuntimeError("The environment has not been opened; make it with Environment.begin.")
+        return self._cache
+
+    def encode(self, texts: list[str]) -> Vectors:
+        """Unit vectors (n, dim) of documents under the present weights; those that `know` was told are not computed again."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._known]
+        found = dict(self._known)
+        if missing:
+            model = self.run.checkpoint.model
+            prompts = [prompt.token_ids for prompt in self._renderer.render_batch(missing, "direct")]
+            with evaluating(model), self._adapter():
+                vectors = self.engine.embed(prompts).numpy()
+            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            found |= dict(zip(missing, vectors.astype(np.float32), strict=True))
+        return np.stack([found[text] for text in texts])
+
+    def know(self, texts: Sequence[str], vectors: torch.Tensor) -> None:
+        """Vectors (n, dim) that the loss has just computed for these texts with the present weights: written to the cache as they are."""
+        unit = torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=-1).numpy()
+        self._known = dict(zip(texts, unit, strict=True))
+
+    def judge(self, groups: Groups, step: int) -> Judged:
+        """Refresh what the rollouts touch, rank the corpus for each of them, and reward it. `step`: the update to come."""
+        config, cache = self.config, self.cache
+        relevance = [self.corpus.relevance(row) for row in groups.rows]
+        positives = [cache.rows_of(list(relevance[prompt])) for prompt in groups.prompt]
+        touched = cache.search(groups.vectors, min(config.corpus_cache.top_k, len(cache)), exact=self._exact)
+        hits = Hits(groups.vectors, touched.rows, positives)
+        # The weights are those after `step` - 1 updates.
+        report = cache.refresh(hits, self.encode, config.corpus_cache.budget_tokens, step=step - 1)
+        found = cache.search(groups.vectors, min(config.reward.k, len(cache)), exact=self._exact)
+        rankings = Rankings(
+            query_ids=groups.prompt,
+            document_ids=[[self._id(row) for row in rows] for rows in found.rows],
+            similarities=found.scores.clip(-1, 1),
+            positive_similarities=self._best_positive(groups.vectors, positives),
+            finished=np.array(groups.rollouts.finished),
+            reasoning_tokens=np.array(groups.reasoning_tokens),
+        )
+        rewards = reward(rankings, dict(enumerate(relevance)), self._settings_for(len(cache)))
+        self._known = {}
+        return Judged(relevance, found.rows, found.scores, rewards, report)
+
+    def negatives(self, groups: Groups, judged: Judged, count: int) -> Int[np.ndarray, " rows"]:
+        """For each prompt the `count` documents that its rollouts ranked highest and that are not relevant; all of them together."""
+        chosen: list[int] = []
+        for prompt, relevant in enumerate(judged.relevance):
+            own = set(self.cache.rows_of(list(relevant)).tolist())
+            mine = [r for r, p in enumerate(groups.prompt) if p == prompt]
+            # By rank first: every rollout's first document before any rollout's second.
+            ordered = dict.fromkeys(judged.rows[mine].T.ravel().tolist())
+            chosen += [row for row in ordered if row not in own and row >= 0][:count]
+        return np.array(list(dict.fromkeys(chosen)), dtype=np.int64)
+
+    def moved(self, step: int) -> dict[str, float]:
+        """After the update of `step`: audit the cache when it is due, and log what it says. Returns what every step logs."""
+        every = self.config.corpus_cache.audit_every
+        if every and step % every == 0 and not self.cache.policy.is_exact:
+            found = self.cache.audit(self.config.corpus_cache.audit_rows, self.encode, step=step)
+            if self.run.log is not None:
+                values = {name: value for name, value in asdict(found).items() if name != "step"}
+                self.run.log.event("audit", step, age_mean=self.cache.age(step).mean, **_plain(values))
+        return {"cache_age": float(self.cache.age(step).mean)}
+
+    def save(self, folder: Path) -> None:
+        """A snapshot of the cache beside the weights."""
+        self.cache.save(folder / "cache", fingerprint=self._fingerprint())
+
+    def write_rollouts(self, groups: Groups, judged: Judged, advantages: Advantages, step: int) -> None:
+        """Every so many steps a few rollouts, to be read: query, reasoning, reward, top documents."""
+        output = self.config.output
+        if not output.rollouts_every or step % output.rollouts_every or not self.run.accelerator.is_main_process:
+            return
+        tokenizer = self.run.checkpoint.tokenizer
+        records = []
+        for rollout in range(min(output.rollouts, len(groups.prompt))):
+            row = groups.query(rollout)
+            top = [
+                (self._id(r), float(s)) for r, s in zip(judged.rows[rollout], judged.similarities[rollout], strict=True)
+            ]
+            records.append(
+                {
+                    "step": step,
+                    "query": row.query,
+                    "hops": row.hops,
+                    "reasoning": tokenizer.decode(groups.rollouts.token_ids[rollout][:-1]),
+                    "finished": groups.rollouts.finished[rollout],
+                    "reward": float(judged.rewards.total[rollout]),
+                    "advantage": float(advantages.values[rollout]),
+                    "relevant": sorted(judged.relevance[groups.prompt[rollout]]),
+                    "top": [{"id": id_, "cosine": score, "text": self._text(id_)} for id_, score in top[:5]],
+                }
+            )
+        with (self.run.folder / "rollouts.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    # ---- details ---------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        run, settings = self.run, _cache_settings(self.config.corpus_cache, self.config.optimization.seed)
+        folder = run.folder / "cache"
+        replicas: Replicas = ProcessGroup() if distributed.world_size() > 1 else OneProcess()
+        if run.resumed_from is not None:
+            self._cache = CorpusCache.load(
+                run.resumed_from.extra / "cache",
+                self.corpus.texts,
+                fingerprint=self._fingerprint(),
+                dim=self.engine.dim,
+                settings=settings,
+                working=folder,
+                replicas=replicas,
+            )
+            return
+        self._cache = CorpusCache.build(
+            self.corpus.texts,
+            self.encode,
+            folder=folder,
+            settings=settings,
+            fingerprint=self._fingerprint(),
+            replicas=replicas,
+        )
+
+    def _fingerprint(self) -> str:
+        checkpoint = self.run.checkpoint
+        return Checkpoint(checkpoint.model, checkpoint.tokenizer, checkpoint.profile, checkpoint.name).fingerprint()
+
+    def _adapter(self) -> Any:
+        """The frozen policy embeds documents with the adapter switched off."""
+        from contextlib import nullcontext
+
+        frozen = self.config.corpus_cache.policy == "frozen"
+        return unwrapped_peft(self.run.checkpoint.model).disable_adapter() if frozen else nullcontext()
+
+    @property
+    def _exact(self) -> bool:
+        return self.config.corpus_cache.index == "exact"
+
+    def _best_positive(self, vectors: Vectors, positives: Sequence[Any]) -> Float[np.ndarray, " rollouts"]:
+        best = [
+            float((self.cache.values(rows) @ vector).max()) for vector, rows in zip(vectors, positives, strict=True)
+        ]
+        return np.clip(np.array(best), -1, 1)
+
+    def _settings_for(self, documents: int) -> RewardSettings:
+        """A corpus smaller than k has no rank k."""
+        from dataclasses import replace
+
+        return replace(self._settings, k=min(self._settings.k, documents))
+
+    def _id(self, row: int) -> str:
+        ids = self.corpus.texts.ids
+        return str(row) if ids is None else ids[int(row)]
+
+    def _text(self, id_: str) -> str:
+        return self.corpus.texts.texts[int(self.corpus.texts.rows_of([id_])[0])][:300]
+
+
+def _reward_settings(config: RewardConfig) -> RewardSettings:
+    kinds = ("dcg_scaled", "ndcg", "mrr", "margin")
+    return RewardSettings(
+        weights={kind: getattr(config, kind) for kind in kinds},
+        k=config.k,
+        forced_penalty=config.forced_penalty,
+        token_cost=config.token_cost,
+    )
+
+
+def _cache_settings(config: CacheConfig, seed: int) -> CacheSettings:
+    return CacheSettings(
+        policy=config.policy,
+        neighbors=config.neighbors,
+        hops=config.hops,
+        sweep_share=config.sweep_share,
+        map_ridge=config.map_ridge,
+        storage=config.storage,
+        error_bound=config.error_bound,
+        budget_growth=config.budget_growth,
+        max_budget_factor=config.budget_limit_tokens / max(config.budget_tokens, 1),
+        seed=seed,
+    )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}

@@ -72,6 +72,10 @@ class Source(Settings):
     traces: bool = True
     """hopworld: rows carry the reasoning trace. Issue 5: stage 2 trains without."""
 
+    restate: Share = 0.0
+    """hopworld: chance that a sentence of a trace is said once more before it goes on. Our choice: 0; nano sets it, since with
+    exactly one sentence per hop a model learns to stop by counting instead of by reading the query, and never says a third."""
+
     def check(self) -> None:
         """Each kind has its own fields."""
         if self.kind == "hopworld" and self.path is not None:

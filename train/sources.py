@@ -12,6 +12,7 @@ import numpy as np
 
 from train.beir_source import BeirSource, Unit
 from train.jsonl import JsonlFile, Line
+from train.order import uniform
 from train.row_source import RowSource, Spill
 from train.rows import BadRowError, RowReader, TrainingRow
 from train.settings_data import Source as SourceSettings
@@ -77,7 +78,7 @@ class HopWorldSource(RowSource):
     def __init__(self, settings: SourceSettings) -> None:
         from search_r3_mteb.tasks.hopworld import HopWorld
 
-        self.label = settings.label
+        self.label, self._restate = settings.label, settings.restate
         world = HopWorld(settings.documents, settings.world_seed)
         self._spill = Spill()
         self._offsets = np.fromiter(
@@ -100,12 +101,26 @@ class HopWorldSource(RowSource):
             query=raw["query"],
             positive=raw["positive"],
             positive_id=raw["positive_id"],
-            reasoning=raw.get("reasoning"),
+            reasoning=self._restated(raw, epoch),
             source=self.label,
             query_id=raw["query_id"],
             relevant=((raw["positive_id"], 1),),
             hops=raw["hops"],
         )
+
+
+    def _restated(self, raw: dict[str, Any], epoch: int) -> str | None:
+        """The trace, some of its sentences said again; the draws depend on the query and the epoch alone."""
+        trace: str | None = raw.get("reasoning")
+        if trace is None or not self._restate:
+            return trace
+        said: list[str] = []
+        for place, sentence in enumerate(trace.rstrip(".").split(". ")):
+            times = 1
+            while uniform("restate", raw["query_id"], epoch, place, times) < self._restate:
+                times += 1
+            said += [f"{sentence}."] * times
+        return " ".join(said)
 
 
 def open_source(settings: SourceSettings, *, unit: Unit = "judgement", on_bad_row: str = "stop") -> RowSource:

@@ -157,6 +157,27 @@ def export(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of evaluations or trainings, MTEB results, summary.json.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write. [default: report.FORMAT]", show_default=False)
+    ] = None,
+    format: Annotated[str, typer.Option(help="html (tables, figures, query explorer), md, csv or latex.")] = "html",
+    peers: Annotated[Path | None, typer.Option(help="A CSV of published MTEB scores to stand beside.")] = None,
+) -> None:
+    """Write what runs have shown into one file that works offline."""
+    from search_r3_mteb.report import report as write
+
+    target = output or Path(f"report.{'tex' if format == 'latex' else format}")
+    console = _console()
+    for message in write(runs, target, format, peers):
+        console.print(str(message), markup=False, highlight=False)
+    console.print(f"Written to {escape(str(target))}")
+
+
+@app.command()
 def doctor(model: ModelOption = "nano") -> None:
     """Show versions, device, threads and the model, and compute one vector."""
     from search_r3_mteb.doctor import examine

@@ -147,6 +147,18 @@ def test_export_names_the_folder_and_how_to_load_it(call, tiny_folder, tmp_path)
     assert (tmp_path / "exported" / "modules.json").exists()
 
 
+@pytest.mark.parametrize(("format", "file"), [("md", "report.md"), ("latex", "report.tex")])
+def test_report_writes_one_file(call, tmp_path, monkeypatch, format, file):
+    row = {"task": "T", "split": "test", "model": "m", "mode": "direct", "ndcg_at_10": 0.25, "recall_at_10": 0.5}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text(json.dumps([row]))
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call("report", "run", "--format", format)
+    assert code == 0
+    assert f"Written to {file}" in out
+    assert "0.250" in (tmp_path / file).read_text()
+
+
 def test_doctor_computes_a_vector(call, tiny_folder):
     code, out, _ = call("doctor", "--model", tiny_folder)
     assert code == 0

@@ -21,7 +21,7 @@ from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.queries import CUTOFF, query_records
 from search_r3_mteb.evaluation.recording import Record
 from search_r3_mteb.evaluation.summary import Row, hop_rows, quality, rate, read_summary, replace_rows
-from search_r3_mteb.evaluation.systems import MODES, Mode, ModelSpec, System, kind_of, open_systems, split_label
+from search_r3_mteb.evaluation.systems import MODES, Mode, ModelSpec, System, check_settings, open_systems
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ def evaluate(
             f"Nothing to evaluate: {len(models)} models and {len(tasks)} tasks. Name at least one of each."
         )
     output = Path(output)
-    for spec in models:
-        if isinstance(spec, str | Path):
-            kind_of(split_label(str(spec))[1])
+    check_settings(models, settings or {})
     resolved = [resolve_task(task, split) for task in tasks]
     rows: list[Row] = []
     store = output / "store" if cache_folder is None else cache_folder

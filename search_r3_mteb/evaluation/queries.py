@@ -56,6 +56,12 @@ def _subset_records(
     wanted.update(document for judged in judgements.values() for document in judged)
     texts = _excerpts(data["corpus"], wanted)
     ids = list(data["queries"]["id"])
+    unanswered = [query_id for query_id in ids if query_id not in scores]
+    if unanswered:
+        raise ValueError(
+            f"{task.metadata.name}: the search returned nothing for {len(unanswered)} of {len(ids)} queries, first "
+            f"{unanswered[0]!r}; MTEB would leave them out of its mean, which would raise it."
+        )
     records = []
     for query_id, text, (reasoning, tokens, finished) in zip(ids, data["queries"]["text"], thoughts, strict=True):
         judged = judgements[query_id]

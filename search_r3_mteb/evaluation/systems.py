@@ -5,7 +5,8 @@ Each becomes a `System`: an object that `mteb.evaluate` takes, under an identity
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ Mode = Literal["both", "reason", "direct"]
 MODES: tuple[Mode, ...] = ("both", "reason", "direct")
 Kind = Literal["bm25", "sentence-transformers", "search-r3"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
+_SHARED = ("device", "revision", "trust_remote_code")  # settings that ordinary models take as well
 ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder"
 
 
@@ -40,6 +42,20 @@ class System:
     fingerprint: str
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> None:
+    """Raise FileNotFoundError for a model that is not there, and ValueError for settings that none of the models would use.
+
+    Called before anything long starts.
+    """
+    kinds = [kind_of(split_label(str(spec))[1]) if isinstance(spec, str | Path) else "search-r3" for spec in models]
+    unused = sorted(set(settings) - set(_SHARED))
+    if unused and "search-r3" not in kinds:
+        raise ValueError(
+            f"{', '.join(unused)} would change nothing: none of the models is a Search-R3 checkpoint, and baselines run as "
+            "they were made. Leave it out."
+        )
 
 
 def split_label(spec: str) -> tuple[str | None, str]:
@@ -145,7 +161,10 @@ def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, A
         model_kwargs={"use_safetensors": True},
     )
     name = label or short_name(name_for_mteb(path))
-    wrapped = SentenceTransformerEncoderWrapper(model)
+    with warnings.catch_warnings():
+        # mteb 2.26 asks for the vectors' length by the old name of sentence-transformers' method.
+        warnings.filterwarnings("ignore", "The `get_sentence_embedding_dimension` method", FutureWarning)
+        wrapped = SentenceTransformerEncoderWrapper(model)
     meta = wrapped.mteb_model_meta.model_copy(
         update={
             "name": name if "/" in name else f"local/{name}",

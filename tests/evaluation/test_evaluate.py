@@ -48,7 +48,8 @@ def beir(tmp_path):
 
 
 def run(models, tasks, output, **keywords):
-    return evaluate(models, tasks, output=output, settings=SETTINGS, **keywords)
+    settings = SETTINGS if any(isinstance(model, Checkpoint) for model in models) else None
+    return evaluate(models, tasks, output=output, settings=settings, **keywords)
 
 
 def task_name(folder):
@@ -259,8 +260,9 @@ def sentence_transformers_folders(tiny_tokenizer, tmp_path):
     return folders
 
 
-@pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension` method:FutureWarning")  # mteb's own call
-def test_ordinary_models_of_one_folder_name_get_their_own_scores(sentence_transformers_folders, beir, tmp_path):
+def test_ordinary_models_of_one_folder_name_get_their_own_scores(
+    sentence_transformers_folders, beir, tmp_path, monkeypatch
+):
     """MTEB gives all local folders one identity: the second model would get the first one's score."""
     import mteb
     from sentence_transformers import SentenceTransformer
@@ -273,6 +275,7 @@ def test_ordinary_models_of_one_folder_name_get_their_own_scores(sentence_transf
     trapped = []
     for row, folder in zip(rows, sentence_transformers_folders, strict=True):
         task, model = resolve_task(f"beir:{beir}"), SentenceTransformer(str(folder), device="cpu")
+        monkeypatch.setattr(SentenceTransformer, "get_sentence_embedding_dimension", lambda self: 32)  # mteb's old name
         own = mteb.evaluate(model, task, cache=None, co2_tracker=False, show_progress_bar=False)
         assert row["ndcg_at_10"] == pytest.approx(own.task_results[0].scores["test"][0]["ndcg_at_10"], abs=1e-5)
         raw = mteb.evaluate(model, task, cache=cache, co2_tracker=False, show_progress_bar=False)
@@ -309,6 +312,62 @@ def test_splits_of_one_task_stand_side_by_side(tmp_path):
     assert run(["bm25"], ["hopworld:500"], tmp_path, split="dev")[0] == dev
 
 
+def test_identical_ids_are_left_out_where_the_task_says_so(tiny_checkpoint, beir, tmp_path):
+    """As ArguAna needs: the query itself is in the corpus, and must not count as its own answer."""
+    from search_r3_mteb.tasks.mteb_tasks import BeirFolder
+
+    for name in ("queries.jsonl", "qrels/test.tsv"):
+        path = beir / name
+        path.write_text(path.read_text().replace("q", "d").replace("duery", "query"))
+    rows = [
+        run([tiny_checkpoint], [BeirFolder(beir, ignore_identical_ids=ignore)], tmp_path / "out", mode="direct")[0]
+        for ignore in (False, True)
+    ]
+    kept, left_out = ([record["top"] for record in read_queries(tmp_path / "out", row)] for row in rows)
+    assert any(hit["id"] == f"d{n}" for n, top in enumerate(kept) for hit in top)
+    assert not any(hit["id"] == f"d{n}" for n, top in enumerate(left_out) for hit in top)
+
+
+def test_subsets_count_alike(tmp_path):
+    """A multilingual task: MTEB's score is the mean over its subsets, and ours must be the same."""
+    from datasets import Dataset
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    class Languages(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name="Languages",
+            description="two languages",
+            type="Retrieval",
+            category="t2t",
+            dataset={"path": "local/languages", "revision": "1"},
+            eval_splits=["test"],
+            eval_langs={"en": ["eng-Latn"], "de": ["deu-Latn"]},
+            main_score="ndcg_at_10",
+        )
+
+        def load_data(self, num_proc=None, **kwargs):
+            self.dataset = {}
+            for subset, count in (("en", 3), ("de", 6)):
+                corpus = [{"id": f"d{n}", "title": "", "text": f"{WORDS[n]} {WORDS[0]}"} for n in range(8)]
+                queries = [{"id": f"q{n}", "text": WORDS[n] if subset == "en" else "nichts"} for n in range(count)]
+                relevant = {f"q{n}": {f"d{n}": 1} for n in range(count)}
+                split = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
+                self.dataset[subset] = {"test": {**split, "relevant_docs": relevant, "top_ranked": None}}
+            self.data_loaded = True
+
+    [row] = run(["bm25"], [Languages()], tmp_path)
+    [stored] = (tmp_path / "mteb").rglob("Languages.json")
+    scores = [entry["ndcg_at_10"] for entry in json.loads(stored.read_text())["scores"]["test"]]
+    assert len(scores) == 2
+    assert scores[0] != scores[1]
+    assert row["ndcg_at_10"] == pytest.approx(sum(scores) / 2, abs=1e-5)
+    assert (row["queries"], row["documents"]) == (9, 16)
+    ids = [record["query_id"] for record in read_queries(tmp_path, row)]
+    assert len(set(ids)) == 9
+    assert ids[0] == "en/q0"
+
+
 def test_an_encoder_in_memory_is_evaluated_as_it_is(tiny_checkpoint, beir, tmp_path):
     encoder = SearchR3Encoder(tiny_checkpoint, mode="direct", max_length=500)
     [row] = evaluate([encoder], [resolve_task(f"beir:{beir}")], output=tmp_path / "out")
@@ -338,6 +397,7 @@ def test_direct_runs_that_differ_in_the_budget_only_are_one(tiny_checkpoint):
         ({"tasks": ["hopworld"], "split": "train"}, ValueError, "'test' or 'dev', got 'train'"),
         ({"tasks": ["SciFact"], "split": "dev"}, ValueError, "no split 'dev'; it has test"),
         ({"models": ["./nowhere"]}, FileNotFoundError, "no model './nowhere'"),
+        ({"settings": {"seed": 1, "device": "cpu"}}, ValueError, "^seed would change nothing"),
     ],
 )
 def test_what_is_not_there_is_refused_before_anything_is_written(tmp_path, arguments, error, message):

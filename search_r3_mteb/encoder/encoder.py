@@ -206,15 +206,11 @@ class SearchR3Encoder:
 
     def similarity(self, first: Any, second: Any) -> Any:
         """Cosine similarities (n, m) of rows (n, dim) and (m, dim), as a tensor."""
-        from sentence_transformers.util import cos_sim
-
-        return cos_sim(first, second)
+        return _unit_rows(first) @ _unit_rows(second).T
 
     def similarity_pairwise(self, first: Any, second: Any) -> Any:
         """Cosine similarities (n,) of rows (n, dim) with rows (n, dim), as a tensor."""
-        from sentence_transformers.util import pairwise_cos_sim
-
-        return pairwise_cos_sim(first, second)
+        return (_unit_rows(first) * _unit_rows(second)).sum(dim=-1)
 
     # ---- who it is -------------------------------------------------------------------------------------------------
 
@@ -387,3 +383,11 @@ class SearchR3Encoder:
         import torch
 
         return torch.from_numpy(np.array(result))
+
+
+def _unit_rows(vectors: Any) -> Any:
+    """Rows (n, dim) of unit length as a float32 tensor; one vector (dim,) is one row."""
+    import torch
+
+    rows = torch.atleast_2d(torch.as_tensor(vectors, dtype=torch.float32))
+    return torch.nn.functional.normalize(rows, dim=-1)

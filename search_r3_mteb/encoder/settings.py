@@ -46,7 +46,7 @@ class EncoderSettings:
         if self.max_reasoning_tokens < 0:
             raise ValueError(f"max_reasoning_tokens={self.max_reasoning_tokens} is negative; 0 means no reasoning.")
         if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or a positive number.")
+            raise ValueError(f"temperature={self.temperature!r} must be 0 (greedy) or a positive number.")
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens} must be at least 1 token.")
 

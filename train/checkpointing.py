@@ -19,7 +19,6 @@ verdict, an error included. The state of the random generators is kept for each 
 the ones without a saved state are seeded from the step and their rank.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -29,7 +28,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from train.checkpoint_files import (
     EXTRA,
@@ -44,6 +42,7 @@ from train.checkpoint_files import (
     recover,
 )
 from train.config import differences
+from train.model_state import ModelState, apply, collect, frozen_digest, optimized_names, trained_tensors
 from train.processes import gather, on_main, rank, world_size
 from train.state_files import (
     capture_random_state,
@@ -64,7 +63,6 @@ __all__ = [
     "load_latest",
     "read",
     "save",
-    "trained_tensors",
 ]
 
 log = logging.getLogger(__name__)
@@ -101,6 +99,13 @@ class TrainingState:
     data: Stateful | None = None
     generators: dict[str, torch.Generator] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    _frozen: list[str | None] = field(default_factory=list, init=False, repr=False)
+
+    def frozen(self) -> str | None:
+        """The digest of the frozen weights, taken once: they do not change."""
+        if not self._frozen:
+            self._frozen.append(frozen_digest(self.model))
+        return self._frozen[0]
 
 
 def save(
@@ -125,10 +130,12 @@ def save(
             f"keep = {keep}, score = {score}: at least one checkpoint stays, and a score is a finite number."
         )
     random_states = gather(capture_random_state(state.generators))
+    collected = collect(state.model, state.optimizer)
+    state.frozen()  # with shards all processes must take part, so before only one of them goes on
 
     def write() -> Path:
         unfinished = begin(folder, step)
-        _write_state(unfinished, state, random_states)
+        _write_state(unfinished, state, collected, random_states)
         if extra is not None:
             (unfinished / EXTRA).mkdir()
             extra(unfinished / EXTRA)
@@ -147,6 +154,7 @@ def load_latest(
     Raises CheckpointError where it is damaged, or of another model or other settings; nothing of it has been loaded then. The
     error names the newest good one before it. With `fallback` that one is taken, and `refused` says what was passed over.
     """
+    state.frozen()
     found = on_main(lambda: _choose(Path(folder), state, config, fallback))
     if found is not None:
         for refusal in found.refused:
@@ -179,12 +187,12 @@ def _choose(folder: Path, state: TrainingState, config: Mapping[str, Any], fallb
 # --- writing -----------------------------------------------------------------------------------------------------------
 
 
-def _write_state(folder: Path, state: TrainingState, random_states: list[Any]) -> None:
-    write_tensors(trained_tensors(state.model), folder / "weights.safetensors")
-    write_tree(state.optimizer.state_dict(), folder, "optimizer")
+def _write_state(folder: Path, state: TrainingState, collected: ModelState, random_states: list[Any]) -> None:
+    write_tensors(collected.weights, folder / "weights.safetensors")
+    write_tree(collected.optimizer, folder, "optimizer")
     rest = {
-        "frozen": frozen_digest(state.model),
-        "parameters": _optimized_names(state),
+        "frozen": state.frozen(),
+        "parameters": optimized_names(state.model, state.optimizer),
         "schedule": None if state.schedule is None else state.schedule.state_dict(),
         "data": None if state.data is None else state.data.state_dict(),
         "notes": state.notes,
@@ -192,47 +200,6 @@ def _write_state(folder: Path, state: TrainingState, random_states: list[Any]) -
     write_tree(rest, folder, "state")
     for process, random_state in enumerate(random_states):
         write_tree(random_state, folder, f"random-{process:05d}")
-
-
-def trained_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Parameters that are trained and buffers that are saved, by name; tied ones once. Raises TypeError for sharded ones."""
-    model = _unwrapped(model)
-    saved = model.state_dict(keep_vars=True)
-    found: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    found.update({name: b for name, b in model.named_buffers() if name in saved})
-    for name, tensor in found.items():
-        if type(tensor).__name__ in ("DTensor", "FlatParameter") or hasattr(tensor, "_local_tensor"):
-            raise TypeError(
-                f"{name} is sharded over processes, and the main process has only a part of it. Save such a run with "
-                "accelerate's save_state, or use DDP."
-            )
-    return found
-
-
-def frozen_digest(model: torch.nn.Module) -> str | None:
-    """What tells one frozen base from another: names, shapes and 32 values of each frozen weight; None where none is frozen.
-
-    Our choice: a sample. Hashing all of a 7B base takes a minute, and no two bases agree in every 32nd part.
-    """
-    frozen = [(name, p) for name, p in _unwrapped(model).named_parameters() if not p.requires_grad]
-    if not frozen:
-        return None
-    digest = hashlib.sha256()
-    for name, parameter in frozen:
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, len(flat) // 32)][:32].to("cpu", torch.float64)
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\0".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _optimized_names(state: TrainingState) -> list[str]:
-    """The names of the optimizer's parameters in order: its own state knows them by number only."""
-    names = {id(p): name for name, p in _unwrapped(state.model).named_parameters()}
-    return [
-        names.get(id(parameter), f"not in the model, of shape {tuple(parameter.shape)}")
-        for group in state.optimizer.param_groups
-        for parameter in group["params"]
-    ]
 
 
 # --- checking and restoring --------------------------------------------------------------------------------------------
@@ -250,7 +217,7 @@ def _check_tensors(found: Checkpoint, state: TrainingState) -> None:
     from safetensors import safe_open
 
     rest = read_tree(found.folder, "state")
-    if rest["frozen"] != frozen_digest(state.model):
+    if rest["frozen"] != state.frozen():
         raise CheckpointError(found.folder, "its frozen weights were others, so what was trained on them does not fit")
     live = trained_tensors(state.model)
     with safe_open(found.folder / "weights.safetensors", framework="pt") as file:
@@ -268,7 +235,7 @@ def _check_tensors(found: Checkpoint, state: TrainingState) -> None:
                     found.folder,
                     f"it is of another model: {name} is {there.get_dtype()} {there.get_shape()} there, {here[1]} {here[0]} here",
                 )
-    if rest["parameters"] != _optimized_names(state):
+    if rest["parameters"] != optimized_names(state.model, state.optimizer):
         raise CheckpointError(found.folder, "its optimizer holds other parameters, or the same in another order")
 
 
@@ -284,22 +251,11 @@ def _restore(found: Checkpoint, state: TrainingState) -> None:
                 part.load_state_dict(rest[name])
             except (ValueError, KeyError) as error:
                 raise CheckpointError(found.folder, f"its {name} state does not fit this run: {error}") from error
-    saved = read_tensors(found.folder / "weights.safetensors")
-    with torch.no_grad():
-        for name, tensor in trained_tensors(state.model).items():
-            tensor.copy_(saved[name])
-    state.optimizer.load_state_dict(read_tree(found.folder, "optimizer"))
+    weights = read_tensors(found.folder / "weights.safetensors")
+    apply(ModelState(weights, read_tree(found.folder, "optimizer")), state.model, state.optimizer)
     state.notes.clear()
     state.notes.update(rest["notes"])
     if rank() < found.processes:
         restore_random_state(read_tree(found.folder, f"random-{rank():05d}"), state.generators)
     else:
         seed_random_state(("resumed", found.step, rank()), state.generators)
-
-
-def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside DDP and torch.compile, whose wrappers put a prefix before every name."""
-    while isinstance(model, torch.nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        inner: Any = getattr(model, "_orig_mod", None) or model.module
-        model = inner
-    return model

@@ -205,11 +205,67 @@ def processes(folder):
     print(json.dumps({p.stem: json.loads(p.read_text()) for p in folder.glob("*-*-*.json")}))
 
 
+def shard(folder, number, size, action):
+    """FSDP2 over gloo: two steps, a checkpoint, two more; or resume and two more; or resume unsharded."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{action}", rank=number, world_size=size)
+    torch.manual_seed(0 if action == "whole" else 1)
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
+    torch.manual_seed(2)
+    nn.init.normal_(model[0].bias.requires_grad_(False))  # frozen, as a base under an adapter
+    if size > 1:
+        mesh = init_device_mesh("cpu", (size,))
+        for part in (model[0], model[2], model):
+            fully_shard(part, mesh=mesh)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    state = TrainingState(model, optimizer)
+
+    def steps(first):
+        for step in range(first, first + 2):
+            (model(torch.full((2, 8), step + number * 0.5)) ** 2).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def whole():
+        return [getattr(p, "full_tensor", lambda p=p: p)().tolist() for p in model.parameters()]
+
+    out = {}
+    if action == "whole":
+        steps(1)
+        save(folder / "run", 2, state, config=CONFIG)
+        out["saved"] = whole()
+    else:
+        assert load_latest(folder / "run", state, config=CONFIG).step == 2
+        out["alone"] = whole()
+    if size > 1:
+        steps(3)
+        out[action] = whole()
+    if number == 0:
+        (folder / f"{action}.json").write_text(json.dumps(out))
+    dist.destroy_process_group()
+
+
+def sharded(folder):
+    out = {}
+    for size, action in ((2, "whole"), (2, "resumed"), (1, "alone")):
+        codes = [
+            wait(pid) for pid in [forked(lambda n=n, s=size, a=action: shard(folder, n, s, a)) for n in range(size)]
+        ]
+        if any(codes):
+            raise SystemExit(f"{action} failed")
+        out |= json.loads((folder / f"{action}.json").read_text())
+    print(json.dumps(out))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     where = Path(sys.argv[2])
     warm(where)
     if sys.argv[1] == "kills":
         kills(where, int(sys.argv[3]))
+    elif sys.argv[1] == "sharded":
+        sharded(where)
     else:
         processes(where)

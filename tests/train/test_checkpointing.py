@@ -14,16 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from train.checkpointing import (
-    CheckpointError,
-    TrainingState,
-    best,
-    checkpoints,
-    load_latest,
-    read,
-    save,
-    trained_tensors,
-)
+from train.checkpointing import CheckpointError, TrainingState, best, checkpoints, load_latest, read, save
+from train.model_state import trained_tensors
 from train.state_files import read_tree, write_tree
 
 WORKER = Path(__file__).with_name("checkpoint_worker.py")
@@ -349,14 +341,25 @@ def test_tied_weights_stay_tied(tmp_path):
     assert torch.equal(second["head"].weight, first["embed"].weight)
 
 
-def test_sharded_weights_are_refused_rather_than_saved_in_part():
+def test_engines_that_keep_the_state_to_themselves_are_refused():
     class FlatParameter(nn.Parameter):
-        pass
+        """As FSDP1 makes them."""
 
     model = nn.Linear(2, 2)
     model.weight = FlatParameter(torch.zeros(2, 2))
-    with pytest.raises(TypeError, match="weight is sharded over processes"):
+    with pytest.raises(TypeError, match=r"FSDP1.*fsdp_version: 2"):
         trained_tensors(model)
+    model = nn.Linear(2, 2)
+    model.weight.ds_id = 1
+    with pytest.raises(TypeError, match=r"DeepSpeed.*Use DDP or FSDP"):
+        trained_tensors(model)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes_sharded_and_on_one_process(tmp_path):
+    results = worker("sharded", tmp_path)
+    assert results["resumed"] == results["whole"]
+    assert results["alone"] == results["saved"]
 
 
 # --- the extra payload -------------------------------------------------------------------------------------------------

@@ -149,7 +149,8 @@ class Decontaminator:
                 self._texts[role].append((evaluation.label, id_, text[:_SHOWN]))
                 count += 1
                 yield text
-            self.evaluations[evaluation.label][role] = count
+            counts = self.evaluations[evaluation.label]
+            counts[role] = counts.get(role, 0) + count  # two sets may differ in their hops alone
 
 
 def evaluation_texts(evaluation: Evaluation, role: Role) -> Iterator[tuple[str, str]]:

@@ -220,6 +220,14 @@ def test_beir_rows_may_repeat_documents_but_not_queries(held_out, tmp_path):
         data.next_batch()
 
 
+def test_sets_of_one_name_are_counted_together():
+    one, two = (Evaluation(kind="hopworld", hops=(hops,)) for hops in (1, 2))
+    counts = [
+        Decontaminator(sets, Decontamination(), ("queries",)).evaluations for sets in ((one,), (two,), (one, two))
+    ]
+    assert sum(c["hopworld/dev"]["queries"] for c in counts[:2]) == counts[2]["hopworld/dev"]["queries"]
+
+
 def test_further_evaluation_sets_count_as_well(held_out, pairs):
     data = Data(sources=(pairs,), decontamination=Decontamination(against=(held_out,)))
     assert scan(data).dropped == 3

@@ -1,0 +1,123 @@
+"""Several processes give what one gives: each its share, in order, by accelerate's own means."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from search_r3_mteb.encoder import processes
+from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """`together(part, compute, count)`: what each of `count` processes gets, simulated one after the other."""
+    import accelerate
+    from accelerate import utils
+
+    def run(part, compute, count):
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        shares = []
+
+        def collect(number):
+            monkeypatch.setattr(
+                accelerate, "PartialState", lambda: SimpleNamespace(process_index=number, num_processes=count)
+            )
+
+            def note(mine):
+                shares[number:] = mine
+                raise StopIteration
+
+            monkeypatch.setattr(utils, "gather_object", note)
+            with pytest.raises(StopIteration):
+                processes.share_among_processes(part, compute)
+
+        for number in range(count):
+            collect(number)
+        monkeypatch.setattr(utils, "gather_object", lambda mine: shares)
+        return processes.share_among_processes(part, compute), [rows for rows, _ in shares]
+
+    return run
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_shares_come_back_in_order(together, count):
+    part = [9, 4, 7, 1]
+    found, shares = together(part, lambda rows: [f"row {row}" for row in rows], count)
+    assert found == ["row 9", "row 4", "row 7", "row 1"]
+    assert sorted(row for rows in shares for row in rows) == sorted(part)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    vectors, _ = together(part, lambda rows: np.array([[row, row] for row in rows], dtype=np.float32), count)
+    np.testing.assert_array_equal(vectors, [[9, 9], [4, 4], [7, 7], [1, 1]])
+    assert vectors.dtype == np.float32
+    nothing, _ = together([], lambda rows: [], count)
+    assert nothing == []
+
+
+def test_alone_nothing_is_shared(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    assert (processes.process_count(), processes.process_number(), processes.process_device()) == (1, 0, None)
+    assert processes.share_among_processes([3, 1], list) == [3, 1]
+
+
+SCRIPT = """
+import json, sys
+import numpy as np, torch
+from search_r3_mteb import SearchR3Encoder
+torch.set_num_threads(1)
+folder, out, cache = sys.argv[1:]
+encoder = SearchR3Encoder(folder, device="cpu", max_length=600, max_reasoning_tokens=4, temperature=1.0, cache_folder=cache or None)
+texts = [f"text {n} " * (n + 1) for n in range(7)]
+thoughts = encoder.think(texts)
+documents = encoder.encode_document(texts)
+from search_r3_mteb.encoder.processes import process_number, process_count
+np.savez(f"{out}-{process_number()}.npz", queries=np.stack([t.vector for t in thoughts]), documents=documents)
+with open(f"{out}-{process_number()}.json", "w") as stream:
+    json.dump({"count": process_count(), "ids": [t.token_ids for t in thoughts], "tokens": encoder.engine.forward_tokens}, stream)
+if process_count() > 1:
+    torch.distributed.destroy_process_group()
+"""
+
+
+def launch(tmp_path, folder, name, count, cache=""):
+    """Start the script as `accelerate launch` does: one process a share, the same environment variables."""
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    started = []
+    for number in range(count):
+        own = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        own |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1}
+        environment = os.environ | {key: str(value) for key, value in own.items()}
+        command = [sys.executable, str(tmp_path / "script.py"), str(folder), str(tmp_path / name), str(cache)]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors[-2000:]
+    arrays = [np.load(tmp_path / f"{name}-{number}.npz") for number in range(count)]
+    return arrays, [json.loads((tmp_path / f"{name}-{number}.json").read_text()) for number in range(count)]
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tiny_folder, tmp_path):
+    vectors, facts = launch(tmp_path, tiny_folder, "two", 2, cache=tmp_path / "cache")
+    encoder = SearchR3Encoder(tiny_folder, max_length=600, max_reasoning_tokens=4, temperature=1.0)
+    texts = [f"text {n} " * (n + 1) for n in range(7)]
+    thoughts, documents = encoder.think(texts), encoder.encode_document(texts)
+    for found, fact in zip(vectors, facts, strict=True):
+        assert fact["count"] == 2
+        assert fact["ids"] == [thought.token_ids for thought in thoughts]
+        np.testing.assert_allclose(found["queries"], np.stack([t.vector for t in thoughts]), atol=1e-5)
+        np.testing.assert_allclose(found["documents"], documents, atol=1e-5)
+    # Neither did all of it.
+    assert all(0 < fact["tokens"] < encoder.engine.forward_tokens for fact in facts)
+    # Both wrote the same store, and nothing is left to do for a third run.
+    _, again = launch(tmp_path, tiny_folder, "again", 2, cache=tmp_path / "cache")
+    assert [fact["tokens"] for fact in again] == [0, 0]

@@ -1,0 +1,91 @@
+"""The package as a whole: a light import, few public names, and a wheel that holds nothing else."""
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import search_r3_mteb
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = (
+    "torch",
+    "mteb",
+    "faiss",
+    "transformers",
+    "sentence_transformers",
+    "datasets",
+    "pandas",
+    "peft",
+    "accelerate",
+    "numpy",
+)
+LOOK = f"import sys; print(','.join(name for name in {HEAVY!r} if name in sys.modules))"
+
+
+def heavy_modules_after(statement):
+    """Which heavy packages a fresh interpreter has loaded after `statement`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}; {LOOK}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        cwd=ROOT,
+    )
+    return set(filter(None, done.stdout.strip().split(",")))
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert heavy_modules_after("import search_r3_mteb; dir(search_r3_mteb)") == set()
+    assert heavy_modules_after("import search_r3_mteb.cli") <= {"numpy"}
+
+
+def test_this_check_can_fail():
+    assert heavy_modules_after("import numpy; import search_r3_mteb") == {"numpy"}
+    assert "torch" in heavy_modules_after("from search_r3_mteb.encoder.engine import Engine")
+
+
+def test_public_names_are_few_and_all_of_them_exist():
+    names = search_r3_mteb.__all__
+    assert len(names) == len(set(names)) <= 12
+    assert {"SearchR3Encoder", "SentenceTransformer", "register"} <= set(names)
+    assert set(dir(search_r3_mteb)) == set(names)
+    for name, module in search_r3_mteb._HOMES.items():
+        spec = importlib.util.find_spec(module)
+        assert spec is not None, f"{name} has no home"
+        if module.startswith(
+            "search_r3_mteb.encoder."
+        ):  # the others load mteb or sentence-transformers: their own tests do
+            assert getattr(search_r3_mteb, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match=r"has no attribute 'Encoder'; it has __version__, BeirFolder"):
+        search_r3_mteb.Encoder  # noqa: B018 - the access is the test
+
+
+def test_types_and_version_are_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == search_r3_mteb.__version__
+    assert (ROOT / "search_r3_mteb" / "py.typed").exists()
+
+
+def test_nothing_in_the_package_imports_what_the_wheel_does_not_hold():
+    for path in (ROOT / "search_r3_mteb").rglob("*.py"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            words = line.split()
+            imports = words[:1] in (["import"], ["from"])
+            assert not (imports and words[1].split(".")[0] in ("train", "tests")), f"{path.name}: {line}"
+
+
+def test_the_wheel_holds_the_package_only(tmp_path):
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    assert hatch["targets"]["wheel"]["packages"] == ["search_r3_mteb"]
+    builder = pytest.importorskip("hatchling.builders.wheel").WheelBuilder(str(ROOT))
+    files = {os.path.relpath(file.distribution_path, ".") for file in builder.recurse_included_files()}
+    assert files, "nothing would be built"
+    assert {Path(name).parts[0] for name in files} == {"search_r3_mteb"}
+    assert {"search_r3_mteb/__init__.py", "search_r3_mteb/encoder/engine.py"} <= files

@@ -60,8 +60,9 @@ class Run:
         model = checkpoint.model
         if _is_sharded(accelerator):
             model, optimizer = accelerator.prepare(model, optimizer)
+        training = _with_mined(settings, checkpoint) if settings.data.mining is not None else settings.data
         data = load_training_data(
-            settings.data,
+            training,
             batch_size=_batch_size(settings),
             seed=optimization.seed,
             rank=accelerator.process_index,
@@ -125,6 +126,14 @@ class Run:
             write_text(self.folder / "config.toml", config.dump(self.config))
         yield from range(self.step + 1, self.config.optimization.steps + 1)
 
+    def report_data(self) -> None:
+        """`data.json`: what each source gave, what was malformed, and what was dropped as a repeat of evaluation texts."""
+        if self.accelerator.is_main_process:
+            report = {"sources": [asdict(one) for one in self.data.statistics()]}
+            write_json(
+                self.folder / "data.json", report | {"decontamination": asdict(self.data.decontamination_report())}
+            )
+
     @contextmanager
     def guard(self, step: int, rows: Sequence[TrainingRow]) -> Iterator[None]:
         """An error of this step leaves the batch in `failed-batch.json`, so that it can be looked at."""
@@ -168,6 +177,7 @@ class Run:
         assert self.log is not None
         if self.accelerator.is_main_process:
             self._export("last")
+        self.report_data()
         self.accelerator.wait_for_everyone()
         self.log.close()
         return self.folder / "last"
@@ -253,6 +263,18 @@ def _is_sharded(accelerator: Any) -> bool:
     (train/distributed.py), of which cached gradients need several in one step.
     """
     return str(accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+
+
+def _with_mined(settings: Any, checkpoint: Checkpoint) -> Any:
+    """The data settings with hard negatives mined by the starting model, kept in the run folder for a resumed run."""
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from train.hard_negatives import mine_sources
+
+    with models.evaluating(checkpoint.model):
+        encoder = SearchR3Encoder(checkpoint, mode="direct", max_length=settings.data.max_length)
+        return mine_sources(
+            settings.data, encoder, Path(settings.output.folder) / "mined", seed=settings.optimization.seed
+        )
 
 
 def _batch_size(settings: Any) -> int:

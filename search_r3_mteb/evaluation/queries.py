@@ -49,7 +49,7 @@ def _subset_records(
     prefix: str,
 ) -> list[dict[str, Any]]:
     judgements = data["relevant_docs"]
-    ranking = _as_scored(task, ranking)
+    ranking = as_scored(task, ranking)
     scores = score(judgements, ranking)
     tops = {query_id: _top(documents) for query_id, documents in ranking.items()}
     wanted = {document for top in tops.values() for document, _ in top}
@@ -67,7 +67,7 @@ def _subset_records(
         judged = judgements[query_id]
         record: dict[str, Any] = {
             "query_id": prefix + query_id,
-            "query": _query_text(text),
+            "query": query_text(text),
             "reasoning": reasoning,
             "reasoning_tokens": tokens,
             "finished": finished,
@@ -105,7 +105,7 @@ def hops_of_query(task: "AbsTaskRetrieval", query_id: str) -> int | None:
     return hops_of(query_id) if isinstance(task, HopWorldTask) else None
 
 
-def _as_scored(task: "AbsTaskRetrieval", ranking: Rankings) -> Rankings:
+def as_scored(task: "AbsTaskRetrieval", ranking: Rankings) -> Rankings:
     """The ranking that MTEB scores: some tasks leave out the query itself, or the first document."""
     if task.ignore_identical_ids:
         ranking = {q: {d: value for d, value in documents.items() if d != q} for q, documents in ranking.items()}
@@ -132,7 +132,7 @@ def _excerpts(corpus: Any, wanted: set[str]) -> dict[str, str]:
     return texts
 
 
-def _query_text(text: Any) -> str:
+def query_text(text: Any) -> str:
     """A query as one text; conversations are lists of turns."""
     if isinstance(text, str):
         return text

@@ -1,0 +1,294 @@
+"""What a diagnosis says about a group of queries (all of them, or those of one hop count), every number with its interval."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from search_r3_mteb.evaluation.movement import Cosines, spread
+from search_r3_mteb.evaluation.significance import compare, holm, interval
+
+Record = dict[str, Any]
+Values = Float[np.ndarray, " queries"]
+OWN, OTHER, SHUFFLED, NONE, DIRECT = "own", "other", "shuffled", "none", "direct"
+CONTROLS = (OTHER, SHUFFLED, NONE, DIRECT)
+_BINS = 5
+_DIGITS = 6
+_LEVEL = 0.05
+# Resamples of the controls, which the verdict rests on, and of everything else: a hundred further intervals, whose ends move
+# by less than a tenth of their width.
+_MANY, _FEWER = 10_000, 2_000
+
+
+@dataclass(frozen=True)
+class BudgetRun:
+    """The model's own reasoning under one budget; all (queries,)."""
+
+    ndcg_at_10: Values
+    tokens: Int[np.ndarray, " queries"]
+    forced: Values
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of every query. The keys of `ndcg` and `cosine_to_own` are own, other, shuffled, none, direct.
+
+    `tokens` and `forced` belong to the own reasoning; `rollout_ndcg` and `rollout_margin` are (rollouts, queries); `pools` maps
+    a number of rollouts to the quality of their mean vector.
+    """
+
+    ndcg: Mapping[str, Values]
+    cosine_to_own: Mapping[str, Values]
+    tokens: Int[np.ndarray, " queries"]
+    forced: Values
+    budgets: Mapping[int, BudgetRun]
+    cosines: Cosines
+    rollout_ndcg: Float[np.ndarray, "rollouts queries"]
+    rollout_margin: Float[np.ndarray, "rollouts queries"]
+    rollout_forced: Float[np.ndarray, "rollouts queries"]
+    pools: Mapping[int, Values]
+
+
+def group_record(measured: Measured, rows: Int[np.ndarray, " group"], hops: int | None) -> Record:
+    """The record of one group; `rows` are its queries."""
+    own = measured.ndcg[OWN][rows]
+    return {
+        "hops": hops,
+        "queries": len(rows),
+        "controls": _controls(measured, rows, own),
+        "forced": mean_record(measured.forced[rows]),
+        "reasoning_tokens": mean_record(measured.tokens[rows]),
+        "movement": _movement(measured, rows),
+        "budgets": _budgets(measured, rows),
+        "pooling": _pooling(measured, rows),
+        "lengths": _lengths(measured, rows),
+    }
+
+
+def mean_record(values: Values, resamples: int = _FEWER) -> Record | None:
+    """Mean and 95 % bootstrap interval over the finite values; None where there is none."""
+    known = np.asarray(values, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return None
+    found = interval(known, resamples=resamples)
+    return {"mean": _round(found.mean), "interval": [_round(found.low), _round(found.high)], "queries": len(known)}
+
+
+def seeds_record(values: Float[np.ndarray, "rollouts queries"]) -> Record:
+    """Mean and interval over queries and, as a second level, over the rollouts' seeds."""
+    found = interval(values, resamples=_FEWER)
+    bounds = [_round(found.low), _round(found.high)]
+    return {"mean": _round(found.mean), "interval": bounds, "queries": found.queries, "seeds": found.seeds}
+
+
+def difference_record(
+    first: Float[np.ndarray, "..."], second: Float[np.ndarray, "..."], resamples: int = _FEWER
+) -> Record:
+    """Mean of first - second over the same queries, paired bootstrap; (seeds, queries) bring the seeds as a second level."""
+    found = compare(first, second, resamples=resamples)
+    return {
+        "difference": _round(found.difference),
+        "interval": [_round(found.low), _round(found.high)],
+        "p": _round(found.p),
+        "significant": found.significant,
+        "queries": found.queries,
+    }
+
+
+def adjust(records: Sequence[Record]) -> None:
+    """Adds `p_adjusted` (Holm over these records) and lets `significant` follow it."""
+    for record, p in zip(records, holm([record["p"] for record in records]), strict=True):
+        low, high = record["interval"]
+        record["p_adjusted"] = _round(p)
+        record["significant"] = bool(p < _LEVEL and not low <= 0 <= high)
+
+
+def _controls(measured: Measured, rows: Int[np.ndarray, " group"], own: Values) -> Record:
+    found: Record = {OWN: {"ndcg_at_10": mean_record(own, _MANY)}}
+    for name in CONTROLS:
+        found[name] = {
+            "ndcg_at_10": mean_record(measured.ndcg[name][rows], _MANY),
+            "own_minus_this": difference_record(own, measured.ndcg[name][rows], _MANY),
+            "cosine_to_own": mean_record(measured.cosine_to_own[name][rows]),
+        }
+    adjust([found[name]["own_minus_this"] for name in CONTROLS])
+    return found
+
+
+def _movement(measured: Measured, rows: Int[np.ndarray, " group"]) -> Record:
+    cosines, ndcg = measured.cosines, measured.rollout_ndcg[:, rows]
+    same, different = cosines.same[rows], cosines.different[rows]
+    ndcg_spread, margin_spread = spread(ndcg), spread(measured.rollout_margin[:, rows])
+    within = float(ndcg.var(axis=0, ddof=1).mean())
+    between = max(0.0, float(ndcg.mean(axis=0).var(ddof=1)) - within / len(ndcg)) if len(rows) > 1 else 0.0
+    return {
+        "rollouts": len(ndcg),
+        "same_query": mean_record(same),
+        "same_query_other_words": mean_record(cosines.reworded[rows]),
+        "different_queries": mean_record(different),
+        "same_minus_different": difference_record(same, different),
+        # 0: all rollouts of a query give one vector. 1: they lie as far apart as different queries do.
+        "distance_ratio": mean_record(_ratio(1 - same, 1 - different)),
+        "distinct_reasonings": mean_record(cosines.distinct[rows]),
+        "forced": mean_record(measured.rollout_forced[:, rows].mean(axis=0)),
+        "ndcg_at_10": seeds_record(ndcg),
+        "sampled_minus_direct": difference_record(ndcg, measured.ndcg[DIRECT][rows]),
+        "ndcg_spread": mean_record(ndcg_spread),
+        "margin_spread": mean_record(margin_spread),
+        "queries_with_spread": mean_record((ndcg_spread > 1e-9).astype(np.float64)),
+        "variance_within_queries": _round(within / (within + between)) if within + between > 0 else None,
+        "best_rollout": mean_record(ndcg.max(axis=0)),
+        "worst_rollout": mean_record(ndcg.min(axis=0)),
+        "correlation_movement_margin_spread": _spearman(1 - same, margin_spread),
+        "correlation_movement_ndcg_spread": _spearman(1 - same, ndcg_spread),
+    }
+
+
+def _budgets(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Record]:
+    """One record a budget, each against the smallest one."""
+    found: list[Record] = []
+    base = measured.budgets[min(measured.budgets)].ndcg_at_10[rows]
+    for budget, run in sorted(measured.budgets.items()):
+        record: Record = {
+            "max_reasoning_tokens": budget,
+            "ndcg_at_10": mean_record(run.ndcg_at_10[rows]),
+            "reasoning_tokens": mean_record(run.tokens[rows]),
+            "forced": mean_record(run.forced[rows]),
+        }
+        if found:
+            record["minus_smallest"] = difference_record(run.ndcg_at_10[rows], base)
+        found.append(record)
+    adjust([record["minus_smallest"] for record in found[1:]])
+    return found
+
+
+def _pooling(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Record]:
+    """One record a number of pooled rollouts, each against a single one and against the own (usually greedy) reasoning."""
+    found: list[Record] = []
+    single = measured.pools[1][rows]
+    for size, values in sorted(measured.pools.items()):
+        record: Record = {
+            "rollouts": size,
+            "ndcg_at_10": mean_record(values[rows]),
+            "minus_own": difference_record(values[rows], measured.ndcg[OWN][rows]),
+        }
+        if size > 1:
+            record["minus_single"] = difference_record(values[rows], single)
+        found.append(record)
+    adjust([record["minus_own"] for record in found])
+    adjust([record["minus_single"] for record in found if "minus_single" in record])
+    return found
+
+
+def _lengths(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Record]:
+    """Quality by the own reasoning's length: five bins of about equal size; forced rows apart, since their length is the budget."""
+    tokens, forced = measured.tokens[rows], measured.forced[rows].astype(bool)
+    found = []
+    for low, high, inside in _bins(tokens, ~forced):
+        found.append({"tokens": [low, high], "forced": False, **_of_length(measured, rows[inside])})
+    if forced.any():
+        lengths = tokens[forced]
+        ends = [int(lengths.min()), int(lengths.max())]
+        found.append({"tokens": ends, "forced": True, **_of_length(measured, rows[forced])})
+    adjust([record["own_minus_direct"] for record in found])
+    return found
+
+
+def _of_length(measured: Measured, rows: Int[np.ndarray, " bin"]) -> Record:
+    own, direct = measured.ndcg[OWN][rows], measured.ndcg[DIRECT][rows]
+    return {
+        "queries": len(rows),
+        "ndcg_at_10": mean_record(own),
+        # Long reasonings belong to other queries than short ones: the same queries without any say how hard they are.
+        "direct": mean_record(direct),
+        "own_minus_direct": difference_record(own, direct),
+    }
+
+
+def _bins(
+    tokens: Int[np.ndarray, " group"], wanted: Bool[np.ndarray, " group"]
+) -> list[tuple[int, int, Bool[np.ndarray, " group"]]]:
+    """(shortest, longest, members) of at most five bins between quantiles; equal lengths are never parted."""
+    if not wanted.any():
+        return []
+    edges = np.unique(np.quantile(tokens[wanted], np.linspace(0, 1, _BINS + 1), method="higher"))
+    place = np.searchsorted(edges[1:-1], tokens, side="left")
+    found = []
+    for index in np.unique(place[wanted]):
+        inside = wanted & (place == index)
+        found.append((int(tokens[inside].min()), int(tokens[inside].max()), inside))
+    return found
+
+
+def _ratio(over: Values, under: Values) -> Values:
+    """The quotient, NaN where `under` is 0 but for rounding."""
+    safe = under > 1e-9
+    found: Values = np.where(safe, over / np.where(safe, under, 1.0), np.nan)
+    return found
+
+
+def _spearman(first: Values, second: Values) -> float | None:
+    """Rank correlation over the queries, None where one side does not vary or fewer than three are known."""
+    from scipy.stats import spearmanr
+
+    known = np.isfinite(first) & np.isfinite(second)
+    a, b = first[known], second[known]
+    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return _round(float(spearmanr(a, b).statistic))
+
+
+def _round(value: float) -> float:
+    return round(float(value), _DIGITS)
+
+
+def hop_groups(hops: Sequence[int | None]) -> list[tuple[int | None, Int[np.ndarray, " group"]]]:
+    """All queries together, then those of each hop count where the task knows it."""
+    every: list[tuple[int | None, Int[np.ndarray, " group"]]] = [(None, np.arange(len(hops)))]
+    counts = sorted({count for count in hops if count is not None})
+    for count in counts:
+        every.append((count, np.flatnonzero([each == count for each in hops])))
+    return every
+
+
+def verdict(group: Record, model: str, task: str) -> Record:
+    """Whether the reasoning matters (what it says changes what is found) and helps, in one sentence with its intervals.
+
+    "Matters" compares with another query's reasoning. "Helps" compares with no reasoning: with the better of the empty
+    reasoning and the direct template, so that a badly trained one of the two does not flatter the reasoning.
+    """
+    controls = group["controls"]
+    without = max((DIRECT, NONE), key=lambda name: controls[name]["ndcg_at_10"]["mean"])
+    content, help_ = controls[OTHER]["own_minus_this"], controls[without]["own_minus_this"]
+    a, b = _sign(content), _sign(help_)
+    said = {
+        (1, 1): "the reasoning matters and helps",
+        (1, 0): "what the reasoning says matters, but it cannot be told apart from no reasoning in quality",
+        (1, -1): "what the reasoning says matters, but no reasoning at all is better",
+        (0, 1): "reasoning helps, but another query's cannot be told apart from the own",
+        (0, 0): "no effect of the reasoning can be shown",
+        (0, -1): "the reasoning hurts, whatever it says",
+        (-1, 1): "reasoning helps, but another query's reasoning helps more than the own",
+        (-1, 0): "the own reasoning misleads: another query's is better",
+        (-1, -1): "the own reasoning misleads: another query's is better, and so is none",
+    }[a, b]
+    name = {DIRECT: "direct embedding", NONE: "empty reasoning"}[without]
+    return {
+        "text": f"{model} on {task}: {said}: nDCG@10 with it is {_shown(content)} over another query's reasoning and "
+        f"{_shown(help_)} over {name} ({group['queries']:,} queries).",
+        "matters": a > 0,
+        "helps": b > 0,
+        "without": without,
+    }
+
+
+def _sign(record: Record) -> int:
+    return int(np.sign(record["difference"])) if record["significant"] else 0
+
+
+def _shown(record: Record) -> str:
+    low, high = record["interval"]
+    return f"{record['difference']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"

@@ -1,0 +1,74 @@
+"""Per-query nDCG@10 of a checkpoint on hopworld's test queries, by mode and hop count: what the scripts of sft/ and rl/ share."""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_r3_mteb.evaluation.significance import interval
+
+ROOT = Path(__file__).resolve().parent.parent
+MODES = ("direct", "reason")
+Values = dict[tuple[str, int], dict[str, float]]
+
+
+def measure(
+    model: Path | str, *, documents: int = 1000, hops: Sequence[int] = (1, 2, 3, 4), split: str = "test"
+) -> Values:
+    """{(mode, hops): {query id: nDCG@10}}; the corpus is encoded once, queries greedily with a budget of 96 tokens."""
+    from search_r3_mteb.encoder.checkpoints import load
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.tasks.hopworld import HopWorld
+    from train.evaluation import JudgedSet, per_query_ndcg
+
+    world = HopWorld(documents)
+    checkpoint = load(model, device="cpu")
+    corpus: Any = None
+    found: Values = {}
+    for mode in MODES:
+        encoder = SearchR3Encoder(
+            checkpoint, mode=mode, max_length=256, max_reasoning_tokens=96, show_progress_bar=False
+        )
+        if corpus is None:
+            corpus = encoder.encode_document([document["text"] for document in world.corpus.values()])
+        for count in hops:
+            queries = world.queries(split, count)
+            judged = JudgedSet(
+                "hopworld",
+                {id_: document["text"] for id_, document in world.corpus.items()},
+                {query.id: query.text for query in queries},
+                {query.id: {query.positive_id: 1} for query in queries},
+                {},
+            )
+            vectors = encoder.encode_query([query.text for query in queries])
+            found[mode, count] = per_query_ndcg(judged, vectors, corpus)
+    return found
+
+
+def record(values: Mapping[str, float], **facts: Any) -> dict[str, Any]:
+    """One entry of a summary.json: mean, bootstrap interval over queries, and how it came about."""
+    scores = list(values.values())
+    found = interval(scores)
+    return facts | {
+        "ndcg_at_10": round(float(np.mean(scores)), 4),
+        "interval": [round(found.low, 4), round(found.high, 4)],
+        "queries": len(scores),
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return found.stdout.strip()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON; NaN is an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")

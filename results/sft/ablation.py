@@ -1,0 +1,120 @@
+"""Ablation of stage 1 at nano scale: each loss term off in turn, in-batch against hard negatives, temperature.
+
+    python results/sft/ablation.py            # three seeds, about 15 minutes each on one core; resumes where it was stopped
+
+As in the paper, stage 1 starts from a causal LM: for each seed a base is trained with the reply cross-entropy alone (it knows the
+facts and writes traces, its vectors mean nothing), then every variant continues from this base for the same number of steps.
+World: 500 documents, so that 27 runs fit into an hour; queries: test split. Runs lie in runs/sft-ablation.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from measure import measure, record, write_json
+
+from train.config import load_config
+from train.settings_sft import SftConfig
+from train.sft import train
+
+HERE = Path(__file__).resolve().parent
+RUNS = Path("runs/sft-ablation")
+DOCUMENTS, BASE_STEPS, STEPS = 500, 1200, 300
+SEEDS = (0, 1, 2)
+ALL = ["loss.reply=1.0", "loss.kl=1.0", "loss.infonce=1.0", "loss.triplet=1.0"]
+VARIANTS: dict[str, list[str]] = {
+    "all terms": [],
+    "without reply": ["loss.reply=0.0"],
+    "without KL": ["loss.kl=0.0"],
+    "without InfoNCE": ["loss.infonce=0.0"],
+    "without triplet": ["loss.triplet=0.0"],
+    "hard negatives only": ["loss.in_batch=false", "loss.hard_negatives=true", "data.hard_negatives=4"],
+    "in-batch and hard": ["loss.hard_negatives=true", "data.hard_negatives=4"],
+    "temperature 0.02": ["loss.temperature=0.02"],
+    "temperature 0.2": ["loss.temperature=0.2"],
+}
+
+
+def rows_with_negatives() -> Path:
+    """The training rows as JSONL with four hard negatives each: facts about the same subject, then of the same relation."""
+    from search_r3_mteb.tasks.hopworld import HopWorld
+
+    path = RUNS / "rows.jsonl"
+    if path.exists():
+        return path
+    world = HopWorld(DOCUMENTS)
+    texts = {id_: document["text"] for id_, document in world.corpus.items()}
+    words = {id_: set(text.rstrip(".").split()) for id_, text in texts.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for row in world.training_rows((1, 2)):
+            own = words[row["positive_id"]]
+            near = sorted((i for i in texts if i != row["positive_id"]), key=lambda i: (-len(words[i] & own), i))[:4]
+            file.write(json.dumps(row | {"negatives": [texts[i] for i in near]}) + "\n")
+    return path
+
+
+def run(folder: Path, overrides: list[str]) -> Path:
+    """Train one run unless it is finished; its final checkpoint."""
+    done = folder / "last"
+    if not (done / "config.json").exists():
+        settings = [f'output.folder="{folder}"', "evaluate.every=0", "checkpoint.every=0", "data.evaluation=[]"]
+        train(load_config("train/configs/nano.toml", [*settings, *overrides], SftConfig))
+    return done
+
+
+def main() -> None:
+    """Train what is missing, measure, write summary.json, table and figure."""
+    rows = rows_with_negatives()
+    source = f'data.sources=[{{kind="jsonl", path="{rows}", name="hopworld"}}]'
+    results = []
+    for seed in SEEDS:
+        common = [source, f"optimization.seed={seed}"]
+        only_reply = ["loss.infonce=0.0", f"optimization.steps={BASE_STEPS}"]
+        base = run(RUNS / f"base-{seed}", [*common, *only_reply])
+        for name, overrides in {"base": None, **VARIANTS}.items():
+            if overrides is None:
+                model = base
+            else:
+                start = [f'model={{path="{base}"}}', f"optimization.steps={STEPS}", "optimization.learning_rate=1e-3"]
+                model = run(RUNS / f"{name.replace(' ', '-')}-{seed}", [*common, *start, *ALL, *overrides])
+            for (mode, hops), values in measure(model, documents=DOCUMENTS, hops=(1, 2)).items():
+                results.append(
+                    record(
+                        values, variant=name, seed=seed, mode=mode, hops=hops, command="python results/sft/ablation.py"
+                    )
+                )
+            write_json(HERE / "ablation.json", results)
+    figure(results)
+
+
+def figure(results: list[dict]) -> None:
+    """2-hop nDCG@10 of every variant, both modes: mean over seeds, and each seed as a point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = ["base", *VARIANTS]
+    picture, axes = plt.subplots(figsize=(8, 4.5))
+    for offset, mode in ((-0.18, "direct"), (0.18, "reason")):
+        points = [
+            [r["ndcg_at_10"] for r in results if (r["variant"], r["mode"], r["hops"]) == (n, mode, 2)] for n in names
+        ]
+        places = np.arange(len(names)) + offset
+        axes.barh(places, [float(np.mean(p)) for p in points], height=0.34, label=mode, alpha=0.6)
+        for place, values in zip(places, points, strict=True):
+            axes.plot(values, [place] * len(values), "k.", markersize=4)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("nDCG@10, 2-hop test queries (dots: seeds)")
+    axes.legend()
+    picture.tight_layout()
+    picture.savefig(HERE / "ablation.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install evaluate test test-slow lint format bench bench-cache results nano clean
+.PHONY: install evaluate test test-slow lint format bench-cache results nano clean
 
 install: $(VENV)/.installed
 
@@ -35,6 +35,16 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-cache: install  ## results/corpus_cache: refresh policies on a real training run of nano
+	$(RUN) results/corpus_cache/bench.py
+
+results: install  ## results/README.md, from the JSON files beside it
+	$(RUN) results/make_readme.py
+
+nano: install  ## the bundled model from nothing: both stages, about 20 minutes on two cores
+	$(RUN) train/sft.py --config train/configs/nano.toml
+	$(RUN) train/rl.py --config train/configs/rl_nano.toml
 
 clean:
 	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache

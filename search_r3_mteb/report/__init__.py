@@ -21,6 +21,7 @@ def report(runs: Sequence[Path], output: Path, format: str = "html", peers: Path
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is not one of {', '.join(FORMATS)}: pass one of these with --format.")
+    from search_r3_mteb.atomic import write_text
     from search_r3_mteb.report.comparisons import reasoning_differences, table_rows
     from search_r3_mteb.report.peers import read_peers
     from search_r3_mteb.report.runs import read_runs
@@ -36,7 +37,6 @@ def report(runs: Sequence[Path], output: Path, format: str = "html", peers: Path
         return evidence.messages
     from search_r3_mteb.report.tables import render
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     for ending, text in render(rows, differences, published, evidence.messages, format).items():
-        output.with_stem(output.stem + ending).write_text(text, encoding="utf-8")
+        write_text(output.with_stem(output.stem + ending), text.encode("utf-8", "replace").decode("utf-8"))
     return evidence.messages

@@ -111,11 +111,7 @@ def cost_figure(name: str, task: str, rows: Sequence[Row]) -> Figure | None:
     """Quality over reasoning tokens per query, one point a budget, one line a model. None with fewer than two points."""
     import plotly.graph_objects as go
 
-    points: dict[str, list[tuple[float, Row]]] = {}
-    for row in rows:
-        tokens = 0.0 if row.first.mode != "reason" else row.average("reasoning_tokens_per_query")
-        if tokens is not None and not math.isnan(tokens) and _is_number(row.ndcg_at_10):
-            points.setdefault(row.first.model, []).append((tokens, row))
+    points = _cost_points(rows)
     if sum(map(len, points.values())) < 2 or not any(
         row.first.mode == "reason" for p in points.values() for _, row in p
     ):
@@ -152,13 +148,32 @@ def cost_figure(name: str, task: str, rows: Sequence[Row]) -> Figure | None:
     )
 
 
+def _cost_points(rows: Sequence[Row]) -> dict[str, list[tuple[float, Row]]]:
+    """(tokens, row) by model; a model shown in several variants shares the direct row that none of them has of its own."""
+    points: dict[str, list[tuple[float, Row]]] = {}
+    for row in rows:
+        tokens = 0.0 if row.first.mode != "reason" else row.average("reasoning_tokens_per_query")
+        if tokens is not None and not math.isnan(tokens) and _is_number(row.ndcg_at_10):
+            points.setdefault(row.first.label, []).append((tokens, row))
+    for items in points.values():
+        shared = points.get(items[0][1].first.model, [])
+        if shared is not items and not any(tokens == 0 for tokens, _ in items):
+            items.extend(point for point in shared if point[0] == 0)
+    return points
+
+
 def hops_figure(name: str, task: str, rows: Sequence[Row]) -> Figure | None:
-    """Quality by hop count, one line for each model, mode and budget. None where no row has a hop count."""
+    """Quality by hop count, for each model direct and with its largest budget. None where no row has a hop count."""
     import plotly.graph_objects as go
 
+    budgets: dict[str, float] = {}
+    for row in rows:
+        if row.first.mode == "reason":
+            budgets[row.first.label] = max(budgets.get(row.first.label, -1.0), _tokens(row))
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        if row.first.hops is not None and _is_number(row.ndcg_at_10):
+        largest = row.first.mode != "reason" or _tokens(row) == budgets[row.first.label]
+        if row.first.hops is not None and largest and _is_number(row.ndcg_at_10):
             lines.setdefault(f"{row.first.label}, {_budget(row)}", []).append(row)
     if not lines:
         return None
@@ -180,11 +195,12 @@ def hops_figure(name: str, task: str, rows: Sequence[Row]) -> Figure | None:
             )
         )  # fmt: skip
     plot.update_xaxes(dtick=1)
+    plot.update_layout(height=280 + 20 * len(lines))  # room for the legend on a narrow screen
     spoken = "; ".join(
         f"{label}: " + ", ".join(f"{row.first.hops} hops {row.ndcg_at_10:.3f}" for row in items)
         for label, items in sorted(lines.items())
     )
-    caption = "Dotted: direct embedding. Bars are 95 % bootstrap intervals."
+    caption = "Reasoning at the largest budget; dotted: direct embedding. Bars are 95 % bootstrap intervals."
     return Figure(name, f"Quality by hop count: {task}", caption, f"nDCG@10 by hops on {task}. {spoken}.", _json(plot))
 
 
@@ -212,7 +228,7 @@ def forced_figure(name: str, rows: Sequence[Row]) -> Figure | None:
             error_x={
                 "array": [max(0.0, high - share) for (_, share), (_, high) in zip(bars, bounds, strict=True)],
                 "arrayminus": [max(0.0, share - low) for (_, share), (low, _) in zip(bars, bounds, strict=True)],
-                "symmetric": False, "thickness": 1, "width": 3,
+                "symmetric": False, "thickness": 1, "width": 3, "color": NEUTRAL,
             },
             hovertemplate="%{x:.1%} forced<extra></extra>",
         )
@@ -340,6 +356,11 @@ def _budget(row: Row) -> str:
         return row.first.mode
     tokens = row.first.max_reasoning_tokens
     return "reasoning" if tokens is None else f"reasoning ≤ {tokens}"
+
+
+def _tokens(row: Row) -> float:
+    tokens = row.first.max_reasoning_tokens
+    return math.inf if tokens is None else tokens
 
 
 def _most(row: Row) -> str:

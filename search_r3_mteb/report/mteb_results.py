@@ -80,6 +80,7 @@ def read_predictions(path: Path, where: str, evidence: Evidence) -> list[Evaluat
     named = str(meta.get("model_name")) if isinstance(meta, dict) and meta.get("model_name") else path.parent.name
     mode = path.parent.name if path.parent.name in ("reason", "direct") else "direct"
     task = path.name.removesuffix("_predictions.json")
+    _, mark = split_mark(path.parent.parent.name)
     found = []
     for subset, splits in data.items():
         if subset == "mteb_model_meta" or not isinstance(splits, dict):
@@ -93,6 +94,7 @@ def read_predictions(path: Path, where: str, evidence: Evidence) -> list[Evaluat
                     Evaluation(
                         task=task,
                         model=named,
+                        mark=mark,
                         mode=mode,
                         source=where,
                         origin="predictions",
@@ -103,6 +105,15 @@ def read_predictions(path: Path, where: str, evidence: Evidence) -> list[Evaluat
                     )
                 )
     return found
+
+
+def split_mark(model: str) -> tuple[str, str]:
+    """`nano@1a2b3c4d` as ("nano", "1a2b3c4d"): a second budget of one model is a point on that model's line.
+
+    Two checkpoints of one name come out as one model evaluated twice, and `repeats` tells them apart by this mark.
+    """
+    found = re.fullmatch(r"(.+)@([0-9a-f]{8})", model)
+    return (found.group(1), found.group(2)) if found else (model, "")
 
 
 def judge(outcomes: Mapping[str, QueryOutcome], judgements: Mapping[str, QueryOutcome]) -> dict[str, QueryOutcome]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search_r3_mteb.atomic import write_text
 from search_r3_mteb.report import figures as drawing
 from search_r3_mteb.report.comparisons import ReasoningDifference, Row
 from search_r3_mteb.report.explorer import Pair, build_payload, compress, find_pairs
@@ -86,7 +88,6 @@ def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> 
     Raises ValueError where it cannot be kept below `most_bytes` (far too many models at once).
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from plotly.offline import get_plotlyjs
 
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
@@ -97,15 +98,22 @@ def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> 
     plots = {item.name: _packed(item) for group in groups for item in group.figures}
     plots |= {item.name: _packed(item) for item in pair_figures}
     context = _context(content, pairs, groups)
-    context["plotly"] = compress(get_plotlyjs())
+    context["plotly"] = _plotly()
     template = environment.get_template("page.html.j2")
     bare = len(template.render(**context, data="", explorer_notes="").encode("utf-8", "replace"))
     payload = build_payload(pairs, content.evidence.texts, plots, most_bytes - bare - 2_000)
     page = template.render(**context, data=payload.encoded, explorer_notes=" ".join(payload.notes))
-    encoded = page.encode("utf-8", "replace")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(encoded)
+    encoded = page.encode("utf-8", "replace")  # a lone surrogate in a text must not cost the page
+    write_text(output, encoded.decode("utf-8"))
     return len(encoded)
+
+
+@cache
+def _plotly() -> str:
+    """plotly.js of the installed package, packed."""
+    from plotly.offline import get_plotlyjs
+
+    return compress(get_plotlyjs())
 
 
 def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[_Group]) -> dict[str, Any]:

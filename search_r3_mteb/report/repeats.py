@@ -25,12 +25,13 @@ def settle_repeats(rows: Sequence[Evaluation], evidence: Evidence) -> list[Evalu
         if len(kept) > 1:
             first = kept[0]
             results = ", ".join(f"{_shown(row.ndcg_at_10)} ({row.source})" for row in kept)
-            evidence.warn(
-                first.source,
-                f"{first.model} ({first.mode}) was evaluated {len(kept)} times on {first.task_label} with seed {first.seed} "
-                f"and different results: nDCG@10 {results}. All are shown, named by their run; "
-                "give different checkpoints different names.",
-            )
+            if first.hops is None:
+                evidence.warn(
+                    first.source,
+                    f"{first.model} ({first.mode}) was evaluated {len(kept)} times on {first.task_label} with seed "
+                    f"{first.seed} and different results: nDCG@10 {results}. All are shown, named by their run; "
+                    "give different checkpoints different names.",
+                )
             names = _run_names(kept)
             kept = [replace(row, variant=name) for row, name in zip(kept, names, strict=True)]
         settled.extend(kept)
@@ -45,11 +46,12 @@ def _distinct(same: list[Evaluation], evidence: Evidence) -> list[Evaluation]:
             kept.append(row)
             continue
         other = kept[twin]
-        evidence.note(
-            row.source,
-            f"{row.model} ({row.mode}) on {row.task_label} was evaluated twice with the same result (also in "
-            f"{other.source}): shown once.",
-        )
+        if row.hops is None:  # its rows by hop count repeat with it
+            evidence.note(
+                row.source,
+                f"{row.model} ({row.mode}) on {row.task_label} was evaluated twice with the same result (also in "
+                f"{other.source}): shown once.",
+            )
         if other.outcomes is None and row.outcomes is not None:
             kept[twin] = row
     return kept
@@ -72,8 +74,8 @@ def _equal(a: Evaluation, b: Evaluation) -> bool:
 def _run_names(rows: Sequence[Evaluation]) -> list[str]:
     """Fingerprints where the runs have them, else the shortest path endings that tell them apart, else numbers."""
     marks = [row.mark or (row.fingerprint or "")[:8] for row in rows]
-    if all(marks) and len(set(marks)) == len(rows):
-        return marks
+    if len(set(marks)) == len(rows):
+        return [mark or "first" for mark in marks]
     parents = [PurePath(row.source).parent.parts or ("run",) for row in rows]
     depth = 1
     while depth < max(map(len, parents)) and len({parts[-depth:] for parts in parents}) < len(rows):
@@ -85,4 +87,4 @@ def _run_names(rows: Sequence[Evaluation]) -> list[str]:
 
 
 def _shown(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
+    return "unknown" if value is None else f"{value:.4f}"

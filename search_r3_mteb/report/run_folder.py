@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from search_r3_mteb.report.mteb_results import means, read_predictions, read_result
+from search_r3_mteb.report.mteb_results import means, read_predictions, read_result, split_mark
 from search_r3_mteb.report.parsing import load_json, number, string, whole
 from search_r3_mteb.report.query_files import plain, read_outcomes, split_name
 from search_r3_mteb.report.records import Evaluation, Evidence, QueryOutcome
@@ -31,7 +30,7 @@ def read_run_folder(folder: Path, evidence: Evidence) -> None:
         if path.name in NOT_RESULTS:
             continue
         for row in read_result(path, str(path), evidence):
-            if not any(_same_result(row, other) for other in rows if other.origin == "summary"):
+            if not any(_same_result(row, other) for other in rows if other.origin != "mteb"):
                 evidence.warn(
                     row.source,
                     f"{row.task} ({row.model}, {row.mode}) is not in the run's summary.json: shown from MTEB's own file.",
@@ -80,15 +79,6 @@ def _same_result(ours: Evaluation, other: Evaluation) -> bool:
 
 def _written_name(row: Evaluation) -> str:
     return f"{row.model}@{row.mark}" if row.mark else row.model
-
-
-def split_mark(model: str) -> tuple[str, str]:
-    """`nano@1a2b3c4d` as ("nano", "1a2b3c4d"): a second budget of one model is a point on that model's line.
-
-    Two checkpoints of one name come out as one model evaluated twice, and `repeats` tells them apart by this mark.
-    """
-    found = re.fullmatch(r"(.+)@([0-9a-f]{8})", model)
-    return (found.group(1), found.group(2)) if found else (model, "")
 
 
 def _summary_row(entry: dict[str, Any], source: str, where: str, evidence: Evidence) -> Evaluation:

@@ -234,7 +234,7 @@ def _score_record(row: Row) -> dict[str, Any]:
         "queries": run.queries,
         "documents": run.documents,
         "seeds": len(row.runs),
-        "origin": "MTEB file" if run.origin == "mteb" else "this run",
+        "origin": {"mteb": "MTEB file", "predictions": "MTEB rankings"}.get(run.origin, "this run"),
         "published": False,
         "comparable": True,
         "note": row.best_reason,

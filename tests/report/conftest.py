@@ -67,9 +67,10 @@ class FakeRuns:
         rng = np.random.default_rng([seed, budget, mode == "reason"])
         gain = self.gains.get(model, 0.0) * min(1.0, budget / 64) if mode == "reason" else 0.0
         quality = difficulty + gain + (rng.normal(0, 0.1, queries) if mode == "reason" else 0)
-        lengths = rng.integers(4, 90, queries)
+        lengths = rng.integers(4, 90, queries).tolist()
+        quality = np.clip(np.round(quality, 2), 0, 1).tolist()
         for index in range(queries):
-            ndcg = float(np.clip(round(quality[index], 2), 0, 1))
+            ndcg = quality[index]
             rank = max(0, round((1 - ndcg) * 10))
             answer = f"d{index % documents}"
             ids = [f"d{(index * 7 + 13 * k) % documents}" for k in range(11)]
@@ -77,14 +78,14 @@ class FakeRuns:
             if rank < 10:
                 ids.insert(rank, answer)
             topic = TOPICS[index % len(TOPICS)]
-            length = int(min(lengths[index], budget))
+            length = min(lengths[index], budget)
             yield {
                 "query_id": f"q{index}",
                 "query": f"What is the country of the founder of the {topic} company number {index}?",
                 "reasoning": f"The {topic} company number {index} was founded by person {index}. " * 2
                 if mode == "reason" else None,
                 "reasoning_tokens": length if mode == "reason" else 0,
-                "finished": bool(lengths[index] <= budget),
+                "finished": lengths[index] <= budget,
                 "ndcg_at_10": ndcg,
                 "recall_at_10": float(rank < 10),
                 **({"hops": 1 + index % 4} if hops else {}),

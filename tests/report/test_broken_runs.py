@@ -29,7 +29,8 @@ def test_half_written_summary_is_rebuilt_from_the_queries(runs):
     evidence = read_runs([folder])
     assert said(evidence, "error", "summary.json", "not valid JSON", "half written")
     assert said(evidence, "has no entry in summary.json: its row is computed from its queries")
-    assert {row.mode: row.ndcg_at_10 for row in evidence.evaluations if row.outcomes} == pytest.approx(whole)
+    assert len(evidence.evaluations) == 2  # MTEB's files hold the same two results
+    assert {row.mode: row.ndcg_at_10 for row in evidence.evaluations} == pytest.approx(whole)
 
 
 @pytest.mark.parametrize("content", ["", "   \n", "[1, 2", '{"a": ' * 40, "\x00\xff"])

@@ -232,14 +232,21 @@ def test_filter_keeps_what_reasoning_did(opened):
 
 
 def test_clicking_a_point_opens_its_query(opened):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    choose(opened, "hopworld · nano")
     wait(opened, "return !!document.querySelector('#difference-figure .plot').dataset.wired")
-    opened.execute_script(
+    best = opened.execute_script(
         """const place = document.querySelector('#difference-figure .plot');
-        const point = place.data.find((trace) => trace.customdata).customdata[0];
-        place.emit('plotly_click', { points: [{ customdata: point }] }); window.point = point;"""
+        place.scrollIntoView({ block: 'center' });
+        return place.data.find((trace) => trace.customdata).customdata[0]"""
     )
-    shown = opened.execute_script("return document.getElementById('detail').innerText")
-    assert f"Query {opened.execute_script('return window.point')}" in shown
+    surface = opened.find_element("css selector", "#difference-figure .nsewdrag")
+    left = -surface.size["width"] // 2 + 2  # the first point stands at the left edge
+    ActionChains(opened).move_to_element_with_offset(surface, left + 5, 0).move_to_element_with_offset(
+        surface, left, 0
+    ).pause(0.3).click().perform()
+    wait(opened, f"return document.getElementById('detail').innerText.includes('Query {best}')", 5)
 
 
 def luminance(driver, selector):

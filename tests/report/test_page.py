@@ -11,7 +11,14 @@ import pytest
 from search_r3_mteb.report import report
 from search_r3_mteb.report.comparisons import reasoning_differences, table_rows
 from search_r3_mteb.report.explorer import LADDER, build_payload, find_pairs
-from search_r3_mteb.report.figures import cost_figure, difference_figure, forced_figure, length_figure, training_figures
+from search_r3_mteb.report.figures import (
+    cost_figure,
+    difference_figure,
+    forced_figure,
+    hops_figure,
+    length_figure,
+    training_figures,
+)
 from search_r3_mteb.report.page import Content, write_page
 from search_r3_mteb.report.runs import read_runs
 
@@ -76,6 +83,16 @@ def test_explorer_data_is_what_was_run(runs):
     assert [documents[number] for number in pair["reason"]["top"][at]] == [item["id"] for item in records[7]["top"]]
     assert pair["reason"]["forced"][at] == int(not records[7]["finished"])
     assert data["documents"]["texts"][judged] == runs.text("d7")
+
+
+def test_texts_that_are_no_unicode_do_not_stop_the_page(runs):
+    folder = runs.evaluate("run", models=("nano",))
+    for path in (folder / "queries").iterdir():
+        path.write_text(path.read_text().replace("What is", "\\ud800What is"))
+    text = page_of(runs, folder)
+    assert "?What is the country" in json.loads(unpacked(text))["pairs"][0]["texts"][0]
+    for form in ("md", "csv", "latex"):
+        report([folder], runs.root / f"out.{form}", form)
 
 
 def test_seeds_are_averaged_in_the_explorer(runs):
@@ -204,3 +221,20 @@ def test_long_curves_are_thinned_and_it_is_said(runs):
     assert "One step in 3 is drawn" in loss.caption
     assert max(len(trace["x"]) for trace in loss.plot["data"] if isinstance(trace["x"], list)) <= 1501
     assert all(trace["x"][-1] == 4000 for trace in loss.plot["data"])
+
+
+def test_variants_of_one_model_are_lines_of_their_own(runs):
+    first = runs.evaluate("a", hops=False)
+    runs.gains = {"nano": -0.3}
+    rows = table_rows(read_runs([first, runs.evaluate("b", hops=False)]))
+    lines = {trace["name"]: trace for trace in cost_figure("f", "hopworld", rows).plot["data"]}
+    # The direct run is the same in both, so it belongs to both lines.
+    assert {len(trace["x"]) for name, trace in lines.items() if name != "nano"} == {2}
+    assert sum(name.startswith("nano (") for name in lines) == 2
+
+
+def test_hops_figure_shows_the_largest_budget(runs):
+    rows = table_rows(read_runs([runs.evaluate(f"b{budget}", budget=budget) for budget in (16, 64)]))
+    figure = hops_figure("f", "hopworld", rows)
+    assert {trace["name"] for trace in figure.plot["data"]} == {"nano, direct", "nano, reasoning ≤ 64"}
+    assert all(list(trace["x"]) == [1, 2, 3, 4] for trace in figure.plot["data"])

@@ -1,0 +1,115 @@
+"""Ablations and negative controls of stage 2: one change each, same start (seed 0's stage 1), same number of steps.
+
+    python results/rl/ablation.py [--only NAME ...]       # after results/rl/proof.py; resumes where it was stopped
+
+Writes ablation.json: nDCG@10 on test queries by hop count and mode, seconds of training, documents re-encoded.
+The negative controls replace what the loop computes: rewards shuffled between rollouts, and advantages negated.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from measure import measure, record, write_json
+
+from train import rl
+from train.config import load_config
+from train.environment import Environment
+from train.settings_rl import RlConfig
+
+HERE = Path(__file__).resolve().parent
+RUNS = Path("runs/rl-ablation")
+START = Path("runs/proof/sft-0/last")
+STEPS = 150
+ONLY_3_HOP = 'data.sources=[{kind="hopworld", name="3-hop", hops=[3], traces=false}]'
+REPLAY = 'replay={weight=1.0, rows_per_step=16, sources=[{kind="hopworld", name="traces", hops=[1, 2]}]}'
+LORA = "model.lora={rank=16}"
+VARIANTS: dict[str, list[str]] = {
+    "as shipped": [],
+    "reward nDCG": ["reward.dcg_scaled=0.0", "reward.ndcg=1.0"],
+    "reward MRR": ["reward.dcg_scaled=0.0", "reward.mrr=1.0"],
+    "reward margin": ["reward.dcg_scaled=0.0", "reward.margin=1.0"],
+    "reward DCG + margin": ["reward.margin=1.0"],
+    "contrastive off": ["contrastive.weight=0.0"],
+    "contrastive 1.0": ["contrastive.weight=1.0"],
+    "refresh none": ['corpus_cache.policy="none"'],
+    "refresh local": ['corpus_cache.policy="local"'],
+    "refresh full": ['corpus_cache.policy="full"'],
+    "refresh frozen (LoRA)": ['corpus_cache.policy="frozen"', LORA, "optimization.learning_rate=1e-3"],
+    "refresh local+map (LoRA)": [LORA, "optimization.learning_rate=1e-3"],
+    "3-hop prompts alone": [ONLY_3_HOP],
+    "3-hop prompts and replay": [ONLY_3_HOP, REPLAY],
+    "3-hop prompts and KL 0.05": [ONLY_3_HOP, "policy.kl_weight=0.05"],
+    "control: rewards shuffled": ["contrastive.weight=0.0"],
+    "control: advantages negated": ["contrastive.weight=0.0"],
+}
+
+
+@contextmanager
+def control(name: str) -> Iterator[None]:
+    """What the negative controls break, on purpose."""
+    judge, advantages = Environment.judge, rl.Step.advantages
+    rng = np.random.default_rng(0)
+
+    def shuffled(self, groups, step):
+        judged = judge(self, groups, step)
+        rewards = replace(judged.rewards, total=rng.permutation(judged.rewards.total))
+        return replace(judged, rewards=rewards)
+
+    def negated(self, judged):
+        found = advantages(self, judged)
+        return replace(found, values=-found.values)
+
+    if name.endswith("shuffled"):
+        Environment.judge = shuffled
+    if name.endswith("negated"):
+        rl.Step.advantages = negated
+    try:
+        yield
+    finally:
+        Environment.judge, rl.Step.advantages = judge, advantages
+
+
+def main() -> None:
+    """Train what is missing, measure, write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS))
+    names = parser.parse_args().only
+    path = HERE / "ablation.json"
+    results = json.loads(path.read_text()) if path.exists() else []
+    for name in names:
+        if any(entry["variant"] == name for entry in results):
+            continue
+        folder = RUNS / "".join(c if c.isalnum() else "-" for c in name)
+        if not (folder / "last" / "tokenizer.json").exists():
+            settings = [
+                f'model.path="{START}"',
+                f"optimization.steps={STEPS}",
+                f'output.folder="{folder}"',
+                "evaluate.every=0",
+            ]
+            with control(name):
+                rl.train(load_config("train/configs/rl_nano.toml", [*settings, *VARIANTS[name]], RlConfig))
+        steps = [e for e in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if e["event"] == "step"]
+        facts = {
+            "variant": name,
+            "steps": STEPS,
+            "seconds": round(steps[-1]["seconds"], 1),
+            "documents_encoded_per_step": round(float(np.mean([e["documents_encoded"] for e in steps])), 1),
+            "reward_first_20": round(float(np.mean([e["reward"] for e in steps[:20]])), 4),
+            "reward_last_20": round(float(np.mean([e["reward"] for e in steps[-20:]])), 4),
+        }
+        for (mode, hops), values in measure(folder / "last").items():
+            results.append(record(values, **facts, mode=mode, hops=hops, command="python results/rl/ablation.py"))
+        write_json(path, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from train.config import load_config
-from train.schema import SettingError
+from train.config import ConfigError, load_config
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def parse(program: str, cls: type[Any], arguments: Sequence[str]) -> Command:
     given = parser.parse_args(arguments)
     try:
         config = load_config(given.config, given.set, cls)
-    except (SettingError, FileNotFoundError) as error:
+    except (ConfigError, FileNotFoundError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     return Command(config, given.dry_run)

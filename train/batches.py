@@ -26,7 +26,9 @@ class Rows:
 
 
 def collate(rendered: Sequence[Rendered], pad_id: int, device: torch.device) -> Rows:
-    """Right-padded rows; the pad id is never read by a real token and never counted."""
+    """Right-padded rows. Under causal attention no real token reads the pad id, and it is never counted: any id will do, which
+    serves tokenizers that have no padding token.
+    """
     lengths = torch.tensor([len(row.token_ids) for row in rendered])
     token_ids = torch.full((len(rendered), int(lengths.max())), pad_id)
     reply = torch.zeros(token_ids.shape, dtype=torch.bool)

@@ -4,7 +4,7 @@ A row's query is embedded directly and, where it has a trace, after its reasonin
 the loss is the mean over all of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,17 +33,22 @@ class Contrast:
     owners: Int[Tensor, " documents"]
     parts: dict[str, float] = field(default_factory=dict, init=False)
 
+    @property
+    def needed(self) -> bool:
+        """Whether any weight is above 0."""
+        return bool(self.settings.infonce or self.settings.triplet)
+
     def __call__(self, vectors: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """The weighted sum of both terms; `parts` then holds each as a number, unweighted."""
         settings = self.settings
         names = [name for name in vectors if name != "documents"]
         queries = torch.cat([vectors[name] for name in names])
-        rows = torch.cat([self.rows[name] for name in names]).to(queries.device)
+        rows = [self.rows[name].to(queries.device) for name in names]
         counts = distributed.row_counts(len(vectors["documents"]), queries.device)
         documents = distributed.gather_rows(vectors["documents"])
         before = sum(counts[: distributed.rank()])
-        positives = self.positives.to(queries.device)[rows] + before
-        negatives = self._negatives(rows, positives, before)
+        positives = self.positives.to(queries.device)[torch.cat(rows)] + before
+        negatives = self._negatives(rows, before)
         count = distributed.shared_count(len(queries), queries.device)
         loss = queries.new_zeros(())
         if settings.infonce:
@@ -63,25 +68,30 @@ class Contrast:
             loss = loss + settings.triplet * term
         return loss
 
-    def _negatives(self, rows: Tensor, positives: Tensor, before: int) -> Tensor:
-        """Which documents of all processes are negatives of which query."""
-        every_id = distributed.gather_rows(self.document_ids.to(rows.device))
-        query_ids = self.query_ids.to(rows.device)
-        relevant = torch.stack([query_ids, every_id[self.positives.to(rows.device) + before]], dim=1)
-        negatives = negative_mask(
-            positives, every_id, query_ids=query_ids[rows], relevant=distributed.gather_rows(relevant)
-        )
-        if not self.settings.in_batch:
-            own = torch.full((len(every_id),), -1, device=rows.device)
-            own[before : before + len(self.owners)] = self.owners.to(rows.device)
-            negatives &= own[None, :] == rows[:, None]
-        return negatives
+    def _negatives(self, columns: Sequence[Tensor], before: int) -> Tensor:
+        """Which documents of all processes are negatives of which query; `columns` are the rows of each column's queries."""
+        device = columns[0].device
+        every_id = distributed.gather_rows(self.document_ids.to(device))
+        query_ids, positives = self.query_ids.to(device), self.positives.to(device) + before
+        relevant = distributed.gather_rows(torch.stack([query_ids, every_id[positives]], dim=1))
+        masks = []
+        for rows in columns:
+            owners = None
+            if not self.settings.in_batch:  # documents by the place of their row in this column; -1: not here
+                place = torch.full((len(query_ids),), -1, device=device)
+                place[rows] = torch.arange(len(rows), device=device)
+                owners = torch.full((len(every_id),), -1, device=device)
+                owners[before : before + len(self.owners)] = place[self.owners.to(device)]
+            masks.append(
+                negative_mask(positives[rows], every_id, query_ids=query_ids[rows], relevant=relevant, owners=owners)
+            )
+        return torch.cat(masks)
 
     def _triplet(
         self, queries: Tensor, documents: Tensor, positives: Tensor, negatives: Tensor, count: float
     ) -> Float[Tensor, ""]:
         """Each query against its hardest allowed negative (FaceNet's choice, arXiv 1503.03832, section 3.2)."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
             scores = (unit(queries) @ unit(documents).T).masked_fill(~negatives, -torch.inf)
             hardest = scores.argmax(dim=1)
         return triplet_margin(

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def train(config: SftConfig, *, dry_run: bool = False) -> Path | None:
     """Run the stage; returns the folder of the final checkpoint, None for a dry run."""
-    run = Run.begin(config, base_copy=bool(config.loss.kl) and config.model.lora is None)
+    run = Run.begin(config, base_copy=bool(config.loss.kl) and config.model.lora is None, mine=not dry_run)
     if dry_run:
         run.describe(rows=config.optimization.mini_batch_size or config.optimization.batch_size)
         return None
@@ -86,9 +86,12 @@ class Step:
         }
         self.sums = dict.fromkeys(("reply", "kl"), 0.0)
         with accelerator.autocast():
-            loss = cached_backward(forwards, contrast, backward=accelerator.backward)
-        parts = {"loss": float(loss.contrastive + loss.local)} | contrast.parts | self._local_parts()
-        return distributed.average(parts, self.device)
+            if contrast.needed:
+                found = cached_backward(forwards, contrast, backward=accelerator.backward)
+                loss = float(found.contrastive + found.local)
+            else:
+                loss = self._replies_alone(forwards, accelerator)
+        return distributed.average({"loss": loss} | contrast.parts | self._local_parts(), self.device)
 
     def prepare(self, rows: Sequence[TrainingRow]) -> tuple[dict[str, list[list[Rendered]]], Contrast]:
         """The batch as columns of mini-batches, documents first: DDP synchronises in the last one, which holds replies."""
@@ -97,8 +100,9 @@ class Step:
         own = self.config.loss.hard_negatives
         documents = [row.positive for row in rows] + [text for row in rows if own for text in row.negatives]
         owners = list(range(len(rows))) + [i for i, row in enumerate(rows) if own for _ in row.negatives]
+        contrasted = self.config.loss.infonce or self.config.loss.triplet
         columns = {
-            "documents": self.renderer.render_batch(documents, "direct"),
+            "documents": self.renderer.render_batch(documents, "direct") if contrasted else [],
             "direct": self.renderer.render_batch([row.query for row in rows], "direct"),
             "reason": [self.renderer.render_reply(rows[i].query, "reason", rows[i].reasoning) for i in traced],
         }
@@ -124,7 +128,7 @@ class Step:
 
     def forward(self, part: Sequence[Rendered], name: str, counts: dict[str, float]) -> Forward:
         """One mini-batch: its vectors, and the losses that need no other row."""
-        rows = collate(part, self.renderer.tokenizer.pad_token_id, self.device)
+        rows = collate(part, self.checkpoint.embed_token_id, self.device)
         hidden = models.forward(self.model, rows.token_ids, rows.lengths)
         weights = self.config.loss
         if name == "documents" or not (weights.reply or weights.kl):
@@ -154,6 +158,17 @@ class Step:
             self.sums["kl"] += float(term.detach())
             loss = loss + weights.kl * term
         return loss
+
+    def _replies_alone(self, forwards: dict[str, list[MiniBatch]], accelerator: Any) -> float:
+        """The loss without a contrastive term: every mini-batch stands alone and runs once."""
+        total = 0.0
+        for mini_batch in (one for column in forwards.values() for one in column):
+            own = mini_batch().local_loss
+            if own is not None:
+                loss = own()
+                accelerator.backward(loss)
+                total += float(loss.detach())
+        return total
 
     def _local_parts(self) -> dict[str, float]:
         weights = asdict(self.config.loss)

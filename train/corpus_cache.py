@@ -121,11 +121,15 @@ class CorpusCache:
 
         `fingerprint` names the present weights; `load` asks for it. Without `folder` the cache's own folder is the one to load.
         """
+        self.snapshot(folder, fingerprint=fingerprint)
+        self._replicas.barrier()
+
+    def snapshot(self, folder: Path | None = None, *, fingerprint: str | None = None) -> None:
+        """`save` without waiting for the other processes: for a caller for whom they wait already."""
         if self._replicas.writes:
             self._state.checkpoint(fingerprint)
             if folder is not None:
                 self._state.folder.copy_to(Path(folder))
-        self._replicas.barrier()
 
     # ------------------------------------------------------------------------------------------------- what is there
 
@@ -211,12 +215,16 @@ class CorpusCache:
 
     # -------------------------------------------------------------------------------------------------------- refresh
 
-    def refresh(self, hits: Hits, encode: Encode, budget: int, *, step: int | None = None) -> RefreshReport:
+    def refresh(
+        self, hits: Hits, encode: Encode, budget: int, *, step: int | None = None, given: Rows | None = None
+    ) -> RefreshReport:
         """Re-encode the rows that the policy selects, within `budget` document tokens; the drift map moves the others.
 
         `hits` are this process's rollouts; those of the other processes are added. `step` is the optimizer step of the present
         weights (default: one more than the last). The budget is multiplied by the factor that audits have set; 0 changes
         nothing at all. The `full` policy re-encodes everything for any other budget. If `encode` fails, nothing has changed.
+        `given` are rows whose vectors this process has anyway, so that `encode` gives them at no cost (positives that the loss
+        has just encoded): the local policies refresh them besides the budget.
         Raises ValueError for hits of another corpus, a negative budget, or a step before the last one.
         """
         started = time.perf_counter()
@@ -231,7 +239,7 @@ class CorpusCache:
         budget = int(budget * self.budget_factor)
         timed = _Timed(encode)
         counts = Counts.merged(self._replicas.gather(Counts.of(hits).arrays()))
-        corpus = self._corpus_rows(step)
+        corpus = self._corpus_rows(step, self._shared(given))
         rows = self.policy.select(corpus, counts, budget)
         tokens = corpus.tokens(rows)
         if self.policy.rebuilds:
@@ -353,7 +361,12 @@ class CorpusCache:
         move, gram = drift.fit(self.values(rows), fresh)
         return {"move": move, "gram": gram, "keys": drift.keys_after(step, self._ages.encoded_by)}
 
-    def _corpus_rows(self, step: int) -> CorpusRows:
+    def _shared(self, given: Rows | None) -> Rows:
+        """The given rows of all processes, each once."""
+        own = np.zeros(0, np.int64) if given is None else given
+        return np.unique(np.concatenate([part["rows"] for part in self._replicas.gather({"rows": own})]))
+
+    def _corpus_rows(self, step: int, given: Rows) -> CorpusRows:
         arrays = self._state.folder.arrays
         return CorpusRows(
             n=len(self),
@@ -366,6 +379,7 @@ class CorpusCache:
             hops=self.settings.hops,
             sweep_share=self.settings.sweep_share,
             seed=self.settings.seed,
+            given=given,
         )
 
 

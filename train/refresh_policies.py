@@ -15,7 +15,7 @@ order, our choice for the weights.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,8 @@ class CorpusRows:
     hops: int
     sweep_share: float
     seed: int
+    given: Rows = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Rows whose vectors under the present weights are known already: refreshed besides, so nothing is spent on them."""
 
     def staleness(self, rows: Rows) -> Int[np.ndarray, " rows"]:
         """Steps since the rows were encoded."""
@@ -170,24 +172,26 @@ def random_rows(corpus: CorpusRows, counts: Counts, budget: int) -> Rows:
 
 
 def local_rows(corpus: CorpusRows, counts: Counts, budget: int) -> Rows:
-    """What the batch touches, most stale and most retrieved first; a share of the budget, and what is left, for the oldest rows."""
+    """What is given; what the batch touches, most stale and most retrieved first; a share of the budget, and what is left, for
+    the oldest rows.
+    """
     rows, distance = expand(counts.rows, corpus.neighbors, corpus.hops)
     frequency = corpus.retrieved[rows] / max(1, corpus.step)
     frequency[np.searchsorted(rows, counts.rows)] += counts.weights
     frequency = _with_neighbors(rows, distance, frequency, corpus)
-    stale = corpus.staleness(rows)
+    stale = corpus.staleness(rows) * ~np.isin(rows, corpus.given)
     score = stale * frequency
     order = np.lexsort((rows, -score))
     order = order[stale[order] > 0]
     local = corpus.cut(rows[order], budget - int(budget * corpus.sweep_share))
-    taken = set(local.tolist())
+    taken = {*local.tolist(), *corpus.given.tolist()}
     left = budget - corpus.tokens(local)
 
     def enough(oldest: Rows) -> int:
         return len(_affordable(corpus, oldest, taken, left)[1])
 
     oldest = corpus.ages.oldest(enough, corpus.step - 1) if left > 0 else np.zeros(0, np.int64)
-    return np.concatenate([local, _affordable(corpus, oldest, taken, left)[0]])
+    return np.concatenate([corpus.given, local, _affordable(corpus, oldest, taken, left)[0]])
 
 
 def _affordable(corpus: CorpusRows, oldest: Rows, taken: set[int], left: int) -> tuple[Rows, Rows]:

@@ -37,10 +37,14 @@ class Corpus:
         Raises ValueError (from `CorpusTexts.rows_of`) for a document that the corpus does not have.
         """
         place = self._place_of[row.source]
-        judged = row.relevant or ((row.positive_id or text_id(row.positive), 1),)
+        judged = row.relevant or ((_id_of(row), 1),)
         found = {self._id(place, id_): float(grade) for id_, grade in judged if grade > 0}
         self.texts.rows_of(list(found))
         return found
+
+    def positive_id(self, row: TrainingRow) -> str:
+        """The corpus's id of the row's own positive."""
+        return self._id(self._place_of[row.source], _id_of(row))
 
     def _id(self, place: str, id_: str) -> str:
         return f"{place}/{id_}" if self._prefixed else id_
@@ -49,6 +53,10 @@ class Corpus:
 def text_id(text: str) -> str:
     """The id of a document that has none: a hash of its text."""
     return f"text-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def _id_of(row: TrainingRow) -> str:
+    return row.positive_id or text_id(row.positive)
 
 
 def _place(source: Source) -> str:
@@ -76,7 +84,7 @@ def _positives(source: Source, on_bad_row: str) -> Iterable[tuple[str, str]]:
     """The documents that the rows of a file name as relevant, each once."""
     seen: set[str] = set()
     for row in all_rows(open_source(source), on_bad_row):
-        id_ = row.positive_id or text_id(row.positive)
+        id_ = _id_of(row)
         if id_ not in seen:
             seen.add(id_)
             yield id_, row.positive

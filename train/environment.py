@@ -18,17 +18,19 @@ from train.cache_settings import CacheSettings, RefreshReport
 from train.corpus import Corpus
 from train.corpus_cache import CorpusCache
 from train.losses import Advantages
-from train.model import evaluating, unwrapped_peft
+from train.model import embed, unwrapped_peft
 from train.refresh_policies import Hits
 from train.replicas import OneProcess, ProcessGroup, Replicas
 from train.rewards import Rankings, Rewards, RewardSettings, reward
 from train.rollouts import Groups
 from train.run import Run
+from train.run_log import cut
 from train.settings_rl import CorpusCache as CacheConfig
 from train.settings_rl import Reward as RewardConfig
 from train.settings_rl import RlConfig
 
 Vectors = Float[np.ndarray, "rows dim"]
+ROLLOUTS = "rollouts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Environment:
         engine = Engine(
             run.checkpoint.model,
             run.checkpoint.embed_token_id,
-            stop_token_ids=(run.checkpoint.tokenizer.eos_token_id,),
+            stop_token_ids=run.checkpoint.stop_token_ids,
             token_budget=config.rollout.batch_tokens,
         )
 
@@ -73,6 +75,8 @@ class Environment:
         environment = cls(run, config, Corpus(config.data, count_tokens), engine, renderer)
         environment._open()
         run.extra = environment.save
+        if run.accelerator.is_main_process:
+            cut(run.folder / ROLLOUTS, run.step)
         return environment
 
     @property
@@ -87,16 +91,14 @@ class Environment:
         missing = [text for text in dict.fromkeys(texts) if text not in self._known]
         found = dict(self._known)
         if missing:
-            model = self.run.checkpoint.model
-            prompts = [prompt.token_ids for prompt in self._renderer.render_batch(missing, "direct")]
-            with evaluating(model), self._adapter():
-                vectors = self.engine.embed(prompts).numpy()
-            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-            found |= dict(zip(missing, vectors.astype(np.float32), strict=True))
+            with self._adapter(), self.run.accelerator.autocast():
+                found |= dict(zip(missing, embed(self.engine, self._renderer, missing), strict=True))
         return np.stack([found[text] for text in texts])
 
-    def know(self, texts: Sequence[str], vectors: torch.Tensor) -> None:
-        """Vectors (n, dim) that the loss has just computed for these texts with the present weights: written to the cache as they are."""
+    def know(self, texts: Sequence[str], vectors: torch.Tensor | None) -> None:
+        """Vectors (n, dim) that the loss has just computed for these texts with the present weights: `judge` takes them as they are."""
+        if vectors is None:
+            return
         unit = torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=-1).numpy()
         self._known = dict(zip(texts, unit, strict=True))
 
@@ -108,7 +110,8 @@ class Environment:
         touched = cache.search(groups.vectors, min(config.corpus_cache.top_k, len(cache)), exact=self._exact)
         hits = Hits(groups.vectors, touched.rows, positives)
         # The weights are those after `step` - 1 updates.
-        report = cache.refresh(hits, self.encode, config.corpus_cache.budget_tokens, step=step - 1)
+        given = cache.rows_of([self.corpus.positive_id(row) for row in groups.rows if row.positive in self._known])
+        report = cache.refresh(hits, self.encode, config.corpus_cache.budget_tokens, step=step - 1, given=given)
         found = cache.search(groups.vectors, min(config.reward.k, len(cache)), exact=self._exact)
         rankings = Rankings(
             query_ids=groups.prompt,
@@ -144,8 +147,8 @@ class Environment:
         return {"cache_age": float(self.cache.age(step).mean)}
 
     def save(self, folder: Path) -> None:
-        """A snapshot of the cache beside the weights."""
-        self.cache.save(folder / "cache", fingerprint=self._fingerprint())
+        """A snapshot of the cache beside the weights; on the main process, while the others wait for the whole checkpoint."""
+        self.cache.snapshot(folder / "cache", fingerprint=self._fingerprint())
 
     def write_rollouts(self, groups: Groups, judged: Judged, advantages: Advantages, step: int) -> None:
         """Every so many steps a few rollouts, to be read: query, reasoning, reward, top documents."""
@@ -172,7 +175,7 @@ class Environment:
                     "top": [{"id": id_, "cosine": score, "text": self._text(id_)} for id_, score in top[:5]],
                 }
             )
-        with (self.run.folder / "rollouts.jsonl").open("a", encoding="utf-8") as file:
+        with (self.run.folder / ROLLOUTS).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     # ---- details ---------------------------------------------------------------------------------------------------
@@ -229,7 +232,10 @@ class Environment:
         return replace(self._settings, k=min(self._settings.k, documents))
 
     def _id(self, row: int) -> str:
+        """The id of a row; empty for -1, the place of a document that the index did not find, which the reward refuses."""
         ids = self.corpus.texts.ids
+        if row < 0:
+            return ""
         return str(row) if ids is None else ids[int(row)]
 
     def _text(self, id_: str) -> str:

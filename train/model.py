@@ -1,17 +1,19 @@
 """The model that is trained: loaded or made from nothing, with the embed token, an adapter where wanted, and the frozen base."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token
-from search_r3_mteb.encoder.engine import unwrap
+from search_r3_mteb.encoder.engine import Engine, unwrap
+from search_r3_mteb.encoder.prompts import Renderer
 from train import settings
 
 
@@ -137,6 +139,14 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(training)
 
 
+def embed(engine: Engine, renderer: Renderer, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+    """Unit vectors of documents (or direct queries) under the present weights; this process does all of them."""
+    prompts = [prompt.token_ids for prompt in renderer.render_batch(texts, "direct")]
+    vectors = engine.embed(prompts).numpy()
+    unit: Float[np.ndarray, "texts dim"] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
 def trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
     """Names and parameters that are trained."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -152,13 +162,19 @@ def _load(config: settings.Model) -> Checkpoint:
     folder = checkpoints.resolve(config.path, config.revision)
     if (folder / checkpoints.ADAPTER_CONFIG).exists():
         raise ValueError(
-            f"{folder.name} is a LoRA adapter; training goes on from whole weights. Merge it first: "
-            "search_r3_mteb.encoder.checkpoints.load(folder).model.merge_and_unload().save_pretrained(...)."
+            f"{folder.name} is a LoRA adapter; training goes on from whole weights. Merge it first, with load and save of "
+            "search_r3_mteb.encoder.checkpoints: c = load(folder); c.model = c.model.merge_and_unload(); save(c, merged_folder)."
         )
     profile = Profile.load(folder)
     model = checkpoints.load_model(folder, config.dtype, config.trust_remote_code)
     tokenizer = checkpoints.load_tokenizer(folder, config.trust_remote_code)
+    known = profile.embed_token in tokenizer.get_vocab()
     add_embed_token(model, tokenizer, profile.embed_token)
+    if not known and config.lora is not None and not config.lora.train_embed_token:
+        raise ValueError(
+            f"{folder.name} has no {profile.embed_token} yet, and lora.train_embed_token = false: the row that it gets here would "
+            "neither be trained nor saved with the adapter. Set train_embed_token = true."
+        )
     return Checkpoint(model, tokenizer, profile, checkpoints.display_name(config.path, folder), config.revision)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from search_r3_mteb.atomic import replaced_folder, write_json, write_text
 from search_r3_mteb.encoder.checkpoints import Checkpoint, default_device, save
+from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.prompts import Renderer
 from train import checkpointing, config, distributed, evaluation, memory
 from train import model as models
@@ -47,11 +48,12 @@ class Run:
     extra: Callable[[Path], None] | None = None
     # Everything whose position a resumed run needs, by name.
     streams: dict[str, Any] = field(default_factory=dict)
+    # When this process began, moved back by what the run took before it was resumed.
     _started: float = field(default_factory=perf_counter)
 
     @classmethod
-    def begin(cls, settings: Any, *, base_copy: bool, unit: Any = "judgement") -> "Run":
-        """Make or resume the run that `settings` describe."""
+    def begin(cls, settings: Any, *, base_copy: bool, unit: Any = "judgement", mine: bool = True) -> "Run":
+        """Make the run that `settings` describe. `mine` False leaves negatives unmined: a dry run needs none."""
         accelerator = _accelerator(settings)
         optimization = settings.optimization
         checkpoint = models.prepare(settings.model, optimization.seed, accelerator.device)
@@ -60,9 +62,9 @@ class Run:
         model = checkpoint.model
         if _is_sharded(accelerator):
             model, optimizer = accelerator.prepare(model, optimizer)
-        training = _with_mined(settings, checkpoint) if settings.data.mining is not None else settings.data
+        renderer = Renderer(checkpoint.tokenizer, checkpoint.profile, settings.data.max_length)
         data = load_training_data(
-            training,
+            _with_mined(settings, checkpoint, renderer) if mine and settings.data.mining is not None else settings.data,
             batch_size=_batch_size(settings),
             seed=optimization.seed,
             rank=accelerator.process_index,
@@ -75,7 +77,7 @@ class Run:
             checkpoint=checkpoint,
             model=model,
             optimizer=optimizer,
-            renderer=Renderer(checkpoint.tokenizer, checkpoint.profile, settings.data.max_length),
+            renderer=renderer,
             data=data,
             judged=[
                 evaluation.load(one, settings.evaluate.max_queries, optimization.seed)
@@ -92,6 +94,11 @@ class Run:
     def device(self) -> Any:
         """Where the model is."""
         return self.accelerator.device
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the run so far; what a killed process did after its last checkpoint is not counted."""
+        return perf_counter() - self._started
 
     def describe(self, rows: int) -> None:
         """`--dry-run`: the resolved settings, the sizes, and what the data holds."""
@@ -163,7 +170,7 @@ class Run:
         self.step = number
         assert self.log is not None
         if number % self.config.output.log_every == 0:
-            self.log.event("step", number, seconds=round(perf_counter() - self._started, 3), **values)
+            self.log.event("step", number, seconds=round(self.seconds, 3), **values)
         shown = {k: v for k, v in values.items() if k not in ("gradient_norm", "learning_rate")}
         self.log.advance(**shown)
         last = number == self.config.optimization.steps
@@ -175,9 +182,10 @@ class Run:
     def finish(self) -> Path:
         """Write the final model; its folder."""
         assert self.log is not None
+        self.report_data()
         if self.accelerator.is_main_process:
             self._export("last")
-        self.report_data()
+            self._write_cards()
         self.accelerator.wait_for_everyone()
         self.log.close()
         return self.folder / "last"
@@ -204,13 +212,22 @@ class Run:
             model = self.accelerator.unwrap_model(self.model)
             save(Checkpoint(model, self.checkpoint.tokenizer, self.checkpoint.profile, self.checkpoint.name), folder)
 
+    def _write_cards(self) -> None:
+        """What the models are, beside their weights."""
+        from search_r3_mteb.report.model_card import facts_of_run, write_model_card
+
+        facts = facts_of_run(self.folder, name=self.folder.name, license=self.config.output.license)
+        for name in ("last", "best"):
+            if (self.folder / name).is_dir():
+                write_model_card(self.folder / name, facts)
+
     def _state(self) -> checkpointing.TrainingState:
         """What a resumed run continues from; the schedule is a function of the step and has no state."""
         return checkpointing.TrainingState(
             model=self.checkpoint.model,
             optimizer=self.optimizer,
             data=_Streams(self.streams),
-            notes={"best": self.best if self.best > float("-inf") else None},
+            notes={"best": self.best if self.best > float("-inf") else None, "seconds": self.seconds},
         )
 
     def _save(self) -> None:
@@ -241,6 +258,7 @@ class Run:
         if found is not None:
             best = state.notes["best"]
             self.step, self.resumed_from = found.step, found
+            self._started -= float(state.notes["seconds"])
             self.best = float("-inf") if best is None else float(best)
 
 
@@ -265,16 +283,26 @@ def _is_sharded(accelerator: Any) -> bool:
     return str(accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
-def _with_mined(settings: Any, checkpoint: Checkpoint) -> Any:
+def _with_mined(settings: Any, checkpoint: Checkpoint, renderer: Renderer) -> Any:
     """The data settings with hard negatives mined by the starting model, kept in the run folder for a resumed run."""
-    from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from train.hard_negatives import mine_sources
 
-    with models.evaluating(checkpoint.model):
-        encoder = SearchR3Encoder(checkpoint, mode="direct", max_length=settings.data.max_length)
-        return mine_sources(
-            settings.data, encoder, Path(settings.output.folder) / "mined", seed=settings.optimization.seed
-        )
+    folder, seed = Path(settings.output.folder) / "mined", settings.optimization.seed
+    return mine_sources(settings.data, _Miner(checkpoint, renderer, settings.evaluate.batch_tokens), folder, seed=seed)
+
+
+class _Miner:
+    """Vectors for mining, which one process does for all: a `SearchR3Encoder` would wait for the others to take their share."""
+
+    def __init__(self, checkpoint: Checkpoint, renderer: Renderer, batch_tokens: int) -> None:
+        self._engine = Engine(checkpoint.model, checkpoint.embed_token_id, token_budget=batch_tokens)
+        self._renderer = renderer
+
+    def encode_query(self, texts: Sequence[str], *, batch_size: int) -> Any:
+        """(n, dim) unit vectors; batches are formed by tokens."""
+        return models.embed(self._engine, self._renderer, texts)
+
+    encode_document = encode_query
 
 
 def _batch_size(settings: Any) -> int:

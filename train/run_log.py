@@ -19,7 +19,7 @@ class RunLog:
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        _cut(self.path, resume_step)
+        cut(self.path, resume_step)
         from tqdm.auto import tqdm
 
         self._bar = tqdm(total=total, initial=resume_step, unit="step", desc=folder.name, mininterval=1.0)
@@ -61,12 +61,13 @@ class RunLog:
             self._bar.close()
 
 
-def _cut(path: Path, step: int) -> None:
-    """Keep the events up to `step`; a last line that a kill cut in half goes too."""
+def cut(path: Path, step: int) -> None:
+    """Keep the events up to `step` of a file with one JSON object a line; a last line that a kill cut in half goes too."""
     if not path.exists():
         return
     kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Not splitlines: texts may hold line separators of Unicode.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         try:
             event = json.loads(line)
         except json.JSONDecodeError:

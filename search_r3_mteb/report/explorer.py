@@ -126,7 +126,7 @@ def build_payload(
 
 def compress(text: str) -> str:
     """Text as gzip in base64, the same bytes for the same text; the page unpacks it with DecompressionStream."""
-    return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 9, mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)).decode("ascii")
 
 
 def _explorer(pairs: Sequence[Pair], texts: Mapping[tuple[str, str], str], limits: Limits) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The command `search-r3`: parses, calls, prints."""
 
+import logging
 import os
 import shlex
 import sys
@@ -68,6 +69,9 @@ def evaluate(
     from search_r3_mteb.evaluation.evaluate import evaluate as run
     from search_r3_mteb.evaluation.summary import table
 
+    # Hours may pass between two lines of a table; a log should say what is being done.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("search_r3_mteb").setLevel(logging.INFO)
     rows = run(
         model,
         task,

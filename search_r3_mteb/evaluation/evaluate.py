@@ -10,6 +10,7 @@ and is started again skips complete units, and inside a unit the encoder's store
 """
 
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
+logger = logging.getLogger(__name__)
 _KEPT = 100  # documents of a query in a prediction file: MTEB's 1000 would take some 40 MB for one hopworld run
 _AGREE = 1e-4
 
@@ -72,9 +74,12 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
     """The rows of one model in one mode on one task, from disk where they are complete."""
     path = output / "summary.json"
     label = _label(system, task.metadata.name, read_summary(path))
+    what = f"{label} ({system.mode}) on {task.metadata.name}"
     done = _complete_rows(system, label, task, output)
     if done is not None:
+        logger.info("%s: complete in %s, not run again", what, output)
         return done
+    logger.info("%s: running", what)
     task.load_data()
     with tempfile.TemporaryDirectory(prefix="search-r3-") as folder:
         rankings, scores, taken = _run(system, task, Path(folder))
@@ -87,6 +92,7 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
             file = _queries_file(task, split, label, system.mode, read_summary(path))
             write_jsonl(output / file, [each for part in records.values() for each in part])
             row["queries_file"] = file.as_posix()
+            logger.info("%s, %s: nDCG@10 %.4f in %.1f s", what, split, row["ndcg_at_10"], row["seconds"])
             rows.extend([row, *hop_rows(row, records)])
         _keep_predictions(_predictions_file(output, label, system, task), rankings, system)
         _keep_results(Path(folder) / "mteb", output / "mteb")

@@ -192,12 +192,15 @@ def test_killed_at_any_chunk_and_started_again_gives_the_same_files(
     assert files_of(killed) == files_of(whole)
 
 
-def test_a_finished_evaluation_is_read_and_not_run_again(tiny_checkpoint, beir, tmp_path, monkeypatch):
+def test_a_finished_evaluation_is_read_and_not_run_again(tiny_checkpoint, beir, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "search_r3_mteb")
     first = run([tiny_checkpoint], [f"beir:{beir}"], tmp_path / "out")
     import mteb
 
     monkeypatch.setattr(mteb, "evaluate", None)
+    caplog.clear()
     assert run([tiny_checkpoint], [f"beir:{beir}"], tmp_path / "out") == first
+    assert [": complete in " in message for message in caplog.messages] == [True, True]
 
 
 @pytest.mark.parametrize("lost", ["queries", "predictions"])
@@ -282,6 +285,18 @@ def test_ordinary_models_of_one_folder_name_get_their_own_scores(
         trapped.append(raw.task_results[0].scores["test"][0]["ndcg_at_10"])
     assert rows[0]["ndcg_at_10"] != rows[1]["ndcg_at_10"]
     assert trapped[0] == trapped[1]  # the trap is real: without an identity of its own the second is wrong
+
+
+def test_an_exported_folder_reasons_and_scores_as_its_checkpoint(tiny_folder, beir, tmp_path):
+    from search_r3_mteb.integrations.sentence_transformers import export
+
+    exported = export(tiny_folder, tmp_path / "exported", max_reasoning_tokens=4)
+    [theirs] = evaluate([str(exported)], [f"beir:{beir}"], output=tmp_path / "out")
+    [ours] = evaluate([tiny_folder], [f"beir:{beir}"], "reason", tmp_path / "out", settings=SETTINGS)
+    assert theirs["mode"] == "reason"
+    assert theirs["ndcg_at_10"] == ours["ndcg_at_10"]
+    # sentence-transformers hands back vectors only: what the reasoning took is not known, and not zero.
+    assert theirs["reasoning_tokens_per_query"] is None
 
 
 def test_hop_counts_agree_with_mtebs_task_scores(tmp_path):

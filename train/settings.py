@@ -182,6 +182,8 @@ class Checkpoints(Settings):
 class Output(Settings):
     """Where the run writes."""
 
+    license: str = "other"
+    """Licence of the trained model, for its card. Our choice: "other", until its owner says what the base and the data allow."""
     log_every: Count = 1
     """Optimizer steps per line of log.jsonl. Our choice: every step, a line is cheap."""
     tensorboard: bool = True

@@ -73,8 +73,9 @@ class Source(Settings):
     """hopworld: rows carry the reasoning trace. Issue 5: stage 2 trains without."""
 
     restate: Share = 0.0
-    """hopworld: chance that a sentence of a trace is said once more before it goes on. Our choice: 0; nano sets it, since with
-    exactly one sentence per hop a model learns to stop by counting instead of by reading the query, and never says a third."""
+    """hopworld: chance that a sentence of a trace of two or more is said once more before it goes on. Our choice: 0; nano sets it,
+    since with exactly one sentence per hop a model learns to stop by counting, never says a third, and stage 2 has nothing to
+    reward. Single facts are never said twice: for entities that are known by single facts only, repeating would be all it learns."""
 
     def check(self) -> None:
         """Each kind has its own fields."""

@@ -108,11 +108,10 @@ class HopWorldSource(RowSource):
             hops=raw["hops"],
         )
 
-
     def _restated(self, raw: dict[str, Any], epoch: int) -> str | None:
-        """The trace, some of its sentences said again; the draws depend on the query and the epoch alone."""
+        """The trace, some sentences of a chain said again; the draws depend on the query and the epoch alone."""
         trace: str | None = raw.get("reasoning")
-        if trace is None or not self._restate:
+        if trace is None or not self._restate or raw["hops"] == 1:
             return trace
         said: list[str] = []
         for place, sentence in enumerate(trace.rstrip(".").split(". ")):

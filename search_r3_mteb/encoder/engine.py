@@ -4,29 +4,22 @@ A row is prefilled once, sampled token by token, and the vector is the final-nor
 the embed token. Neither the prompt nor the reasoning is ever run a second time, and the embedded ids are the sampled ids.
 
     prefill the shared prefix once -> prefill each prompt's rest -> decode: sample, force where the budget is spent, feed,
-    keep the state of rows that just read the token -> let finished rows leave, waiting prompts take their place
-
-The key-value cache is left-padded: every row ends at the last column, so that one decode step serves rows of any length.
+    keep the state of rows that just read the token -> let finished rows leave, waiting prompts take their place (`decode.py`)
 """
 
-import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from search_r3_mteb.encoder.decode import Decode
 from search_r3_mteb.encoder.scheduling import common_prefix_length, length_sorted_batches
-from search_r3_mteb.encoder.slots import Slots, new_slots
+from search_r3_mteb.encoder.slots import prefix_cache
 
-# Leaving copies the whole cache, so rows leave together (measured best near 3/4 in a sweep from 1/2 to 1).
-_KEEP_ABOVE = 0.75
-# Looking at which rows are done waits for the device; on a GPU that stalls the launch queue.
-_STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 8}
 # Layers whose whole state is one key and one value a token, which can be padded, moved and dropped by column.
 _PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -55,7 +48,8 @@ class Rollouts:
     """What came of prompts x group rows; row r belongs to prompt `prompt_index[r]`, groups lie together.
 
     `vectors` (rows, dim) float32 on the CPU, not normalised. `token_ids[r]` are the exact generated ids, the embed token last;
-    `log_probs[r]` (same length) their natural-log probabilities under the sampling distribution (greedy: at temperature 1).
+    `log_probs[r]` (same length) their natural-log probabilities under the sampling distribution (greedy: at temperature 1);
+    empty where they were not asked for.
     `finished[r]` is False where the token was forced: the budget was spent, or the model ended its turn without the token.
     `forward_tokens` counts the real tokens that went through the model, `computed_tokens` padding and spent rows as well.
     """
@@ -119,10 +113,12 @@ class Engine:
                 "its vector would be read at the wrong place. Render it with the direct template."
             )
         with self._evaluating():
-            prefix, prefix_cache = self._prefill_prefix(prompts)
+            prefix = self.prefix_length(prompts)
+            cache = prefix_cache() if prefix else None
+            if prefix:
+                self.prefill([prompts[0][:prefix]], 0, cache)
             for batch in length_sorted_batches([len(prompt) for prompt in prompts], self.token_budget):
-                hidden, _ = self._prefill([prompts[i] for i in batch], prefix, prefix_cache, keep_cache=False)
-                vectors[batch] = hidden.float().cpu()
+                vectors[batch] = self.prefill([prompts[i] for i in batch], prefix, cache).float().cpu()
                 if on_batch is not None:
                     on_batch(len(batch))
         return vectors
@@ -134,19 +130,21 @@ class Engine:
         sampling: Sampling,
         *,
         group_size: int = 1,
+        log_probs: bool = True,
         reread: bool = False,
         on_batch: Callable[[int], None] | None = None,
     ) -> Rollouts:
         """Reason from each prompt (an open assistant turn) `group_size` times, and embed, in one pass.
 
         `reread=True` runs prompt + generated ids again for the vector, as the released example does: for the equality test and
-        the benchmark only. `on_batch` is called with the number of rows that just finished.
+        the benchmark only. `log_probs=False` saves a pass over the vocabulary at every token. `on_batch` is called with the number
+        of rows that just finished.
         """
         self._check(prompts)
         if group_size < 1:
             raise ValueError(f"group_size={group_size}: each prompt needs at least one rollout.")
         before, computed = self.forward_tokens, self.computed_tokens
-        run = _Decode(self, prompts, sampling, group_size, on_batch)
+        run = Decode(self, prompts, sampling, group_size, log_probs, on_batch)
         with self._evaluating():
             run.all()
         lengths = run.lengths.tolist()
@@ -157,7 +155,9 @@ class Engine:
         return Rollouts(
             vectors=vectors,
             token_ids=token_ids,
-            log_probs=[row[:n] for row, n in zip(run.log_probs.tolist(), lengths, strict=True)],
+            log_probs=[[] for _ in lengths]
+            if run.log_probs is None
+            else [row[:n] for row, n in zip(run.log_probs.tolist(), lengths, strict=True)],
             finished=run.finished.tolist(),
             prompt_index=[row // group_size for row in range(len(token_ids))],
             forward_tokens=self.forward_tokens - before,
@@ -192,32 +192,23 @@ class Engine:
         if empty is not None:
             raise ValueError(f"Prompt {empty} has no tokens; render it with search_r3_mteb.encoder.prompts first.")
 
-    def _prefill_prefix(self, prompts: Sequence[Sequence[int]]) -> tuple[int, Any]:
-        """Length and cache (one row) of what all prompts begin with; it is run once for all of them."""
-        length = common_prefix_length(prompts) if self.share_prefix and len(prompts) > 1 else 0
-        if length == 0:
-            return 0, None
-        _, cache = self._prefill([prompts[0][:length]], 0, None)
-        return length, cache
+    def prefix_length(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Tokens that all prompts begin with and that are run once for all of them."""
+        return common_prefix_length(prompts) if self.share_prefix and len(prompts) > 1 else 0
 
-    def _prefill(
-        self, prompts: Sequence[Sequence[int]], prefix: int, prefix_cache: Any, keep_cache: bool = True
-    ) -> tuple[Float[Tensor, "rows dim"], Any]:
-        """Hidden states at the last token of each prompt, and the right-padded cache.
+    def prefill(self, prompts: Sequence[Sequence[int]], prefix: int, cache: Any) -> Float[Tensor, "rows dim"]:
+        """Hidden states at the last token of each prompt; the first `prefix` tokens are in the cache already.
 
         Right padding needs no mask under causal attention: what follows a row's last token cannot reach it.
         """
-        from transformers import DynamicCache
-
         lengths = [len(prompt) - prefix for prompt in prompts]
         width = max(lengths)
-        ids = torch.full((len(prompts), width), self.embed_token_id)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt) - prefix] = torch.tensor(prompt[prefix:])
-        cache: Any = DynamicCache() if keep_cache or prefix_cache is not None else None
-        if prefix_cache is not None:
-            for index, layer in enumerate(prefix_cache.layers):
-                cache.update(*(x.expand(len(prompts), -1, -1, -1) for x in (layer.keys, layer.values)), index)
+        ids = torch.tensor(
+            [
+                [*prompt[prefix:], *[self.embed_token_id] * (width - n)]
+                for prompt, n in zip(prompts, lengths, strict=True)
+            ]
+        )
         positions = torch.arange(prefix, prefix + width, device=self.device).expand(len(prompts), -1)
         output = self.backbone(
             input_ids=ids.to(self.device), position_ids=positions, past_key_values=cache, use_cache=cache is not None
@@ -225,158 +216,7 @@ class Engine:
         self.forward_tokens += sum(lengths)
         self.computed_tokens += ids.numel()
         last = torch.tensor(lengths, device=self.device) - 1
-        return output.last_hidden_state[torch.arange(len(prompts), device=self.device), last], cache
-
-
-class _Decode:
-    """One call of `Engine.reason`: the waiting prompts, the rows that decode, and the output buffers."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        group_size: int,
-        on_batch: Callable[[int], None] | None,
-    ) -> None:
-        self.engine, self.prompts, self.sampling, self.group_size = engine, prompts, sampling, group_size
-        self.on_batch = on_batch
-        rows, width, device = len(prompts) * group_size, sampling.max_reasoning_tokens + 1, engine.device
-        self.ids = torch.zeros(rows, width, dtype=torch.long, device=device)
-        self.log_probs = torch.zeros(rows, width, device=device)
-        self.vectors = torch.zeros(rows, engine.dim, device=device)
-        self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.draws = self._draws() if sampling.temperature > 0 else None
-        self.stop_ids = torch.tensor(engine.stop_token_ids, dtype=torch.long, device=device)
-        # Longest first: they take the most room, and short ones fill what is left at the end.
-        self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
-        self.slots: Slots | None = None
-        self.capacity = 0
-
-    def all(self) -> None:
-        """Decode until every row has read its embed token."""
-        if not self.prompts:
-            return
-        self.prefix, self.prefix_cache = self.engine._prefill_prefix(self.prompts)
-        looks = _STEPS_BETWEEN_LOOKS.get(self.engine.device.type, 1)
-        while self.waiting or self.slots is not None:
-            self.admit()
-            for _ in range(looks):
-                self.step()
-            self.leave()
-
-    def admit(self) -> None:
-        """Prefill waiting prompts while their rows, at full length, fit into the token budget."""
-        active = 0 if self.slots is None else len(self.slots)
-        if not self.waiting or (active and active > _KEEP_ABOVE * self.capacity):
-            return
-        chosen: list[int] = []
-        longest = len(self.prompts[self.waiting[0]]) if self.slots is None else int(self.slots.positions.max())
-        while self.waiting:
-            length = max(longest, len(self.prompts[self.waiting[0]])) + self.sampling.max_reasoning_tokens + 1
-            rows = active + (len(chosen) + 1) * self.group_size
-            if (active or chosen) and rows * length > self.engine.token_budget:
-                break
-            chosen.append(self.waiting.popleft())
-        if chosen:
-            new = self._prefill(chosen)
-            if self.slots is None:
-                self.slots = new
-            else:
-                self.slots.join(new)
-            self.capacity = len(self.slots)
-
-    def step(self) -> None:
-        """Sample one token a row, force the embed token where it is due, feed it, and keep the state of rows that read it."""
-        slots = self.slots
-        if slots is None:
-            return
-        token, log_prob = self._sample(slots)
-        alive = ~slots.done
-        forced = (slots.steps >= self.sampling.max_reasoning_tokens) | slots.stopped
-        own = token == self.engine.embed_token_id
-        token = torch.where(forced, self.engine.embed_token_id, token)
-        hit = (token == self.engine.embed_token_id) & alive
-        # A row whose budget is spent may have sampled the token itself: then it is its own, not a forced one.
-        self._write(slots, token, log_prob, hit & own & ~slots.stopped)
-        slots.mask = torch.nn.functional.pad(slots.mask, (0, 1), value=1)
-        output = self.engine.backbone(
-            input_ids=token[:, None],
-            attention_mask=slots.mask,
-            # A row that is done may stay for some steps; its own position would leave the model's window.
-            position_ids=slots.positions.masked_fill(slots.done, 0)[:, None],
-            past_key_values=slots.cache,
-            use_cache=True,
-        )
-        slots.hidden = output.last_hidden_state[:, -1]
-        self.vectors[slots.row] = torch.where(hit[:, None], slots.hidden.float(), self.vectors[slots.row])
-        self.engine.computed_tokens += len(token)
-        slots.positions = slots.positions + 1
-        slots.steps = slots.steps + alive.long()
-        slots.stopped = torch.isin(token, self.stop_ids)
-        slots.done = slots.done | hit
-
-    def leave(self) -> None:
-        """Let the rows that are done go, once enough of them are."""
-        slots = self.slots
-        if slots is None:
-            return
-        keep = (~slots.done).nonzero()[:, 0]
-        if len(keep) == 0 or len(keep) <= _KEEP_ABOVE * len(slots):
-            gone = len(slots) - len(keep)
-            self.engine.forward_tokens += int(slots.steps[slots.done].sum())
-            if len(keep) == 0:
-                self.slots = None
-            else:
-                slots.select(keep)
-            if self.on_batch is not None:
-                self.on_batch(gone)
-
-    def _write(self, slots: Slots, token: Tensor, log_prob: Tensor, own: Tensor) -> None:
-        """Put the step's tokens into the output rows; rows that are done keep what they have."""
-        alive = ~slots.done
-        rows, steps = slots.row, slots.steps.clamp(max=self.ids.shape[1] - 1)
-        self.ids[rows, steps] = torch.where(alive, token, self.ids[rows, steps])
-        self.log_probs[rows, steps] = torch.where(alive, log_prob, self.log_probs[rows, steps])
-        self.lengths[rows] += alive.long()
-        self.finished[rows] |= own
-
-    def _sample(self, slots: Slots) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """A token a row and its log-probability, as `Sampling` says; for a forced row, those of the embed token."""
-        logits = self.engine.logits(slots.hidden)
-        if self.draws is None:
-            token = logits.argmax(dim=-1)
-        else:
-            logits = logits / self.sampling.temperature
-            # Inverse of the cumulative distribution at the row's own uniform draw; float64, or rare tokens are lost.
-            cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
-            draw = self.draws[slots.row, slots.steps.clamp(max=self.draws.shape[1] - 1)]
-            token = torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)[:, 0]
-            token = token.clamp(max=logits.shape[-1] - 1)
-        due = (slots.steps >= self.sampling.max_reasoning_tokens) | slots.stopped
-        said = torch.where(due, self.engine.embed_token_id, token)
-        chosen = logits.gather(1, said[:, None])[:, 0]
-        return token, chosen - logits.logsumexp(dim=-1)
-
-    def _draws(self) -> Float[Tensor, "rows steps"]:
-        """Uniform numbers of every row, from the seed, the prompt's ids and the row's place in its group."""
-        draws = torch.empty(len(self.prompts) * self.group_size, self.ids.shape[1], dtype=torch.float64)
-        generator = torch.Generator()
-        for index, prompt in enumerate(self.prompts):
-            ids = ",".join(map(str, prompt))
-            for place in range(self.group_size):
-                key = f"{self.sampling.seed}|{place}|{ids}".encode()
-                generator.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
-                draws[index * self.group_size + place].uniform_(generator=generator)
-        return draws.to(self.ids.device)
-
-    def _prefill(self, chosen: Sequence[int]) -> Slots:
-        """Slots for these prompts: each is run once and its cache expanded to the group's rows."""
-        engine, device = self.engine, self.engine.device
-        hidden, cache = engine._prefill([self.prompts[i] for i in chosen], self.prefix, self.prefix_cache)
-        lengths = torch.tensor([len(self.prompts[i]) for i in chosen], device=device)
-        return new_slots(cache, hidden, lengths, torch.tensor(chosen, device=device), self.group_size)
+        return output.last_hidden_state[torch.arange(len(prompts), device=self.device), last]
 
 
 def unwrap(model: Any) -> Any:

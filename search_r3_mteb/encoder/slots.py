@@ -1,97 +1,239 @@
-"""The rows that decode together: one left-padded key-value cache, in which every row ends at the last column."""
+"""The rows that decode together, in places of one preallocated key-value cache.
 
-from dataclasses import dataclass
+Every row is left-aligned: its token number p lies in column p, so the shared prefix lies in the same columns of every place, is
+written there once, and stays when a row leaves and another takes its place. A decode step writes one column per row in place;
+nothing is concatenated. When a row leaves, the last row moves into its place, so that the rows in use are always the first ones
+and only what moves is copied.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
 
-_PER_ROW = ("mask", "positions", "hidden", "row", "steps", "stopped", "done")
+# State of a row beside its keys and values; moves with it.
+_PER_ROW = ("positions", "row", "steps", "stopped", "done", "own", "hidden", "captured")
+
+
+@dataclass
+class Window:
+    """Where the next forward pass writes, and how many columns it sees; shared by all layers of a cache.
+
+    `index` None: whole prompts go into the rows `first` to `first + rows`, columns `begin` onwards (prefill). Otherwise one token
+    a row goes into the column that `index` (rows,) names, or all into column `width - 1` when `aligned` (decode).
+    """
+
+    places: int
+    columns: int
+    first: int = 0
+    rows: int = 0
+    begin: int = 0
+    width: int = 0
+    index: Int[Tensor, " rows"] | None = None
+    aligned: bool = False
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys and values (places, heads, columns, dim), written in place."""
+
+    is_sliding = False
+
+    def __init__(self, window: Window) -> None:
+        super().__init__()
+        self.window = window
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Reserve the memory; the kind and sizes are those of the first states."""
+        shape = (self.window.places, self.window.columns)
+        self.keys, self.values = (reserve(states, *shape) for states in (key_states, value_states))
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+        """Write the new states and give the rows' states so far, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        return self._write(self.keys, key_states), self._write(self.values, value_states)
+
+    def _write(self, buffer: Tensor, states: Tensor) -> Tensor:
+        window = self.window
+        if window.index is None:
+            end = window.begin + states.shape[2]
+            rows = buffer[window.first : window.first + window.rows]
+            rows[:, :, window.begin : end] = states
+            return rows[:, :, :end]
+        rows = buffer[: window.rows]
+        if window.aligned:
+            rows[:, :, window.width - 1 : window.width] = states
+        else:
+            rows.scatter_(2, window.index[:, None, None, None].expand_as(states), states)
+        return rows[:, :, : window.width]
+
+    def get_seq_length(self) -> int:
+        """Columns before those that are written next."""
+        return self.window.begin if self.window.index is None else self.window.width - 1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns that the next pass sees, and the number of the first one."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Columns reserved."""
+        return self.window.columns
+
+
+class PrefixLayer(CacheLayerMixin):
+    """One layer's states of a prefix, one row, in front of whatever passes; keeps nothing of it."""
+
+    is_sliding = False
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the prefix's own states."""
+        self.keys, self.values = key_states, value_states
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+        """The prefix's states followed by these; the first call sets the prefix."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            return key_states, value_states
+        pairs = ((self.keys, key_states), (self.values, value_states))
+        keys, values = (torch.cat([kept.expand(len(new), -1, -1, -1), new], dim=2) for kept, new in pairs)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Tokens of the prefix."""
+        return self.keys.shape[2] if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns that the next pass sees, and the number of the first one."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+
+def prefix_cache() -> Any:
+    """An empty cache whose first pass is the prefix of all later ones."""
+    return Cache(layer_class_to_replicate=PrefixLayer)
+
+
+def reserve(like: Tensor, places: int, columns: int) -> Tensor:
+    """Zeros (places, heads, columns, dim). Zeros, because attention multiplies what is masked by 0, and 0 x NaN is NaN."""
+    shape = (places, like.shape[1], columns, like.shape[3])
+    if like.device.type != "cpu":
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    # numpy asks the system for zeroed pages, which take no memory before they are written; torch writes the zeros.
+    size = int(np.prod(shape)) * like.element_size()
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(like.dtype).view(shape)
 
 
 @dataclass
 class Slots:
-    """Rows that are decoding. Tensors have one entry a row, on the model's device."""
+    """The places and who is in them. The tensors have one entry a place; rows in use are the first `count` ones.
 
-    cache: Any
-    mask: Int[Tensor, "rows columns"]
-    positions: Int[Tensor, " rows"]  # position id of the next token = tokens read so far = columns that the row uses
-    hidden: Float[Tensor, "rows dim"]
-    row: Int[Tensor, " rows"]  # number of the row in the output
-    steps: Int[Tensor, " rows"]  # tokens generated so far
-    stopped: Bool[Tensor, " rows"]  # the last token ended the turn
-    done: Bool[Tensor, " rows"]  # the embed token was read
+    `run` rows are stepped: `count`, or more where steps are recorded for fixed sizes; what is beyond `count` counts as done.
+    """
+
+    places: int
+    columns: int  # the longest row's tokens and one to spare, into which rows that are done write
+    prefix: int
+    hidden: Float[Tensor, "places dim"]  # last state of the row, from which its next token is drawn
+    count: int = 0
+    width: int = 0  # columns that the next step sees: an upper bound of the largest position, known without a look
+    aligned: bool = False  # all rows in use are at the same position and none is done
+    cache: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = self.hidden.device
+        self.window = Window(self.places, self.columns)
+        self.cache = Cache(layer_class_to_replicate=partial(SlotLayer, self.window))
+        self.captured = torch.zeros_like(self.hidden)  # the state that read the embed token
+        zeros = torch.zeros(self.places, dtype=torch.long, device=device)
+        self.positions: Int[Tensor, " places"] = zeros  # column and position id of the next token
+        self.row = zeros.clone()  # number of the row in the output
+        self.steps = zeros.clone()  # tokens generated so far
+        self.stopped: Bool[Tensor, " places"] = zeros.bool()  # the last token ended the turn
+        self.done = torch.ones_like(self.stopped)  # the embed token was read, or nobody is here
+        self.own = zeros.bool()  # the last token was an embed token that the model sampled itself
 
     def __len__(self) -> int:
-        """Rows, those that are done and have not left among them."""
-        return len(self.row)
+        """Rows in use, those that are done and have not left among them."""
+        return self.count
 
-    def select(self, keep: Int[Tensor, " kept"]) -> None:
-        """Keep these rows, and drop leading columns that no kept row uses."""
-        self.cache.batch_select_indices(keep)
+    def enter(
+        self,
+        lengths: Int[Tensor, " prompts"],
+        prompts: Int[Tensor, " prompts"],
+        hidden: Float[Tensor, "prompts dim"],
+        group: int,
+    ) -> None:
+        """Rows whose prompts were just prefilled into the places from `count` on: `group` rows each, the cache copied to all.
+
+        Row g of prompt p is row p * group + g of the output.
+        """
+        first, rows, width = self.count, len(prompts) * group, int(lengths.max())
+        repeat = torch.arange(len(prompts), device=hidden.device).repeat_interleave(group)
+        if group > 1:
+            for states in self._states():
+                states[first : first + rows, :, self.prefix : width] = states[
+                    first : first + len(prompts), :, self.prefix : width
+                ][repeat]
+        self.aligned = self.aligned_with(lengths)
+        place = slice(first, first + rows)
+        self.positions[place] = lengths[repeat]
+        self.row[place] = prompts[repeat] * group + torch.arange(group, device=hidden.device).repeat(len(prompts))
+        self.hidden[place] = hidden[repeat]
+        for name in ("steps", "stopped", "done", "own"):
+            getattr(self, name)[place] = 0
+        self.count, self.width = first + rows, max(self.width, width) if first else width
+
+    def aligned_with(self, lengths: Int[Tensor, " prompts"]) -> bool:
+        """Whether rows of these lengths and those in use are at one position."""
+        one = int(lengths.min()) == int(lengths.max())
+        return one and (self.count == 0 or (self.aligned and self.width == int(lengths[0])))
+
+    def leave(self, done: Int[Tensor, " gone"]) -> None:
+        """Free these places; the last rows move into the holes."""
+        keep = self.count - len(done)
+        leaving = torch.zeros(self.count, dtype=torch.bool, device=done.device)
+        leaving[done] = True
+        holes = leaving[:keep].nonzero()[:, 0]
+        movers = (~leaving[keep:]).nonzero()[:, 0] + keep
+        if len(holes):
+            for states in self._states():
+                states[holes, :, self.prefix : self.width] = states[movers, :, self.prefix : self.width]
+            for name in _PER_ROW:
+                tensor = getattr(self, name)
+                tensor[holes] = tensor[movers]
+        self.done[keep : self.count] = True
+        self.count = keep
+        self.width = int(self.positions[:keep].max()) if keep else 0
+
+    def resized(self, places: int, columns: int) -> "Slots":
+        """The same rows in a cache of another shape."""
+        new = Slots(places, columns, self.prefix, self.hidden.new_zeros(places, self.hidden.shape[1]))
+        new.count, new.width, new.aligned = self.count, self.width, self.aligned
+        for old in self.cache.layers:
+            layer = SlotLayer(new.window)
+            layer.lazy_initialization(old.keys, old.values)
+            for to, states in ((layer.keys, old.keys), (layer.values, old.values)):
+                to[:, :, : self.prefix] = states[:1, :, : self.prefix]
+                to[: self.count, :, self.prefix : self.width] = states[: self.count, :, self.prefix : self.width]
+            new.cache.layers.append(layer)
         for name in _PER_ROW:
-            setattr(self, name, getattr(self, name)[keep])
-        unused = self.mask.shape[1] - int(self.positions.max())
-        if unused > 0:
-            self.mask = self.mask[:, unused:]
-            for layer in self.cache.layers:
-                layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
+            getattr(new, name)[: self.count] = getattr(self, name)[: self.count]
+        return new
 
-    def join(self, new: "Slots") -> None:
-        """Put new rows below these; the narrower side gets empty columns on the left."""
-        width = max(self.mask.shape[1], new.mask.shape[1])
-        for slots in (self, new):
-            missing = width - slots.mask.shape[1]
-            slots.mask = torch.nn.functional.pad(slots.mask, (missing, 0))
-            for layer in slots.cache.layers:
-                layer.keys = torch.nn.functional.pad(layer.keys, (0, 0, missing, 0))
-                layer.values = torch.nn.functional.pad(layer.values, (0, 0, missing, 0))
-        for mine, other in zip(self.cache.layers, new.cache.layers, strict=True):
-            mine.keys = torch.cat([mine.keys, other.keys])
-            mine.values = torch.cat([mine.values, other.values])
-        for name in _PER_ROW:
-            setattr(self, name, torch.cat([getattr(self, name), getattr(new, name)]))
+    def spread_prefix(self) -> None:
+        """Copy the prefix, which was prefilled into the first place, to all others."""
+        for states in self._states():
+            states[1:, :, : self.prefix] = states[:1, :, : self.prefix]
 
-
-def new_slots(
-    cache: Any,
-    hidden: Float[Tensor, "prompts dim"],
-    lengths: Int[Tensor, " prompts"],
-    prompts: Int[Tensor, " prompts"],
-    group_size: int,
-) -> Slots:
-    """Slots of freshly prefilled prompts, `group_size` rows each, from their right-padded cache (taken over, in place).
-
-    `prompts` are the prompts' numbers: row g of prompt p is row p * group_size + g of the output.
-    """
-    right_align(cache, lengths)
-    repeat = torch.arange(len(prompts), device=lengths.device).repeat_interleave(group_size)
-    if group_size > 1:
-        cache.batch_select_indices(repeat)
-    lengths = lengths[repeat]
-    width = cache.layers[0].keys.shape[2]
-    columns = torch.arange(width, device=lengths.device)
-    zeros = torch.zeros_like(repeat)
-    return Slots(
-        cache=cache,
-        mask=(columns[None, :] >= width - lengths[:, None]).long(),
-        positions=lengths.clone(),
-        hidden=hidden[repeat],
-        row=prompts[repeat] * group_size + torch.arange(group_size, device=lengths.device).repeat(len(prompts)),
-        steps=zeros,
-        stopped=zeros.bool(),
-        done=zeros.bool(),
-    )
-
-
-def right_align(cache: Any, lengths: Int[Tensor, " rows"]) -> None:
-    """Move every row of a right-padded cache, as wide as its longest row, so that it ends at the last column; in place."""
-    width = cache.layers[0].keys.shape[2]
-    shift = width - lengths
-    source = (torch.arange(width, device=lengths.device)[None, :] - shift[:, None]).clamp(min=0)
-    for layer in cache.layers:
-        for name in ("keys", "values"):  # their widths differ in models with latent attention
-            states = getattr(layer, name)
-            index = source[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
-            setattr(layer, name, states.gather(2, index))
+    def _states(self) -> list[Tensor]:
+        return [states for layer in self.cache.layers for states in (layer.keys, layer.values)]

@@ -1,7 +1,6 @@
 """The engine against Hugging Face's own forward and generate, and against itself when it is broken on purpose."""
 
 import contextlib
-import itertools
 import random
 from collections import Counter
 
@@ -11,10 +10,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from search_r3_mteb.encoder import decode as decode_module
 from search_r3_mteb.encoder import engine as engine_module
-from search_r3_mteb.encoder import slots as slots_module
-from search_r3_mteb.encoder.engine import Engine, Sampling, _Decode
-from search_r3_mteb.encoder.slots import Slots
+from search_r3_mteb.encoder.decode import Decode, Pace
+from search_r3_mteb.encoder.engine import Engine, Sampling
+from search_r3_mteb.encoder.masks import DecodeMasks
+from search_r3_mteb.encoder.slots import SlotLayer, Slots
 
 EMBED, END = 3, 2
 VOCABULARY = 24  # so small that random models say every token now and then, and rows end at different steps
@@ -122,7 +123,7 @@ def padded(sequences, side):
 def test_left_padding_is_right_padding(small, kind):
     model = small(kind)
     engine = Engine(model, EMBED, (END,))
-    rollouts = engine.reason(PROMPTS, SAMPLED)  # prefilled right-padded, decoded left-padded
+    rollouts = engine.reason(PROMPTS, SAMPLED)  # prefilled right-padded, decoded left-aligned
     whole = [prompt + ids for prompt, ids in zip(PROMPTS, rollouts.token_ids, strict=True)]
     for side in ("left", "right"):
         ids, mask, positions = padded(whole, side)
@@ -136,58 +137,67 @@ def test_left_padding_is_right_padding(small, kind):
             assert_close(rollouts.vectors, states[torch.arange(len(whole)), wrong])
 
 
-def not_aligned(monkeypatch):
-    monkeypatch.setattr(slots_module, "right_align", lambda cache, lengths: None)
+def padding_is_seen(monkeypatch):
+    real = DecodeMasks.__call__
+    monkeypatch.setattr(
+        DecodeMasks, "__call__", lambda self, positions, width: real(self, torch.full_like(positions, width - 1), width)
+    )
 
 
 def positions_off_by_one(monkeypatch):
-    real = engine_module.new_slots
+    real = Slots.enter
 
-    def broken(*args):
-        slots = real(*args)
-        slots.positions += 1
-        return slots
+    def broken(self, lengths, *rest):
+        real(self, lengths, *rest)
+        self.positions[: self.count] += self.steps[: self.count] == 0
+        self.width += 1
 
-    monkeypatch.setattr(engine_module, "new_slots", broken)
+    monkeypatch.setattr(Slots, "enter", broken)
 
 
 def state_before_the_token_is_read(monkeypatch):
-    real = _Decode.step
+    real = Decode._step
 
-    def broken(self):
-        before, done = self.slots.hidden.clone(), self.slots.done.clone()
-        real(self)
-        hit = self.slots.done & ~done
-        self.vectors[self.slots.row[hit]] = before[hit]
+    def broken(self, rows, width):
+        before, done = self.slots.hidden[:rows].clone(), self.slots.done[:rows].clone()
+        real(self, rows, width)
+        hit = (self.slots.done[:rows] & ~done).nonzero()[:, 0]
+        self.slots.captured[hit] = before[hit]
 
-    monkeypatch.setattr(_Decode, "step", broken)
-
-
-def rows_leave_with_the_wrong_cache(monkeypatch):
-    real = Slots.select
-
-    def broken(self, keep):
-        real(self, keep)
-        self.cache.batch_select_indices(torch.arange(len(keep)).flip(0))
-
-    monkeypatch.setattr(Slots, "select", broken)
+    monkeypatch.setattr(Decode, "_step", broken)
 
 
-def new_rows_are_padded_on_the_right(monkeypatch):
-    real = Slots.join
+def rows_move_without_their_cache(monkeypatch):
+    real, states = Slots.leave, Slots._states
 
-    def broken(self, new):
-        lengths = [self.mask.shape[1], new.mask.shape[1]]
-        narrow = new if lengths[1] < lengths[0] else self
-        missing = abs(lengths[0] - lengths[1])
-        narrow.mask = torch.nn.functional.pad(narrow.mask, (0, missing))
-        for layer in narrow.cache.layers:
-            layer.keys = torch.nn.functional.pad(layer.keys, (0, 0, 0, missing))
-            layer.values = torch.nn.functional.pad(layer.values, (0, 0, 0, missing))
-        real(self, new)
-        self.mask[:] = 1
+    def broken(self, done):
+        monkeypatch.setattr(Slots, "_states", lambda self: [])
+        real(self, done)
+        monkeypatch.setattr(Slots, "_states", states)
 
-    monkeypatch.setattr(Slots, "join", broken)
+    monkeypatch.setattr(Slots, "leave", broken)
+
+
+def all_write_into_the_last_column(monkeypatch):
+    real = SlotLayer._write
+
+    def broken(self, buffer, states):
+        self.window.aligned = self.window.index is not None
+        return real(self, buffer, states)
+
+    monkeypatch.setattr(SlotLayer, "_write", broken)
+
+
+def a_larger_cache_forgets_its_rows(monkeypatch):
+    real = Slots.resized
+
+    def broken(self, places, columns):
+        new = real(self, places, columns)
+        for states in new._states():
+            states[:, :, self.prefix :] = 0
+        return new
+
+    monkeypatch.setattr(Slots, "resized", broken)
 
 
 def prefix_too_long(monkeypatch):
@@ -203,11 +213,12 @@ def draws_of_another_temperature(monkeypatch):
 @pytest.mark.parametrize(
     "sabotage",
     [
-        not_aligned,
+        padding_is_seen,
         positions_off_by_one,
         state_before_the_token_is_read,
-        rows_leave_with_the_wrong_cache,
-        new_rows_are_padded_on_the_right,
+        rows_move_without_their_cache,
+        all_write_into_the_last_column,
+        a_larger_cache_forgets_its_rows,
         prefix_too_long,
         draws_of_another_temperature,
     ],
@@ -265,7 +276,7 @@ def counted(model):
 
     def look(module, args, keywords):
         ids, mask = keywords["input_ids"], keywords.get("attention_mask")
-        shapes.append((*ids.shape, ids.shape[1] if mask is None else mask.shape[1]))
+        shapes.append((*ids.shape, ids.shape[1] if mask is None else mask.shape[-1]))
 
     handle = model.base_model.register_forward_pre_hook(look, with_kwargs=True)
     yield shapes
@@ -310,7 +321,7 @@ def test_rows_that_are_done_leave_and_waiting_ones_take_their_place(small):
     decode = [(rows, columns) for rows, tokens, columns in shapes if tokens == 1]
     assert sum(rows for rows, _ in decode) < 0.8 * 40 * 21, "every row was run to the end of the budget"
     rows = [rows for rows, _ in decode]
-    assert any(later > earlier for earlier, later in itertools.pairwise(rows)), "nobody took a free place"
+    assert np.mean(rows[: len(rows) * 3 // 4]) > 7, "nobody took a free place"
     assert rollouts.computed_tokens >= rollouts.forward_tokens
 
 
@@ -341,7 +352,7 @@ def test_rows_that_wait_to_leave_stay_inside_the_window(make_model, monkeypatch,
     """GPT-2 has no position beyond its window: a row that was done at the last one took another step and broke the run."""
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(engine_module, "_STEPS_BETWEEN_LOOKS", {"cpu": 8})
+    monkeypatch.setattr(decode_module, "PACES", {"cpu": Pace(looks=8)})
     config = make_model(kind).config
     config.max_position_embeddings = len(PROMPTS[4]) + 12 + 1
     torch.manual_seed(0)
@@ -363,19 +374,21 @@ class Scripted(Engine):
         decode = self.decode
         logits = torch.full((len(hidden), VOCABULARY), -9.0)
         for place, (row, step) in enumerate(zip(decode.slots.row.tolist(), decode.slots.steps.tolist(), strict=True)):
+            if place == len(hidden):
+                break
             said = self.script[row]
             logits[place, said[min(step, len(said) - 1)]] = 9.0
         return logits
 
 
 def scripted(monkeypatch, model, script, budget, **options):
-    real = _Decode.all
+    real = Decode.all
 
     def remember(self):
         self.engine.decode = self
         real(self)
 
-    monkeypatch.setattr(_Decode, "all", remember)
+    monkeypatch.setattr(Decode, "all", remember)
     engine = Scripted(model, EMBED, (END,), **options)
     engine.script = dict(enumerate(script))
     return engine.reason(prompts_of([3] * len(script)), Sampling(budget))

@@ -1,0 +1,243 @@
+"""The decode loop: waiting prompts enter free places, every row is sampled and stepped, rows that read the token leave.
+
+    enter: prefill waiting prompts into free places, while rows x length stays within the token budget
+    step:  sample, force the embed token where it is due, feed the token, keep the state of rows that just read it
+    leave: rows that read the embed token go; on a GPU one looks who has only every few steps, because looking waits for the device
+
+All of a step happens in place in tensors that stay where they are, so that on a GPU it is recorded once (`graphs.py`).
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from search_r3_mteb.encoder.graphs import Recorded
+from search_r3_mteb.encoder.masks import DecodeMasks
+from search_r3_mteb.encoder.slots import Slots
+
+if TYPE_CHECKING:
+    from search_r3_mteb.encoder.engine import Engine, Sampling
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a device likes to be driven.
+
+    `looks`: steps between two looks at who is done. `width` and `rows`: a step's columns and rows are rounded up to a multiple of
+    the one and a power of two of the other, so that few different steps have to be recorded. `record`: as CUDA graphs.
+    """
+
+    looks: int = 1
+    width: int = 1
+    round_rows: bool = False
+    record: bool = False
+
+
+PACES = {"cpu": Pace(), "cuda": Pace(looks=8, width=128, round_rows=True, record=True)}
+# Prompts enter when this share of the places is free: each entry is a forward pass of its own.
+REFILL_SHARE = 0.125
+# A cache of another shape is made when it has room for this many times the rows.
+RESHAPE_FROM = 1.25
+
+
+class Decode:
+    """One call of `Engine.reason`: the waiting prompts, the rows that decode, and the output buffers."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        prompts: Sequence[Sequence[int]],
+        sampling: "Sampling",
+        group_size: int,
+        log_probs: bool,
+        on_batch: Callable[[int], None] | None,
+    ) -> None:
+        self.engine, self.prompts, self.sampling, self.group_size = engine, prompts, sampling, group_size
+        self.on_batch = on_batch
+        # The last column takes what rows write that are done.
+        rows, width, device = len(prompts) * group_size, sampling.max_reasoning_tokens + 2, engine.device
+        self.ids = torch.zeros(rows, width, dtype=torch.long, device=device)
+        self.log_probs = torch.zeros(rows, width, device=device) if log_probs else None
+        self.vectors = torch.zeros(rows, engine.dim, device=device)
+        self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.draws = self._draws() if sampling.temperature > 0 else None
+        self.stops = torch.zeros(engine.head.weight.shape[0], dtype=torch.bool, device=device)
+        self.stops[[i for i in engine.stop_token_ids if i < len(self.stops)]] = True
+        # Longest first: they take the most room, and short ones fill what is left at the end.
+        self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
+        self.pace = PACES.get(device.type, Pace())
+        self.masks = DecodeMasks(engine.backbone)
+        self.prefix = engine.prefix_length(prompts)
+        self.slots = Slots(0, 0, self.prefix, torch.zeros(0, engine.dim, dtype=engine.backbone.dtype, device=device))
+        self.recorded = Recorded(self._step) if self.pace.record else None
+
+    def all(self) -> None:
+        """Decode until every row has read its embed token."""
+        while self.waiting or self.slots.count:
+            self.enter()
+            for _ in range(self.pace.looks):
+                self.step()
+            self.leave()
+
+    # ---- enter -----------------------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Prefill waiting prompts while their rows, at full length, fit into the token budget."""
+        if not self.waiting:
+            return
+        slots, group = self.slots, self.group_size
+        if slots.count and slots.places - slots.count < max(group, REFILL_SHARE * slots.places):
+            return
+        longest = len(self.prompts[self.waiting[0]])
+        if slots.count:
+            longest = max(longest, int((slots.positions - slots.steps)[: slots.count].max()))
+        length = longest + self.sampling.max_reasoning_tokens + 1
+        wanted = slots.count + len(self.waiting) * group
+        places = min(wanted, max(slots.count, group, self.engine.token_budget // length))
+        if length + 1 > slots.columns or places > RESHAPE_FROM * slots.places:
+            self._reshape(places, length + 1)
+        chosen = [self.waiting.popleft() for _ in range(min(len(self.waiting), (places_free(self.slots)) // group))]
+        if chosen:
+            self._prefill(chosen)
+
+    def _reshape(self, places: int, columns: int) -> None:
+        first = self.slots.places == 0
+        if first:
+            self.slots = Slots(places, columns, self.prefix, self.slots.hidden.new_zeros(places, self.engine.dim))
+            if self.prefix:
+                self.slots.window.rows = 1
+                self.engine.prefill([self.prompts[self.waiting[0]][: self.prefix]], 0, self.slots.cache)
+                self.slots.spread_prefix()
+        else:
+            self.slots = self.slots.resized(places, columns)
+        if self.recorded is not None:
+            self.recorded.forget()
+
+    def _prefill(self, chosen: Sequence[int]) -> None:
+        """Run each chosen prompt once, without the prefix, and expand it to its group's rows."""
+        slots, device = self.slots, self.engine.device
+        window = slots.window
+        window.first, window.rows, window.begin, window.index = slots.count, len(chosen), self.prefix, None
+        hidden = self.engine.prefill([self.prompts[i] for i in chosen], self.prefix, slots.cache)
+        lengths = torch.tensor([len(self.prompts[i]) for i in chosen], device=device)
+        slots.enter(lengths, torch.tensor(chosen, device=device), hidden, self.group_size)
+
+    # ---- step ------------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """One token a row."""
+        slots, pace = self.slots, self.pace
+        rows, width = slots.count, slots.width + 1
+        if pace.round_rows:
+            rows = min(_power_of_two(rows), slots.places)
+        width = min(-(-width // pace.width) * pace.width, slots.columns)
+        slots.window.rows, slots.window.width = rows, width
+        slots.window.aligned = slots.aligned and pace == Pace()
+        if self.recorded is None:
+            self._step(rows, width)
+        else:
+            self.recorded(rows, width)
+        slots.width = min(slots.width + 1, slots.columns - 1)
+        self.engine.computed_tokens += rows
+
+    def _step(self, rows: int, width: int) -> None:
+        """Sample one token a row, force the embed token where it is due, feed it, and keep the state of rows that read it.
+
+        In place, without looking at a value.
+        """
+        slots, engine = self.slots, self.engine
+        positions, row, steps = slots.positions[:rows], slots.row[:rows], slots.steps[:rows]
+        done, captured = slots.done[:rows], slots.captured[:rows]
+        token, log_prob, own = self._sample(rows)
+        column = torch.where(done, self.ids.shape[1] - 1, steps)
+        self.ids[row, column] = token
+        if self.log_probs is not None and log_prob is not None:
+            self.log_probs[row, column] = log_prob
+        slots.window.index = positions
+        mask = None
+        if not slots.window.aligned:
+            mask = self.masks(positions, width)
+        output = engine.backbone(
+            input_ids=token[:, None],
+            attention_mask=mask,
+            # A row that is done may stay for some steps; its own position would leave the model's window.
+            position_ids=positions.masked_fill(done, 0)[:, None],
+            past_key_values=slots.cache,
+            use_cache=True,
+        )
+        hidden = slots.hidden[:rows]
+        hidden.copy_(output.last_hidden_state[:, -1])
+        torch.where(done[:, None], captured, hidden, out=captured)
+        slots.own[:rows] = torch.where(done, slots.own[:rows], own)
+        positions += ~done
+        steps += ~done
+        slots.stopped[:rows] = self.stops[token]
+        done |= token == engine.embed_token_id
+
+    def _sample(self, rows: int) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"] | None, Tensor]:
+        """The rows' tokens, their log-probabilities as `Sampling` says (of the embed token, where it is forced), and which rows
+        sampled the embed token themselves.
+        """
+        slots, steps = self.slots, self.slots.steps[:rows]
+        logits = self.engine.logits(slots.hidden[:rows])
+        if self.draws is None:
+            token = logits.argmax(dim=-1)
+        else:
+            logits = logits / self.sampling.temperature
+            # Inverse of the cumulative distribution at the row's own uniform draw; float64, or rare tokens are lost.
+            cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+            draw = self.draws[slots.row[:rows], steps.clamp(max=self.draws.shape[1] - 1)]
+            token = torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)[:, 0]
+            token = token.clamp(max=logits.shape[-1] - 1)
+        embed, stopped = self.engine.embed_token_id, slots.stopped[:rows]
+        # A row whose budget is spent may have sampled the token itself: then it is its own, not a forced one.
+        own = (token == embed) & ~stopped
+        token = token.masked_fill((steps >= self.sampling.max_reasoning_tokens) | stopped, embed)
+        if self.log_probs is None:
+            return token, None, own
+        return token, logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(dim=-1), own
+
+    def _draws(self) -> Float[Tensor, "rows steps"]:
+        """Uniform numbers of every row, from the seed, the prompt's ids and the row's place in its group."""
+        draws = torch.empty(*self.ids.shape, dtype=torch.float64)[:, :-1]
+        generator = torch.Generator()
+        for index, prompt in enumerate(self.prompts):
+            ids = ",".join(map(str, prompt))
+            for place in range(self.group_size):
+                key = f"{self.sampling.seed}|{place}|{ids}".encode()
+                generator.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
+                draws[index * self.group_size + place].uniform_(generator=generator)
+        return draws.to(self.ids.device)
+
+    # ---- leave -----------------------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Let the rows that are done go, and keep what they found."""
+        slots = self.slots
+        done = slots.done[: slots.count].nonzero()[:, 0]
+        if len(done) == 0:
+            return
+        row, steps = slots.row[done], slots.steps[done]
+        self.vectors[row] = slots.captured[done].float()
+        self.lengths[row] = steps
+        self.finished[row] = slots.own[done]
+        self.engine.forward_tokens += int(steps.sum())
+        slots.leave(done)
+        if self.on_batch is not None:
+            self.on_batch(len(done))
+
+
+def places_free(slots: Slots) -> int:
+    """Places that nobody is in."""
+    return slots.places - slots.count
+
+
+def _power_of_two(rows: int) -> int:
+    return 1 << max(rows - 1, 0).bit_length()

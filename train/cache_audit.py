@@ -66,14 +66,13 @@ class Probes:
         return cls(np.array(hits.queries[chosen], dtype=np.float32), positives)
 
 
-def sample_rows(n: int, wanted: int, probes: Probes | None, seed: Sequence[int]) -> Rows:
-    """Rows to audit, ascending: positives of the probes up to half of them, random rows for the rest."""
+def sample_rows(n: int, wanted: int, positives: Rows, seed: Sequence[int]) -> Rows:
+    """Rows to audit, ascending: `positives` of all processes' probes up to half of them, random rows for the rest."""
     if wanted < 2:
         raise ValueError(f"An audit of {wanted} rows can rank nothing. Sample at least 2, better some hundred.")
     wanted = min(wanted, n)
-    positives = np.unique(np.concatenate(probes.positives)) if probes else np.zeros(0, np.int64)
     rng = np.random.default_rng(list(seed))
-    chosen = rng.permutation(positives)[: wanted // 2]
+    chosen = rng.permutation(np.unique(positives))[: wanted // 2]
     while len(chosen) < wanted:
         chosen = np.unique(np.concatenate([chosen, rng.integers(n, size=wanted - len(chosen))]))
     return np.sort(chosen)

@@ -286,7 +286,8 @@ class CorpusCache:
         Below half of the bound it shrinks again. Give the `step` of the present weights where it is not that of the last refresh.
         """
         step = self.step if step is None else step
-        rows = sample_rows(len(self), n, self._probes, (self.settings.seed, step, 1))
+        own = np.concatenate(self._probes.positives) if self._probes is not None else np.zeros(0, np.int64)
+        rows = sample_rows(len(self), n, self._shared(own), (self.settings.seed, step, 1))
         tokens = np.asarray(self._state.folder.arrays["tokens"][rows])
         fresh = encode_shared(self.texts, rows, tokens, encode, self.dim, self._replicas)
         found = compare(self.values(rows), fresh, rows, self._probes)

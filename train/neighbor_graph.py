@@ -89,8 +89,9 @@ def repaired_edges(rows: Rows, neighbors: Neighbors, vectors_of: VectorsOf) -> N
         vectors = vectors_of(group)
         near = np.einsum("gd,gcd->gc", vectors, vectors_of(unique)[place.reshape(candidates.shape)])
         near[candidates < 0] = -np.inf
-        candidates = np.concatenate([candidates, np.broadcast_to(group, (len(group), len(group)))], axis=1)
-        scores = np.concatenate([near, vectors @ vectors.T], axis=1)
+        column, together = _nearest(vectors, m)
+        candidates = np.concatenate([candidates, group[column]], axis=1)
+        scores = np.concatenate([near, together], axis=1)
         repaired[start : start + len(group)] = _best(group, candidates, scores, m)[0]
     return repaired
 
@@ -109,8 +110,7 @@ def _exact_graph(vectors: Shaped[np.ndarray, "rows dim"], neighbors: Neighbors) 
         # A row stored in half precision is not exactly of length 1.
         queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
         found = exact_search(queries, vectors, m + 1)
-        scores = np.full((len(rows), found.rows.shape[1]), 1.0, dtype=np.float32) * found.scores
-        neighbors[rows] = _best(rows, found.rows, scores, m)[0]
+        neighbors[rows] = _best(rows, found.rows, found.scores, m)[0]
 
 
 def _leaves(vectors: Shaped[np.ndarray, "rows dim"], rng: np.random.Generator) -> list[Rows]:
@@ -138,15 +138,21 @@ def _join_leaf(
     vectors: Shaped[np.ndarray, "rows dim"], leaf: Rows, neighbors: Neighbors, scores: Float[np.ndarray, "rows m"]
 ) -> None:
     """Let the rows of one leaf be candidates for each other."""
-    m = neighbors.shape[1]
-    inside = unpack(vectors[leaf])
-    near = inside @ inside.T
-    np.fill_diagonal(near, -np.inf)
-    keep = min(m, len(leaf) - 1)
-    column = np.argpartition(near, -keep, axis=1)[:, -keep:]
+    column, near = _nearest(unpack(vectors[leaf]), neighbors.shape[1])
     candidates = np.concatenate([neighbors[leaf], leaf[column]], axis=1)
-    found = np.concatenate([scores[leaf], np.take_along_axis(near, column, axis=1)], axis=1)
-    neighbors[leaf], scores[leaf] = _best(leaf, candidates, found, m)
+    found = np.concatenate([scores[leaf], near], axis=1)
+    neighbors[leaf], scores[leaf] = _best(leaf, candidates, found, neighbors.shape[1])
+
+
+def _nearest(
+    group: Float[np.ndarray, "rows dim"], m: int
+) -> tuple[Int[np.ndarray, "rows few"], Float[np.ndarray, "rows few"]]:
+    """For each of a group its at most `m` most similar others of the group, unordered, and their similarities."""
+    near = group @ group.T
+    np.fill_diagonal(near, -np.inf)
+    few = min(m, len(group) - 1)
+    column = np.argpartition(near, -few, axis=1)[:, len(group) - few :]
+    return column, np.take_along_axis(near, column, axis=1)
 
 
 def _best(

@@ -73,11 +73,11 @@ class Hits:
 
 @dataclass(frozen=True)
 class Counts:
-    """How often the rows of a batch were retrieved. `rows` ascending; `retrieved` plain counts, `weights` with positives weighted."""
+    """How often the rows of a batch, ascending, were `retrieved`, and how often they were a rollout's `positive`."""
 
     rows: Rows
     retrieved: Int[np.ndarray, " rows"]
-    weights: Float[np.ndarray, " rows"]
+    positive: Int[np.ndarray, " rows"]
 
     @classmethod
     def of(cls, hits: Hits) -> "Counts":
@@ -88,10 +88,10 @@ class Counts:
     def merged(cls, parts: Sequence[dict[str, Any]]) -> "Counts":
         """The counts of several batches together: those of all processes, each as `arrays` gave them."""
         rows, place = np.unique(np.concatenate([part["rows"] for part in parts]), return_inverse=True)
-        retrieved, weights = np.zeros(len(rows), np.int64), np.zeros(len(rows))
+        retrieved, positive = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         np.add.at(retrieved, place, np.concatenate([part["retrieved"] for part in parts]))
-        np.add.at(weights, place, np.concatenate([part["weights"] for part in parts]))
-        return cls(rows, retrieved, weights)
+        np.add.at(positive, place, np.concatenate([part["positive"] for part in parts]))
+        return cls(rows, retrieved, positive)
 
     @classmethod
     def none(cls) -> "Counts":
@@ -101,13 +101,12 @@ class Counts:
     @classmethod
     def _summed(cls, retrieved: Rows, positives: Rows) -> "Counts":
         rows, place = np.unique(np.concatenate([retrieved, positives]), return_inverse=True)
-        plain = np.bincount(place[: len(retrieved)], minlength=len(rows))
-        weights = plain + POSITIVE_WEIGHT * np.bincount(place[len(retrieved) :], minlength=len(rows))
-        return cls(rows, plain.astype(np.int64), weights.astype(np.float64))
+        parts = place[: len(retrieved)], place[len(retrieved) :]
+        return cls(rows.astype(np.int64), *(np.bincount(part, minlength=len(rows)) for part in parts))
 
     def arrays(self) -> dict[str, Any]:
         """As arrays by name, to be gathered."""
-        return {"rows": self.rows, "retrieved": self.retrieved, "weights": self.weights}
+        return {"rows": self.rows, "retrieved": self.retrieved, "positive": self.positive}
 
 
 @dataclass(frozen=True)
@@ -176,9 +175,12 @@ def local_rows(corpus: CorpusRows, counts: Counts, budget: int) -> Rows:
     the oldest rows.
     """
     rows, distance = expand(counts.rows, corpus.neighbors, corpus.hops)
-    frequency = corpus.retrieved[rows] / max(1, corpus.step)
-    frequency[np.searchsorted(rows, counts.rows)] += counts.weights
-    frequency = _with_neighbors(rows, distance, frequency, corpus)
+    touched = np.zeros(len(rows))
+    touched[np.searchsorted(rows, counts.rows)] = counts.retrieved + counts.positive
+    frequency = _with_neighbors(rows, distance, touched, corpus.neighbors) + corpus.retrieved[rows] / max(
+        1, corpus.step
+    )
+    frequency[np.searchsorted(rows, counts.rows)] += (POSITIVE_WEIGHT - 1) * counts.positive
     stale = corpus.staleness(rows) * ~np.isin(rows, corpus.given)
     score = stale * frequency
     order = np.lexsort((rows, -score))
@@ -203,21 +205,18 @@ def _affordable(corpus: CorpusRows, oldest: Rows, taken: set[int], left: int) ->
 
 
 def _with_neighbors(
-    rows: Rows, distance: Int[np.ndarray, " rows"], frequency: Float[np.ndarray, " rows"], corpus: CorpusRows
+    rows: Rows, distance: Int[np.ndarray, " rows"], touched: Float[np.ndarray, " rows"], neighbors: Neighbors
 ) -> Float[np.ndarray, " rows"]:
-    """Let rows at distance h inherit half of the frequency of the rows at distance h - 1 that name them."""
-    frequency = frequency.copy()
+    """How often the batch touched the rows: at distance h, half of the most touched row at distance h - 1 that names them."""
     for hop in range(1, int(distance.max(initial=0)) + 1):
         sources = np.flatnonzero(distance == hop - 1)
-        named = np.asarray(corpus.neighbors[rows[sources]])
+        named = np.asarray(neighbors[rows[sources]])
         valid = named >= 0
-        place = np.searchsorted(rows, named[valid])
-        share = np.repeat(frequency[sources] * HOP_DECAY, valid.sum(axis=1))
         inherited = np.zeros(len(rows))
-        np.maximum.at(inherited, place, share)
-        at_hop = distance == hop
-        frequency[at_hop] += inherited[at_hop]
-    return frequency
+        share = np.repeat(touched[sources] * HOP_DECAY, valid.sum(axis=1))
+        np.maximum.at(inherited, np.searchsorted(rows, named[valid]), share)
+        touched = np.where(distance == hop, inherited, touched)
+    return touched
 
 
 @dataclass(frozen=True)

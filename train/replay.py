@@ -39,7 +39,9 @@ class Replay:
             return {}
         run = self.run
         rendered = [
-            run.renderer.render_reply(row.query, "direct" if row.reasoning is None else "reason", row.reasoning)
+            run.renderer.render_reply(
+                row.query, "direct" if row.reasoning is None else "reason", row.reasoning, given=row.given
+            )
             for row in self.data.next_batch()
         ]
         rows = collate(rendered, run.checkpoint.embed_token_id, run.device)

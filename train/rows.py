@@ -21,6 +21,8 @@ class TrainingRow:
     positive_id: str | None = None
     negatives: tuple[str, ...] = ()
     reasoning: str | None = None
+    given: str | None = None
+    """Reasoning that precedes `reasoning` as if it had been said: it is read, not learned."""
     source: str = ""
     query_id: str | None = None
     relevant: tuple[tuple[str, int], ...] = ()

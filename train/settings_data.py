@@ -72,10 +72,10 @@ class Source(Settings):
     traces: bool = True
     """hopworld: rows carry the reasoning trace. Issue 5: stage 2 trains without."""
 
-    restate: Share = 0.0
-    """hopworld: chance that a sentence of a trace of two or more is said once more before it goes on. Our choice: 0; nano sets it,
-    since with exactly one sentence per hop a model learns to stop by counting, never says a third, and stage 2 has nothing to
-    reward. Single facts are never said twice: for entities that are known by single facts only, repeating would be all it learns."""
+    continued: Share = 0.0
+    """hopworld: chance that a row starts inside its trace. Some sentences, perhaps dropped or doubled, are given, and what follows
+    them is learned. Our choice: 0; nano sets it, since with exactly one sentence per hop a model learns to stop by counting
+    instead of by reading the query, never says a third, and stage 2 has nothing to reward."""
 
     def check(self) -> None:
         """Each kind has its own fields."""

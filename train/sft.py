@@ -104,7 +104,10 @@ class Step:
         columns = {
             "documents": self.renderer.render_batch(documents, "direct") if contrasted else [],
             "direct": self.renderer.render_batch([row.query for row in rows], "direct"),
-            "reason": [self.renderer.render_reply(rows[i].query, "reason", rows[i].reasoning) for i in traced],
+            "reason": [
+                self.renderer.render_reply(rows[i].query, "reason", rows[i].reasoning, given=rows[i].given)
+                for i in traced
+            ],
         }
         contrast = Contrast(
             settings=self.config.loss,

@@ -6,6 +6,7 @@ generated first (BEIR judgements, hopworld) goes to an anonymous temporary file,
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class HopWorldSource(RowSource):
     def __init__(self, settings: SourceSettings) -> None:
         from search_r3_mteb.tasks.hopworld import HopWorld
 
-        self.label, self._restate = settings.label, settings.restate
+        self.label, self._continued = settings.label, settings.continued
         world = HopWorld(settings.documents, settings.world_seed)
         self._spill = Spill()
         self._offsets = np.fromiter(
@@ -97,29 +98,33 @@ class HopWorldSource(RowSource):
 
     def parse(self, raw: dict[str, Any], epoch: int) -> TrainingRow:
         """The row, with the world's own ids."""
+        given, reasoning = self._trace(raw, epoch)
         return TrainingRow(
             query=raw["query"],
             positive=raw["positive"],
             positive_id=raw["positive_id"],
-            reasoning=self._restated(raw, epoch),
+            reasoning=reasoning,
+            given=given,
             source=self.label,
             query_id=raw["query_id"],
             relevant=((raw["positive_id"], 1),),
             hops=raw["hops"],
         )
 
-    def _restated(self, raw: dict[str, Any], epoch: int) -> str | None:
-        """The trace, some sentences of a chain said again; the draws depend on the query and the epoch alone."""
+    def _trace(self, raw: dict[str, Any], epoch: int) -> tuple[str | None, str | None]:
+        """What is given of the trace, and what is to be said; the draws depend on the query and the epoch alone."""
         trace: str | None = raw.get("reasoning")
-        if trace is None or not self._restate or raw["hops"] == 1:
-            return trace
+        draw = partial(uniform, "continued", raw["query_id"], epoch)
+        if trace is None or draw("row") >= self._continued:
+            return None, trace
+        sentences = [f"{sentence}." for sentence in trace.rstrip(".").split(". ")]
+        last = int(draw("last") * len(sentences))
         said: list[str] = []
-        for place, sentence in enumerate(trace.rstrip(".").split(". ")):
-            times = 1
-            while uniform("restate", raw["query_id"], epoch, place, times) < self._restate:
-                times += 1
-            said += [f"{sentence}."] * times
-        return " ".join(said)
+        for place in range(last + 1):
+            # Only the last sentence says where the chain is; how many stand before it must not matter.
+            if place == last or draw("keep", place) < 0.5:
+                said += [sentences[place]] * (2 if draw("double", place) < 0.25 else 1)
+        return " ".join(said), " ".join(sentences[last + 1 :])
 
 
 def open_source(settings: SourceSettings, *, unit: Unit = "judgement", on_bad_row: str = "stop") -> RowSource:

@@ -122,26 +122,42 @@ class Renderer:
         return [self._assemble(frame, head, body) for head, body in zip(heads, bodies, strict=True)]
 
     def render_reply(
-        self, text: str, template: TemplateName, reasoning: str | None = None, instruction: str | None = None
+        self,
+        text: str,
+        template: TemplateName,
+        reasoning: str | None = None,
+        instruction: str | None = None,
+        given: str | None = None,
     ) -> Rendered:
         """A whole training sequence, which ends with the embed token; its "assistant" span is what a model learns to say.
 
-        `reasoning` is the reasoning of a "reason" reply and is refused for a "direct" one.
+        `reasoning` is the reasoning of a "reason" reply and is refused for a "direct" one. `given` is reasoning that stands
+        before it as if it had been said, outside of the span.
         """
         if template == "direct":
-            if reasoning is not None:
+            if reasoning is not None or given is not None:
                 raise ValueError("A direct reply has no reasoning; use template='reason' or leave `reasoning` out.")
             return self.render(text, template, instruction)
         prompt = self.render(text, template, instruction)
         before, after = self.profile.reason.reply.split("{reasoning}")
+        opening = self._control_ids(before.replace("{embed_token}", self.profile.embed_token))
+        said = [*opening, *self.tokenize_text([given])[0]] if given else []
+        spoken = f" {reasoning}" if reasoning and given and self._spaces_count else reasoning
         reply = [
-            *self._control_ids(before.replace("{embed_token}", self.profile.embed_token)),
-            *(self.tokenize_text([reasoning])[0] if reasoning else []),
+            *([] if given else opening),
+            *(self.tokenize_text([spoken])[0] if spoken else []),
             *self._control_ids(after.replace("{embed_token}", self.profile.embed_token)),
         ]
-        start, end = len(prompt.token_ids), len(prompt.token_ids) + len(reply)
+        start = len(prompt.token_ids) + len(said)
+        end = start + len(reply)
         spans = prompt.spans | {"assistant": (start, end), "embed": (end - 1, end)}
-        return Rendered(prompt.token_ids + reply, spans, prompt.truncated_tokens)
+        return Rendered(prompt.token_ids + said + reply, spans, prompt.truncated_tokens)
+
+    @property
+    def _spaces_count(self) -> bool:
+        """Whether a text that goes on needs its own space: a tokenizer that puts one before every text has it already."""
+        first, second = self.tokenize_text(["a", " a"])
+        return self.tokenizer.decode([*first, *first]) != self.tokenizer.decode([*first, *second])
 
     def tokenize_text(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts as mere text: a marker or embed token spelled out in one is cut into ordinary pieces.

@@ -73,7 +73,7 @@ class Source(Settings):
     """hopworld: rows carry the reasoning trace. Issue 5: stage 2 trains without."""
 
     continued: Share = 0.0
-    """hopworld: chance that a row starts inside its trace. Some sentences, perhaps dropped or doubled, are given, and what follows
+    """hopworld: chance that a row of several hops starts inside its trace. Some sentences, perhaps dropped or doubled, are given, and what follows
     them is learned. Our choice: 0; nano sets it, since with exactly one sentence per hop a model learns to stop by counting
     instead of by reading the query, never says a third, and stage 2 has nothing to reward."""
 

@@ -115,7 +115,7 @@ class HopWorldSource(RowSource):
         """What is given of the trace, and what is to be said; the draws depend on the query and the epoch alone."""
         trace: str | None = raw.get("reasoning")
         draw = partial(uniform, "continued", raw["query_id"], epoch)
-        if trace is None or draw("row") >= self._continued:
+        if trace is None or raw["hops"] == 1 or draw("row") >= self._continued:
             return None, trace
         sentences = [f"{sentence}." for sentence in trace.rstrip(".").split(". ")]
         last = int(draw("last") * len(sentences))

@@ -15,6 +15,9 @@ def test_given_ends_where_the_rest_begins():
     for position in range(0, continued.count, 7):
         whole = sentences(plain.parse(plain.at(position), 0).reasoning)
         row = continued.parse(continued.at(position), 0)
+        if len(whole) == 1:  # a single fact is learned whole: nothing else teaches it
+            assert row.given is None
+            continue
         given, rest = sentences(row.given), sentences(row.reasoning)
         assert given
         last = whole.index(given[-1])
@@ -22,14 +25,14 @@ def test_given_ends_where_the_rest_begins():
         assert set(given) <= set(whole[: last + 1])
         counts.add((len(whole), len(given)))
     # How many sentences were said no longer tells whether another one follows.
-    assert {(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)} <= counts
+    assert {(2, 1), (2, 2), (2, 3)} <= counts
 
 
 def test_off_by_default_and_another_draw_in_every_epoch():
     source = open_source(Source(kind="hopworld", documents=500))
     assert all(source.parse(source.at(i), 0).given is None for i in range(0, source.count, 50))
     source = open_source(Source(kind="hopworld", documents=500, continued=0.5))
-    places = range(0, source.count, 20)
+    places = [i for i in range(0, source.count, 20) if source.at(i)["hops"] == 2]
     first, second = ([source.parse(source.at(i), epoch).given for i in places] for epoch in (0, 1))
     assert first != second
     assert 0.35 < sum(given is not None for given in first) / len(first) < 0.65

@@ -1,12 +1,12 @@
 """The command `search-r3`: parses, calls, prints."""
 
 import logging
-import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -33,7 +33,7 @@ SetOption = Annotated[
     ),
 ]
 # Rows of a table wider than this fold; a pipe or a log has no width of its own.
-_LOG_WIDTH = 120
+_LOG_WIDTH = 140
 
 
 @app.callback()
@@ -69,19 +69,17 @@ def evaluate(
     from search_r3_mteb.evaluation.evaluate import evaluate as run
     from search_r3_mteb.evaluation.summary import table
 
-    # Hours may pass between two lines of a table; a log should say what is being done.
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("search_r3_mteb").setLevel(logging.INFO)
-    rows = run(
-        model,
-        task,
-        _choice("--mode", mode, ("both", "reason", "direct")),
-        output,
-        split=split,
-        cache_folder=cache_folder,
-        settings=_settings(setting, max_reasoning_tokens=max_reasoning_tokens),
-        command=shlex.join(["search-r3", *_arguments()]),
-    )
+    with _progress_lines():
+        rows = run(
+            model,
+            task,
+            _choice("--mode", mode, ("both", "reason", "direct")),
+            output,
+            split=split,
+            cache_folder=cache_folder,
+            settings=_settings(setting, max_reasoning_tokens=max_reasoning_tokens),
+            command=shlex.join(["search-r3", *_arguments()]),
+        )
     console = _console()
     console.print(table(rows))
     console.print(f"Written to {escape(str(output))}: summary.json, queries/, predictions/, mteb/")
@@ -197,10 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     sys.argv[1:] = [each for each in given if each != "--debug"]
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # a log is no place for moving bars; read when tqdm is imported
     try:
-        app(args=sys.argv[1:])
+        with redirect_stderr(sys.stderr if sys.stderr.isatty() else cast("TextIO", _WithoutBars(sys.stderr))):
+            app(args=sys.argv[1:])
     except (ValueError, TypeError, OSError) as error:
         if debug:
             raise
@@ -209,6 +206,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. Start the same command again to resume where it can.")
         raise SystemExit(130) from None
+
+
+class _WithoutBars:
+    """A log without the progress bars that every library draws on standard error; all else passes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Bars begin with a carriage return and end with an empty line."""
+        return len(text) if text.startswith("\r") or text == "\n" else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _progress_lines() -> Iterator[None]:
+    """What is being done, on standard error: hours may pass before the table."""
+    logger, handler = logging.getLogger("search_r3_mteb"), logging.StreamHandler()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _console() -> Console:

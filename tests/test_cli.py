@@ -18,8 +18,6 @@ from search_r3_mteb.text_files import read_lines, read_texts
 def call(monkeypatch, capsys):
     """Run one command; returns (exit code, standard output, standard error)."""
 
-    monkeypatch.setenv("TQDM_DISABLE", "1")  # what `main` sets where there is no terminal; put back after the test
-
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["search-r3"])
         with pytest.raises(SystemExit) as stopped:
@@ -39,8 +37,10 @@ def corpus(tmp_path):
 
 def test_evaluate_prints_the_table_and_writes_the_run(call, tmp_path):
     output = tmp_path / "out"
-    code, out, _ = call("evaluate", "--model", "bm25", "--task", "hopworld:500", "--output", output)
+    code, out, err = call("evaluate", "--model", "bm25", "--task", "hopworld:500", "--output", output)
     assert code == 0
+    assert "bm25 (direct) on HopWorld" in err
+    assert "it/s" not in err  # a log is no place for moving bars
     rows = json.loads((output / "summary.json").read_text())
     for word in ("nDCG@10", "recall", "tokens/query", "queries/s", "documents/s", "bm25", "1 hop", "4 hops"):
         assert word in out

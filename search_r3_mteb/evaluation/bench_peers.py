@@ -1,0 +1,200 @@
+"""What a user would otherwise run, on the same weights, prompts and lengths. Written as an able user writes it, not to lose.
+
+(i)   two passes, as the released example does it: `generate`, then the prompt and the reply through the model again;
+(ii)  one pass that keeps everything: `generate(output_hidden_states=True)`;
+(iii) sentence-transformers' own Transformer and Pooling on the backbone, with the prompt written into the text;
+(iv)  MTEB's wrapper around (iii).
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor
+
+from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.encoder.decode import Decode
+from search_r3_mteb.encoder.engine import Engine
+
+_CERTAIN = 1e9
+
+
+class AtLength(LogitsProcessor):
+    """Lets `generate` say the embed token after `lengths[row]` tokens and never before; `then`, the end of the turn after it."""
+
+    def __init__(self, lengths: Sequence[int], width: int, embed: int, end: int | None = None) -> None:
+        self.lengths, self.width, self.embed, self.end = torch.tensor(lengths), width, embed, end
+
+    def __call__(self, input_ids: Int[Tensor, "rows tokens"], scores: Float[Tensor, "rows vocabulary"]) -> Tensor:
+        """The scores, with the embed token certain where it is due and impossible elsewhere."""
+        step = input_ids.shape[1] - self.width
+        scores[:, self.embed] = torch.where(self.lengths == step, _CERTAIN, -_CERTAIN)
+        if self.end is not None:
+            scores[:, self.end] = torch.where(self.lengths + 1 == step, 2 * _CERTAIN, -_CERTAIN)
+        return scores
+
+
+class FixedLengths(Decode):
+    """Our decode loop with the same lengths: the model is sampled as ever, then the token is replaced where the script says so."""
+
+    def __init__(self, engine: "FixedLengthEngine", *given: Any) -> None:
+        super().__init__(engine, *given)
+        self.wanted = torch.tensor(engine.wanted)
+
+    def _sample(self, rows: int) -> Any:
+        token, log_prob, own = super()._sample(rows)
+        embed = self.engine.embed_token_id
+        due = self.slots.steps[:rows] == self.wanted[self.slots.row[:rows]]
+        token = torch.where(due, embed, token.masked_fill(token == embed, 0))
+        return token, log_prob, own
+
+
+class FixedLengthEngine(Engine):
+    """An engine whose rows reason for `wanted[row]` tokens."""
+
+    decoder = FixedLengths
+    wanted: Sequence[int]
+
+
+def two_passes(
+    checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch: int
+) -> tuple[Tensor, list[list[int]]]:
+    """Vectors and generated ids by `generate` and a second forward pass, `batch` prompts at a time in the order given."""
+    model, embed = checkpoint.model, checkpoint.embed_token_id
+    vectors, replies = [], []
+    for start in range(0, len(prompts), batch):
+        rows, due = prompts[start : start + batch], lengths[start : start + batch]
+        ids, mask = left_padded(rows, _pad(checkpoint))
+        generated = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            logits_processor=[AtLength(due, ids.shape[1], embed)],
+            generation_config=_configuration(checkpoint, max(due) + 1, embed),
+        )[:, ids.shape[1] :].tolist()
+        said = [row[: n + 1] for row, n in zip(generated, due, strict=True)]
+        vectors.append(read(checkpoint, [[*row, *reply] for row, reply in zip(rows, said, strict=True)]))
+        replies += said
+    return torch.cat(vectors), replies
+
+
+def keeping_hidden_states(
+    checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch: int
+) -> tuple[Tensor, list[list[int]]]:
+    """The same by `generate(output_hidden_states=True)`: one token more, so that the embed token is read."""
+    model, embed, end = checkpoint.model, checkpoint.embed_token_id, int(checkpoint.tokenizer.eos_token_id)
+    vectors, replies = [], []
+    for start in range(0, len(prompts), batch):
+        rows, due = prompts[start : start + batch], lengths[start : start + batch]
+        ids, mask = left_padded(rows, _pad(checkpoint))
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            logits_processor=[AtLength(due, ids.shape[1], embed, end)],
+            generation_config=_configuration(checkpoint, max(due) + 2, end),
+            output_hidden_states=True,
+            return_dict_in_generate=True,
+        )
+        # The states of generation step t are those of the token that step t - 1 said.
+        vectors += [output.hidden_states[n + 1][-1][row, -1] for row, n in enumerate(due)]
+        said = output.sequences[:, ids.shape[1] :].tolist()
+        replies += [row[: n + 1] for row, n in zip(said, due, strict=True)]
+    return torch.stack(vectors), replies
+
+
+def separate_rollouts(
+    checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], tokens: int, group: int
+) -> tuple[Tensor, list[list[int]]]:
+    """Sampled rollouts of every prompt, each prefilled `group` times (`num_return_sequences` does so), and read once more."""
+    model, embed = checkpoint.model, checkpoint.embed_token_id
+    repeated = [prompt for prompt in prompts for _ in range(group)]
+    ids, mask = left_padded(repeated, _pad(checkpoint))
+    configuration = _configuration(checkpoint, tokens + 1, embed)
+    configuration.do_sample, configuration.temperature, configuration.top_k = True, 1.0, 0
+    said = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        logits_processor=[AtLength([tokens] * len(repeated), ids.shape[1], embed)],
+        generation_config=configuration,
+    )[:, ids.shape[1] :].tolist()
+    vectors = read(checkpoint, [[*row, *reply] for row, reply in zip(repeated, said, strict=True)])
+    return vectors, said
+
+
+@torch.no_grad()
+def read(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "rows dim"]:
+    """Last states of whole sequences in one left-padded batch, without the head."""
+    ids, mask = left_padded(sequences, _pad(checkpoint))
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    output = checkpoint.model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    states: Tensor = output.last_hidden_state[:, -1]
+    return states
+
+
+def left_padded(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask (rows, longest)."""
+    width = max(map(len, sequences))
+    ids = torch.tensor([[*[pad] * (width - len(row)), *row] for row in sequences])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in sequences])
+    return ids, mask
+
+
+def sentence_transformer(checkpoint: Checkpoint, folder: Path, max_length: int) -> Any:
+    """sentence-transformers' Transformer, last-token Pooling and Normalize on the checkpoint's backbone."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+
+    checkpoint.model.save_pretrained(folder)
+    checkpoint.tokenizer.save_pretrained(folder)
+    backbone = Transformer(str(folder), max_seq_length=max_length)
+    # AutoTokenizer exchanges the pre-tokenizer of folders of this architecture; the same ids are wanted here.
+    backbone.tokenizer = _plain_tokenizer(checkpoint.tokenizer)
+    pooling = Pooling(backbone.get_word_embedding_dimension(), pooling_mode="lasttoken")
+    return SentenceTransformer(modules=[backbone, pooling, Normalize()], device="cpu")
+
+
+def mteb_encode(model: Any, task: Any) -> Callable[[Any], Any]:
+    """MTEB's way to encode documents with a sentence-transformers model: a function of a DataLoader."""
+    from mteb.models import SentenceTransformerEncoderWrapper
+    from mteb.types import PromptType
+
+    wrapped = SentenceTransformerEncoderWrapper(model)
+
+    def encode(loader: Any) -> Any:
+        return wrapped.encode(
+            loader,
+            task_metadata=task,
+            hf_split="test",
+            hf_subset="default",
+            prompt_type=PromptType.document,
+            show_progress_bar=False,
+        )
+
+    return encode
+
+
+def prompt_texts(encoder: Any, documents: Sequence[str]) -> list[str]:
+    """The prompts that our encoder runs for these documents, as text."""
+    rendered = encoder.renderer.render_batch(documents, "direct")
+    return [encoder.tokenizer.decode(each.token_ids) for each in rendered]
+
+
+def _plain_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer without its chat template, which sentence-transformers would put around the prompt."""
+    from copy import deepcopy
+
+    plain = deepcopy(tokenizer)
+    plain.chat_template = None
+    return plain
+
+
+def _pad(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.tokenizer.pad_token_id)
+
+
+def _configuration(checkpoint: Checkpoint, new_tokens: int, end: int) -> Any:
+    return GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=_pad(checkpoint), use_cache=True
+    )

@@ -1,0 +1,150 @@
+"""`make bench-cache`: how true each refresh policy keeps the reward, at which cost, over 100 real training steps of nano.
+
+    python results/corpus_cache/bench.py                                    # everything; an hour on two free cores
+    python results/corpus_cache/bench.py --rows 10000 --policies none local+map    # replaces these records only
+
+Writes `summary.json`, `table.md` and `figure.png` beside this file (or into --output). The training steps are recorded once, by
+`train/rl.py` with `train/configs/rl_nano.toml`, into --work, and measured again from there.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SHARES = {10_000: 0.02, 100_000: 0.02, 1_000_000: 0.002}  # 200, 2,000 and 2,000 documents a step
+POLICIES = ("none", "random", "local", "random+map", "local+map", "full", "frozen")
+KEYS = ("rows", "policy", "step", "share_reencoded", "refresh_seconds", "reward_error_batch", "reward_error_heldout",
+        "reward_correlation", "recall_at_10", "commit", "command")  # fmt: skip
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=list(SHARES), help="documents of the corpora")
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
+    parser.add_argument("--model", default="nano", help="where training begins: nano, or a checkpoint folder")
+    parser.add_argument("--config", type=Path, default=ROOT / "train/configs/rl_nano.toml")
+    parser.add_argument("--set", nargs="*", default=[], help="overrides of the training's config")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument(
+        "--at", type=int, nargs="+", default=[20, 50, 100], help="steps that are compared with the truth"
+    )
+    parser.add_argument("--share", type=float, help="tokens re-encoded per step over those of the corpus")
+    parser.add_argument("--heldout", type=int, default=200, help="held-out queries")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=Path("runs/corpus_cache"), help="trajectory and caches")
+    parser.add_argument("--output", type=Path, default=HERE)
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
+    import torch
+    from measure import Plan, measure
+    from trajectory import Trajectory, record
+
+    torch.set_num_threads(options.threads)
+    folder = options.work / "trajectory"
+    if not (folder / "trajectory.json").is_file():
+        record(options.config, options.model, options.steps, folder, options.set)
+    trajectory = Trajectory(folder)
+    if trajectory.last < options.steps:
+        raise ValueError(
+            f"{folder} holds {trajectory.last} steps, {options.steps} are asked for. Remove it to record again."
+        )
+    origin = {"commit": commit(), "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])}
+    for rows in options.rows:
+        plan = Plan(
+            rows=rows,
+            policies=options.policies,
+            steps=options.steps,
+            at=[step for step in options.at if step <= options.steps],
+            share=options.share or SHARES.get(rows, 0.02),
+            heldout=options.heldout,
+        )
+        found = [found | origin for found in measure(plan, trajectory, options.work / "caches")]
+        save(options.output, found)
+    report(options.output)
+
+
+def commit():
+    """Of the working tree, marked when it has changes."""
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return run.stdout.strip()
+
+
+def save(output, found):
+    """Replace the records of the same rows and policies, keep the others."""
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / "summary.json"
+    kept = json.loads(file.read_text()) if file.is_file() else []
+    measured = {(one["rows"], one["policy"]) for one in found}
+    records = [one for one in kept if (one["rows"], one["policy"]) not in measured] + found
+    records.sort(key=lambda one: (one["rows"], POLICIES.index(one["policy"]), one["step"]))
+    file.write_text(json.dumps([{key: one[key] for key in KEYS} for one in records], indent=1) + "\n")
+
+
+def report(output):
+    """The table and the figure of `summary.json`."""
+    records = json.loads((output / "summary.json").read_text())
+    (output / "table.md").write_text(table(records))
+    figure(records, output / "figure.png")
+
+
+def table(records):
+    lines = [
+        "| documents | policy | step | re-encoded per step | seconds per refresh | reward error, batch | held-out | "
+        "correlation | recall@10 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in records:
+        correlation = "-" if one["reward_correlation"] is None else f"{one['reward_correlation']:.4f}"
+        lines.append(
+            f"| {one['rows']:,} | {one['policy']} | {one['step']} | {one['share_reencoded']:.2%} | {one['refresh_seconds']:.3f} | "
+            f"{one['reward_error_batch']:.4f} | {one['reward_error_heldout']:.4f} | {correlation} | {one['recall_at_10']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def figure(records, file):
+    """Reward error over steps, one column of panels per corpus size, batch above, held-out below; cost at the right."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sizes = sorted({one["rows"] for one in records})
+    colors = {policy: f"C{number}" for number, policy in enumerate(POLICIES)}
+    chart, axes = plt.subplots(2, len(sizes) + 1, figsize=(4 * (len(sizes) + 1), 6.5), squeeze=False)
+    for column, rows in enumerate(sizes):
+        for line, key, bound in ((0, "reward_error_batch", 0.01), (1, "reward_error_heldout", 0.02)):
+            panel = axes[line][column]
+            for policy in POLICIES:
+                points = [(one["step"], one[key]) for one in records if (one["rows"], one["policy"]) == (rows, policy)]
+                if points:
+                    panel.plot(*zip((0, 0.0), *points, strict=True), marker="o", color=colors[policy], label=policy)
+            panel.axhline(bound, color="grey", linestyle=":")
+            panel.set(title=f"{rows:,} documents", xlabel="step", ylabel=key.replace("_", " "))
+            panel.set_yscale("symlog", linthresh=0.001)
+    axes[0][0].legend(fontsize=7)
+    for line, key in ((0, "refresh_seconds"), (1, "share_reencoded")):
+        panel = axes[line][-1]
+        for policy in POLICIES:
+            last = {one["rows"]: one[key] for one in records if one["policy"] == policy}
+            if last:
+                panel.plot(list(last), list(last.values()), marker="o", color=colors[policy], label=policy)
+        panel.set(xscale="log", xlabel="documents", ylabel=key.replace("_", " "))
+        panel.set_yscale("symlog", linthresh=0.001)
+    chart.tight_layout()
+    chart.savefig(file, dpi=110)
+    plt.close(chart)
+
+
+if __name__ == "__main__":
+    main()

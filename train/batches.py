@@ -25,8 +25,10 @@ class Rows:
         return int(self.reply.sum())
 
 
-def collate(rendered: Sequence[Rendered], pad_id: int, device: torch.device) -> Rows:
-    """Right-padded rows. Under causal attention no real token reads the pad id, and it is never counted: any id will do, which
+def collate(rendered: Sequence[Rendered], pad_id: int, device: torch.device, learned: str = "assistant") -> Rows:
+    """Right-padded rows, whose span `learned` is marked as what the model learns to say.
+
+    Under causal attention no real token reads the pad id, and it is never counted: any id will do, which
     serves tokenizers that have no padding token.
     """
     lengths = torch.tensor([len(row.token_ids) for row in rendered])
@@ -34,7 +36,7 @@ def collate(rendered: Sequence[Rendered], pad_id: int, device: torch.device) -> 
     reply = torch.zeros(token_ids.shape, dtype=torch.bool)
     for index, row in enumerate(rendered):
         token_ids[index, : len(row.token_ids)] = torch.tensor(row.token_ids)
-        start, end = row.spans["assistant"]
+        start, end = row.spans[learned]
         reply[index, start:end] = True
     return Rows(token_ids.to(device), lengths.to(device), reply.to(device))
 

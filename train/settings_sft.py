@@ -20,6 +20,9 @@ class Loss(Settings):
     """Weight of InfoNCE over cosine. 1: the paper's unit weights [S]."""
     triplet: Weight = 1.0
     """Weight of the triplet margin loss. 1: the paper's unit weights [S]."""
+    reading: Weight = 0.0
+    """Weight of the cross-entropy on the documents' own text, in the forward that embeds them. Our choice: 0, a pretrained model
+    has read enough; nano sets it, since its reasoning recalls facts that it can only have from the documents."""
     kl_direction: Literal["forward", "reverse"] = "reverse"
     """forward: KL(base || model); reverse: KL(model || base). Open in the paper; our choice: reverse, the divergence that
     stage 2's estimator measures."""

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 app = typer.Typer(
     name="search-r3",
-    help="Reason about a query in text, then embed it: evaluate, embed, explain, export.",
+    help="Reason about a query in text, then embed it: evaluate, diagnose, embed, explain, export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -180,6 +180,84 @@ def report(
 
 
 @app.command()
+def diagnose(
+    task: Annotated[str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER, or an MTEB task.")],
+    model: ModelOption = "nano",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of diagnose.json. [default: runs/diagnose/TASK__MODEL]", show_default=False),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="One split of the task, where it is not its own.")] = None,
+    max_queries: Annotated[
+        int, typer.Option(help="Queries drawn at random (--set seed=...); 0 for all.", min=0)
+    ] = 1000,
+    rollouts: Annotated[int, typer.Option(help="Reasonings sampled for each query at temperature 1.", min=2)] = 16,
+    max_reasoning_tokens: BudgetOption = None,
+    setting: SetOption = None,
+) -> None:
+    """Does the reasoning matter? Exchange it, shuffle it, leave it out, sample it again; diagnose.json."""
+    from search_r3_mteb.evaluation.diagnostics import Plan, table
+    from search_r3_mteb.evaluation.diagnostics import diagnose as run
+
+    settings = _settings(setting, max_reasoning_tokens=max_reasoning_tokens)
+    with _progress_lines():
+        result = run(
+            model,
+            task,
+            output,
+            split=split,
+            settings=settings,
+            plan=Plan(max_queries=max_queries or None, rollouts=rollouts, seed=settings.get("seed", 0)),
+            command=shlex.join(["search-r3", *_arguments()]),
+        )
+    console = _console()
+    console.print(table(result))
+    console.print(result["verdict"]["text"], markup=False, highlight=False)
+    console.print(f"Written to {escape(result['file'])}")
+
+
+@app.command()
+def reproduce(
+    claim: Annotated[
+        list[str] | None,
+        typer.Option(help="scifact, litsearch, mkqa or all. May be repeated. [default: all]", show_default=False),
+    ] = None,
+    model: Annotated[str, typer.Option(help="The released checkpoint, or a folder.")] = "ytgui/Search-R3.0-Small",
+    output: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes there.")] = Path(
+        "runs/reproduce"
+    ),
+    task_folder: Annotated[
+        list[str] | None,
+        typer.Option(help="CLAIM=PATH: a BEIR folder in place of the task that MTEB downloads. May be repeated."),
+    ] = None,
+    cache_folder: Annotated[
+        Path | None,
+        typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False),
+    ] = None,
+    max_reasoning_tokens: BudgetOption = None,
+    setting: SetOption = None,
+) -> None:
+    """Measure the paper's claims on the released checkpoint; needs a network, and a GPU for its size."""
+    from search_r3_mteb.evaluation.reproduce import parse_task_folders, table
+    from search_r3_mteb.evaluation.reproduce import reproduce as run
+
+    console = _console()
+    with _progress_lines():
+        findings = run(
+            claim or ["all"],
+            model,
+            output,
+            task_folders=parse_task_folders(task_folder or []),
+            cache_folder=cache_folder,
+            settings=_settings(setting, max_reasoning_tokens=max_reasoning_tokens),
+            command=shlex.join(["search-r3", *_arguments()]),
+            on_finding=lambda each: console.print(_finding_line(each), markup=False, highlight=False),
+        )
+    console.print(table(findings))
+    console.print(f"Written to {escape(str(output))}: reproduce.json, summary.json, queries/, predictions/, mteb/")
+
+
+@app.command()
 def doctor(model: ModelOption = "nano") -> None:
     """Show versions, device, threads and the model, and compute one vector."""
     from search_r3_mteb.doctor import examine
@@ -234,6 +312,11 @@ def _progress_lines() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+def _finding_line(finding: dict[str, Any]) -> str:
+    note = f" Rehearsal: {finding['rehearsal']}." if finding["rehearsal"] else ""
+    return f"{finding['claim']}: {finding['verdict']}. {finding['statement']} Measured {finding['explanation']}{note}"
 
 
 def _console() -> Console:

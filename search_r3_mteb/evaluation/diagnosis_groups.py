@@ -214,8 +214,8 @@ def _bins(
     """(shortest, longest, members) of at most five bins between quantiles; equal lengths are never parted."""
     if not wanted.any():
         return []
-    edges = np.unique(np.quantile(tokens[wanted], np.linspace(0, 1, _BINS + 1), method="higher"))
-    place = np.searchsorted(edges[1:-1], tokens, side="left")
+    longest = np.unique(np.quantile(tokens[wanted], np.linspace(0, 1, _BINS + 1)[1:], method="higher"))
+    place = np.searchsorted(longest, tokens, side="left")
     found = []
     for index in np.unique(place[wanted]):
         inside = wanted & (place == index)

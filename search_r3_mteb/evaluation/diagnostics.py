@@ -26,6 +26,8 @@ A quality is {"mean", "interval", "queries"}; a difference {"difference", "inter
 "queries"}: 95 % bootstrap intervals over queries, paired for differences; p is adjusted (Holm) within its list.
 """
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 VERSION = 1
 FILE = "diagnose.json"
 _EXAMPLES = 5
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,11 @@ def diagnose(
     folder = Path("runs/diagnose") / f"{name}__{label.replace('/', '__')}" if output is None else Path(output)
     _check_folder(folder / FILE, name, label)
     store = folder / "store" if cache_folder is None else Path(cache_folder)
+    _log.info("%s on %s: embedding the documents", label, name)
     scorer = QueryScorer(resolved, _again(encoder, store), plan.max_queries, plan.seed)
     runs = _Runs(encoder, scorer, plan, store)
     measured, examples = runs.measure()
+    _log.info("intervals")
     groups = [group_record(measured, rows, hops) for hops, rows in hop_groups(scorer.hops)]
     result: Record = {
         "version": VERSION,
@@ -161,6 +166,7 @@ class _Runs:
 
     def measure(self) -> tuple[Measured, list[Record]]:
         """Everything that is measured of each query, and some examples in words."""
+        _log.info("%d queries of %d: own reasoning", len(self.scorer), self.scorer.queries_in_task)
         own = self._think(self.encoder)
         vectors, reasonings = self._controls(own)
         ndcg = {name: self._ndcg(each) for name, each in vectors.items()}
@@ -188,10 +194,11 @@ class _Runs:
         rng = np.random.default_rng(self.plan.seed)
         ids = [list(thought.token_ids) for thought in own]
         other = [ids[place] for place in others(len(ids), rng)]
-        shuffled = shuffled_words(ids, self.encoder.tokenizer, rng)
+        shuffled = shuffled_words(ids, self.encoder.renderer, rng, self.encoder.settings["max_reasoning_tokens"])
         self.unchanged = sum(first == second for first, second in zip(ids, shuffled, strict=True))
         reasonings = {OWN: ids, OTHER: other, SHUFFLED: shuffled, NONE: [[] for _ in ids]}
         vectors = {OWN: np.stack([thought.vector for thought in own])}
+        _log.info("other reasoning, shuffled reasoning, none")
         for name in (OTHER, SHUFFLED, NONE):
             what = "no reasoning" if name == NONE else f"{name} reasoning"
             vectors[name] = embed_after(
@@ -202,7 +209,10 @@ class _Runs:
         return vectors, reasonings
 
     def _rollouts(self) -> Rollouts:
-        runs = [self._think(self.encoder, temperature=self.plan.temperature, seed=seed) for seed in self.seeds]
+        runs = []
+        for number, seed in enumerate(self.seeds, start=1):
+            _log.info("rollout %d of %d", number, len(self.seeds))
+            runs.append(self._think(self.encoder, temperature=self.plan.temperature, seed=seed))
         vectors = np.stack([np.stack([thought.vector for thought in run]) for run in runs])
         qualities = [self.scorer.quality(each) for each in vectors]
         return Rollouts(
@@ -229,6 +239,7 @@ class _Runs:
             if lacking is not None:
                 self.skipped.append({"max_reasoning_tokens": budget, "why": lacking})
                 continue
+            _log.info("budget of %d tokens", budget)
             run = self._think(self.encoder, max_reasoning_tokens=budget)
             vectors = np.stack([each.vector for each in run])
             lengths = np.array([len(each.token_ids) for each in run])
@@ -327,8 +338,6 @@ def _again(encoder: "SearchR3Encoder", store: Path, **changed: Any) -> "SearchR3
 
 
 def _check_folder(file: Path, task: str, model: str) -> None:
-    import json
-
     if not file.exists():
         return
     try:

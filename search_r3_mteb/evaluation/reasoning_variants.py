@@ -1,12 +1,12 @@
 """The same query after another reasoning: its own, another query's, its own in shuffled words, or none.
 
-Everything is done in token ids. What a rollout sampled is what is embedded here: decoding it and tokenising the text again may
-give other ids (and drops an end-of-turn token), and then the control would differ from the encoder in more than the reasoning.
+Reasonings are token ids. What a rollout sampled is what is embedded here: decoding it and tokenising the text again may give
+other ids (and drops an end-of-turn token), and then the control would differ from the encoder in more than the reasoning.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -15,9 +15,12 @@ from search_r3_mteb.encoder.chunks import progress_bar
 
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.encoder.prompts import Renderer
 
 Ids = Sequence[int]
-_TRIES = 20
+# Thai and Lao, Burmese, Khmer, kana, Han: each character is a word. Else a word ends at white space.
+_SPACELESS = "\\u0e00-\\u0eff\\u1000-\\u109f\\u1780-\\u17ff\\u3040-\\u30ff\\u3400-\\u9fff\\uf900-\\ufaff"
+_WORD = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
 
 
 def embed_after(
@@ -58,52 +61,41 @@ def others(count: int, rng: np.random.Generator) -> Int[np.ndarray, " queries"]:
     return other
 
 
-def shuffled_words(ids: Sequence[Ids], tokenizer: Any, rng: np.random.Generator) -> list[list[int]]:
-    """The reasonings with their words in a random order: the same tokens, so the same words and the same length.
+def shuffled_words(
+    ids: Sequence[Ids], renderer: "Renderer", rng: np.random.Generator, most_tokens: int
+) -> list[list[int]]:
+    """The reasonings with their words in a random order: same words, same white space, same control tokens at the end.
 
-    A word is the tokens up to the next white space. A reasoning of one word (a script without spaces) has its tokens shuffled.
-    Control tokens at the end (an ended turn) stay there. A reasoning comes back unchanged only where no other order exists or
-    twenty draws found none.
+    In scripts that are written without spaces every character counts as a word. Shuffled words have to be tokenised again
+    (one at the beginning of a text has other pieces than one behind a space); what then exceeds `most_tokens` is cut. A
+    reasoning comes back unchanged where no other order exists.
     """
-    begins = _word_starts(ids, tokenizer)
+    tokenizer = renderer.tokenizer
     special = set(tokenizer.all_special_ids)
-    return [_shuffled(list(row), begins, special, rng) for row in ids]
+    ends = [_end(row, special) for row in ids]
+    spoken = [list(row[:end]) for row, end in zip(ids, ends, strict=True)]
+    texts = tokenizer.batch_decode(spoken, skip_special_tokens=True) if spoken else []
+    shuffled = [_shuffled(text, rng) for text in texts]
+    changed = renderer.tokenize_text([text.encode("utf-8", "replace").decode() for text in shuffled])
+    return [
+        list(row) if before == after else [*new[: most_tokens - (len(row) - end)], *row[end:]]
+        for row, end, before, after, new in zip(ids, ends, texts, shuffled, changed, strict=True)
+    ]
 
 
-def _shuffled(
-    ids: list[int], begins: Callable[[int, int], bool], special: set[int], rng: np.random.Generator
-) -> list[int]:
+def _end(ids: Ids, special: set[int]) -> int:
+    """Where the control tokens at the end begin."""
     end = len(ids)
     while end and ids[end - 1] in special:
         end -= 1
-    words: list[list[int]] = []
-    for place, token in enumerate(ids[:end]):
-        if place == 0 or begins(ids[place - 1], token):
-            words.append([])
-        words[-1].append(token)
-    if len(words) == 1:
-        words = [[token] for token in words[0]]
-    for _ in range(_TRIES):
-        shuffled = [token for place in rng.permutation(len(words)) for token in words[place]]
-        if shuffled != ids[:end]:
-            return shuffled + ids[end:]
-    return ids
+    return end
 
 
-def _word_starts(ids: Sequence[Ids], tokenizer: Any) -> Callable[[int, int], bool]:
-    """Whether white space lies between two neighbouring tokens, read off what the tokenizer decodes them to.
-
-    Decoding is the only thing that all tokenizers agree on: one marks a word's beginning in the piece, another its end.
-    """
-    pairs = sorted({pair for row in ids for pair in itertools.pairwise(row)})
-    firsts = sorted({first for first, _ in pairs})
-    alone = dict(zip(firsts, _decoded(tokenizer, [[first] for first in firsts]), strict=True))
-    found = {}
-    for pair, text in zip(pairs, _decoded(tokenizer, [list(pair) for pair in pairs]), strict=True):
-        before, after = alone[pair[0]], text[len(alone[pair[0]]) :]
-        found[pair] = before[-1:].isspace() or after[:1].isspace()
-    return lambda first, second: found[first, second]
-
-
-def _decoded(tokenizer: Any, rows: list[list[int]]) -> list[str]:
-    return list(tokenizer.batch_decode(rows, skip_special_tokens=False)) if rows else []
+def _shuffled(text: str, rng: np.random.Generator) -> str:
+    words = _WORD.findall(text)
+    if len(set(words)) < 2:
+        return text
+    while (order := [words[place] for place in rng.permutation(len(words))]) == words:
+        continue
+    remaining = iter(order)
+    return _WORD.sub(lambda _: next(remaining), text)

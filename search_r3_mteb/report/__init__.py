@@ -15,9 +15,9 @@ FORMATS = ("html", "md", "csv", "latex")
 def report(runs: Sequence[Path], output: Path, format: str = "html", peers: Path | None = None) -> list[Message]:
     """Write the report on `runs` to `output` and return the messages about what was missing, repeated or unreadable.
 
-    `runs` are run folders, summary.json files, MTEB result folders or files, prediction files and training logs. `format` is
-    html, md, csv (a second file OUTPUT-differences.csv holds reasoning against direct) or latex. `peers` is a CSV of published
-    MTEB scores. Raises FileNotFoundError for a path that does not exist and ValueError for an unknown format.
+    `runs` are run folders, summary.json files, MTEB result folders or files, prediction files, diagnose.json files and training
+    logs. `format` is html, md, csv (a second file OUTPUT-differences.csv holds reasoning against direct) or latex. `peers` is
+    a CSV of published MTEB scores. Raises FileNotFoundError for a path that does not exist and ValueError for an unknown format.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is not one of {', '.join(FORMATS)}: pass one of these with --format.")
@@ -31,9 +31,11 @@ def report(runs: Sequence[Path], output: Path, format: str = "html", peers: Path
     differences = reasoning_differences(rows)
     published = read_peers(peers, rows, evidence) if peers is not None else []
     if format == "html":
+        from search_r3_mteb.report.diagnose_section import diagnose_groups
         from search_r3_mteb.report.page import Content, write_page
 
-        write_page(Content(evidence, rows, differences, published), output)
+        groups = diagnose_groups(evidence)
+        write_page(Content(evidence, rows, differences, published, extra_groups=groups), output)
         return evidence.messages
     from search_r3_mteb.report.tables import render
 

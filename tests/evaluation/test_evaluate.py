@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -190,6 +193,32 @@ def test_killed_at_any_chunk_and_started_again_gives_the_same_files(
     # 3 chunks each of reasoned queries, documents and direct queries: none is computed twice.
     assert len(written) + len(again) == 9
     assert files_of(killed) == files_of(whole)
+
+
+KILLABLE = """
+import sys
+from search_r3_mteb.encoder.chunks import CHUNK
+from search_r3_mteb.evaluation.evaluate import evaluate
+CHUNK.update(query=3, document=8)
+evaluate([sys.argv[1]], ["beir:" + sys.argv[2]], output=sys.argv[3], settings={"max_reasoning_tokens": 4})
+"""
+
+
+@pytest.mark.slow
+def test_kill_minus_9_again_and_again_gives_the_same_files(tiny_folder, beir, tmp_path, monkeypatch):
+    monkeypatch.setitem(CHUNK, "query", 3)
+    monkeypatch.setitem(CHUNK, "document", 8)
+    evaluate([tiny_folder], [f"beir:{beir}"], output=tmp_path / "whole", settings=SETTINGS)
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLABLE, str(tiny_folder), str(beir), str(killed)]
+    for wanted in (1, 3, 4, 7, 9):
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+        while process.poll() is None and len(list(killed.glob("store/*/chunk-*"))) < wanted:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    assert files_of(killed) == files_of(tmp_path / "whole")
 
 
 def test_a_finished_evaluation_is_read_and_not_run_again(tiny_checkpoint, beir, tmp_path, monkeypatch, caplog):

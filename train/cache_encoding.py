@@ -1,6 +1,7 @@
 """Encoding documents for the cache: checked, normalised, shared between processes."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from train.cache_settings import CacheSettings
 from train.cache_state import CacheState, new_state
 from train.corpus_texts import CorpusTexts
 from train.neighbor_graph import build_graph, columns
-from train.replicas import Replicas, shares
+from train.replicas import Arrays, Replicas, shares
 
 Encode = Callable[[list[str]], Any]
 Rows = Int[np.ndarray, " rows"]
@@ -28,24 +29,23 @@ def build_state(
     bit. None in a process that does not write.
     """
     counts = texts.count()
-    n, state, known_dim = len(texts), None, None
+    n = len(texts)
+    state: CacheState | None = None
+    dim: int | None = None
     for start in range(0, n, settings.encode_rows * replicas.size):
         own = np.arange(n)[start + replicas.rank * settings.encode_rows :][: settings.encode_rows]
-        delta = {
-            "rows": own,
-            "vectors": encode_rows(texts, own, encode, known_dim) if len(own) else np.zeros((0, 0), np.float32),
-        }
-        for part in replicas.gather(delta):
-            if not len(part["rows"]):
+        share = partial(_share, texts, own, own, encode, dim)
+        for part in on_all(share, replicas):
+            if not len(part["at"]):
                 continue
-            known_dim = part["vectors"].shape[1]
+            dim = int(part["vectors"].shape[1])
             if replicas.writes:
                 if state is None:
-                    state = new_state(path, settings, n, known_dim, columns(n, settings.neighbors))
+                    state = new_state(path, settings, n, dim, columns(n, settings.neighbors))
                 arrays = state.folder.arrays
-                arrays["vectors"][part["rows"]] = pack(part["vectors"], settings.storage)
+                arrays["vectors"][part["at"]] = pack(part["vectors"], settings.storage)
                 if "originals" in arrays:
-                    arrays["originals"][part["rows"]] = part["vectors"]
+                    arrays["originals"][part["at"]] = part["vectors"]
     if state is not None:
         arrays = state.folder.arrays
         arrays["tokens"][:] = counts
@@ -60,11 +60,36 @@ def encode_shared(
 ) -> Vectors:
     """Fresh unit vectors of `rows`, each process encoding its share by tokens. Only (row, vector) deltas travel."""
     mine = np.flatnonzero(shares(tokens, replicas.size) == replicas.rank) if replicas.size > 1 else np.arange(len(rows))
-    own = encode_rows(texts, rows[mine], encode, dim) if len(mine) else np.zeros((0, dim), np.float32)
     fresh = np.empty((len(rows), dim), dtype=np.float32)
-    for part in replicas.gather({"at": mine, "vectors": own}):
+    for part in on_all(partial(_share, texts, mine, rows[mine], encode, dim), replicas):
         fresh[part["at"]] = part["vectors"]
     return fresh
+
+
+def _share(texts: CorpusTexts, at: Rows, rows: Rows, encode: Encode, dim: int | None) -> Arrays:
+    """One process's vectors, and the places that they belong to."""
+    return {
+        "at": at,
+        "vectors": encode_rows(texts, rows, encode, dim) if len(rows) else np.zeros((0, dim or 0), np.float32),
+    }
+
+
+def on_all(share: Callable[[], Arrays], replicas: Replicas) -> list[Arrays]:
+    """The shares of all processes in the order of rank. Where one fails, all fail: nobody waits for it, and nothing is changed."""
+    if replicas.size == 1:
+        return [share()]
+    own: Arrays = {"failed": np.array(True)}
+    try:
+        own = share() | {"failed": np.array(False)}
+    finally:
+        parts = replicas.gather(own)
+    failed = [rank for rank, part in enumerate(parts) if part["failed"]]
+    if failed:
+        raise RuntimeError(
+            f"Process {failed[0]} could not encode its share of the documents, so the cache was left as it is on all of them. Its own "
+            "error says why."
+        )
+    return parts
 
 
 def encode_rows(texts: CorpusTexts, rows: Rows, encode: Encode, dim: int | None) -> Vectors:

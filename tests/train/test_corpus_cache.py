@@ -660,6 +660,12 @@ def process(folder, rank):
     assert isinstance(cache._state.folder.arrays["vectors"], np.memmap)
     assert cache._state.folder.arrays["vectors"].mode == ("r+" if rank == 0 else "r")
     cache = CorpusCache.load(folder / "cache", TEXTS, fingerprint="", dim=DIM, replicas=ProcessGroup(local_rank=rank))
+    before = everything(cache)
+    broken = Encoder(4) if rank == 0 else lambda texts: np.full((len(texts), DIM), np.nan)
+    wrong, message = ((RuntimeError, "Process 1 could not"), (ValueError, "length nan"))[rank]
+    with pytest.raises(wrong, match=message):
+        cache.refresh(batch(cache, 4), broken, 150)
+    assert all(np.array_equal(before[name], array) for name, array in everything(cache).items())
     cache.refresh(batch(cache, 4), Encoder(4), 150)
     kept = everything(cache) | {
         "age": np.array([cache.age().mean, cache.age().mapped_share]),

@@ -1,0 +1,34 @@
+"""Documents and an encoder that cost nothing, for measuring the cache itself: what the corpus looks like does not matter there."""
+
+import numpy as np
+
+
+class Texts:
+    """`n` different short texts that lie nowhere."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, rows):
+        return [f"d {row}" for row in range(*rows.indices(self.n))] if isinstance(rows, slice) else f"d {rows}"
+
+
+class Encoder:
+    """Vectors around 1,000 centres; `step` turns them a little, all in the same way."""
+
+    def __init__(self, dim: int, step: int = 0) -> None:
+        rng = np.random.default_rng(0)
+        self.centres = rng.normal(size=(1000, dim)).astype(np.float32)
+        self.turn = 0.002 * rng.normal(size=(dim, dim)).astype(np.float32)
+        self.noise = rng.normal(size=(1 << 16, dim)).astype(np.float32)
+        self.step = step
+
+    def __call__(self, texts):
+        """Vectors of these texts."""
+        rows = np.array([int(text[2:]) for text in texts])
+        # Two tables of different lengths: no two of a million rows share both.
+        vectors = self.centres[rows % 1000] + 0.7 * self.noise[rows % (1 << 16)] + 0.3 * self.noise[rows % 65521]
+        return vectors + self.step * (vectors @ self.turn)

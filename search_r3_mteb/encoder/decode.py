@@ -72,8 +72,8 @@ class Decode:
         self.stops[[i for i in engine.stop_token_ids if i < len(self.stops)]] = True
         # Longest first: they take the most room, and short ones fill what is left at the end.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
-        self.pace = PACES.get(device.type, Pace())
         self.masks = DecodeMasks(engine.backbone)
+        self.pace = Pace() if self.masks.blind else PACES.get(device.type, Pace())
         self.prefix = engine.prefix_length(prompts)
         self.slots = Slots(0, 0, self.prefix, torch.zeros(0, engine.dim, dtype=engine.backbone.dtype, device=device))
         self.recorded = Recorded(self._step) if self.pace.record else None
@@ -93,6 +93,8 @@ class Decode:
         if not self.waiting:
             return
         slots, group = self.slots, self.group_size
+        if slots.count and self.masks.blind:
+            return  # the rows that run are at one position, and a new one would not be
         if slots.count and slots.places - slots.count < max(group, REFILL_SHARE * slots.places):
             return
         longest = len(self.prompts[self.waiting[0]])
@@ -103,7 +105,11 @@ class Decode:
         places = min(wanted, max(slots.count, group, self.engine.token_budget // length))
         if length + 1 > slots.columns or places > RESHAPE_FROM * slots.places:
             self._reshape(places, length + 1)
-        chosen = [self.waiting.popleft() for _ in range(min(len(self.waiting), (places_free(self.slots)) // group))]
+        chosen: list[int] = []
+        while self.waiting and len(chosen) < places_free(self.slots) // group:
+            if self.masks.blind and chosen and len(self.prompts[self.waiting[0]]) != longest:
+                break
+            chosen.append(self.waiting.popleft())
         if chosen:
             self._prefill(chosen)
 

@@ -15,23 +15,26 @@ class DecodeMasks:
     """Makes the `attention_mask` argument of one-token steps, in the form that the model's attention wants.
 
     sdpa: boolean (rows, 1, 1, columns); eager: the same, added to the scores; other kernels and models outside transformers'
-    attention interface: (rows, columns). Models that mix windowed and full layers get one mask for each kind.
+    attention interface: (rows, columns). Models that mix windowed and full layers get one mask for each kind. Where a window
+    cannot be told by such a mask, the object is `blind`: only rows at one position, which need no mask, may be stepped together.
     """
 
     def __init__(self, backbone: Any) -> None:
         config = backbone.config.get_text_config()
-        self.name = type(backbone).__name__
         self.dtype = backbone.dtype
         implementation = getattr(config, "_attn_implementation", None)
         interface = bool(getattr(type(backbone), "_supports_attention_backend", False))
         self.form = implementation if interface and implementation in ("sdpa", "eager") else "padding"
-        self.implementation = implementation
         self.window: Any = getattr(config, "sliding_window", None)
         self.chunk: Any = getattr(config, "attention_chunk_size", None)
         kinds = getattr(config, "layer_types", None)
         if kinds is None:
             kinds = ["full_attention" if self.window is None else "sliding_attention"]
         self.kinds = sorted(set(kinds))
+        # GPT-Neo's local layers measure their window from the last column, whatever the mask says.
+        local = "local" in (getattr(config, "attention_layers", None) or ())
+        windowed = any(limit and kind in self.kinds for kind, limit in self._limits().items())
+        self.blind = self.form == "padding" and (local or windowed)
         self._columns = torch.arange(0, device=backbone.device)
 
     def __call__(self, positions: Int[Tensor, " rows"], width: int) -> Any:
@@ -40,19 +43,16 @@ class DecodeMasks:
             self._columns = torch.arange(2 * width, device=positions.device)
         columns, own = self._columns[:width], positions[:, None]
         seen = columns <= own
-        limits = {"sliding_attention": self.window, "chunked_attention": self.chunk}
-        limited = {kind: limit for kind, limit in limits.items() if kind in self.kinds and limit and limit < width}
+        limits = self._limits().items()
+        limited = {kind: limit for kind, limit in limits if kind in self.kinds and limit and limit < width}
         if not limited:
             return self._formed(seen)
-        if self.form == "padding":
-            raise ValueError(
-                f"{self.name} attends within a window ({limited}) and a row has {width} tokens; with attn_implementation="
-                f"{self.implementation!r} rows of different lengths cannot be told where theirs begins. Load the model with "
-                "attn_implementation='sdpa' or 'eager'."
-            )
         masks = {kind: self._formed(seen & self._near(kind, columns, own)) for kind in limited}
         masks |= {kind: self._formed(seen) for kind in self.kinds if kind not in limited}
         return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _limits(self) -> dict[str, Any]:
+        return {"sliding_attention": self.window, "chunked_attention": self.chunk}
 
     def _near(self, kind: str, columns: Tensor, own: Tensor) -> Bool[Tensor, "rows columns"]:
         if kind == "sliding_attention":

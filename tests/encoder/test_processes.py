@@ -80,7 +80,7 @@ from search_r3_mteb.encoder.processes import process_number, process_count
 np.savez(f"{out}-{process_number()}.npz", queries=np.stack([t.vector for t in thoughts]), documents=documents)
 with open(f"{out}-{process_number()}.json", "w") as stream:
     json.dump({"count": process_count(), "ids": [t.token_ids for t in thoughts], "tokens": encoder.engine.forward_tokens}, stream)
-if process_count() > 1:
+if torch.distributed.is_initialized():  # a run that finds everything stored has nothing to gather
     torch.distributed.destroy_process_group()
 """
 

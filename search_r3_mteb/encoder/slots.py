@@ -155,7 +155,9 @@ class Slots:
         self.cache = Cache(layer_class_to_replicate=partial(SlotLayer, self.window))
         self.captured = torch.zeros_like(self.hidden)  # the state that read the embed token
         zeros = torch.zeros(self.places, dtype=torch.long, device=device)
-        self.positions: Int[Tensor, " places"] = zeros  # column and position id of the next token
+        # Column and position id of the next token. Where nobody is, it is the spare column: places are stepped beyond those in
+        # use where sizes are rounded up, and what they write must not reach the prefix that waits there for the next row.
+        self.positions: Int[Tensor, " places"] = torch.full_like(zeros, self.columns - 1)
         self.row = zeros.clone()  # number of the row in the output
         self.steps = zeros.clone()  # tokens generated so far
         self.stopped: Bool[Tensor, " places"] = zeros.bool()  # the last token ended the turn
@@ -212,6 +214,7 @@ class Slots:
                 tensor = getattr(self, name)
                 tensor[holes] = tensor[movers]
         self.done[keep : self.count] = True
+        self.positions[keep : self.count] = self.columns - 1
         self.count = keep
         self.width = int(self.positions[:keep].max()) if keep else 0
 

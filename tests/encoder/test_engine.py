@@ -3,6 +3,7 @@
 import contextlib
 import random
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from search_r3_mteb.encoder import decode as decode_module
 from search_r3_mteb.encoder import engine as engine_module
 from search_r3_mteb.encoder.decode import Decode, Pace
 from search_r3_mteb.encoder.engine import Engine, Sampling
+from search_r3_mteb.encoder.graphs import Recorded
 from search_r3_mteb.encoder.masks import DecodeMasks
 from search_r3_mteb.encoder.slots import SlotLayer, Slots
 
@@ -231,7 +233,7 @@ def test_the_comparison_fails_when_the_engine_is_broken(small, monkeypatch, sabo
         check_everything(model)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 24), min_size=1, max_size=9),
     shared=st.integers(0, 6),
@@ -239,11 +241,14 @@ def test_the_comparison_fails_when_the_engine_is_broken(small, monkeypatch, sabo
     tokens=st.integers(0, 9),
     group=st.integers(1, 3),
     temperature=st.sampled_from([0.0, 1.0, 3.0]),
+    pace=st.sampled_from([Pace(), Pace(looks=3, width=16, round_rows=True)]),
 )
-def test_any_batch_is_hugging_faces_forward(small, lengths, shared, budget, tokens, group, temperature):
+def test_any_batch_is_hugging_faces_forward(small, lengths, shared, budget, tokens, group, temperature, pace):
     model, prompts = small("qwen2"), prompts_of(lengths, shared)
     sampling = Sampling(tokens, temperature, seed=shared)
-    rollouts = Engine(model, EMBED, (END,), token_budget=budget).reason(prompts, sampling, group_size=group)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_module, "PACES", {"cpu": pace})
+        rollouts = Engine(model, EMBED, (END,), token_budget=budget).reason(prompts, sampling, group_size=group)
     check_against_forward(model, rollouts, prompts, temperature or 1.0)
     assert rollouts.prompt_index == [p for p in range(len(prompts)) for _ in range(group)]
     assert all(ids[-1] == EMBED and EMBED not in ids[:-1] and len(ids) <= tokens + 1 for ids in rollouts.token_ids)
@@ -345,6 +350,30 @@ def test_progress_is_told_of_every_row_once(small):
     told.clear()
     engine.embed([[*prompt, EMBED] for prompt in PROMPTS], on_batch=told.append)
     assert sum(told) == len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    "pace",
+    [Pace(looks=8), Pace(looks=3, width=16, round_rows=True), Pace(looks=8, width=128, round_rows=True, record=True)],
+    ids=["looks seldom", "rounds up", "records"],
+)
+def test_the_pace_of_a_gpu_changes_nothing(small, monkeypatch, pace):
+    """What a GPU does, on the CPU: rare looks, rounded sizes, and steps that are replayed instead of run."""
+    model, recorded = small(), []
+
+    def capture(step, pool):
+        recorded.append(step)
+        return step, pool
+
+    plain = check_everything(model)
+    monkeypatch.setattr(decode_module, "PACES", {"cpu": pace})
+    monkeypatch.setattr(decode_module, "Recorded", partial(Recorded, capture=capture))
+    paced = check_everything(model)
+    assert paced.token_ids == plain.token_ids
+    assert paced.finished == plain.finished
+    assert paced.forward_tokens == plain.forward_tokens
+    assert paced.computed_tokens > plain.computed_tokens  # steps that nobody needed, the price of not looking
+    assert bool(recorded) == pace.record
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -532,3 +532,34 @@ def test_the_default_folder_names_task_and_model(checkpoint, beir, scripted, tmp
     )
     assert Path(result["file"]) == Path("runs/diagnose") / f"{result['task']}__tests__short" / "diagnose.json"
     assert Path(result["file"]).exists()
+
+
+def test_the_command_prints_the_verdict(checkpoint, beir, scripted, tmp_path, monkeypatch, capsys):
+    from search_r3_mteb import cli
+    from search_r3_mteb.encoder.checkpoints import save
+
+    scripted()
+    options = ["--rollouts", "2", "--max-queries", "6", "--max-reasoning-tokens", "40", "--set", "seed=5"]
+    model, out = save(checkpoint, tmp_path / "told"), tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["search-r3"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["diagnose", "--model", str(model), "--task", f"beir:{beir}", "--output", str(out), *options])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 0
+    result = json.loads((out / "diagnose.json").read_text())
+    assert result["verdict"]["text"] in " ".join(shown.out.split())
+    assert "the reasoning matters and helps" in result["verdict"]["text"]
+    assert "all (6)" in shown.out
+    assert "rollout 2 of 2" in shown.err
+    assert (result["queries"], result["seed"], result["rollouts"]["seeds"]) == (6, 5, [5, 6])
+    assert result["command"].startswith("search-r3 diagnose --model")
+
+
+def test_the_command_names_a_mistake(tmp_path, monkeypatch, capsys):
+    from search_r3_mteb import cli
+
+    monkeypatch.setattr("sys.argv", ["search-r3"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["diagnose", "--model", "bm25", "--task", "hopworld:500", "--output", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert "bm25 does not reason" in capsys.readouterr().err

@@ -326,3 +326,35 @@ def test_the_page_of_claims_has_every_claim_and_its_command():
     for claim in CLAIMS:
         assert claim.statement in page
         assert f"search-r3 reproduce --claim {claim.name}" in page
+
+
+def command(monkeypatch, capsys, *arguments):
+    from search_r3_mteb import cli
+
+    monkeypatch.setattr("sys.argv", ["search-r3"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["reproduce", *map(str, arguments)])
+    shown = capsys.readouterr()
+    return stopped.value.code, shown.out, shown.err
+
+
+def test_the_command_prints_claim_value_interval_and_verdict(folder, beirs, tmp_path, monkeypatch, capsys):
+    options = ["--model", folder, "--task-folder", f"scifact={beirs['scifact']}", "--output", tmp_path / "run"]
+    code, out, _ = command(monkeypatch, capsys, "--claim", "scifact", *options, "--max-reasoning-tokens", 4)
+    [finding] = json.loads((tmp_path / "run" / "reproduce.json").read_text())
+    assert code == 0
+    assert finding["command"].startswith("search-r3 reproduce --claim scifact --model")
+    flat = " ".join(out.split())
+    for text in (CLAIMS[0].statement, finding["explanation"], finding["verdict"], f"{finding['interval'][0]:+.3f} to"):
+        assert text in flat
+
+
+def test_the_command_names_what_is_wrong(folder, tmp_path, monkeypatch, capsys):
+    for options, message in (
+        (["--claim", "scifakt"], "There is no claim scifakt"),
+        (["--task-folder", "scifact"], "write CLAIM=PATH"),
+        (["--claim", "mkqa", "--model", folder, "--task-folder", f"mkqa={tmp_path / 'nothing'}"], "nothing"),
+    ):
+        code, _, err = command(monkeypatch, capsys, *options, "--output", tmp_path / "run")
+        assert code == 2
+        assert message in " ".join(err.split())

@@ -1,0 +1,106 @@
+"""The report's section on diagnoses: what it shows, and what it says where a file cannot be used. No model is run."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+
+from search_r3_mteb.evaluation.diagnosis_groups import BudgetRun, Measured, group_record, hop_groups, verdict
+from search_r3_mteb.evaluation.movement import Cosines
+from search_r3_mteb.report import report
+from search_r3_mteb.report.diagnose_section import diagnose_groups
+from search_r3_mteb.report.records import Evidence
+from search_r3_mteb.report.runs import read_runs
+
+QUERIES = 40
+
+
+def diagnosis(**changed):
+    return made() | changed
+
+
+@cache
+def made():
+    """A diagnose.json with made-up measurements: the own reasoning is worth 0.4."""
+    rng = np.random.default_rng(0)
+    level = {"own": 0.8, "other": 0.4, "shuffled": 0.6, "none": 0.3, "direct": 0.35}
+    ndcg = {name: (mean + rng.normal(0, 0.1, QUERIES)).clip(0, 1) for name, mean in level.items()}
+    tokens, forced = rng.integers(3, 60, QUERIES), (np.arange(QUERIES) % 10 == 0).astype(float)
+    same, different = rng.uniform(0.6, 0.9, QUERIES), rng.uniform(0.1, 0.4, QUERIES)
+    rollouts = rng.random((4, QUERIES))
+    measured = Measured(
+        ndcg=ndcg, cosine_to_own=dict.fromkeys(level, same), tokens=tokens, forced=forced,
+        budgets={b: BudgetRun((ndcg["own"] - (64 - b) / 200).clip(0, 1), tokens.clip(max=b), forced) for b in (0, 16, 64)},
+        cosines=Cosines(same, same - 0.1, different, np.full(QUERIES, 3)), rollout_ndcg=rollouts,
+        rollout_margin=rollouts / 4, rollout_forced=rollouts * 0, pools={1: rollouts.mean(0), 4: ndcg["own"]},
+    )  # fmt: skip
+    hops = [1 + n % 3 for n in range(QUERIES)]
+    groups = [group_record(measured, rows, count) for count, rows in hop_groups(hops)]
+    columns = {"query_id": [f"q{n}<b>" for n in range(QUERIES)], "cosine_same": same.tolist()}
+    columns |= {"cosine_different": different.tolist(), "ndcg_spread": rollouts.std(axis=0).tolist()}
+    return {
+        "version": 1, "task": "Made", "split": "test", "model": "nano", "commit": "0123456789abcdef", "queries_in_task": 90,
+        "skipped": [], "verdict": verdict(groups[0], "nano", "Made"), "groups": groups, "per_query": columns,
+    }  # fmt: skip
+
+
+def write(folder, data):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "diagnose.json").write_text(data if isinstance(data, str) else json.dumps(data))
+    return folder
+
+
+def test_a_section_with_the_verdict_and_its_figures(tmp_path):
+    data = diagnosis(skipped=[{"max_reasoning_tokens": 256, "why": "the window is too short"}])
+    [group] = diagnose_groups(read_runs([write(tmp_path / "run", data)]))
+    assert group.title == "Does the reasoning matter? nano on Made"
+    assert data["verdict"]["text"] in group.text
+    assert "the reasoning matters and helps" in group.text
+    assert "40 of 90 judged queries" in group.text
+    assert "budget 256: the window is too short" in group.text
+    captions = {figure.name.rpartition("-")[2]: figure.caption for figure in group.figures}
+    assert list(captions) == ["controls", "cosines", "spread", "budgets", "pooling", "lengths"]
+    own = data["groups"][0]["controls"]["other"]["own_minus_this"]
+    assert f"another query's {own['difference']:+.3f} [{own['interval'][0]:+.3f}, " in captions["controls"]
+    ratio = data["groups"][0]["movement"]["distance_ratio"]["mean"]
+    assert f"{ratio:.0%} as far apart" in captions["cosines"]
+    assert "(forced)" in captions["lengths"]
+    bars = group.figures[0].plot["data"]
+    assert [trace["name"] for trace in bars] == [
+        "own reasoning", "another query's", "own, words shuffled", "empty reasoning", "direct template",
+    ]  # fmt: skip
+    assert bars[0]["x"] == ["all queries", "1 hop", "2 hops", "3 hops"]
+    assert "<b>" not in json.dumps(group.figures[2].plot["data"])
+
+
+def test_the_page_holds_one_section_a_diagnosis(tmp_path):
+    write(tmp_path / "a", diagnosis())
+    write(tmp_path / "b", diagnosis(model="mini"))
+    output = tmp_path / "report.html"
+    assert [str(each) for each in report([tmp_path / "a", tmp_path / "b"], output)] == []
+    page = output.read_text()
+    assert 'id="diagnose-0"' in page
+    assert "Does the reasoning matter? mini on Made" in page
+    assert output.stat().st_size < 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"version": 2}, "is no diagnosis of version 1"),
+        ({"groups": []}, "lacks a part of a diagnosis"),
+        ({"per_query": None}, "lacks a part of a diagnosis"),
+        ('{"version": 1, "gro', "is not valid JSON"),
+    ],
+)
+def test_a_diagnosis_that_cannot_be_used_is_told_and_the_page_opens(tmp_path, content, message):
+    write(tmp_path / "run", diagnosis(**content) if isinstance(content, dict) else content)
+    write(tmp_path / "good", diagnosis())
+    messages = report([tmp_path / "run", tmp_path / "good"], tmp_path / "report.html")
+    assert [message in str(each) for each in messages] == [True]
+    assert (tmp_path / "report.html").read_text().count("<figure aria-labelledby") == 6
+
+
+def test_nothing_to_say_where_nothing_was_diagnosed():
+    assert diagnose_groups(Evidence()) == []

@@ -23,7 +23,7 @@ class CacheSettings:
     sweep_share: float = 0.5
     """Part of the budget for the oldest rows. Our choice, measured on held-out queries in results/corpus_cache."""
     map_ridge: float = RIDGE
-    """Ridge of the drift map, times pairs / dimensions."""
+    """Ridge of the drift map, times pairs / dimensions + 3."""
     map_memory: float = MEMORY
     """How much of the earlier refreshes' Gram matrix the drift map's fit keeps; 0 fits each refresh alone."""
     max_maps: int = MAX_MAPS

@@ -11,13 +11,13 @@ maps so far got wrong, so their errors are corrected later and do not pile up ei
 
     residual = fresh - value before
     G        = memory * G + [value, 1]^T [value, 1]              what the last refreshes have seen
-    R        = solve(G + ridge * pairs / dim * I, [value, 1]^T residual)
+    R        = solve(G + ridge * (pairs / dim + 3) * I, [value, 1]^T residual)
     C        = C + [C, e] @ R   for every step of encoding that rows still have
 
 Sources: the linear map and its ridge of 0.3 pairs / dim are measured in our PERFORMANCE notes, section 3.5 (after
-Drift-Adapter, arXiv 2509.23471). Ours are the constant (documents mostly move together: measured, its lack costs 10 % of the
-held-out reward error), and the memory, recursive least squares with forgetting: with fewer pairs than dimensions each fit alone is
-mostly noise; directions that recent refreshes have seen are corrected gently instead. Measured in results/corpus_cache.
+Drift-Adapter, arXiv 2509.23471). Ours, each measured on held-out queries along a real run (results/corpus_cache): the constant,
+since documents mostly move together; the memory, recursive least squares with forgetting; and the 3, evidence that a direction
+needs before it counts. With fewer pairs than dimensions a fit without the last two is mostly noise, and worse than no map at all.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,7 @@ Rows = Int[np.ndarray, " rows"]
 Vectors = Float[np.ndarray, "rows dim"]
 
 RIDGE = 0.3
+PRIOR = 3.0
 MEMORY = 0.5
 MAX_MAPS = 64
 
@@ -58,7 +59,7 @@ class DriftMap:
         """The move R (dim + 1, dim) that takes `before` towards `fresh`, and the new memory G. Changes nothing."""
         known = np.concatenate([before, np.ones((len(before), 1), np.float32)], axis=1).astype(np.float64)
         gram = self.memory * self.gram.astype(np.float64) + known.T @ known
-        ridge = self.ridge * len(before) / self.dim
+        ridge = self.ridge * (len(before) / self.dim + PRIOR)
         residual = fresh.astype(np.float64) - before
         move = np.linalg.solve(gram + ridge * np.eye(self.dim + 1), known.T @ residual)
         return move.astype(np.float32), gram.astype(np.float32)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from train import drift_map
 from train.drift_map import DriftMap
 
 
@@ -26,23 +27,23 @@ def everything_at(step):
 
 
 def test_by_hand():
-    """One dimension, pairs 1 -> 2 and -1 -> 0: everything moves by 1; ridge 0.5 * 2 / 1 pulls towards no move.
+    """One dimension, pairs 1 -> 2 and -1 -> 0: everything moves by 1; ridge 0.5 * (2 / 1 + 3) pulls towards no move.
 
-    Gram [[2, 0], [0, 2]] + 1 on the diagonal = 3; right side [1 - 1, 1 + 1] = [0, 2]; move [0, 2 / 3].
+    Gram [[2, 0], [0, 2]] + 2.5 on the diagonal = 4.5; right side [1 - 1, 1 + 1] = [0, 2]; move [0, 2 / 4.5].
     """
     chart = DriftMap(1, ridge=0.5, memory=0.0)
     move, gram = chart.fit(np.array([[1.0], [-1.0]], np.float32), np.array([[2.0], [0.0]], np.float32))
-    np.testing.assert_allclose(move, [[0.0], [2 / 3]], atol=1e-7)
+    np.testing.assert_allclose(move, [[0.0], [2 / 4.5]], atol=1e-7)
     np.testing.assert_allclose(gram, [[2.0, 0.0], [0.0, 2.0]], atol=1e-7)
 
 
 def test_memory_by_hand():
-    """The same pairs again with memory 0.5: Gram 0.5 * 2 + 2 = 3, plus ridge 1, so the move is 2 / 4."""
+    """The same pairs again with memory 0.5: Gram 0.5 * 2 + 2 = 3, plus ridge 2.5, so the move is 2 / 5.5."""
     chart = DriftMap(1, ridge=0.5, memory=0.5)
     before, fresh = np.array([[1.0], [-1.0]], np.float32), np.array([[2.0], [0.0]], np.float32)
     move, gram = chart.fit(before, fresh)
     chart.extend(move, gram, chart.keys_after(1, everything_at(0)))
-    np.testing.assert_allclose(chart.fit(before, fresh)[0], [[0.0], [0.5]], atol=1e-7)
+    np.testing.assert_allclose(chart.fit(before, fresh)[0], [[0.0], [2 / 5.5]], atol=1e-7)
 
 
 def test_moves_the_rows_that_were_not_refreshed():
@@ -107,21 +108,28 @@ def test_errors_do_not_pile_up():
     assert np.abs(walked - truth).max() > 3e-3
 
 
-def test_fewer_pairs_than_dimensions_need_memory():
-    """30 pairs a step in 40 dimensions: what earlier refreshes saw keeps the fit from following the noise."""
-    dim, errors = 40, {}
-    for memory in (0.0, 0.5):
-        rng = np.random.default_rng(0)
-        originals = documents(500, dim)
-        chart, truth = DriftMap(dim, memory=memory), originals.copy()
-        for step in range(1, 41):
-            truth = unit(drift(dim, seed=7, size=0.003)(truth) + 0.1 * rng.normal(size=truth.shape) / dim**0.5)
-            rows = rng.choice(500, 30, replace=False)
-            before = chart.apply(originals[rows], np.zeros(30, int))
-            chart.extend(*chart.fit(before, truth[rows]), chart.keys_after(step, everything_at(0)))
-        errors[memory] = np.linalg.norm(chart.apply(originals, np.zeros(500, int)) - truth, axis=1).mean()
-    assert errors[0.5] < 0.9 * errors[0.0]
-    assert errors[0.5] < 0.7 * np.linalg.norm(originals - truth, axis=1).mean()
+def error_after(steps, pairs, *, memory, dim=40):
+    """Mean distance to the truth, as a share of that without a map, when `pairs` of 500 rows are seen per step."""
+    rng = np.random.default_rng(0)
+    originals = documents(500, dim)
+    chart, truth = DriftMap(dim, memory=memory), originals.copy()
+    for step in range(1, steps + 1):
+        truth = unit(drift(dim, seed=7, size=0.003)(truth) + 0.1 * rng.normal(size=truth.shape) / dim**0.5)
+        rows = rng.choice(500, pairs, replace=False)
+        before = chart.apply(originals[rows], np.zeros(pairs, int))
+        chart.extend(*chart.fit(before, truth[rows]), chart.keys_after(step, everything_at(0)))
+    mapped = chart.apply(originals, np.zeros(500, int))
+    return np.linalg.norm(mapped - truth, axis=1).mean() / np.linalg.norm(originals - truth, axis=1).mean()
+
+
+def test_fewer_pairs_than_dimensions_need_memory_and_evidence(monkeypatch):
+    """10 pairs a step in 40 dimensions: each fit alone follows the noise."""
+    ours = error_after(40, 10, memory=0.5)
+    monkeypatch.setattr(drift_map, "PRIOR", 0.0)
+    alone = error_after(40, 10, memory=0.0)
+    assert ours < 0.65
+    assert alone > 0.85
+    assert error_after(40, 10, memory=0.5) < 0.9 * alone
 
 
 def test_maps_that_no_row_needs_are_dropped():

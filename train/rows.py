@@ -21,14 +21,14 @@ class TrainingRow:
     positive_id: str | None = None
     negatives: tuple[str, ...] = ()
     reasoning: str | None = None
-    given: str | None = None
-    """Reasoning that precedes `reasoning` as if it had been said: it is read, not learned."""
     source: str = ""
     query_id: str | None = None
     relevant: tuple[tuple[str, int], ...] = ()
     """(document id, relevance) of every document judged relevant to the query, where the source knows them."""
     hops: int | None = None
     """Length of the chain, hopworld only."""
+    given: str | None = None
+    """Reasoning that precedes `reasoning` as if it had been said: it is read, not learned."""
 
 
 class BadRowError(ValueError):

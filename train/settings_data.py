@@ -204,6 +204,10 @@ class Data(Settings):
             raise ValueError(
                 f"two sources are both called {twice[0]!r}, so their counts could not be told apart. Give each a name = ..."
             )
+        if self.mining is not None and any(source.continued for source in self.sources):
+            raise ValueError(
+                "mining and a source's continued exclude each other: mined rows are written once, with whole traces. Remove one."
+            )
         if self.mining is not None and self.hard_negatives == 0:
             raise ValueError(
                 "mining is set but hard_negatives = 0, so what is mined would never be used. Set hard_negatives or remove "

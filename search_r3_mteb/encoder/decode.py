@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from search_r3_mteb.encoder.graphs import Recorded
@@ -60,18 +60,24 @@ class Decode:
     ) -> None:
         self.engine, self.prompts, self.sampling, self.group_size = engine, prompts, sampling, group_size
         self.on_batch = on_batch
-        # The last column takes what rows write that are done.
-        rows, width, device = len(prompts) * group_size, sampling.max_reasoning_tokens + 2, engine.device
-        self.ids = torch.zeros(rows, width, dtype=torch.long, device=device)
-        self.log_probs = torch.zeros(rows, width, device=device) if log_probs else None
+        rows, device = len(prompts) * group_size, engine.device
+        self.width = sampling.max_reasoning_tokens + 1
+        self.ids = torch.zeros(rows, self.width, dtype=torch.long, device=device)
+        self.log_probs = torch.zeros(rows, self.width, device=device) if log_probs else None
         self.vectors = torch.zeros(rows, engine.dim, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.draws = self._draws() if sampling.temperature > 0 else None
-        self.stops = torch.zeros(engine.head.weight.shape[0], dtype=torch.bool, device=device)
-        self.stops[[i for i in engine.stop_token_ids if i < len(self.stops)]] = True
+        stops = [i for i in engine.stop_token_ids if i < engine.head.weight.shape[0]]
+        self.stops = torch.zeros(engine.head.weight.shape[0], dtype=torch.bool, device=device) if stops else None
+        if self.stops is not None:
+            self.stops[stops] = True
+        self._columns = torch.arange(self.width, device=device)
         # Longest first: they take the most room, and short ones fill what is left at the end.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
+        self.pace = PACES.get(device.type, Pace())
+        # Where one looks after every step, a row that is done never takes another one.
+        self.exact = self.pace.looks == 1
         self.masks = DecodeMasks(engine.backbone)
         self.pace = Pace() if self.masks.blind else PACES.get(device.type, Pace())
         self.prefix = engine.prefix_length(prompts)
@@ -99,7 +105,7 @@ class Decode:
             return
         longest = len(self.prompts[self.waiting[0]])
         if slots.count:
-            longest = max(longest, int((slots.positions - slots.steps)[: slots.count].max()))
+            longest = max(longest, int(slots.starts[: slots.count].max()))
         length = longest + self.sampling.max_reasoning_tokens + 1
         wanted = slots.count + len(self.waiting) * group
         places = min(wanted, max(slots.count, group, self.engine.token_budget // length))
@@ -133,7 +139,8 @@ class Decode:
         window.first, window.rows, window.begin, window.index = slots.count, len(chosen), self.prefix, None
         hidden = self.engine.prefill([self.prompts[i] for i in chosen], self.prefix, slots.cache)
         lengths = torch.tensor([len(self.prompts[i]) for i in chosen], device=device)
-        slots.enter(lengths, torch.tensor(chosen, device=device), hidden, self.group_size)
+        prompts = torch.tensor(chosen, device=device)
+        slots.enter(lengths, prompts, hidden, self.group_size, self.sampling.max_reasoning_tokens)
 
     # ---- step ------------------------------------------------------------------------------------------------------
 
@@ -158,40 +165,38 @@ class Decode:
 
         In place, without looking at a value.
         """
-        slots, engine = self.slots, self.engine
-        positions, row, steps = slots.positions[:rows], slots.row[:rows], slots.steps[:rows]
-        done, captured = slots.done[:rows], slots.captured[:rows]
-        token, log_prob, own = self._sample(rows)
-        column = torch.where(done, self.ids.shape[1] - 1, steps)
-        self.ids[row, column] = token
-        if self.log_probs is not None and log_prob is not None:
-            self.log_probs[row, column] = log_prob
+        slots, engine, embed = self.slots, self.engine, self.engine.embed_token_id
+        positions, done, hidden = slots.positions[:rows], slots.done[:rows], slots.hidden[:rows]
+        token, own = self._sample(rows)
         slots.window.index = positions
-        mask = None
-        if not slots.window.aligned:
-            mask = self.masks(positions, width)
         output = engine.backbone(
             input_ids=token[:, None],
-            attention_mask=mask,
+            attention_mask=None if slots.window.aligned else self.masks(positions, width),
             # A row that is done may stay for some steps; its own position would leave the model's window.
-            position_ids=positions.masked_fill(done, 0)[:, None],
+            position_ids=(positions if self.exact else positions.masked_fill(done, 0))[:, None],
             past_key_values=slots.cache,
             use_cache=True,
         )
-        hidden = slots.hidden[:rows]
         hidden.copy_(output.last_hidden_state[:, -1])
-        torch.where(done[:, None], captured, hidden, out=captured)
-        slots.own[:rows] = torch.where(done, slots.own[:rows], own)
-        positions += ~done
-        steps += ~done
-        slots.stopped[:rows] = self.stops[token]
-        done |= token == engine.embed_token_id
+        if self.exact:
+            slots.own[:rows] = own
+            positions += 1
+        else:
+            captured, said = slots.captured[:rows], slots.own[:rows]
+            torch.where(done[:, None], captured, hidden, out=captured)
+            torch.where(done, said, own, out=said)
+            positions += ~done
+        if self.stops is not None:
+            slots.stopped[:rows] = self.stops[token]
+        done |= token == embed
 
-    def _sample(self, rows: int) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"] | None, Tensor]:
-        """The rows' tokens, their log-probabilities as `Sampling` says (of the embed token, where it is forced), and which rows
-        sampled the embed token themselves.
+    def _sample(self, rows: int) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"]]:
+        """The rows' tokens, which are written down, and which rows sampled the embed token themselves.
+
+        Log-probabilities are as `Sampling` says; where the embed token is forced, they are the embed token's.
         """
-        slots, steps = self.slots, self.slots.steps[:rows]
+        slots, embed = self.slots, self.engine.embed_token_id
+        positions = slots.positions[:rows]
         logits = self.engine.logits(slots.hidden[:rows])
         if self.draws is None:
             token = logits.argmax(dim=-1)
@@ -199,20 +204,29 @@ class Decode:
             logits = logits / self.sampling.temperature
             # Inverse of the cumulative distribution at the row's own uniform draw; float64, or rare tokens are lost.
             cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
-            draw = self.draws[slots.row[:rows], steps.clamp(max=self.draws.shape[1] - 1)]
+            step = (positions - slots.starts[:rows]).clamp_(max=self.width - 1)
+            draw = self.draws[slots.row[:rows], step]
             token = torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)[:, 0]
-            token = token.clamp(max=logits.shape[-1] - 1)
-        embed, stopped = self.engine.embed_token_id, slots.stopped[:rows]
+            token = token.clamp_(max=logits.shape[-1] - 1)
         # A row whose budget is spent may have sampled the token itself: then it is its own, not a forced one.
-        own = (token == embed) & ~stopped
-        token = token.masked_fill((steps >= self.sampling.max_reasoning_tokens) | stopped, embed)
-        if self.log_probs is None:
-            return token, None, own
-        return token, logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(dim=-1), own
+        own, due = token == embed, positions >= slots.ends[:rows]
+        if self.stops is not None:
+            stopped = slots.stopped[:rows]
+            own, due = own & ~stopped, due | stopped
+        token = self._said(token.masked_fill_(due, embed), rows)
+        slots.said[:rows].scatter_(1, positions[:, None], token[:, None])
+        if self.log_probs is not None:
+            log_prob = logits.gather(1, token[:, None]) - logits.logsumexp(dim=-1, keepdim=True)
+            slots.log_probs[:rows].scatter_(1, positions[:, None], log_prob)
+        return token, own
+
+    def _said(self, token: Int[Tensor, " rows"], rows: int) -> Int[Tensor, " rows"]:
+        """The tokens that the rows say; the benchmark sets the rows' lengths here."""
+        return token
 
     def _draws(self) -> Float[Tensor, "rows steps"]:
         """Uniform numbers of every row, from the seed, the prompt's ids and the row's place in its group."""
-        draws = torch.empty(*self.ids.shape, dtype=torch.float64)[:, :-1]
+        draws = torch.empty(self.ids.shape, dtype=torch.float64)
         generator = torch.Generator()
         for index, prompt in enumerate(self.prompts):
             ids = ",".join(map(str, prompt))
@@ -230,10 +244,15 @@ class Decode:
         done = slots.done[: slots.count].nonzero()[:, 0]
         if len(done) == 0:
             return
-        row, steps = slots.row[done], slots.steps[done]
-        self.vectors[row] = slots.captured[done].float()
+        row, starts = slots.row[done], slots.starts[done]
+        steps = slots.positions[done] - starts
+        self.vectors[row] = (slots.hidden if self.exact else slots.captured)[done].float()
         self.lengths[row] = steps
         self.finished[row] = slots.own[done]
+        columns = starts[:, None] + self._columns
+        self.ids[row] = slots.said[done].gather(1, columns)
+        if self.log_probs is not None:
+            self.log_probs[row] = slots.log_probs[done].gather(1, columns)
         self.engine.forward_tokens += int(steps.sum())
         slots.leave(done)
         if self.on_batch is not None:

@@ -96,6 +96,7 @@ class Engine:
             )
         self.device = next(self.causal.parameters()).device
         self.dim = int(self.head.weight.shape[1])
+        self._scale, self._cap = self._head_scaling()
 
     @torch.no_grad()
     def embed(
@@ -168,14 +169,19 @@ class Engine:
     def logits(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
         """Next-token logits in float32, with the scalings that some architectures apply after the head."""
         logits = self.head(hidden).float()
+        if self._scale != 1:
+            logits = logits * self._scale
+        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+
+    def _head_scaling(self) -> tuple[float, float | None]:
+        """What the logits are multiplied by, and the cap that squeezes them."""
         config = self.causal.config.get_text_config()
+        scale = 1.0
         if getattr(config, "logit_scale", None) is not None:  # Cohere
-            logits = logits * config.logit_scale
+            scale *= config.logit_scale
         if getattr(config, "logits_scaling", None) is not None:  # Granite divides, HyperCLOVA X multiplies
-            scale = config.logits_scaling
-            logits = logits * (scale if config.model_type == "hyperclovax" else 1 / scale)
-        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+            scale *= config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
+        return scale, getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

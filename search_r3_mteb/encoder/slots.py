@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 # State of a row beside its keys and values; moves with it.
-_PER_ROW = ("positions", "row", "steps", "stopped", "done", "own", "hidden", "captured")
+_PER_ROW = ("positions", "starts", "ends", "row", "stopped", "done", "own", "hidden", "captured", "said", "log_probs")
 
 
 @dataclass
@@ -158,15 +158,23 @@ class Slots:
         # Column and position id of the next token. Where nobody is, it is the spare column: places are stepped beyond those in
         # use where sizes are rounded up, and what they write must not reach the prefix that waits there for the next row.
         self.positions: Int[Tensor, " places"] = torch.full_like(zeros, self.columns - 1)
+        self.starts = zeros.clone()  # column of the first generated token
+        self.ends = zeros.clone()  # column in which the budget is spent
         self.row = zeros.clone()  # number of the row in the output
-        self.steps = zeros.clone()  # tokens generated so far
         self.stopped: Bool[Tensor, " places"] = zeros.bool()  # the last token ended the turn
         self.done = torch.ones_like(self.stopped)  # the embed token was read, or nobody is here
         self.own = zeros.bool()  # the last token was an embed token that the model sampled itself
+        self.said = torch.zeros(self.places, self.columns, dtype=torch.long, device=device)  # generated ids, by column
+        self.log_probs = torch.zeros(self.places, self.columns, device=device)
 
     def __len__(self) -> int:
         """Rows in use, those that are done and have not left among them."""
         return self.count
+
+    @property
+    def steps(self) -> Int[Tensor, " places"]:
+        """Tokens generated so far."""
+        return self.positions - self.starts
 
     def enter(
         self,
@@ -174,10 +182,11 @@ class Slots:
         prompts: Int[Tensor, " prompts"],
         hidden: Float[Tensor, "prompts dim"],
         group: int,
+        budget: int,
     ) -> None:
         """Rows whose prompts were just prefilled into the places from `count` on: `group` rows each, the cache copied to all.
 
-        Row g of prompt p is row p * group + g of the output.
+        Row g of prompt p is row p * group + g of the output; it may generate `budget` tokens before the embed token.
         """
         first, rows, width = self.count, len(prompts) * group, int(lengths.max())
         repeat = torch.arange(len(prompts), device=hidden.device).repeat_interleave(group)
@@ -188,11 +197,12 @@ class Slots:
                 ][repeat]
         self.aligned = self.aligned_with(lengths)
         place = slice(first, first + rows)
-        self.positions[place] = lengths[repeat]
+        self.positions[place] = self.starts[place] = lengths[repeat]
+        self.ends[place] = lengths[repeat] + budget
         self.row[place] = prompts[repeat] * group + torch.arange(group, device=hidden.device).repeat(len(prompts))
         self.hidden[place] = hidden[repeat]
-        for name in ("steps", "stopped", "done", "own"):
-            getattr(self, name)[place] = 0
+        for name in ("stopped", "done", "own"):
+            getattr(self, name)[place] = False
         self.count, self.width = first + rows, max(self.width, width) if first else width
 
     def aligned_with(self, lengths: Int[Tensor, " prompts"]) -> bool:
@@ -230,7 +240,10 @@ class Slots:
                 to[: self.count, :, self.prefix : self.width] = states[: self.count, :, self.prefix : self.width]
             new.cache.layers.append(layer)
         for name in _PER_ROW:
-            getattr(new, name)[: self.count] = getattr(self, name)[: self.count]
+            old_rows, new_rows = getattr(self, name)[: self.count], getattr(new, name)[: self.count]
+            if name in ("said", "log_probs"):
+                old_rows, new_rows = old_rows[:, : self.width], new_rows[:, : self.width]
+            new_rows.copy_(old_rows)
         return new
 
     def spread_prefix(self) -> None:

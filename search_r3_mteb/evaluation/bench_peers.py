@@ -44,12 +44,10 @@ class FixedLengths(Decode):
         super().__init__(engine, *given)
         self.wanted = torch.tensor(engine.wanted)
 
-    def _sample(self, rows: int) -> Any:
-        token, log_prob, own = super()._sample(rows)
+    def _said(self, token: Tensor, rows: int) -> Tensor:
         embed = self.engine.embed_token_id
         due = self.slots.steps[:rows] == self.wanted[self.slots.row[:rows]]
-        token = torch.where(due, embed, token.masked_fill(token == embed, 0))
-        return token, log_prob, own
+        return torch.where(due, embed, token.masked_fill(token == embed, 0))
 
 
 class FixedLengthEngine(Engine):

@@ -151,7 +151,9 @@ def positions_off_by_one(monkeypatch):
 
     def broken(self, lengths, *rest):
         real(self, lengths, *rest)
-        self.positions[: self.count] += self.steps[: self.count] == 0
+        new = self.steps[: self.count] == 0
+        for tensor in (self.positions, self.starts, self.ends):
+            tensor[: self.count] += new
         self.width += 1
 
     monkeypatch.setattr(Slots, "enter", broken)
@@ -164,7 +166,7 @@ def state_before_the_token_is_read(monkeypatch):
         before, done = self.slots.hidden[:rows].clone(), self.slots.done[:rows].clone()
         real(self, rows, width)
         hit = (self.slots.done[:rows] & ~done).nonzero()[:, 0]
-        self.slots.captured[hit] = before[hit]
+        self.slots.hidden[hit] = before[hit]
 
     monkeypatch.setattr(Decode, "_step", broken)
 

@@ -549,6 +549,17 @@ def test_what_an_architecture_does_to_its_logits_is_respected(name, own):
             assert_close(engine.head(output.hidden_states[-1][0]), output.logits[0])
 
 
+@pytest.mark.parametrize("name", ["qwen2", "mistral", "gpt2"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_every_attention_gets_its_kind_of_mask(name, attention):
+    own = {"sliding_window": 6} if name == "mistral" else {}
+    if name == "gpt2":
+        own = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    model = tiny(name, **own)
+    model.set_attn_implementation(attention)
+    check_everything(model)
+
+
 def test_recurrent_models_are_refused(make_model):
     with pytest.raises(ValueError, match="MambaForCausalLM keeps a recurrent or compressed state"):
         Engine(tiny("mamba", state_size=4), EMBED)

@@ -22,7 +22,7 @@ evaluate: install  ## the main job: the bundled model on hopworld in both modes,
 	$(BIN)/search-r3 evaluate --model nano --model bm25 --task hopworld --mode both --output runs/evaluate
 
 test: install  ## the whole suite, without what is marked slow
-	$(BIN)/pytest -n 2 --dist loadfile -q
+	$(BIN)/pytest -n 2 --dist loadfile -q -rs
 
 test-slow: install  ## what takes minutes: kill -9 loops, real training runs
 	$(BIN)/pytest -q -m slow

@@ -50,7 +50,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), cls: type[Confi
             f"{path.name} is no TOML: {error}. Text needs quotes, and a table's name square brackets."
         ) from error
     for override in overrides:
-        _apply(table, override)
+        _apply(table, override, cls)
     where = path.name if not overrides else f"{path.name} with {' '.join(f'--set {o}' for o in overrides)}"
     try:
         result: Config = build(cls, table)
@@ -112,8 +112,11 @@ def _flatten(value: Any, key: str, flat: dict[str, Any]) -> None:
 # --- overrides ---------------------------------------------------------------------------------------------------------
 
 
-def _apply(table: dict[str, Any], override: str) -> None:
-    """Set one dotted key in the parsed TOML; numbers in it are positions in a list of tables."""
+def _apply(table: dict[str, Any], override: str, cls: Any) -> None:
+    """Set one dotted key in the parsed TOML; numbers in it are positions in a list of tables.
+
+    `none` takes the key away, unless it is one of the key's own values.
+    """
     key, sign, text = override.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not sign or not all(parts):
@@ -127,10 +130,19 @@ def _apply(table: dict[str, Any], override: str) -> None:
         place[_position(place, parts[-1], override)] = _value(text, override)
     elif not isinstance(place, dict):
         raise ConfigError(f"--set {override!r}: {'.'.join(parts[:-1])} is a value, not a section.")
-    elif text.strip() == "none":
+    elif text.strip() == "none" and "none" not in _choices(cls, parts):
         place.pop(parts[-1], None)
     else:
         place[parts[-1]] = _value(text, override)
+
+
+def _choices(cls: Any, parts: Sequence[str]) -> tuple[Any, ...]:
+    """The values that a key of the tree `cls` can have where they are listed; empty for any other key."""
+    hint: Any = cls
+    for part in parts:
+        section: Any = next((option for option in (hint, *get_args(hint)) if is_dataclass(option)), None)
+        hint = hints_of(section).get(part) if section is not None else None
+    return get_args(hint)
 
 
 def _step(place: Any, part: str, override: str, *, create: bool) -> Any:

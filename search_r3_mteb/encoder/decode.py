@@ -75,11 +75,10 @@ class Decode:
         self._columns = torch.arange(self.width, device=device)
         # Longest first: they take the most room, and short ones fill what is left at the end.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
-        self.pace = PACES.get(device.type, Pace())
-        # Where one looks after every step, a row that is done never takes another one.
-        self.exact = self.pace.looks == 1
         self.masks = DecodeMasks(engine.backbone)
         self.pace = Pace() if self.masks.blind else PACES.get(device.type, Pace())
+        # Where one looks after every step and steps nobody else, a row that is done never takes another one.
+        self.exact = self.pace.looks == 1 and not self.pace.round_rows
         self.prefix = engine.prefix_length(prompts)
         self.slots = Slots(0, 0, self.prefix, torch.zeros(0, engine.dim, dtype=engine.backbone.dtype, device=device))
         self.recorded = Recorded(self._step) if self.pace.record else None

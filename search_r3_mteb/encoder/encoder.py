@@ -276,7 +276,9 @@ class SearchR3Encoder:
         sampling: Sampling,
         on_rows: Callable[[int], None],
     ) -> list[Thought]:
-        rollouts = self.engine.reason(self._render(texts, instructions, "reason"), sampling, on_batch=on_rows)
+        rollouts = self.engine.reason(
+            self._render(texts, instructions, "reason"), sampling, log_probs=False, on_batch=on_rows
+        )
         vectors = self._unit(rollouts.vectors.numpy(), texts)
         spoken = [ids[:-1] for ids in rollouts.token_ids]  # the last one is the embed token
         decoded = self.tokenizer.batch_decode(spoken, skip_special_tokens=True)

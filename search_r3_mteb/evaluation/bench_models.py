@@ -127,12 +127,12 @@ def lengths(count: int, deciles: tuple[int, ...], seed: int = 0, longest: int | 
 def texts(words: list[int], known: Any, seed: int = 0) -> list[str]:
     """One text of that many words for each entry; the words are those that the tokenizer `known` has as one token."""
     draw = np.random.default_rng(seed)
-    pool = _whole_words(known)
+    pool = whole_words(known)
     return [" ".join(draw.choice(pool, size=count)) for count in words]
 
 
-def _whole_words(known: Any) -> list[str]:
-    """Words that stand as one token in the middle of a text."""
+def whole_words(known: Any, marked: bool = False) -> list[str]:
+    """Words that stand as one token in the middle of a text; `marked`: as the vocabulary spells them."""
     marks = ("Ġ", "▁")
-    pieces = [piece[1:] for piece in known.get_vocab() if piece[:1] in marks and piece[1:].isalpha() and len(piece) > 2]
-    return sorted(pieces)
+    pieces = [piece for piece in known.get_vocab() if piece[:1] in marks and piece[1:].isalpha() and len(piece) > 2]
+    return sorted(piece if marked else piece[1:] for piece in pieces)

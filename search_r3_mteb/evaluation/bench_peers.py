@@ -38,7 +38,7 @@ class AtLength(LogitsProcessor):
 
 
 class FixedLengths(Decode):
-    """Our decode loop with the same lengths: the model is sampled as ever, then the token is replaced where the script says so."""
+    """Our decode loop with the same lengths: tokens are sampled as ever, and the embed token comes where the script says so."""
 
     def __init__(self, engine: "FixedLengthEngine", *given: Any) -> None:
         super().__init__(engine, *given)
@@ -47,7 +47,7 @@ class FixedLengths(Decode):
     def _said(self, token: Tensor, rows: int) -> Tensor:
         embed = self.engine.embed_token_id
         due = self.slots.steps[:rows] == self.wanted[self.slots.row[:rows]]
-        return torch.where(due, embed, token.masked_fill(token == embed, 0))
+        return token.masked_fill(due, embed)
 
 
 class FixedLengthEngine(Engine):
@@ -55,6 +55,12 @@ class FixedLengthEngine(Engine):
 
     decoder = FixedLengths
     wanted: Sequence[int]
+
+    def logits(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
+        """The model's, without the embed token: the script alone says it."""
+        logits = super().logits(hidden)
+        logits[:, self.embed_token_id] = -_CERTAIN
+        return logits
 
 
 def two_passes(

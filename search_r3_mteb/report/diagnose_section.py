@@ -187,7 +187,7 @@ def _pooling_figure(name: str, group: Record) -> Figure:
             hovertemplate="%{x} rollouts: %{y:.3f}<extra></extra>",
         )
     )  # fmt: skip
-    plot.add_hline(y=own["mean"], line={"color": NEUTRAL, "dash": "dot"}, annotation_text="own reasoning")
+    plot.add_hline(y=own["mean"], line={"color": NEUTRAL, "dash": "dot"})
     plot.update_xaxes(type="category")
     gains = "; ".join(
         f"{run['rollouts']} over one {_shown(run['minus_single'])}" for run in runs if "minus_single" in run

@@ -356,8 +356,13 @@ def test_progress_is_told_of_every_row_once(small):
 
 @pytest.mark.parametrize(
     "pace",
-    [Pace(looks=8), Pace(looks=3, width=16, round_rows=True), Pace(looks=8, width=128, round_rows=True, record=True)],
-    ids=["looks seldom", "rounds up", "records"],
+    [
+        Pace(looks=8),
+        Pace(round_rows=True),
+        Pace(looks=3, width=16, round_rows=True),
+        Pace(looks=8, width=128, round_rows=True, record=True),
+    ],
+    ids=["looks seldom", "rounds rows", "rounds all", "records"],
 )
 def test_the_pace_of_a_gpu_changes_nothing(small, monkeypatch, pace):
     """What a GPU does, on the CPU: rare looks, rounded sizes, and steps that are replayed instead of run."""

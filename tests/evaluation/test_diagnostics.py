@@ -253,8 +253,8 @@ def per_query(output, row):
     return [json.loads(line)["ndcg_at_10"] for line in (output / row["queries_file"]).read_text().splitlines()]
 
 
-def test_quality_is_that_of_evaluate(checkpoint, tmp_path):
-    task, output = "hopworld:500", tmp_path / "run"
+def test_quality_is_that_of_evaluate(checkpoint, beir, tmp_path):
+    task, output = f"beir:{beir}", tmp_path / "run"
     rows = [row for row in evaluate([checkpoint], [task], output=output, settings=SETTINGS) if "hops" not in row]
     encoder = SearchR3Encoder(checkpoint, **SETTINGS, cache_folder=output / "store")
     scorer = QueryScorer(resolve_task(task), encoder)
@@ -306,6 +306,23 @@ def test_quality_and_margin_by_hand():
     ideal = 2 + 1 / np.log2(3)
     np.testing.assert_allclose(found.ndcg_at_10, [1 / np.log2(3), (1 + 2 / np.log2(3)) / ideal], atol=1e-6)
     np.testing.assert_allclose(found.margin, [0 - np.sqrt(0.5), 1 - 0], atol=1e-6)
+
+
+def test_a_task_in_the_form_of_older_mteb_is_read():
+    # LitSearchRetrieval, for one, fills dictionaries, which MTEB turns into tables when it evaluates.
+    task = known_task()
+
+    def load_data(num_proc=None, **kwargs):
+        texts = {"a": "1 0", "b": "0 1", "c": "1 1"}
+        task.corpus = {"test": {key: {"title": "", "text": text} for key, text in texts.items()}}
+        task.queries = {"test": {"p": "query p", "q": "query q"}}
+        task.relevant_docs = {"test": {"p": {"a": 1}, "q": {"b": 1}}}
+        task.data_loaded = True
+
+    task.load_data = load_data
+    scorer = QueryScorer(task, Known())
+    found = scorer.quality(np.array([[1, 0], [1, 0]], dtype=np.float32))
+    np.testing.assert_allclose(found.ndcg_at_10, [1, 0.5], atol=1e-6)
 
 
 def test_candidates_of_a_reranking_task_are_the_only_ones_ranked():

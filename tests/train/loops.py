@@ -57,6 +57,7 @@ traces = false
 [rollout]
 prompts_per_step = 4
 group_size = 4
+temperature = 2.0
 max_reasoning_tokens = 8
 [reward]
 k = 20

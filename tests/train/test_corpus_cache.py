@@ -8,7 +8,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -725,19 +724,71 @@ def test_a_group_is_needed_for_a_group_of_processes():
 # -------------------------------------------------------------------------------------------------------------- cost
 
 
+def script(name, *arguments):
+    """What a script of results/corpus_cache prints."""
+    command = [sys.executable, f"results/corpus_cache/{name}.py", *arguments]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
 @pytest.mark.slow
 def test_cost_of_a_refresh_does_not_depend_on_the_corpus():
     """1M rows against 10k rows, the same budget, the map off: at most 1.5 times, and the map's cost is linear."""
-    started = time.time()
-    finished = subprocess.run(
-        [sys.executable, "results/corpus_cache/cost.py", "--rounds", "40"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    found = json.loads(finished.stdout)
+    found = json.loads(script("cost", "--rounds", "40"))
     assert found["ratio_map_off"] <= 1.5, found
     per_row = [case["map_seconds_per_row"] for case in found["cases"] if case["map_seconds_per_row"]]
+    assert len(per_row) == 2
     assert max(per_row) < 3 * min(per_row), found
-    assert time.time() - started < 900
+
+
+def test_large_corpora_in_small(tmp_path):
+    found = json.loads(script("large", "--rows", "20000", "--folder", str(tmp_path / "large")))
+    assert found["ivf_recall_at_10"] > 0.8
+    assert found["loaded_equals_saved"]
+
+
+@pytest.mark.slow
+def test_10_million_rows(tmp_path):
+    """Built, refreshed and searched on two cores and 24 GiB: minutes, 8 GB of disk."""
+    found = json.loads(script("large", "--folder", str(tmp_path / "large")))
+    assert found["rows"] == 10_000_000
+    assert found["peak_gib"] < 20
+    assert found["refresh_median_seconds"] < 5
+    assert found["ivf_recall_at_10"] > 0.8
+    assert found["loaded_equals_saved"]
+
+
+@pytest.mark.slow
+def test_bench_measures_every_policy_along_a_real_run(tmp_path):
+    """The whole of `make bench-cache` with a random model, three steps and 1,000 documents."""
+    from search_r3_mteb.encoder.checkpoints import save
+    from train.scratch import build as build_model
+    from train.settings import Scratch
+
+    save(
+        build_model(Scratch(hidden_size=32, intermediate_size=64, layers=1, heads=2, key_value_heads=2), seed=0),
+        tmp_path / "model",
+    )
+    script(
+        "bench", "--rows", "1000", "--steps", "3", "--at", "2", "3", "--heldout", "8", "--model", str(tmp_path / "model"),
+        "--work", str(tmp_path / "work"), "--output", str(tmp_path / "output"),
+        "--set", "rollout.prompts_per_step=2", "rollout.group_size=2", "data.evaluation=[]", "replay.rows_per_step=2",
+    )  # fmt: skip
+    records = json.loads((tmp_path / "output" / "summary.json").read_text())
+    assert [(one["policy"], one["step"]) for one in records] == [
+        (policy, step) for policy in POLICIES for step in (2, 3)
+    ]
+    assert list(records[0]) == [
+        "rows", "policy", "step", "share_reencoded", "refresh_seconds", "reward_error_batch", "reward_error_heldout",
+        "reward_correlation", "recall_at_10", "commit", "command",
+    ]  # fmt: skip
+    by_policy = {one["policy"]: one for one in records if one["step"] == 3}
+    assert by_policy["full"]["reward_error_batch"] == by_policy["full"]["reward_error_heldout"] == 0
+    assert by_policy["none"]["share_reencoded"] == by_policy["frozen"]["share_reencoded"] == 0
+    assert 0.01 < by_policy["local+map"]["share_reencoded"] <= 0.02
+    assert (tmp_path / "output" / "figure.png").stat().st_size > 10_000
+    assert "local+map" in (tmp_path / "output" / "table.md").read_text()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,210 @@
+"""Runs of both stages that are killed, and runs on two processes. One import of torch, then one fork per life.
+
+python loop_worker.py kills STAGE FOLDER MODEL COUNT     killed COUNT times at random moments, resumed, compared
+python loop_worker.py processes STAGE FOLDER MODEL       two gloo processes, one process, and one that takes over from two
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.train.loops import (
+    StoppedError,
+    cache_arrays,
+    events,
+    largest_difference,
+    recording,
+    rl_config,
+    sft_config,
+    stop_after,
+    weights,
+)
+from train import rl, sft
+from train.run import Run
+
+STEPS = 6
+
+
+def settings(stage, folder, model, *overrides):
+    """A small run that evaluates and audits; every random number that the loops draw is drawn in it."""
+    steps = f"optimization.steps={STEPS}"
+    if stage == "sft":
+        return sft_config(folder, steps, *overrides, evaluation=True)
+    return rl_config(folder, model, steps, "rollout.max_reasoning_tokens=5", *overrides, evaluation=True)
+
+
+def train(stage, config):
+    return (sft if stage == "sft" else rl).train(config)
+
+
+def life(stage, folder, model):
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing), contextlib.redirect_stdout(nothing):  # noqa: PTH123
+        train(stage, settings(stage, folder, model))
+
+
+def forked(action):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001  a forked child must not return into the parent's code
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def wait(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def steps_saved(folder):
+    found = sorted((folder / "checkpoints").glob("step-*")) if (folder / "checkpoints").exists() else []
+    return int(found[-1].name[5:]) if found else 0
+
+
+def same(stage, a, b):
+    """Which of the things that a run leaves behind are equal, bit for bit."""
+    one, other = weights(a / "last"), weights(b / "last")
+    found = {
+        "weights": one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one),
+        "best": all(
+            torch.equal(x, y) for x, y in zip(weights(a / "best").values(), weights(b / "best").values(), strict=True)
+        ),
+        "log": events(a) == events(b),
+    }
+    if stage == "rl":
+        (arrays, scalars), (others, other_scalars) = (cache_arrays(folder, STEPS) for folder in (a, b))
+        found["cache"] = scalars == other_scalars and all(np.array_equal(arrays[n], others[n]) for n in others)
+        found["rollouts"] = (a / "rollouts.jsonl").read_text() == (b / "rollouts.jsonl").read_text()
+    return found
+
+
+def kills(stage, folder, model, count):
+    began = time.perf_counter()
+    if wait(forked(lambda: life(stage, folder / "whole", model))):
+        raise SystemExit("the uninterrupted run failed")
+    whole = time.perf_counter() - began
+    draw, died, at, run = random.Random(7), 0, [], 0
+    equal = []
+    while died < count or steps_saved(folder / f"killed-{run}"):
+        here = folder / f"killed-{run}"
+        pid = forked(lambda here=here: life(stage, here, model))
+        if died < count:
+            # Longer with every life that saved nothing: a slow machine must not stand still.
+            time.sleep(draw.uniform(0, 0.8 * whole))
+            os.kill(pid, signal.SIGKILL)
+        code = wait(pid)
+        if code == -signal.SIGKILL:
+            died += 1
+            at.append(steps_saved(here))
+        elif code == 0:
+            equal.append(same(stage, here, folder / "whole"))
+            run += 1  # finished: the next kills meet another run
+        else:
+            raise SystemExit(f"a resumed life failed with {code}")
+    print(json.dumps({"kills": died, "steps_at_death": at, "runs": len(equal), "equal": equal}))
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def member(rank, size, port, action):
+    """What torchrun sets, in this process alone."""
+    if size > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):  # noqa: PTH123
+        action(rank)
+    if size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def together(size, action):
+    port = free_port()
+    members = [forked(lambda rank=rank: member(rank, size, port, action)) for rank in range(size)]
+    while members:
+        pid, status = os.wait()
+        members.remove(pid)
+        if os.waitstatus_to_exitcode(status):  # the others would wait for it
+            for left in members:
+                os.kill(left, signal.SIGKILL)
+            raise SystemExit(f"a run on {size} processes failed")
+
+
+def processes(stage, folder, model):
+    # AdamW divides by the gradient's own size: where that is 0, rounding decides the sign. A large epsilon leaves it out.
+    stable = ["optimization.epsilon=1e-3", "optimization.max_gradient_norm=0"]
+
+    def run(name, until=None):
+        def action(rank):
+            gradients = []
+            Run.reduce_gradients = recording(gradients)
+            if until is not None:
+                Run.after_step = stop_after(until)
+            with contextlib.suppress(StoppedError):
+                train(stage, settings(stage, folder / name, model, *stable))
+            torch.save(gradients, folder / f"{name}-{rank}.pt")
+
+        return action
+
+    together(1, run("one"))
+    together(2, run("two"))
+    together(2, run("taken", until=2))
+    together(1, run("taken"))
+    gradients = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in ("one-0", "two-0", "two-1")}
+    numbers = ("loss", "infonce", "reply", "policy", "contrastive", "reward", "entropy", "length", "gradient_norm")
+    logs = {name: events(folder / name, "step") for name in ("one", "two", "taken")}
+    print(
+        json.dumps(
+            {
+                "gradient": largest_difference(gradients["one-0"][0], gradients["two-0"][0]),
+                "ranks": max(
+                    largest_difference(*pair) for pair in zip(gradients["two-0"], gradients["two-1"], strict=True)
+                ),
+                "scale": max(float(g.abs().max()) for g in gradients["one-0"][0].values()),
+                "first": {n: [logs[k][0][n] for k in ("one", "two")] for n in numbers if n in logs["one"][0]},
+                "weights": largest_difference(weights(folder / "one/last"), weights(folder / "two/last")),
+                "taken": largest_difference(weights(folder / "one/last"), weights(folder / "taken/last")),
+                "moved": largest_difference(weights(folder / "one/last"), weights(folder / "one/best")),
+                "steps": {name: [event["step"] for event in log] for name, log in logs.items()},
+                "scores": {
+                    name: [event["ndcg_at_10"] for event in events(folder / name, "evaluate")]
+                    for name in ("one", "two")
+                },
+                "finished": (folder / "two/last").exists(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    what, which, where, start = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+    where.mkdir(parents=True, exist_ok=True)
+    settings(which, where / "unused", start)  # imports, before the forks
+    import pytrec_eval  # noqa: F401
+    import transformers.models.qwen2.modeling_qwen2  # noqa: F401
+    from accelerate import Accelerator  # noqa: F401
+
+    import search_r3_mteb.encoder.encoder
+    import search_r3_mteb.tasks.hopworld  # noqa: F401
+
+    if what == "kills":
+        kills(which, where, start, int(sys.argv[5]))
+    else:
+        processes(which, where, start)

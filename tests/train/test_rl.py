@@ -1,0 +1,478 @@
+"""Stage 2's loop on a tiny hopworld: its gradient, its negative controls, and what it writes, resumes and refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.train.loops import (
+    byte_folder,
+    cache_arrays,
+    events,
+    largest_difference,
+    recording,
+    rl_config,
+    train_until,
+    weights,
+)
+from train import model as models
+from train import rl
+from train.environment import Environment
+from train.replay import Replay
+from train.rl import Step, main, sample, train
+from train.rollout_contrast import Documents
+from train.run import Run
+
+FORCED = ["rollout.max_reasoning_tokens=3"]
+
+
+@pytest.fixture
+def model(trained):
+    """The folder that stage 1 wrote."""
+    return trained / "last"
+
+
+def gradients_of(config, monkeypatch):
+    found = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "reduce_gradients", recording(found))
+        train(config)
+    return found
+
+
+class OneStep:
+    """The parts of one step, before its gradient."""
+
+    def __init__(self, config):
+        self.config = config
+        self.run = Run.begin(config, base_copy=False, unit="query")
+        self.environment = Environment.begin(self.run)
+        self.rows = self.run.data.next_batch()
+        self.groups = sample(self.run, self.environment.engine, self.rows, 1)
+        base = models.Base.of(self.run.checkpoint) if config.policy.kl_weight else None
+        self.step = Step(self.run, self.environment, self.groups, base)
+        self.documents = Documents.encode(self.run, self.environment, self.groups)
+        self.environment.know(self.documents.texts, self.documents.vectors)
+        self.judged = self.environment.judge(self.groups, 1)
+        self.advantages = self.step.advantages(self.judged)
+
+    def gradient(self, advantages=None):
+        losses = self.step.backward(self.judged, advantages or self.advantages, self.documents)
+        found = {n: p.grad.clone() for n, p in models.trainable(self.run.model) if p.grad is not None}
+        self.run.optimizer.zero_grad(set_to_none=True)
+        return losses, found
+
+
+def by_hand(one, *, policy_weight=1.0, contrastive=0.5, kl=0.0, base=None, advantages=None):
+    """GRPO and InfoNCE of the same rollouts, written out: one row at a time, Hugging Face's forward, no shared code."""
+    run, groups, judged = one.run, one.groups, one.judged
+    model, renderer = run.checkpoint.model, run.renderer
+    rewards = judged.rewards.total
+    head = model.get_output_embeddings()
+    policy, vectors, tokens = [], [], 0
+    for r, ids in enumerate(groups.rollouts.token_ids):
+        prompt = renderer.render(one.rows[groups.prompt[r]].query, "reason").token_ids
+        states = model.base_model(torch.tensor([prompt + ids])).last_hidden_state[0]
+        vectors.append(torch.nn.functional.normalize(states[-1], dim=0))
+        mine = [rewards[o] for o in range(len(rewards)) if groups.prompt[o] == groups.prompt[r]]
+        advantage = (rewards[r] - np.mean(mine)) if advantages is None else advantages[r]
+        chosen = len(ids) - (not groups.rollouts.finished[r])
+        for t in range(chosen):
+            logits = head(states[len(prompt) + t - 1]) / one.config.rollout.temperature
+            log_prob = logits.log_softmax(-1)[ids[t]]
+            ratio = (log_prob - groups.rollouts.log_probs[r][t]).exp()
+            term = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.28) * advantage)
+            if base is not None:
+                before = base.base_model(torch.tensor([prompt + ids])).last_hidden_state[0]
+                logits = base.get_output_embeddings()(before[len(prompt) + t - 1]) / one.config.rollout.temperature
+                reference = logits.log_softmax(-1)[ids[t]].detach()
+                term = term + kl * ((reference - log_prob).exp() - (reference - log_prob) - 1)
+            policy.append(term)
+            tokens += 1
+    loss = policy_weight * torch.stack(policy).sum() / tokens
+    if not contrastive:
+        return loss
+    positives = list(dict.fromkeys(row.positive for row in one.rows))
+    table = [
+        torch.nn.functional.normalize(
+            model.base_model(torch.tensor([renderer.render(text, "direct").token_ids])).last_hidden_state[0, -1], dim=0
+        )
+        for text in positives
+    ]
+    hard = []
+    for p in range(len(one.rows)):
+        own = set(one.environment.cache.rows_of(list(judged.relevance[p])).tolist())
+        ranked = [
+            int(row) for rank in judged.rows[[r for r, q in enumerate(groups.prompt) if q == p]].T for row in rank
+        ]
+        hard += list(dict.fromkeys(row for row in ranked if row not in own))[: one.config.contrastive.hard_negatives]
+    texts = one.environment.corpus.texts.texts
+    hard = [row for row in dict.fromkeys(hard) if texts[row] not in positives]
+    table += [torch.from_numpy(one.environment.cache.values(np.array([row]))[0]) for row in hard]
+    similarity = torch.stack(vectors) @ torch.stack(table).T / one.config.contrastive.temperature
+    targets = torch.tensor([positives.index(one.rows[p].positive) for p in groups.prompt])
+    return loss + contrastive * torch.nn.functional.cross_entropy(similarity, targets)
+
+
+@pytest.mark.parametrize("limit", [8, 2], ids=["some finish", "most are forced"])
+def test_one_step_s_gradient_is_that_of_the_losses_written_out(tmp_path, model, limit):
+    one = OneStep(rl_config(tmp_path / "run", model, f"rollout.max_reasoning_tokens={limit}"))
+    assert len({row.query for row in one.rows}) == len(one.rows)
+    assert np.ptp(one.judged.rewards.total) > 0
+    losses, ours = one.gradient()
+    truth = by_hand(one)
+    truth.backward()
+    expected = {n: p.grad for n, p in models.trainable(one.run.model)}
+    assert largest_difference(ours, expected) < 1e-5
+    assert losses["loss"] == pytest.approx(truth.item(), rel=1e-4, abs=1e-6)
+    assert max(float(g.abs().max()) for g in expected.values()) > 1e-2
+    assert losses["gap_max"] < 1e-4, "sampler and trainer disagree"
+    assert not all(one.groups.rollouts.finished) or limit == 8
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_mini_batches_of_rollouts_add_up(tmp_path, model, size):
+    whole, parts = (
+        OneStep(rl_config(tmp_path / name, model, *more))
+        for name, more in (("whole", []), ("parts", [f"optimization.mini_batch_size={size}"]))
+    )
+    a, b = whole.gradient(), parts.gradient()
+    assert largest_difference(a[1], b[1]) < 1e-5
+    for name in ("loss", "policy", "contrastive", "entropy", "gap_mean"):
+        assert a[0][name] == pytest.approx(b[0][name], rel=1e-4, abs=1e-6), name
+
+
+def test_leaving_out_groups_of_equal_rewards_changes_nothing(tmp_path, model, monkeypatch):
+    """Without a contrastive term; with one, or with a KL, every rollout runs."""
+    found = []
+    for skip in ("true", "false"):
+        one = OneStep(
+            rl_config(tmp_path / skip, model, "contrastive.weight=0", f"policy.skip_zero_variance={skip}", *FORCED)
+        )
+        one.judged.rewards.total[[r for r, p in enumerate(one.groups.prompt) if p < 2]] = 0.25
+        one.advantages = one.step.advantages(one.judged)
+        found.append((len(one.step.chosen(one.advantages)), one.gradient()))
+    (few, skipped), (many, complete) = found
+    assert few < many == 16
+    assert largest_difference(skipped[1], complete[1]) < 1e-6
+    assert max(float(g.abs().max()) for g in complete[1].values()) > 1e-4
+    assert skipped[0]["policy"] == pytest.approx(complete[0]["policy"], abs=1e-6)
+    with_kl = OneStep(rl_config(tmp_path / "kl", model, "contrastive.weight=0", "policy.kl_weight=0.1"))
+    assert len(with_kl.step.chosen(with_kl.advantages)) == 16
+
+
+def test_a_batch_without_any_variance_has_no_policy_gradient(tmp_path, model):
+    one = OneStep(rl_config(tmp_path / "run", model, "contrastive.weight=0"))
+    one.judged.rewards.total[:] = 0.5
+    advantages = one.step.advantages(one.judged)
+    assert advantages.zero_variance_groups == 4
+    losses, gradient = one.gradient(advantages)
+    assert all(not g.any() for g in gradient.values())
+    assert losses["loss"] == 0.0
+
+
+def test_negated_advantages_give_the_negative_gradient(tmp_path, model):
+    from dataclasses import replace
+
+    one = OneStep(rl_config(tmp_path / "run", model, "contrastive.weight=0"))
+    _, ours = one.gradient()
+    _, negative = one.gradient(replace(one.advantages, values=-one.advantages.values))
+    assert max(float(g.abs().max()) for g in ours.values()) > 1e-4
+    assert all(torch.allclose(ours[name], -negative[name], atol=1e-8) for name in ours)
+
+
+def test_rewards_shuffled_within_groups_teach_nothing(tmp_path, model):
+    """Averaged over shuffles the gradient vanishes; that of the true rewards does not."""
+    from dataclasses import replace
+
+    one = OneStep(rl_config(tmp_path / "run", model, "contrastive.weight=0", "rollout.prompts_per_step=2"))
+    _, truth = one.gradient()
+
+    def norm(gradient):
+        return sum(float(g.square().sum()) for g in gradient.values()) ** 0.5
+
+    rng, mean, shuffles = np.random.default_rng(0), None, 24
+    values = one.advantages.values.reshape(2, 4)
+    for _ in range(shuffles):
+        shuffled = torch.stack([row[torch.from_numpy(rng.permutation(4))] for row in values]).flatten()
+        _, gradient = one.gradient(replace(one.advantages, values=shuffled))
+        mean = gradient if mean is None else {n: mean[n] + g for n, g in gradient.items()}
+    assert norm(mean) / shuffles < 0.5 * norm(truth)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, model, monkeypatch):
+    """Weights, log, written rollouts and every file of the corpus cache, bit for bit."""
+    train(rl_config(tmp_path / "whole", model, "optimization.steps=4", evaluation=True))
+    make = lambda: rl_config(tmp_path / "stopped", model, "optimization.steps=4", evaluation=True)  # noqa: E731
+    for step in (1, 3):
+        train_until(step, train, make(), monkeypatch)
+    with (tmp_path / "stopped/rollouts.jsonl").open("a") as file:  # from after the last checkpoint
+        file.write('{"step": 4, "query": "\u2028 twice"}\n{"step": 4, "qu')
+    train(make())
+    assert events(tmp_path / "stopped") == events(tmp_path / "whole")
+    a, b = weights(tmp_path / "stopped/last"), weights(tmp_path / "whole/last")
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    read = lambda name: (tmp_path / name / "rollouts.jsonl").read_text()  # noqa: E731
+    assert read("stopped") == read("whole")
+    (arrays, scalars), (others, other_scalars) = (cache_arrays(tmp_path / n, 4) for n in ("stopped", "whole"))
+    assert arrays.keys() == others.keys()
+    assert all(np.array_equal(arrays[name], others[name]) for name in arrays)
+    assert scalars == other_scalars
+
+
+def test_evaluation_and_audits_change_nothing_that_is_learned(tmp_path, model):
+    train(rl_config(tmp_path / "watched", model, "evaluate.every=1", evaluation=True))
+    train(rl_config(tmp_path / "not", model, "evaluate.modes=['direct', 'reason']"))
+    a, b = weights(tmp_path / "watched/last"), weights(tmp_path / "not/last")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("policy", ["none", "random", "local", "random+map", "local+map", "full"])
+def test_every_refresh_policy_runs(tmp_path, model, policy):
+    train(rl_config(tmp_path / "run", model, f"corpus_cache.policy={policy}", "optimization.steps=3", *FORCED))
+    encoded = [event["documents_encoded"] for event in events(tmp_path / "run", "step")]
+    if policy == "none":
+        assert encoded == [0, 0, 0]
+    elif policy == "full":
+        assert encoded == [500, 500, 500]
+    else:
+        assert all(0 < count < 50 for count in encoded[1:])
+    audits = events(tmp_path / "run", "audit")
+    assert len(audits) == 1
+    arrays, _ = cache_arrays(tmp_path / "run", 3)
+    # The cache of the checkpoint is as of the weights before its last update.
+    assert arrays["row_step"].max() == (0 if policy == "none" else 2)
+
+
+LORA = ["model.lora.rank=4", "model.lora.alpha=8.0"]
+
+
+def test_frozen_documents_with_lora(tmp_path):
+    """The corpus never moves: its vectors are those of the model before training, in the contrastive term as well."""
+    folder = byte_folder(tmp_path / "base")
+    config = rl_config(tmp_path / "run", folder, *LORA, "corpus_cache.policy=frozen", *FORCED)
+    train(config)
+    from search_r3_mteb import SearchR3Encoder
+
+    arrays, _ = cache_arrays(tmp_path / "run", 3)
+    one = OneStep(rl_config(tmp_path / "again", folder, *LORA, "corpus_cache.policy=frozen", *FORCED))
+    texts = list(one.environment.corpus.texts.texts[:20])
+    before = SearchR3Encoder(folder, mode="direct", max_length=96).encode_document(texts)
+    np.testing.assert_allclose(arrays["vectors"][:20], before, atol=1e-5)
+    assert not one.documents.vectors.requires_grad
+    rows = one.environment.cache.rows_of([one.environment.corpus.positive_id(row) for row in one.rows])
+    unique = list(dict.fromkeys(rows.tolist()))
+    np.testing.assert_array_equal(one.documents.vectors.numpy(), one.environment.cache.values(np.array(unique)))
+    losses, gradient = one.gradient()
+    assert losses["contrastive"] > 0
+    assert any(g.abs().max() > 0 for g in gradient.values())
+
+
+def test_positives_are_encoded_once(tmp_path, model, monkeypatch):
+    """The cache takes the vectors of the gradient's forward: the engine is never asked for them."""
+    asked = []
+    original = models.embed
+    monkeypatch.setattr("train.environment.embed", lambda e, r, texts: asked.extend(texts) or original(e, r, texts))
+    one = OneStep(rl_config(tmp_path / "run", model, "optimization.learning_rate=1e-3"))
+    assert len(asked) == 500  # the first cache
+    losses, _ = one.gradient()
+    assert losses["loss"] > 0
+    one.step.backward(one.judged, one.advantages, Documents.encode(one.run, one.environment, one.groups))
+    one.run.optimizer.step()
+    one.run.optimizer.zero_grad()
+    asked.clear()
+    documents = Documents.encode(one.run, one.environment, one.groups)
+    one.environment.know(documents.texts, documents.vectors)
+    judged = one.environment.judge(one.groups, 2)
+    assert asked, "the budget was spent on nothing"
+    assert not set(asked) & {row.positive for row in one.rows}
+    rows = one.environment.cache.rows_of([one.environment.corpus.positive_id(row) for row in one.rows])
+    assert set(rows.tolist()) <= set(judged.refresh.rows.tolist())
+    vectors = torch.nn.functional.normalize(documents.vectors.detach(), dim=-1).numpy()
+    for row, place in zip(rows, (documents.column[p] for p in range(len(one.rows))), strict=True):
+        np.testing.assert_allclose(one.environment.cache.values(np.array([row]))[0], vectors[place], atol=1e-6)
+    assert judged.refresh.tokens > 200, "what costs nothing is not counted against the budget"
+
+
+def test_a_reward_that_fails_stops_the_run(tmp_path, model, monkeypatch):
+    def broken(*arguments, **named):
+        raise ValueError("no document is judged")
+
+    monkeypatch.setattr("train.environment.reward", broken)
+    with pytest.raises(FloatingPointError, match="no document is judged"):
+        train(rl_config(tmp_path / "run", model))
+    assert json.loads((tmp_path / "run/failed-batch-step-1-process-0.json").read_text())["rows"]
+    assert not (tmp_path / "run/last").exists()
+
+
+def test_a_gap_between_sampler_and_trainer_stops_the_run(tmp_path, model, monkeypatch):
+    original = rl.sample
+
+    def other_temperature(run, engine, rows, number):
+        groups = original(run, engine, rows, number)
+        groups.rollouts.log_probs[:] = [[value - 0.3 for value in row] for row in groups.rollouts.log_probs]
+        return groups
+
+    monkeypatch.setattr(rl, "sample", other_temperature)
+    with pytest.raises(FloatingPointError, match=r"differ by 0\.30.* nats per token.*max_gap = 0\.05"):
+        train(rl_config(tmp_path / "run", model))
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["adapter", "copy"])
+def test_kl_to_the_start(tmp_path, model, copy):
+    """0 at the first step, above it later; its gradient is that of the formula."""
+    folder = byte_folder(tmp_path / "base")
+    settings = ["policy.kl_weight=0.5", "contrastive.weight=0", *FORCED, *([] if copy else LORA)]
+    train(rl_config(tmp_path / "run", folder, *settings))
+    kl = [event["kl"] for event in events(tmp_path / "run", "step")]
+    assert abs(kl[0]) < 1e-6 < kl[1]
+    one = OneStep(rl_config(tmp_path / "again", folder, *settings))
+    with torch.no_grad():
+        for name, parameter in models.trainable(one.run.checkpoint.model):
+            if "lora_B" in name or (copy and "mlp" in name):
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    _, ours = one.gradient()
+    from search_r3_mteb.encoder import checkpoints
+    from search_r3_mteb.encoder.engine import unwrap
+
+    run_model, one.run.checkpoint.model = one.run.checkpoint.model, unwrap(one.run.checkpoint.model)
+    by_hand(one, contrastive=0, kl=0.5, base=checkpoints.load(folder).model).backward()
+    expected = {n: p.grad for n, p in models.trainable(run_model) if p.grad is not None}
+    scale = max(float(g.abs().max()) for g in expected.values())
+    assert largest_difference(ours, expected) < 1e-5 * max(1, scale)
+    assert scale > 1e-3
+
+
+def test_replay_adds_the_cross_entropy_of_stage_1_rows(tmp_path, model, monkeypatch):
+    replay = [
+        "replay.weight=0.5", "replay.rows_per_step=3",
+        'replay.sources=[{kind = "hopworld", documents = 500, hops = [1]}]',
+    ]  # fmt: skip
+    config = rl_config(tmp_path / "run", model, *replay)
+    run = Run.begin(config, base_copy=False, unit="query")
+    found = Replay.begin(run)
+    first = found.data.state_dict()
+    loss = found.backward()["replay"]
+    ours = {n: p.grad.clone() for n, p in models.trainable(run.model)}
+    found.data.load_state_dict(first)
+    said, checkpoint = [], run.checkpoint
+    checkpoint.model.zero_grad()
+    for row in found.data.next_batch():
+        turn = run.renderer.render_reply(row.query, "reason", row.reasoning)
+        logits = checkpoint.model(torch.tensor([turn.token_ids])).logits[0].log_softmax(-1)
+        said += [-logits[t - 1, turn.token_ids[t]] for t in range(*turn.spans["assistant"])]
+    (0.5 * torch.stack(said).mean()).backward()
+    assert loss == pytest.approx(torch.stack(said).mean().item(), rel=1e-5)
+    assert largest_difference(ours, {n: p.grad for n, p in models.trainable(run.model)}) < 1e-5
+    whole = gradients_of(rl_config(tmp_path / "whole", model, *replay), monkeypatch)
+    train_until(1, train, rl_config(tmp_path / "stopped", model, *replay), monkeypatch)
+    rest = gradients_of(rl_config(tmp_path / "stopped", model, *replay), monkeypatch)
+    assert largest_difference(whole[2], rest[1]) == 0, "the replayed rows' position was not resumed"
+    assert all("replay" in event for event in events(tmp_path / "whole", "step"))
+
+
+def test_two_updates_on_one_set_of_rollouts(tmp_path, model):
+    """The second update's ratios are no longer 1, and what the log calls the gap is still the sampler's."""
+    settings = ["policy.updates_per_step=2", "optimization.steps=2", "corpus_cache.audit_every=1"]
+    train(rl_config(tmp_path / "run", model, *settings))
+    steps = events(tmp_path / "run", "step")
+    assert all(event["gap_max"] < 1e-4 for event in steps)
+    train(rl_config(tmp_path / "once", model, "optimization.steps=2", "corpus_cache.audit_every=1"))
+    assert largest_difference(weights(tmp_path / "run/last"), weights(tmp_path / "once/last")) > 1e-4
+
+
+def test_an_audit_never_sees_vectors_of_other_weights(tmp_path, model, monkeypatch):
+    """Regression: the second update's positives stayed known after the weights had moved on."""
+    known = []
+    original = Environment.moved
+    monkeypatch.setattr(Environment, "moved", lambda self, step: known.append(len(self._known)) or original(self, step))
+    train(rl_config(tmp_path / "run", model, "policy.updates_per_step=2", "corpus_cache.audit_every=1"))
+    assert known == [0, 0, 0]
+    assert len(events(tmp_path / "run", "audit")) == 3
+
+
+def test_the_policy_alone_and_the_contrast_alone(tmp_path, model):
+    train(rl_config(tmp_path / "policy", model, "contrastive.weight=0", "optimization.steps=2"))
+    assert all(event["contrastive"] == 0 for event in events(tmp_path / "policy", "step"))
+    one = OneStep(rl_config(tmp_path / "contrast", model, "policy.weight=0"))
+    _, ours = one.gradient()
+    by_hand(one, policy_weight=0.0).backward()
+    assert largest_difference(ours, {n: p.grad for n, p in models.trainable(one.run.model)}) < 1e-5
+
+
+def test_rollouts_are_written_to_be_read(tmp_path, model):
+    train(rl_config(tmp_path / "run", model, "optimization.steps=4"))
+    records = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2] * 4 + [4] * 4
+    for record in records:
+        assert record["query"]
+        assert isinstance(record["reasoning"], str)
+        assert "<|embed_token|>" not in record["reasoning"]
+        assert len(record["top"]) == 5
+        assert record["top"][0]["cosine"] >= record["top"][-1]["cosine"]
+        assert record["relevant"][0].startswith("fact-")
+        assert all(document["text"] for document in record["top"])
+
+
+def test_bf16_stays_within_the_gap(tmp_path, model):
+    """Sampler, documents and trainer all compute in bf16: the gap is rounding, not another precision's."""
+    train(rl_config(tmp_path / "run", model, "optimization.mixed_precision=bf16", "optimization.steps=2"))
+    steps = events(tmp_path / "run", "step")
+    assert all(event["gap_mean"] < 0.01 for event in steps)
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(rl_config(tmp_path / "plain", model, "optimization.steps=1"))
+    plain = events(tmp_path / "plain", "step")[0]
+    assert steps[0]["loss"] != plain["loss"]
+    assert steps[0]["loss"] == pytest.approx(plain["loss"], rel=0.2, abs=0.1)
+
+
+def test_lora_runs_and_its_folder_loads(tmp_path):
+    from search_r3_mteb import SearchR3Encoder
+
+    folder = byte_folder(tmp_path / "base")
+    train(rl_config(tmp_path / "run", folder, *LORA, *FORCED, "model.gradient_checkpointing=true"))
+    vectors = SearchR3Encoder(tmp_path / "run/last", mode="direct").encode_query(["a river"])
+    assert np.isfinite(vectors).all()
+    assert all(event["gap_max"] < 1e-4 for event in events(tmp_path / "run", "step"))
+
+
+def test_prompts_from_jsonl_and_from_beir(tmp_path, model):
+    """Graded judgements, titles, and a row without ids."""
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    documents = [("d1", "Rivers", "water that flows"), ("d2", "", "hard and grey"), ("d3", "Birds", "they fly")]
+    (beir / "corpus.jsonl").write_text(
+        "".join(json.dumps({"_id": i, "title": title, "text": text}) + "\n" for i, title, text in documents)
+    )
+    (beir / "queries.jsonl").write_text(
+        "".join(json.dumps({"_id": f"q{i}", "text": f"query {i}"}) + "\n" for i in range(4))
+    )
+    judged = [("q0", "d1", 2), ("q0", "d2", 1), ("q1", "d2", 1), ("q2", "d3", 1), ("q3", "d1", 0), ("q3", "d3", 1)]
+    (beir / "qrels/train.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{r}\n" for q, d, r in judged)
+    )
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"query": f"text {i}", "positive": f"answer {i}"}) + "\n" for i in range(4)))
+    sources = f'[[data.sources]]\nkind = "beir"\npath = "{beir}"\n[[data.sources]]\nkind = "jsonl"\npath = "{rows}"\n'
+    settings = ["reward.k=3", "contrastive.hard_negatives=1", "optimization.steps=2", *FORCED]
+    train(rl_config(tmp_path / "run", model, *settings, sources=sources))
+    assert len(events(tmp_path / "run", "step")) == 2
+    records = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
+    assert all(
+        set(record["relevant"]) <= {d["id"] for d in record["top"]} | set(record["relevant"]) for record in records
+    )
+
+
+def test_dry_run_trains_nothing(tmp_path, model, capsys):
+    from tests.train.loops import RL
+
+    path = tmp_path / "tiny.toml"
+    path.write_text(RL.replace("MODEL", str(model)))
+    main(["--config", str(path), "--set", f"output.folder={tmp_path / 'run'}", "--dry-run"])
+    shown = capsys.readouterr().out
+    assert "group_size = 4" in shown
+    assert "# memory estimate" in shown
+    assert not (tmp_path / "run").exists()

@@ -16,7 +16,7 @@ from search_r3_mteb.evaluation.vector_storage import Storage, unpack
 
 _ADDED_AT_ONCE = 1 << 16
 _ROWS_PER_LIST = 39  # below, FAISS warns that its k-means has too few points
-_PROBED_SHARE = 16
+_PROBED_SHARE, _PROBED_AT_LEAST = 16, 32
 
 
 def best_of(
@@ -35,7 +35,7 @@ def best_of(
 
 
 class IvfIndex:
-    """Inverted lists over unit vectors; about sqrt(n) lists, 1/16 of them probed. Lists hold `storage`.
+    """Inverted lists over unit vectors; about sqrt(n) lists, 1/16 of them and at least 32 probed. Lists hold `storage`.
 
     Rows that a drift map moves stay where they were: the index is used up after `max_moves` maps, and made anew.
     """
@@ -60,7 +60,7 @@ class IvfIndex:
         index.set_direct_map_type(faiss.DirectMap.Array)
         for start in range(0, n, _ADDED_AT_ONCE):
             index.add(unpack(vectors[start : start + _ADDED_AT_ONCE]))
-        index.nprobe = min(lists, max(8, lists // _PROBED_SHARE))
+        index.nprobe = min(lists, max(_PROBED_AT_LEAST, lists // _PROBED_SHARE))
         self._index = index
         self._moves, self._max_moves = 0, max_moves
 

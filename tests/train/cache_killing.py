@@ -5,12 +5,14 @@
 
 Each life loads the cache and goes on with refreshes, saves and a rebuild until it is killed. After each death the parent loads
 the cache in a further process and compares with an uninterrupted run: the state must be, array for array and byte for byte, the one
-after the last step that was reported as done, or after the next one (killed between the commit and the report).
+after the last step that was reported as done, or after the next one (killed between the commit and the report). The same holds
+for the snapshot that a save was writing.
 """
 
 import hashlib
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -20,6 +22,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy: its threads do not sur
 
 import numpy as np
 
+from train.cache_files import MANIFEST
 from train.cache_settings import CacheSettings
 from train.corpus_cache import CorpusCache
 from train.refresh_policies import Hits
@@ -67,7 +70,12 @@ def advance(cache, step):
     else:
         cache.refresh(Hits(queries, found.rows, found.rows[:, :1].tolist()), encoder(step), 120, step=step)
     if step % 5 == 0:
-        cache.save()
+        cache.save(snapshot(cache._state.folder.path))
+
+
+def snapshot(folder):
+    """Where the cache in `folder` is saved to."""
+    return folder.with_name(folder.name + "-snapshot")
 
 
 def load(folder):
@@ -111,6 +119,12 @@ def check(folder, done, truth):
     assert cache.step in (reported, reported + 1), f"reported {reported}, loaded {cache.step}"
     assert digest(cache) == truth[cache.step], f"step {cache.step} is not the state of the uninterrupted run"
     os.pwrite(done, cache.step.to_bytes(4, "little"), 0)
+    if (snapshot(folder) / MANIFEST).is_file():
+        saved = load(snapshot(folder))
+        assert saved.step % 5 == 0
+        assert digest(saved) == truth[saved.step], (
+            f"the snapshot of step {saved.step} is not the state it was taken from"
+        )
     return cache.step
 
 
@@ -153,6 +167,7 @@ def kill_at_lines(folder, stride):
     while True:
         cache = load(folder / "begin")
         cache._state.folder.copy_to(folder / "killed")
+        shutil.rmtree(snapshot(folder / "killed"), ignore_errors=True)
         done = os.open(folder / "done", os.O_RDWR | os.O_CREAT)
         os.pwrite(done, (3).to_bytes(4, "little"), 0)
 

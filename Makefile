@@ -8,7 +8,7 @@ RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install evaluate test test-slow lint format bench-cache results nano clean
+.PHONY: install evaluate test test-slow lint format bench bench-cache results nano clean
 
 install: $(VENV)/.installed
 
@@ -35,6 +35,9 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: install  ## what we do against what you would otherwise run, on the same weights, in turns
+	$(BIN)/search-r3 bench --json runs/bench.json
 
 bench-cache: install  ## results/corpus_cache: refresh policies on a real training run of nano
 	$(RUN) results/corpus_cache/bench.py

@@ -258,6 +258,25 @@ def reproduce(
 
 
 @app.command()
+def bench(
+    kind: Annotated[list[str] | None, typer.Argument(help="reason, encode, rollout. [default: all]")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="A file for the list of measurements.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Each case once, on nano: about a minute.")] = False,
+) -> None:
+    """Time us against what you would otherwise run, on the same weights, in turns. A ratio above 1: we are faster."""
+    from search_r3_mteb.evaluation.bench import bench as run
+    from search_r3_mteb.evaluation.bench_cases import KINDS
+
+    console = _console()
+
+    def tell(record: dict[str, Any]) -> None:
+        rates = f"{record['ours']:,.1f} against {record['theirs']:,.1f} {record['unit']}"
+        console.print(f"{record['ratio']:6.2f} x  {record['case']}, {record['peer']}: {rates}", highlight=False)
+
+    run(kind or KINDS, quick=quick, output=json, tell=tell)
+
+
+@app.command()
 def doctor(model: ModelOption = "nano") -> None:
     """Show versions, device, threads and the model, and compute one vector."""
     from search_r3_mteb.doctor import examine

@@ -81,10 +81,10 @@ class Scripted:
     def bag(self, ids):
         return torch.stack([self.table[i] for i in ids]).sum(dim=0)
 
-    def embed(self, engine, prompts, on_batch=None):
+    def embed(self, engine, prompts, *given, **named):
         return torch.stack([self.vector(prompt) for prompt in prompts])
 
-    def reason(self, engine, prompts, sampling, *, group_size=1, reread=False, on_batch=None):
+    def reason(self, engine, prompts, sampling, **named):
         self.calls += 1
         ids, finished = [], []
         for prompt in prompts:

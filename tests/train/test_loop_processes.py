@@ -25,6 +25,7 @@ def check_kills(found, count):
         assert all(equal.values()), found
 
 
+@pytest.mark.slow  # the moments are drawn from a measured duration, which other load can make useless
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_three_kills(tmp_path, trained, stage):
     """kill -9 at random moments: weights, best model, log and, in stage 2, cache and rollouts of an uninterrupted run."""

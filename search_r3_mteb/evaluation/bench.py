@@ -1,0 +1,77 @@
+"""`search-r3 bench`: what we do against what a user would otherwise run, side by side.
+
+Both sides run in one process on the same weights, in turns; a case's ratio is the median of its rounds' ratios, because a machine's
+speed changes from minute to minute and a round's two halves are neighbours. Each pair is first checked to be the same work.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_r3_mteb.atomic import write_json
+from search_r3_mteb.evaluation.bench_cases import KINDS, Case, Subject, cases
+from search_r3_mteb.evaluation.bench_models import SIZES
+
+Record = dict[str, Any]
+
+
+def bench(
+    kinds: Sequence[str] = KINDS,
+    *,
+    quick: bool = False,
+    output: Path | None = None,
+    tell: Callable[[Record], None] | None = None,
+) -> list[Record]:
+    """Measure every case of these kinds; `quick` runs each once, on nano alone.
+
+    A record has `case`, `peer`, `ratio` (above 1: we are faster), `ours` and `theirs` in `unit` (items a second), and `runs`, the
+    number of rounds. `output` is rewritten after every case, so that a stopped run keeps what it has. Raises ValueError for a
+    kind that does not exist, and for a case whose two sides give different vectors.
+    """
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown:
+        raise ValueError(f"There is no benchmark {', '.join(unknown)}; there are {', '.join(KINDS)}.")
+    records: list[Record] = []
+    for size in SIZES[:1] if quick else SIZES:
+        subject = Subject(size)
+        for kind in kinds:
+            for case in cases(kind, subject, quick):
+                record = measure(case)
+                records.append(record)
+                if tell is not None:
+                    tell(record)
+                if output is not None:
+                    write_json(output, records)
+    return records
+
+
+def measure(case: Case) -> Record:
+    """Warm both sides up, check that they do the same work, and time them in turns."""
+    case.check(case.ours(), case.theirs())
+    ours: list[float] = []
+    theirs: list[float] = []
+    for turn in range(case.rounds):
+        # Who comes first changes, so that neither side always runs on the other's warm cache.
+        for mine in (True, False) if turn % 2 == 0 else (False, True):
+            (ours if mine else theirs).append(_seconds(case.ours if mine else case.theirs))
+    ratios = np.array(theirs) / np.array(ours)
+    return {
+        "case": case.case,
+        "peer": case.peer,
+        "ratio": round(float(np.median(ratios)), 3),
+        "ours": round(case.items / float(np.median(ours)), 3),
+        "theirs": round(case.items / float(np.median(theirs)), 3),
+        "unit": case.unit,
+        "runs": case.rounds,
+    }
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    gc.collect()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

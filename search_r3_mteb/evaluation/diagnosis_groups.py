@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 
 from search_r3_mteb.evaluation.movement import Cosines, spread
 from search_r3_mteb.evaluation.significance import compare, holm, interval
@@ -67,7 +67,7 @@ def group_record(measured: Measured, rows: Int[np.ndarray, " group"], hops: int 
     }
 
 
-def mean_record(values: Values, resamples: int = _FEWER) -> Record | None:
+def mean_record(values: Num[np.ndarray, " queries"], resamples: int = _FEWER) -> Record | None:
     """Mean and 95 % bootstrap interval over the finite values; None where there is none."""
     known = np.asarray(values, dtype=np.float64)
     known = known[np.isfinite(known)]

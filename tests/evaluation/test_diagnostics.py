@@ -521,7 +521,7 @@ def test_another_diagnosis_is_not_overwritten(checkpoint, beir, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"rollouts": 1}, "two are the least"), ({"temperature": 0}, "above 0"), ({"max_queries": 1}, "two are the least"),
+    [({"rollouts": 1}, "two are the least"), ({"temperature": 0.0}, "above 0"), ({"max_queries": 1}, "two are the least"),
      ({"budgets": ()}, "at least one"), ({"budgets": (-1,)}, "none below 0")],
 )  # fmt: skip
 def test_a_plan_that_cannot_be_measured_is_refused(given, message):

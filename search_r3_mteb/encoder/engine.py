@@ -98,7 +98,6 @@ class Engine:
         self.dim = int(self.head.weight.shape[1])
         self._scale, self._cap = self._head_scaling()
 
-    @torch.no_grad()
     def embed(
         self, prompts: Sequence[Sequence[int]], on_batch: Callable[[int], None] | None = None
     ) -> Float[Tensor, "n dim"]:
@@ -125,7 +124,6 @@ class Engine:
                     on_batch(len(batch))
         return vectors
 
-    @torch.no_grad()
     def reason(
         self,
         prompts: Sequence[Sequence[int]],
@@ -185,11 +183,17 @@ class Engine:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Without dropout and gradient checkpointing (which silently turns the cache off), whatever a training loop had set."""
+        """Without gradients, dropout and gradient checkpointing (which silently turns the cache off), whatever a training loop had
+        set.
+        """
         training = [module for module in self.causal.modules() if module.training]
         self.causal.eval()
+        # Inference mode keeps no record of views and versions, a tenth of a small step. Sharded and quantised parameters keep
+        # tensors between passes, and those must not be of the kind that training cannot use.
+        plain = all(type(parameter.data) is Tensor for parameter in self.causal.parameters())
         try:
-            yield
+            with torch.inference_mode() if plain else torch.no_grad():
+                yield
         finally:
             for module in training:
                 module.training = True

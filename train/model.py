@@ -13,6 +13,7 @@ from torch import Tensor
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token
 from search_r3_mteb.encoder.engine import Engine, unwrap
+from search_r3_mteb.encoder.head import Head
 from search_r3_mteb.encoder.prompts import Renderer
 from train import settings
 
@@ -114,13 +115,12 @@ class Base:
     def head(self, hidden: Float[Tensor, "positions dim"]) -> Tensor:
         """The base's logits."""
         with self.switched_off():
-            logits: Tensor = unwrap(self.model).get_output_embeddings()(hidden)
-        return logits
+            return Head(unwrap(self.model))(hidden)
 
 
-def head_of(model: Any) -> Any:
-    """Hidden states to logits, with the model's current weights."""
-    return unwrap(model).get_output_embeddings()
+def head_of(model: Any) -> Head:
+    """Hidden states to logits, with the model's current weights, as the engine computes them."""
+    return Head(unwrap(model))
 
 
 def unwrapped_peft(model: Any) -> Any:

@@ -26,6 +26,7 @@ from torch import Tensor
 from search_r3_mteb.encoder.engine import Engine
 from train import distributed, rollouts
 from train import model as models
+from train.allocation import keep_freed_memory
 from train.batches import Rows, collate
 from train.command import parse
 from train.data import TrainingRow
@@ -274,4 +275,5 @@ class Step:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -21,8 +21,10 @@ class Loss(Settings):
     triplet: Weight = 1.0
     """Weight of the triplet margin loss. 1: the paper's unit weights [S]."""
     reading: Weight = 0.0
-    """Weight of the cross-entropy on the documents' own text, in the forward that embeds them. Our choice: 0, a pretrained model
-    has read enough; nano sets it, since its reasoning recalls facts that it can only have from the documents."""
+    """Weight of the cross-entropy on the documents' own text. Our choice: 0, a pretrained model has read enough; nano sets it,
+    since its reasoning recalls facts that it can only have from the documents."""
+    reading_documents: Count = 8
+    """Documents packed into one sequence that is read, each twice. Our choice: 8 of nano's facts fill two thirds of its rows."""
     kl_direction: Literal["forward", "reverse"] = "reverse"
     """forward: KL(base || model); reverse: KL(model || base). Open in the paper; our choice: reverse, the divergence that
     stage 2's estimator measures."""

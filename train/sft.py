@@ -10,7 +10,7 @@ Departures from the paper, and what it leaves open (each value and its source: t
   in one batch, so that one checkpoint serves both modes. The paper's stage 1 is known for the direct turn only.
 - The triplet's negative is the hardest allowed document of the batch. The paper's triples come from 100k synthetic ones, which
   are not published; rows with hard negatives of their own bring them into the same batch.
-- A model may also learn to say the documents' own text (`loss.reading`), in the forward that embeds them.
+- A model may also learn to say the documents' own text (`loss.reading`, train/reading.py).
 - Large batches are computed in parts with cached gradients (train/gradcache.py).
 """
 
@@ -28,6 +28,7 @@ from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.prompts import Rendered, Renderer
 from train import distributed
 from train import model as models
+from train.allocation import keep_freed_memory
 from train.batches import Rows, collate, mini_batches, text_ids
 from train.command import parse
 from train.contrastive import Contrast
@@ -35,11 +36,9 @@ from train.data import TrainingRow
 from train.gradcache import Forward, MiniBatch, cached_backward
 from train.losses import kl_to_base, reply_cross_entropy, select_reply
 from train.optimizer import learning_rate, set_learning_rate
+from train.reading import packed, reading_backward
 from train.run import Run
 from train.settings_sft import SftConfig
-
-# What a column's rows are trained to say: a document's own words, where it is read, and else the assistant's.
-LEARNED = {"documents": "user", "direct": "assistant", "reason": "assistant"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,11 +89,12 @@ class Step:
         }
         self.sums = dict.fromkeys(("reply", "kl", "reading"), 0.0)
         with accelerator.autocast():
+            loss = self.read(rows, accelerator)
             if contrast.needed:
                 found = cached_backward(forwards, contrast, backward=accelerator.backward)
-                loss = float(found.contrastive + found.local)
+                loss += float(found.contrastive + found.local)
             else:
-                loss = self._replies_alone(forwards, accelerator)
+                loss += self._replies_alone(forwards, accelerator)
         return distributed.average({"loss": loss} | contrast.parts | self._local_parts(), self.device)
 
     def prepare(self, rows: Sequence[TrainingRow]) -> tuple[dict[str, list[list[Rendered]]], Contrast]:
@@ -105,9 +105,9 @@ class Step:
         documents = [row.positive for row in rows] + [text for row in rows if own for text in row.negatives]
         owners = list(range(len(rows))) + [i for i, row in enumerate(rows) if own for _ in row.negatives]
         weights = self.config.loss
-        read = weights.infonce or weights.triplet or weights.reading
+        contrasted = weights.infonce or weights.triplet
         columns = {
-            "documents": self.renderer.render_batch(documents, "direct") if read else [],
+            "documents": self.renderer.render_batch(documents, "direct") if contrasted else [],
             "direct": self.renderer.render_batch([row.query for row in rows], "direct"),
             "reason": [
                 self.renderer.render_reply(rows[i].query, "reason", rows[i].reasoning, given=rows[i].given)
@@ -124,33 +124,40 @@ class Step:
         )
         return {name: mini_batches(column, size) for name, column in columns.items() if column}, contrast
 
+    def read(self, rows: Sequence[TrainingRow], accelerator: Any) -> float:
+        """The weighted loss on the documents' own text, with its gradient; 0 where it is switched off."""
+        weights = self.config.loss
+        if not weights.reading:
+            return 0.0
+        self.sums["reading"] = reading_backward(
+            self.model,
+            self.checkpoint,
+            self.renderer,
+            packed([row.positive for row in rows], weights.reading_documents),
+            weight=weights.reading,
+            mini_batch_size=self.config.optimization.mini_batch_size,
+            accelerator=accelerator,
+            device=self.device,
+        )
+        return weights.reading * self.sums["reading"]
+
     def reply_counts(self, columns: dict[str, list[list[Rendered]]]) -> dict[str, float]:
         """Learned tokens over which each column's cross-entropy is a mean: those of all processes."""
         counts: dict[str, float] = {}
-        for name in ("documents", "direct", "reason"):
-            spans = [rendered.spans[LEARNED[name]] for part in columns.get(name, []) for rendered in part]
+        for name in ("direct", "reason"):
+            spans = [rendered.spans["assistant"] for part in columns.get(name, []) for rendered in part]
             here = sum(end - start for start, end in spans)
             counts[name] = distributed.shared_count(here, self.device)
         return counts
 
     def forward(self, part: Sequence[Rendered], name: str, counts: dict[str, float]) -> Forward:
         """One mini-batch: its vectors, and the losses that need no other row."""
-        rows = collate(part, self.checkpoint.embed_token_id, self.device, LEARNED[name])
+        rows = collate(part, self.checkpoint.embed_token_id, self.device)
         hidden = models.forward(self.model, rows.token_ids, rows.lengths)
         weights = self.config.loss
-        if name == "documents":
-            own = partial(self.reading_loss, rows, hidden.states, counts[name]) if weights.reading else None
-            return Forward(hidden.vectors, own)
-        if not (weights.reply or weights.kl):
+        if name == "documents" or not (weights.reply or weights.kl):
             return Forward(hidden.vectors)
         return Forward(hidden.vectors, partial(self.reply_losses, rows, hidden.states, counts[name]))
-
-    def reading_loss(self, rows: Rows, states: Tensor, count: float) -> Tensor:
-        """Cross-entropy on the documents' own text."""
-        text = select_reply(states, rows.token_ids, rows.reply)
-        term = reply_cross_entropy(text.hidden, models.head_of(self.model), text.targets, count=count)
-        self.sums["reading"] += float(term.detach())
-        return self.config.loss.reading * term
 
     def reply_losses(self, rows: Rows, states: Tensor, count: float) -> Tensor:
         """Cross-entropy on the reply and the KL to the base at the same tokens, each a share of the batch's mean."""
@@ -193,4 +200,5 @@ class Step:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

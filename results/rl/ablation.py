@@ -20,6 +20,7 @@ import numpy as np
 from measure import measure, record, write_json
 
 from train import rl
+from train.allocation import keep_freed_memory
 from train.config import load_config
 from train.environment import Environment
 from train.settings_rl import RlConfig
@@ -27,9 +28,9 @@ from train.settings_rl import RlConfig
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/rl-ablation")
 START = Path("runs/proof/sft-0/last")
-STEPS = 150
-ONLY_3_HOP = 'data.sources=[{kind="hopworld", name="3-hop", hops=[3], traces=false}]'
-REPLAY = 'replay={weight=1.0, rows_per_step=16, sources=[{kind="hopworld", name="traces", hops=[1, 2]}]}'
+STEPS = 120
+MIXED = 'data.sources=[{kind="hopworld", name="mixed", hops=[1, 2, 3], traces=false}]'
+NO_REPLAY = "replay={weight=0.0, rows_per_step=0, sources=[]}"
 LORA = "model.lora={rank=16}"
 VARIANTS: dict[str, list[str]] = {
     "as shipped": [],
@@ -37,18 +38,18 @@ VARIANTS: dict[str, list[str]] = {
     "reward MRR": ["reward.dcg_scaled=0.0", "reward.mrr=1.0"],
     "reward margin": ["reward.dcg_scaled=0.0", "reward.margin=1.0"],
     "reward DCG + margin": ["reward.margin=1.0"],
-    "contrastive off": ["contrastive.weight=0.0"],
+    "contrastive 0.1": ["contrastive.weight=0.1"],
     "contrastive 1.0": ["contrastive.weight=1.0"],
     "refresh none": ['corpus_cache.policy="none"'],
     "refresh local": ['corpus_cache.policy="local"'],
     "refresh full": ['corpus_cache.policy="full"'],
     "refresh frozen (LoRA)": ['corpus_cache.policy="frozen"', LORA, "optimization.learning_rate=1e-3"],
     "refresh local+map (LoRA)": [LORA, "optimization.learning_rate=1e-3"],
-    "3-hop prompts alone": [ONLY_3_HOP],
-    "3-hop prompts and replay": [ONLY_3_HOP, REPLAY],
-    "3-hop prompts and KL 0.05": [ONLY_3_HOP, "policy.kl_weight=0.05"],
-    "control: rewards shuffled": ["contrastive.weight=0.0"],
-    "control: advantages negated": ["contrastive.weight=0.0"],
+    "forgetting: no replay": [NO_REPLAY],
+    "forgetting: KL 0.05 for the replay": [NO_REPLAY, "policy.kl_weight=0.05"],
+    "forgetting: prompts of 1 to 3 hops for the replay": [NO_REPLAY, MIXED],
+    "control: rewards shuffled": [],
+    "control: advantages negated": [],
 }
 
 
@@ -112,4 +113,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -18,6 +18,7 @@ from measure import Values, measure, record, write_json
 
 from search_r3_mteb.evaluation.significance import align, compare
 from train import rl, sft
+from train.allocation import keep_freed_memory
 from train.config import load_config
 from train.settings_rl import RlConfig
 from train.settings_sft import SftConfig
@@ -116,4 +117,5 @@ def curves() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

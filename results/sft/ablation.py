@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from measure import measure, record, write_json
 
+from train.allocation import keep_freed_memory
 from train.config import load_config
 from train.settings_sft import SftConfig
 from train.sft import train
@@ -117,4 +118,5 @@ def figure(results: list[dict]) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

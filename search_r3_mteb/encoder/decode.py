@@ -68,8 +68,8 @@ class Decode:
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.draws = self._draws() if sampling.temperature > 0 else None
-        stops = [i for i in engine.stop_token_ids if i < engine.head.weight.shape[0]]
-        self.stops = torch.zeros(engine.head.weight.shape[0], dtype=torch.bool, device=device) if stops else None
+        stops = [i for i in engine.stop_token_ids if i < engine.head.vocabulary]
+        self.stops = torch.zeros(engine.head.vocabulary, dtype=torch.bool, device=device) if stops else None
         if self.stops is not None:
             self.stops[stops] = True
         self._columns = torch.arange(self.width, device=device)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from search_r3_mteb.encoder.decode import Decode
+from search_r3_mteb.encoder.head import Head
 from search_r3_mteb.encoder.scheduling import common_prefix_length, length_sorted_batches
 from search_r3_mteb.encoder.slots import prefix_cache
 
@@ -83,11 +84,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.causal = unwrap(self.model)
         self.backbone = self.causal.base_model
-        self.head = self.causal.get_output_embeddings()
-        if self.head is None:
-            raise ValueError(
-                f"{type(self.causal).__name__} has no language-model head, so it cannot reason. Load the checkpoint as a causal LM."
-            )
+        self.head = Head(self.causal)
         layers = set(getattr(self.causal.config.get_text_config(), "layer_types", None) or ())
         if getattr(self.causal, "_is_stateful", False) or not layers <= _PLAIN_LAYERS:
             raise ValueError(
@@ -95,8 +92,7 @@ class Engine:
                 "which padding would leak into: its vectors would depend on the batch. Use a model with a plain key-value cache."
             )
         self.device = next(self.causal.parameters()).device
-        self.dim = int(self.head.weight.shape[1])
-        self._scale, self._cap = self._head_scaling()
+        self.dim = self.head.dim
 
     def embed(
         self, prompts: Sequence[Sequence[int]], on_batch: Callable[[int], None] | None = None
@@ -165,21 +161,8 @@ class Engine:
         )
 
     def logits(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
-        """Next-token logits in float32, with the scalings that some architectures apply after the head."""
-        logits = self.head(hidden).float()
-        if self._scale != 1:
-            logits = logits * self._scale
-        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
-
-    def _head_scaling(self) -> tuple[float, float | None]:
-        """What the logits are multiplied by, and the cap that squeezes them."""
-        config = self.causal.config.get_text_config()
-        scale = 1.0
-        if getattr(config, "logit_scale", None) is not None:  # Cohere
-            scale *= config.logit_scale
-        if getattr(config, "logits_scaling", None) is not None:  # Granite divides, HyperCLOVA X multiplies
-            scale *= config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
-        return scale, getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
+        """Next-token logits in float32; where a subclass may steer what is said."""
+        return self.head(hidden)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from search_r3_mteb.atomic import write_json
-from search_r3_mteb.evaluation.bench_cases import KINDS, Case, Subject, cases
+from search_r3_mteb.evaluation.bench_cases import KINDS, Case, MemoryCase, Subject, cases
+from search_r3_mteb.evaluation.bench_memory import peak_bytes
 from search_r3_mteb.evaluation.bench_models import SIZES
 
 Record = dict[str, Any]
@@ -28,8 +29,8 @@ def bench(
 ) -> list[Record]:
     """Measure every case of these kinds; `quick` runs each once, on nano alone.
 
-    A record has `case`, `peer`, `ratio` (above 1: we are faster), `ours` and `theirs` in `unit` (items a second), and `runs`, the
-    number of rounds. `output` is rewritten after every case, so that a stopped run keeps what it has. Raises ValueError for a
+    A record has `case`, `peer`, `ratio` (above 1: we are faster, or smaller), `ours` and `theirs` in `unit` (items a second, or MiB
+    of peak memory above the loaded model), and `runs`, the number of rounds. `output` is rewritten after every case, so that a stopped run keeps what it has. Raises ValueError for a
     kind that does not exist, and for a case whose two sides give different vectors.
     """
     unknown = sorted(set(kinds) - set(KINDS))
@@ -40,7 +41,7 @@ def bench(
         subject = Subject(size)
         for kind in kinds:
             for case in cases(kind, subject, quick):
-                record = measure(case)
+                record = measure_memory(case) if isinstance(case, MemoryCase) else measure(case)
                 records.append(record)
                 if tell is not None:
                     tell(record)
@@ -58,14 +59,30 @@ def measure(case: Case) -> Record:
         # Who comes first changes, so that neither side always runs on the other's warm cache.
         for mine in (True, False) if turn % 2 == 0 else (False, True):
             (ours if mine else theirs).append(_seconds(case.ours if mine else case.theirs))
-    ratios = np.array(theirs) / np.array(ours)
+    their_items = case.their_items or case.items
+    ratios = np.array(theirs) / np.array(ours) * case.items / their_items
     return {
         "case": case.case,
         "peer": case.peer,
         "ratio": round(float(np.median(ratios)), 3),
         "ours": round(case.items / float(np.median(ours)), 3),
-        "theirs": round(case.items / float(np.median(theirs)), 3),
+        "theirs": round(their_items / float(np.median(theirs)), 3),
         "unit": case.unit,
+        "runs": case.rounds,
+    }
+
+
+def measure_memory(case: MemoryCase) -> Record:
+    """Both sides in processes of their own, in turns."""
+    peaks = [(peak_bytes(case.ours), peak_bytes(case.theirs)) for _ in range(case.rounds)]
+    ours, theirs = np.array(peaks, dtype=float).T / 2**20
+    return {
+        "case": case.case,
+        "peer": case.peer,
+        "ratio": round(float(np.median(theirs / ours)), 3),
+        "ours": round(float(np.median(ours)), 3),
+        "theirs": round(float(np.median(theirs)), 3),
+        "unit": "MiB",
         "runs": case.rounds,
     }
 

@@ -1,4 +1,8 @@
-"""The cases of the benchmark: the same work done by us and by a peer, and a check that it was the same work."""
+"""The cases of the benchmark: the same work done by us and by a peer, and a check that it was the same work.
+
+Three kinds of case: time (`Case`), peak memory (`MemoryCase`), and whether the cost of one item stays the same when there are
+more of them (a `Case` in which the peer is ourselves with few).
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +19,15 @@ from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.engine import Sampling
 from search_r3_mteb.evaluation import bench_models as models
 from search_r3_mteb.evaluation import bench_peers as peers
+from search_r3_mteb.evaluation.bench_memory import Work, available
 
 KINDS = ("reason", "encode", "rollout")
 BATCHES = (1, 16, 64)
 SHORTEST, LONGEST = 32, 256  # reasoning tokens, uniform
 SHORT_DOCUMENTS = (16, 48)  # words = tokens, uniform
 ROLLOUT_PROMPT, ROLLOUT_TOKENS = 512, 64
+FEW_AND_MANY_QUERIES = (100, 10_000)
+FEW_AND_MANY_DOCUMENTS = (1000, 100_000)
 _SAME = 1e-4
 
 
@@ -35,6 +42,7 @@ class Case:
     rounds: int
     ours: Callable[[], Any]
     theirs: Callable[[], Any]
+    their_items: int | None = None  # where the peer does less of the same work
 
     def check(self, ours: Any, theirs: Any) -> float:
         """Largest difference between the two sides' vectors; ValueError when they are not of the same work.
@@ -53,12 +61,24 @@ class Case:
                 return float("nan")
             same = np.flatnonzero(equal)  # type: ignore[assignment]
         ours, theirs = np.asarray(ours)[same], np.asarray(theirs)[same]
+        ours = ours[: len(theirs)]
         difference = float(np.abs(ours - theirs).max())
         if not difference < _SAME * max(1.0, float(np.abs(theirs).max())):
             raise ValueError(
                 f"{self.case} against {self.peer}: vectors differ by {difference}, so this is not the same work."
             )
         return difference
+
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """Work whose peak memory is compared; `ours` and `theirs` describe it for `memory_work`."""
+
+    case: str
+    peer: str
+    rounds: int
+    ours: Work
+    theirs: Work
 
 
 class Subject:
@@ -105,7 +125,7 @@ class Subject:
         return engine
 
 
-def cases(kind: str, subject: Subject, quick: bool) -> Iterator[Case]:
+def cases(kind: str, subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
     """All cases of one kind on one model."""
     yield from {"reason": _reason, "encode": _encode, "rollout": _rollout}[kind](subject, quick)
 
@@ -118,7 +138,7 @@ def _rounds(subject: Subject, quick: bool) -> int:
     return _amount(1, 7, 3, 2, subject, quick)
 
 
-def _reason(subject: Subject, quick: bool) -> Iterator[Case]:
+def _reason(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
     for batch in BATCHES:
         count = {
             1: _amount(2, 8, 4, 2, subject, quick),
@@ -126,7 +146,7 @@ def _reason(subject: Subject, quick: bool) -> Iterator[Case]:
             64: _amount(64, 192, 64, 64, subject, quick),
         }[batch]
         prompts = subject.prompts(count)
-        wanted = [int(n) for n in np.random.default_rng(2).integers(SHORTEST, LONGEST + 1, count)]
+        wanted = _reasoning_lengths(count)
         ours = _one_by_one if batch == 1 else _together
         for name, peer in (
             ("(i) generate, then read again", peers.two_passes),
@@ -144,9 +164,87 @@ def _reason(subject: Subject, quick: bool) -> Iterator[Case]:
                 _bind(peer, subject.checkpoint, prompts, wanted, batch),
             )
 
+    yield from _memory("reason", "(ii) generate(output_hidden_states=True)", subject, BATCHES[1:], quick)
+    if subject.size == "nano":
+        yield _flat_queries(subject, quick)
+
+
+def _memory(work: str, peer: str, subject: Subject, batches: Sequence[int], quick: bool) -> Iterator[MemoryCase]:
+    if not available() or (quick and work != "reason") or subject.size == "120m":
+        return
+    for batch in batches[:1] if quick else batches:
+        whole = {"work": work, "size": subject.size, "batch": batch}
+        yield MemoryCase(
+            f"memory {work} {subject.size} batch {batch}",
+            peer,
+            1 if quick else 3,
+            whole | {"side": "ours"},
+            whole | {"side": "theirs"},
+        )
+
+
+def memory_work(subject: Subject, work: Work) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A small run that warms up, and the run whose peak is measured: one batch of reasoning, or documents for eight."""
+    batch, ours = work["batch"], work["side"] == "ours"
+    if work["work"] == "reason":
+        prompts = subject.prompts(batch)
+        wanted = _reasoning_lengths(batch)
+        run = _together if ours else peers.keeping_hidden_states
+        owner: Any = subject if ours else subject.checkpoint
+        return _bind(run, owner, prompts[:1], [4], 1), _bind(run, owner, prompts, wanted, batch)
+    documents = subject.documents(batch * 8, "scifact")
+    if ours:
+        return _bind(subject.encoder.encode_document, documents[:1]), _bind(subject.encoder.encode_document, documents)
+    texts = peers.prompt_texts(subject.encoder, documents)
+    encode = _sentence_transformers(subject, batch)
+    return _bind(encode, texts[:1]), _bind(encode, texts)
+
+
+def _flat_queries(subject: Subject, quick: bool) -> Case:
+    few, many = (20, 100) if quick else FEW_AND_MANY_QUERIES
+    prompts = subject.prompts(many)
+    # Every hundred has the same lengths, so that only the number differs.
+    pattern = _reasoning_lengths(few)
+    wanted = pattern * (many // few)
+    prompts = prompts[:few] * (many // few)
+    return Case(
+        f"flat reason {subject.size} {few:,} to {many:,} queries",
+        f"ourselves with {few:,}",
+        "queries/s",
+        many,
+        1 if quick else 3,
+        _bind(_vectors_together, subject, prompts, wanted, 64),
+        _bind(_vectors_together, subject, prompts[:few], wanted[:few], 64),
+        their_items=few,
+    )
+
+
+def _vectors_together(subject: Subject, prompts: Any, wanted: Any, batch: int) -> Any:
+    return _together(subject, prompts, wanted, batch)[0]
+
+
+def _flat_documents(subject: Subject, quick: bool) -> Case:
+    few, many = (100, 1000) if quick else FEW_AND_MANY_DOCUMENTS
+    documents = subject.documents(few, "short") * (many // few)
+    return Case(
+        f"flat encode {subject.size} {few:,} to {many:,} documents",
+        f"ourselves with {few:,}",
+        "documents/s",
+        many,
+        1 if quick else 3,
+        _bind(subject.encoder.encode_document, documents),
+        _bind(subject.encoder.encode_document, documents[:few]),
+        their_items=few,
+    )
+
 
 def _bind(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
     return lambda: function(*given)
+
+
+def _reasoning_lengths(count: int) -> list[int]:
+    lengths: list[int] = np.random.default_rng(2).integers(SHORTEST, LONGEST + 1, size=count).tolist()
+    return lengths
 
 
 def _together(subject: Subject, prompts: Any, wanted: Any, batch: int) -> Any:
@@ -168,7 +266,7 @@ def _one_by_one(subject: Subject, prompts: Any, wanted: Any, batch: int) -> Any:
     return torch.cat(vectors), ids
 
 
-def _encode(subject: Subject, quick: bool) -> Iterator[Case]:
+def _encode(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
     encoder = subject.encoder
     for kind, batches in (("scifact", (64, 16, 1)), ("short", (64, 16, 1))):
         for batch in batches:
@@ -203,6 +301,9 @@ def _encode(subject: Subject, quick: bool) -> Iterator[Case]:
             )
             if batch == 64:
                 yield _mteb_case(subject, kind, documents, texts, rounds)
+    yield from _memory("encode", "(iii) sentence-transformers", subject, (64,), quick)
+    if subject.size == "nano":
+        yield _flat_documents(subject, quick)
 
 
 def _each(encode: Callable[[list[str]], Any], texts: list[str]) -> Any:

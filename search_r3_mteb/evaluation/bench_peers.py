@@ -31,9 +31,10 @@ class AtLength(LogitsProcessor):
     def __call__(self, input_ids: Int[Tensor, "rows tokens"], scores: Float[Tensor, "rows vocabulary"]) -> Tensor:
         """The scores, with the embed token certain where it is due and impossible elsewhere."""
         step = input_ids.shape[1] - self.width
-        scores[:, self.embed] = torch.where(self.lengths == step, _CERTAIN, -_CERTAIN)
+        lengths = self.lengths.to(scores.device)
+        scores[:, self.embed] = torch.where(lengths == step, _CERTAIN, -_CERTAIN)
         if self.end is not None:
-            scores[:, self.end] = torch.where(self.lengths + 1 == step, 2 * _CERTAIN, -_CERTAIN)
+            scores[:, self.end] = torch.where(lengths + 1 == step, 2 * _CERTAIN, -_CERTAIN)
         return scores
 
 
@@ -42,7 +43,7 @@ class FixedLengths(Decode):
 
     def __init__(self, engine: "FixedLengthEngine", *given: Any) -> None:
         super().__init__(engine, *given)
-        self.wanted = torch.tensor(engine.wanted)
+        self.wanted = torch.tensor(engine.wanted, device=engine.device)
 
     def _said(self, token: Tensor, rows: int) -> Tensor:
         embed = self.engine.embed_token_id
@@ -71,7 +72,7 @@ def two_passes(
     vectors, replies = [], []
     for start in range(0, len(prompts), batch):
         rows, due = prompts[start : start + batch], lengths[start : start + batch]
-        ids, mask = left_padded(rows, _pad(checkpoint))
+        ids, mask = left_padded(rows, checkpoint)
         generated = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -92,7 +93,7 @@ def keeping_hidden_states(
     vectors, replies = [], []
     for start in range(0, len(prompts), batch):
         rows, due = prompts[start : start + batch], lengths[start : start + batch]
-        ids, mask = left_padded(rows, _pad(checkpoint))
+        ids, mask = left_padded(rows, checkpoint)
         output = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -114,7 +115,7 @@ def separate_rollouts(
     """Sampled rollouts of every prompt, each prefilled `group` times (`num_return_sequences` does so), and read once more."""
     model, embed = checkpoint.model, checkpoint.embed_token_id
     repeated = [prompt for prompt in prompts for _ in range(group)]
-    ids, mask = left_padded(repeated, _pad(checkpoint))
+    ids, mask = left_padded(repeated, checkpoint)
     configuration = _configuration(checkpoint, tokens + 1, embed)
     configuration.do_sample, configuration.temperature, configuration.top_k = True, 1.0, 0
     said = model.generate(
@@ -130,18 +131,18 @@ def separate_rollouts(
 @torch.no_grad()
 def read(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "rows dim"]:
     """Last states of whole sequences in one left-padded batch, without the head."""
-    ids, mask = left_padded(sequences, _pad(checkpoint))
+    ids, mask = left_padded(sequences, checkpoint)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     output = checkpoint.model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     states: Tensor = output.last_hidden_state[:, -1]
     return states
 
 
-def left_padded(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (rows, longest)."""
-    width = max(map(len, sequences))
-    ids = torch.tensor([[*[pad] * (width - len(row)), *row] for row in sequences])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in sequences])
+def left_padded(sequences: Sequence[Sequence[int]], checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
+    """Ids and mask (rows, longest), on the model's device."""
+    width, pad, device = max(map(len, sequences)), _pad(checkpoint), checkpoint.model.device
+    ids = torch.tensor([[*[pad] * (width - len(row)), *row] for row in sequences], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in sequences], device=device)
     return ids, mask
 
 

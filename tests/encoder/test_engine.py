@@ -551,7 +551,7 @@ def test_what_an_architecture_does_to_its_logits_is_respected(name, own):
     assert_close(engine.logits(output.hidden_states[-1][0]), output.logits[0])
     if name not in ("mistral", "bloom", "gpt_neo"):
         with pytest.raises(AssertionError, match="differs by"):  # control: the bare head is something else
-            assert_close(engine.head(output.hidden_states[-1][0]), output.logits[0])
+            assert_close(engine.head.projection(output.hidden_states[-1][0]), output.logits[0])
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral", "gpt2"])

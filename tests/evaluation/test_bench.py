@@ -46,3 +46,40 @@ def test_records_are_written_as_they_come(monkeypatch, tmp_path):
     records = module.bench(["encode"], quick=True, output=tmp_path / "bench.json", tell=told.append)
     assert records == told == json.loads((tmp_path / "bench.json").read_text())
     assert len(records) == 2
+
+
+def test_a_peak_is_what_the_work_held_at_once(tmp_path):
+    from search_r3_mteb.evaluation.bench_memory import available, rise
+
+    if not available():
+        pytest.skip("only Linux can set a recorded peak back")
+    megabytes = 64 << 20
+    assert rise(lambda: np.ones(megabytes // 8).sum()) == pytest.approx(megabytes, rel=0.1)
+    assert rise(lambda: [np.ones(megabytes // 64).sum() for _ in range(8)]) < megabytes / 2
+
+
+def test_memory_is_measured_in_a_process_of_its_own():
+    from search_r3_mteb.evaluation.bench_memory import available, peak_bytes
+
+    if not available():
+        pytest.skip("only Linux can set a recorded peak back")
+    work = {"work": "reason", "size": "nano", "batch": 2}
+    assert peak_bytes(work | {"side": "ours"}) < peak_bytes(work | {"side": "theirs"})
+    with pytest.raises(RuntimeError, match="exit status 1"):
+        peak_bytes({"work": "reason"})
+
+
+def test_fewer_items_on_the_other_side_are_counted():
+    few = Case("c", "p", "items/s", 10, 3, lambda: (time.sleep(0.02), np.zeros((10, 2)))[1], lambda: np.zeros((1, 2)))
+    flat = Case(
+        "c",
+        "p",
+        "items/s",
+        10,
+        3,
+        lambda: (time.sleep(0.05), np.zeros((10, 2)))[1],
+        lambda: (time.sleep(0.005), np.zeros((1, 2)))[1],
+        their_items=1,
+    )
+    assert module.measure(flat)["ratio"] == pytest.approx(1, rel=0.3)
+    assert module.measure(few)["ratio"] < 0.5

@@ -126,6 +126,25 @@ def test_the_base_of_an_adapter_and_of_full_weights(folder):
         assert len(models.trainable(checkpoint.model)) > 2, "switching the adapter off has frozen it"
 
 
+def test_training_learns_the_logits_that_are_sampled_from():
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 64,
+    }
+    model = GraniteForCausalLM(GraniteConfig(**shape, logits_scaling=3.0)).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    states = models.forward(model, ids, torch.tensor([4])).states
+    truth = model(ids).logits
+    torch.testing.assert_close(models.head_of(model)(states), truth, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(model.get_output_embeddings()(states), truth, atol=1e-2), "the control: the bare head"
+
+
 def test_evaluating_puts_the_mode_back(make_model):
     model = make_model()
     model.train()

@@ -1,10 +1,10 @@
 """Ablation of stage 1 at nano scale: each loss term off in turn, in-batch against hard negatives, temperature.
 
-    python results/sft/ablation.py            # three seeds, about 15 minutes each on one core; resumes where it was stopped
+    python results/sft/ablation.py            # three seeds, about 13 minutes each on one core; resumes where it was stopped
 
 As in the paper, stage 1 starts from a causal LM: for each seed a base is trained with the reply cross-entropy alone (it knows the
 facts and writes traces, its vectors mean nothing), then every variant continues from this base for the same number of steps.
-World: 500 documents, so that 27 runs fit into an hour; queries: test split. Runs lie in runs/sft-ablation.
+World: 500 documents, so that 30 runs fit into an hour; queries: test split. Runs lie in runs/sft-ablation.
 """
 
 import json
@@ -23,7 +23,7 @@ from train.sft import train
 
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/sft-ablation")
-DOCUMENTS, BASE_STEPS, STEPS = 500, 1200, 300
+DOCUMENTS, BASE_STEPS, STEPS = 500, 400, 100
 SEEDS = (0, 1, 2)
 ALL = ["loss.reply=1.0", "loss.kl=1.0", "loss.infonce=1.0", "loss.triplet=1.0"]
 VARIANTS: dict[str, list[str]] = {

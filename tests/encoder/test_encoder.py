@@ -1,6 +1,8 @@
 """SearchR3Encoder: every input gives a unit vector or an error that says what to do; a killed run resumes."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -565,3 +567,37 @@ def test_settings_have_defaults_that_the_documentation_names():
     )
     assert settings.cache_folder is None
     assert settings.trust_remote_code is False
+
+
+MEMORY_OF_100_000 = """
+import sys
+from search_r3_mteb import SearchR3Encoder
+from search_r3_mteb.encoder import chunks
+from search_r3_mteb.evaluation.bench_memory import rise
+
+encoder = SearchR3Encoder(sys.argv[1], mode="direct", max_length=600, show_progress_bar=False)
+if sys.argv[2] == "broken":
+    chunks.CHUNK["document"] = 10**9
+many = [f"a {number % 97} b" for number in range(100_000)]
+encoder.encode_document(many[:4096])
+vectors = []
+grown = rise(lambda: vectors.append(encoder.encode_document(many)))
+print((grown - vectors[0].nbytes) / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_documents(tiny_folder):
+    """100,000 documents take the array that they fill and one chunk; in one chunk, the control, they take far more."""
+    from search_r3_mteb.evaluation.bench_memory import available
+
+    if not available():
+        pytest.skip("only Linux can set a recorded peak back")
+
+    def grown(how):
+        command = [sys.executable, "-c", MEMORY_OF_100_000, str(tiny_folder), how]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    fine, broken = grown("fine"), grown("broken")
+    assert fine < 60, fine
+    assert broken > 2 * fine, (fine, broken)

@@ -1,0 +1,148 @@
+"""The benchmark's results as a page: `bench.json` as `search-r3 bench` writes it, README.md with the targets beside it, figure.png.
+
+OMP_NUM_THREADS=2 python results/speed/run.py          # about half an hour on two free cores
+python results/speed/run.py --page                     # only the page, from bench.json and machine.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from measure import commit
+
+HERE = Path(__file__).resolve().parent
+# Issue 6. (what, prefix of the case, text in the case, text in the peer, least ratio)
+TARGETS = (
+    ("reason-then-embed, batch 16 and 64, against generate and reading again", "reason", ("batch 16", "batch 64"), "(i)", 2.5),
+    ("the same at batch 1", "reason", ("batch 1",), "(i)", 1.15),
+    ("documents of SciFact's lengths, against sentence-transformers", "encode", ("scifact",), "(iii)", 1.1),
+    ("short documents, against sentence-transformers", "encode", ("short",), "(iii)", 1.7),
+    ("rollouts of 64 tokens, prompt 512, against separate prompts", "rollout", ("group 8", "group 16"), "separate", 2.5),
+    ("peak memory, against generate(output_hidden_states=True)", "memory reason", ("batch",), "(ii)", 2.0),
+    ("cost of one item, few against many", "flat", ("",), "ourselves", 0.9),
+)  # fmt: skip
+
+
+def measure() -> None:
+    """Run every case; the file is rewritten after each."""
+    import torch
+
+    from search_r3_mteb.evaluation.bench import bench
+
+    machine = {
+        "command": "python results/speed/run.py",
+        "commit": commit(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "sentence-transformers", "mteb")},
+    }
+    (HERE / "machine.json").write_text(json.dumps(machine, indent=1) + "\n", encoding="utf-8")
+    bench(output=HERE / "bench.json", tell=lambda record: print(record, flush=True))
+
+
+def targets(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each target with the smallest ratio of its cases, in which size it was, and how many reached it."""
+    found = []
+    for what, prefix, cases, peer, least in TARGETS:
+        rows = [
+            one
+            for one in records
+            if one["case"].startswith(prefix)
+            and peer in one["peer"]
+            and any(one["case"].endswith(case) or (case != "batch 1" and case in one["case"]) for case in cases)
+        ]
+        if not rows:
+            continue
+        worst = min(rows, key=lambda one: one["ratio"])
+        reached = sum(one["ratio"] >= least for one in rows)
+        found.append(
+            {
+                "target": what,
+                "at least": least,
+                "smallest": worst["ratio"],
+                "in": worst["case"],
+                "largest": max(one["ratio"] for one in rows),
+                "reached": f"{reached} of {len(rows)}",
+            }
+        )
+    return found
+
+
+def page(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
+    """README.md."""
+    versions = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("command", "commit"))
+    lines = [
+        "# Speed, side by side",
+        "",
+        f"`{machine['command']}` at commit {machine['commit']}; {versions}. The same cases: `make bench`.",
+        "",
+        "Both sides run in one process on the same weights, in turns; a ratio is the median over rounds of theirs / ours, so above 1 we",
+        "are faster, or smaller. Memory is the rise above the loaded model, each side in a process of its own. Peers: (i) `generate`,",
+        "then prompt and reasoning read again; (ii) `generate(output_hidden_states=True)`; (iii) sentence-transformers; (iv) MTEB with",
+        "(iii). nano is the bundled model, 30m and 120m are random Qwen2 shapes.",
+        "",
+        "## Targets",
+        "",
+        "| target | at least | smallest | in | largest | reached |",
+        "|---|---|---|---|---|---|",
+        *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in targets(records)),
+        "",
+        "![ratios](figure.png)",
+        "",
+        "## Every case",
+        "",
+        "| case | peer | ratio | ours | theirs | unit | runs |",
+        "|---|---|---|---|---|---|---|",
+        *("| " + " | ".join(str(value) for value in one.values()) + " |" for one in records),
+        "",
+        "A GPU was not at hand. `python results/speed/gpu.py` measures one and writes gpu.md; `--dry-run` is its rehearsal on the CPU.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def figure(records: list[dict[str, Any]], path: Path) -> None:
+    """Ratios by case, one colour a peer."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    peers = list(dict.fromkeys(one["peer"].split(" ")[0] for one in records))
+    chart, axes = plt.subplots(figsize=(9, 0.24 * len(records) + 1))
+    for place, one in enumerate(records):
+        kind = one["peer"].split(" ")[0]
+        axes.barh(place, one["ratio"], color=f"C{peers.index(kind)}")
+        axes.text(one["ratio"], place, f" {one['ratio']:.2f}", va="center", fontsize=7)
+    axes.set_yticks(range(len(records)), [f"{one['case']}, {one['peer'].split(' ')[0]}" for one in records], fontsize=7)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlabel("theirs / ours")
+    chart.tight_layout()
+    chart.savefig(path, dpi=110)
+    plt.close(chart)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", action="store_true")
+    if not parser.parse_args().page:
+        measure()
+    records = json.loads((HERE / "bench.json").read_text(encoding="utf-8"))
+    machine = json.loads((HERE / "machine.json").read_text(encoding="utf-8"))
+    (HERE / "README.md").write_text(page(records, machine), encoding="utf-8")
+    figure(records, HERE / "figure.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """Stage-1 rows mixed into stage 2, so that what was learned is not forgotten."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from train import distributed
@@ -7,12 +8,14 @@ from train import model as models
 from train.batches import collate
 from train.data import TrainingData, load_training_data
 from train.losses import reply_cross_entropy, select_reply
+from train.reading import packed, reading_backward
+from train.rows import TrainingRow
 from train.run import Run
 
 
 @dataclass
 class Replay:
-    """The reply cross-entropy on stage-1 rows beside the policy's loss; nothing where its weight is 0."""
+    """Stage 1's reply and reading losses on its rows beside the policy's loss; nothing where the weight is 0."""
 
     run: Run
     data: TrainingData | None
@@ -34,15 +37,19 @@ class Replay:
         return cls(run, data)
 
     def backward(self) -> dict[str, float]:
-        """Add the gradient of the reply cross-entropy on the next replayed rows."""
+        """Add the gradients on the next replayed rows; returns both cross-entropies."""
         if self.data is None:
             return {}
+        batch = self.data.next_batch()
+        return {"replay": self._replies(batch)} | self._reading(batch)
+
+    def _replies(self, batch: Sequence[TrainingRow]) -> float:
         run = self.run
         rendered = [
             run.renderer.render_reply(
                 row.query, "direct" if row.reasoning is None else "reason", row.reasoning, given=row.given
             )
-            for row in self.data.next_batch()
+            for row in batch
         ]
         rows = collate(rendered, run.checkpoint.embed_token_id, run.device)
         with run.accelerator.autocast():
@@ -51,4 +58,21 @@ class Replay:
             count = distributed.shared_count(rows.reply_tokens, run.device)
             loss = reply_cross_entropy(reply.hidden, models.head_of(run.model), reply.targets, count=count)
             run.accelerator.backward(run.config.replay.weight * loss)
-        return {"replay": float(loss.detach())}
+        return float(loss.detach())
+
+    def _reading(self, batch: Sequence[TrainingRow]) -> dict[str, float]:
+        run, settings = self.run, self.run.config.replay
+        if not settings.reading:
+            return {}
+        with run.accelerator.autocast():
+            loss = reading_backward(
+                run.model,
+                run.checkpoint,
+                run.renderer,
+                packed([row.positive for row in batch], settings.reading_documents),
+                weight=settings.reading,
+                mini_batch_size=None,
+                accelerator=run.accelerator,
+                device=run.device,
+            )
+        return {"reading": loss}

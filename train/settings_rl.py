@@ -166,6 +166,11 @@ class Replay(Settings):
     """Replayed rows per step over all processes. Our choice: off."""
     sources: tuple[Source, ...] = ()
     """Where they come from. Our choice: none."""
+    reading: Weight = 0.0
+    """Weight of the cross-entropy on the replayed rows' documents, as loss.reading of stage 1. Our choice: off; nano sets it, since
+    facts that only held-out questions ask for fade under the policy's updates."""
+    reading_documents: Count = 8
+    """Documents packed into one sequence that is read. As in stage 1."""
 
     def check(self) -> None:
         """All of it or none of it."""

@@ -19,6 +19,7 @@ from tests.train.loops import (
 from train import model as models
 from train import rl
 from train.environment import Environment
+from train.reading import packed, reading_backward
 from train.replay import Replay
 from train.rl import Step, main, sample, train
 from train.rollout_contrast import Documents
@@ -370,6 +371,44 @@ def test_replay_adds_the_cross_entropy_of_stage_1_rows(tmp_path, model, monkeypa
     rest = gradients_of(rl_config(tmp_path / "stopped", model, *replay), monkeypatch)
     assert largest_difference(whole[2], rest[1]) == 0, "the replayed rows' position was not resumed"
     assert all("replay" in event for event in events(tmp_path / "whole", "step"))
+
+
+def test_replay_also_reads_the_rows_documents(tmp_path, model):
+    def gradient(*settings):
+        config = rl_config(
+            tmp_path / "run",
+            model,
+            "replay.weight=0.5",
+            "replay.rows_per_step=5",
+            'replay.sources=[{kind = "hopworld", documents = 500, hops = [1]}]',
+            *settings,
+        )
+        run = Run.begin(config, base_copy=False, unit="query")
+        replay = Replay.begin(run)
+        first = replay.data.state_dict()
+        parts = replay.backward()
+        replay.data.load_state_dict(first)
+        documents = [row.positive for row in replay.data.next_batch()]
+        return run, documents, parts, {n: p.grad.clone() for n, p in models.trainable(run.model)}
+
+    _, _, without, before = gradient()
+    run, documents, parts, after = gradient("replay.reading=2.0", "replay.reading_documents=2")
+    assert set(without) == {"replay"}
+    run.checkpoint.model.zero_grad()
+    alone = reading_backward(
+        run.model,
+        run.checkpoint,
+        run.renderer,
+        packed(documents, 2),
+        weight=2.0,
+        mini_batch_size=None,
+        accelerator=run.accelerator,
+        device=run.device,
+    )
+    assert parts == {"replay": pytest.approx(without["replay"]), "reading": pytest.approx(alone)}
+    own = {n: p.grad for n, p in models.trainable(run.model)}
+    assert largest_difference(after, {n: before[n] + own[n] for n in own}) < 1e-5
+    assert largest_difference(after, before) > 1e-3
 
 
 def test_two_updates_on_one_set_of_rollouts(tmp_path, model):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from train.schema import Bound, Count, CountOrNone, Positive, Settings, Share, Weight
 from train.settings import Checkpoints, Evaluate, Model, Optimization, Output
 from train.settings_data import Data, Source
-from train.settings_sft import check_precision
+from train.settings_sft import Loss, check_precision
 
 Fraction = Annotated[float, Bound(low=0, high=0.999, strict=True)]
 
@@ -157,28 +157,40 @@ class CorpusCache(Settings):
 
 
 @dataclass(frozen=True)
+class ReplayLoss(Loss):
+    """Stage 1's losses, as they are weighted beside the policy's."""
+
+    kl: Weight = 0.0
+    """Not used here: policy.kl_weight holds the policy near its start."""
+    infonce: Weight = 0.0
+    """Weight of InfoNCE over cosine. Our choice: off, the reply alone keeps the reasoning; nano sets it, which keeps the vectors."""
+    triplet: Weight = 0.0
+    """Weight of the triplet margin loss. Our choice: off, as in nano's stage 1."""
+
+    def check(self) -> None:
+        """There is no frozen base here."""
+        super().check()
+        if self.kl:
+            raise ValueError("replay.loss.kl has no base to stay near. Set policy.kl_weight, and kl = 0.")
+
+
+@dataclass(frozen=True)
 class Replay(Settings):
     """Stage-1 rows mixed into stage 2, so that what was learned is not forgotten."""
 
-    weight: Weight = 0.0
-    """Weight of the reply cross-entropy on replayed rows; 0 = off. Our choice: off, prompts of all lengths do it first."""
     rows_per_step: CountOrNone = 0
-    """Replayed rows per step over all processes. Our choice: off."""
+    """Replayed rows per step over all processes; 0 = off. Our choice: off, prompts of all lengths do it first."""
     sources: tuple[Source, ...] = ()
     """Where they come from. Our choice: none."""
-    reading: Weight = 0.0
-    """Weight of the cross-entropy on the replayed rows' documents, as loss.reading of stage 1. Our choice: off; nano sets it, since
-    facts that only held-out questions ask for fade under the policy's updates."""
-    reading_documents: Count = 8
-    """Documents packed into one sequence that is read. As in stage 1."""
+    loss: ReplayLoss = field(default_factory=ReplayLoss)
+    """What is learned from them. Our choice: the reply alone."""
 
     def check(self) -> None:
-        """All of it or none of it."""
-        parts = (bool(self.weight), bool(self.rows_per_step), bool(self.sources))
-        if any(parts) and not all(parts):
+        """Both or neither."""
+        if bool(self.rows_per_step) != bool(self.sources):
             raise ValueError(
-                f"replay needs weight, rows_per_step and sources together, got weight = {self.weight}, rows_per_step = "
-                f"{self.rows_per_step} and {len(self.sources)} sources. Set all three, or none."
+                f"replay needs rows_per_step and sources together, got rows_per_step = {self.rows_per_step} and "
+                f"{len(self.sources)} sources. Set both, or none."
             )
 
 

@@ -16,27 +16,12 @@ Departures from the paper, and what it leaves open (each value and its source: t
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from search_r3_mteb.encoder.checkpoints import Checkpoint
-from search_r3_mteb.encoder.prompts import Rendered, Renderer
-from train import distributed
 from train import model as models
 from train.allocation import keep_freed_memory
-from train.batches import Rows, collate, mini_batches, text_ids
 from train.command import parse
-from train.contrastive import Contrast
-from train.data import TrainingRow
-from train.gradcache import Forward, MiniBatch, cached_backward
-from train.losses import kl_to_base, reply_cross_entropy, select_reply
 from train.optimizer import learning_rate, set_learning_rate
-from train.reading import packed, reading_backward
 from train.run import Run
 from train.settings_sft import SftConfig
 
@@ -54,7 +39,8 @@ def train(config: SftConfig, *, dry_run: bool = False) -> Path | None:
         run.describe(rows=config.optimization.mini_batch_size or config.optimization.batch_size)
         return None
     base = models.Base.of(run.checkpoint) if config.loss.kl else None
-    step = Step(run.model, run.checkpoint, run.renderer, config, base, run.device)
+    size = config.optimization.mini_batch_size
+    step = Step(run.model, run.checkpoint, run.renderer, config.loss, size, base, run.device)
 
     for number in run.steps():
         rows = run.data.next_batch()
@@ -67,136 +53,6 @@ def train(config: SftConfig, *, dry_run: bool = False) -> Path | None:
         run.optimizer.zero_grad(set_to_none=True)
         run.after_step(number, losses | {"learning_rate": rate, "gradient_norm": norm})
     return run.finish()
-
-
-@dataclass
-class Step:
-    """The loss of one batch and its gradient."""
-
-    model: Any
-    checkpoint: Checkpoint
-    renderer: Renderer
-    config: SftConfig
-    base: models.Base | None
-    device: torch.device
-
-    def backward(self, rows: Sequence[TrainingRow], accelerator: Any) -> dict[str, float]:
-        """Add the batch's gradient to the parameters; returns the loss and its parts, averaged over processes."""
-        columns, contrast = self.prepare(rows)
-        counts = self.reply_counts(columns)
-        forwards: dict[str, list[MiniBatch]] = {
-            name: [partial(self.forward, part, name, counts) for part in parts] for name, parts in columns.items()
-        }
-        self.sums = dict.fromkeys(("reply", "kl", "reading"), 0.0)
-        with accelerator.autocast():
-            loss = self.read(rows, accelerator)
-            if contrast.needed:
-                found = cached_backward(forwards, contrast, backward=accelerator.backward)
-                loss += float(found.contrastive + found.local)
-            else:
-                loss += self._replies_alone(forwards, accelerator)
-        return distributed.average({"loss": loss} | contrast.parts | self._local_parts(), self.device)
-
-    def prepare(self, rows: Sequence[TrainingRow]) -> tuple[dict[str, list[list[Rendered]]], Contrast]:
-        """The batch as columns of mini-batches, documents first: DDP synchronises in the last one, which holds replies."""
-        size = self.config.optimization.mini_batch_size
-        traced = [index for index, row in enumerate(rows) if row.reasoning is not None]
-        own = self.config.loss.hard_negatives
-        documents = [row.positive for row in rows] + [text for row in rows if own for text in row.negatives]
-        owners = list(range(len(rows))) + [i for i, row in enumerate(rows) if own for _ in row.negatives]
-        weights = self.config.loss
-        contrasted = weights.infonce or weights.triplet
-        columns = {
-            "documents": self.renderer.render_batch(documents, "direct") if contrasted else [],
-            "direct": self.renderer.render_batch([row.query for row in rows], "direct"),
-            "reason": [
-                self.renderer.render_reply(rows[i].query, "reason", rows[i].reasoning, given=rows[i].given)
-                for i in traced
-            ],
-        }
-        contrast = Contrast(
-            settings=self.config.loss,
-            rows={"direct": torch.arange(len(rows)), "reason": torch.tensor(traced, dtype=torch.long)},
-            query_ids=text_ids([row.query for row in rows]),
-            document_ids=text_ids(documents),
-            positives=torch.arange(len(rows)),
-            owners=torch.tensor(owners),
-        )
-        return {name: mini_batches(column, size) for name, column in columns.items() if column}, contrast
-
-    def read(self, rows: Sequence[TrainingRow], accelerator: Any) -> float:
-        """The weighted loss on the documents' own text, with its gradient; 0 where it is switched off."""
-        weights = self.config.loss
-        if not weights.reading:
-            return 0.0
-        self.sums["reading"] = reading_backward(
-            self.model,
-            self.checkpoint,
-            self.renderer,
-            packed([row.positive for row in rows], weights.reading_documents),
-            weight=weights.reading,
-            mini_batch_size=self.config.optimization.mini_batch_size,
-            accelerator=accelerator,
-            device=self.device,
-        )
-        return weights.reading * self.sums["reading"]
-
-    def reply_counts(self, columns: dict[str, list[list[Rendered]]]) -> dict[str, float]:
-        """Learned tokens over which each column's cross-entropy is a mean: those of all processes."""
-        counts: dict[str, float] = {}
-        for name in ("direct", "reason"):
-            spans = [rendered.spans["assistant"] for part in columns.get(name, []) for rendered in part]
-            here = sum(end - start for start, end in spans)
-            counts[name] = distributed.shared_count(here, self.device)
-        return counts
-
-    def forward(self, part: Sequence[Rendered], name: str, counts: dict[str, float]) -> Forward:
-        """One mini-batch: its vectors, and the losses that need no other row."""
-        rows = collate(part, self.checkpoint.embed_token_id, self.device)
-        hidden = models.forward(self.model, rows.token_ids, rows.lengths)
-        weights = self.config.loss
-        if name == "documents" or not (weights.reply or weights.kl):
-            return Forward(hidden.vectors)
-        return Forward(hidden.vectors, partial(self.reply_losses, rows, hidden.states, counts[name]))
-
-    def reply_losses(self, rows: Rows, states: Tensor, count: float) -> Tensor:
-        """Cross-entropy on the reply and the KL to the base at the same tokens, each a share of the batch's mean."""
-        weights, head = self.config.loss, models.head_of(self.model)
-        reply = select_reply(states, rows.token_ids, rows.reply)
-        loss = states.new_zeros((), dtype=torch.float32)
-        if weights.reply:
-            term = reply_cross_entropy(reply.hidden, head, reply.targets, count=count)
-            self.sums["reply"] += float(term.detach())
-            loss = loss + weights.reply * term
-        if weights.kl and self.base is not None:
-            before = select_reply(self.base.states(rows.token_ids, rows.lengths), rows.token_ids, rows.reply)
-            term = kl_to_base(
-                reply.hidden,
-                head,
-                before.hidden,
-                self.base.head,
-                direction=weights.kl_direction,
-                new_token_id=self.checkpoint.embed_token_id,
-                count=count,
-            )
-            self.sums["kl"] += float(term.detach())
-            loss = loss + weights.kl * term
-        return loss
-
-    def _replies_alone(self, forwards: dict[str, list[MiniBatch]], accelerator: Any) -> float:
-        """The loss without a contrastive term: every mini-batch stands alone and runs once."""
-        total = 0.0
-        for mini_batch in (one for column in forwards.values() for one in column):
-            own = mini_batch().local_loss
-            if own is not None:
-                loss = own()
-                accelerator.backward(loss)
-                total += float(loss.detach())
-        return total
-
-    def _local_parts(self) -> dict[str, float]:
-        weights = asdict(self.config.loss)
-        return {name: value for name, value in self.sums.items() if weights[name]}
 
 
 if __name__ == "__main__":

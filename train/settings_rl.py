@@ -161,7 +161,7 @@ class ReplayLoss(Loss):
     """Stage 1's losses, as they are weighted beside the policy's."""
 
     kl: Weight = 0.0
-    """Not used here: policy.kl_weight holds the policy near its start."""
+    """Our choice: 0, and not used here: policy.kl_weight holds the policy near its start."""
     infonce: Weight = 0.0
     """Weight of InfoNCE over cosine. Our choice: off, the reply alone keeps the reasoning; nano sets it, which keeps the vectors."""
     triplet: Weight = 0.0

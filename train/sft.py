@@ -24,6 +24,7 @@ from train.command import parse
 from train.optimizer import learning_rate, set_learning_rate
 from train.run import Run
 from train.settings_sft import SftConfig
+from train.supervised import Step
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,7 +30,7 @@ RUNS = Path("runs/rl-ablation")
 START = Path("runs/proof/sft-0/last")
 STEPS = 120
 MIXED = 'data.sources=[{kind="hopworld", name="mixed", hops=[1, 2, 3], traces=false}]'
-NO_REPLAY = "replay={weight=0.0, rows_per_step=0, sources=[]}"
+NO_REPLAY = "replay={rows_per_step=0, sources=[]}"
 LORA = "model.lora={rank=16}"
 VARIANTS: dict[str, list[str]] = {
     "as shipped": [],
@@ -46,6 +46,7 @@ VARIANTS: dict[str, list[str]] = {
     "refresh frozen (LoRA)": ['corpus_cache.policy="frozen"', LORA, "optimization.learning_rate=1e-3"],
     "refresh local+map (LoRA)": [LORA, "optimization.learning_rate=1e-3"],
     "forgetting: no replay": [NO_REPLAY],
+    "forgetting: the replay without vectors and reading": ["replay.loss.infonce=0.0", "replay.loss.reading=0.0"],
     "forgetting: KL 0.05 for the replay": [NO_REPLAY, "policy.kl_weight=0.05"],
     "forgetting: prompts of 1 to 3 hops for the replay": [NO_REPLAY, MIXED],
     "control: rewards shuffled": [],

@@ -26,6 +26,7 @@ SECTIONS = {
     "contrastive": settings_rl.Contrastive,
     "corpus_cache": settings_rl.CorpusCache,
     "replay": settings_rl.Replay,
+    "replay.loss": settings_rl.ReplayLoss,
 }
 
 

@@ -19,7 +19,6 @@ from tests.train.loops import (
 from train import model as models
 from train import rl
 from train.environment import Environment
-from train.reading import packed, reading_backward
 from train.replay import Replay
 from train.rl import Step, main, sample, train
 from train.rollout_contrast import Documents
@@ -345,70 +344,58 @@ def test_kl_to_the_start(tmp_path, model, copy):
     assert scale > 1e-3
 
 
-def test_replay_adds_the_cross_entropy_of_stage_1_rows(tmp_path, model, monkeypatch):
-    replay = [
-        "replay.weight=0.5", "replay.rows_per_step=3",
-        'replay.sources=[{kind = "hopworld", documents = 500, hops = [1]}]',
-    ]  # fmt: skip
-    config = rl_config(tmp_path / "run", model, *replay)
+REPLAY = [
+    "replay.rows_per_step=3",
+    'replay.sources=[{kind = "hopworld", documents = 500, hops = [1]}]',
+    "replay.loss.reply=0.5",
+]
+
+
+def replayed(config):
+    """The run, what it replayed, the losses, and their gradient."""
     run = Run.begin(config, base_copy=False, unit="query")
-    found = Replay.begin(run)
-    first = found.data.state_dict()
-    loss = found.backward()["replay"]
-    ours = {n: p.grad.clone() for n, p in models.trainable(run.model)}
-    found.data.load_state_dict(first)
-    said, checkpoint = [], run.checkpoint
+    replay = Replay.begin(run)
+    first = replay.data.state_dict()
+    losses = replay.backward()
+    replay.data.load_state_dict(first)
+    return run, replay.data.next_batch(), losses, {n: p.grad.clone() for n, p in models.trainable(run.model)}
+
+
+def test_replay_adds_the_cross_entropy_of_stage_1_rows(tmp_path, model, monkeypatch):
+    run, rows, losses, ours = replayed(rl_config(tmp_path / "run", model, *REPLAY))
+    checkpoint = run.checkpoint
     checkpoint.model.zero_grad()
-    for row in found.data.next_batch():
-        turn = run.renderer.render_reply(row.query, "reason", row.reasoning)
-        logits = checkpoint.model(torch.tensor([turn.token_ids])).logits[0].log_softmax(-1)
-        said += [-logits[t - 1, turn.token_ids[t]] for t in range(*turn.spans["assistant"])]
-    (0.5 * torch.stack(said).mean()).backward()
-    assert loss == pytest.approx(torch.stack(said).mean().item(), rel=1e-5)
+    said = {"direct": [], "reason": []}
+    for row in rows:
+        for mode, reasoning in (("direct", None), ("reason", row.reasoning)):
+            turn = run.renderer.render_reply(row.query, mode, reasoning)
+            logits = checkpoint.model(torch.tensor([turn.token_ids])).logits[0].log_softmax(-1)
+            said[mode] += [-logits[t - 1, turn.token_ids[t]] for t in range(*turn.spans["assistant"])]
+    reply = sum(torch.stack(terms).mean() for terms in said.values())
+    (0.5 * reply).backward()
+    assert losses == {"replay": pytest.approx(0.5 * reply.item()), "replay_reply": pytest.approx(reply.item())}
     assert largest_difference(ours, {n: p.grad for n, p in models.trainable(run.model)}) < 1e-5
-    whole = gradients_of(rl_config(tmp_path / "whole", model, *replay), monkeypatch)
-    train_until(1, train, rl_config(tmp_path / "stopped", model, *replay), monkeypatch)
-    rest = gradients_of(rl_config(tmp_path / "stopped", model, *replay), monkeypatch)
+    whole = gradients_of(rl_config(tmp_path / "whole", model, *REPLAY), monkeypatch)
+    train_until(1, train, rl_config(tmp_path / "stopped", model, *REPLAY), monkeypatch)
+    rest = gradients_of(rl_config(tmp_path / "stopped", model, *REPLAY), monkeypatch)
     assert largest_difference(whole[2], rest[1]) == 0, "the replayed rows' position was not resumed"
     assert all("replay" in event for event in events(tmp_path / "whole", "step"))
 
 
-def test_replay_also_reads_the_rows_documents(tmp_path, model):
-    def gradient(*settings):
-        config = rl_config(
-            tmp_path / "run",
-            model,
-            "replay.weight=0.5",
-            "replay.rows_per_step=5",
-            'replay.sources=[{kind = "hopworld", documents = 500, hops = [1]}]',
-            *settings,
-        )
-        run = Run.begin(config, base_copy=False, unit="query")
-        replay = Replay.begin(run)
-        first = replay.data.state_dict()
-        parts = replay.backward()
-        replay.data.load_state_dict(first)
-        documents = [row.positive for row in replay.data.next_batch()]
-        return run, documents, parts, {n: p.grad.clone() for n, p in models.trainable(run.model)}
+def test_replay_is_a_step_of_stage_1_with_every_loss(tmp_path, model):
+    from train.settings_rl import ReplayLoss
+    from train.supervised import Step
 
-    _, _, without, before = gradient()
-    run, documents, parts, after = gradient("replay.reading=2.0", "replay.reading_documents=2")
-    assert set(without) == {"replay"}
+    extra = ["replay.loss.reading=2.0", "replay.loss.reading_documents=2", "replay.loss.infonce=0.7"]
+    _, _, _, reply_alone = replayed(rl_config(tmp_path / "run", model, *REPLAY))
+    run, rows, losses, ours = replayed(rl_config(tmp_path / "run", model, *REPLAY, *extra))
+    assert set(losses) == {"replay", "replay_reply", "replay_reading", "replay_infonce"}
     run.checkpoint.model.zero_grad()
-    alone = reading_backward(
-        run.model,
-        run.checkpoint,
-        run.renderer,
-        packed(documents, 2),
-        weight=2.0,
-        mini_batch_size=None,
-        accelerator=run.accelerator,
-        device=run.device,
-    )
-    assert parts == {"replay": pytest.approx(without["replay"]), "reading": pytest.approx(alone)}
-    own = {n: p.grad for n, p in models.trainable(run.model)}
-    assert largest_difference(after, {n: before[n] + own[n] for n in own}) < 1e-5
-    assert largest_difference(after, before) > 1e-3
+    loss = ReplayLoss(reply=0.5, reading=2.0, reading_documents=2, infonce=0.7)
+    truth = Step(run.model, run.checkpoint, run.renderer, loss, None, None, run.device).backward(rows, run.accelerator)
+    assert losses["replay"] == pytest.approx(truth["loss"])
+    assert largest_difference(ours, {n: p.grad for n, p in models.trainable(run.model)}) < 1e-6
+    assert largest_difference(ours, reply_alone) > 1e-3, "the control: the other losses count"
 
 
 def test_two_updates_on_one_set_of_rollouts(tmp_path, model):

@@ -17,7 +17,8 @@ from tests.train.loops import (
 )
 from train import model as models
 from train.run import Run
-from train.sft import Step, main, train
+from train.sft import main, train
+from train.supervised import Step
 
 
 def gradients_of(config, monkeypatch):
@@ -307,7 +308,9 @@ def test_kl_to_the_base_with_an_adapter_equals_that_to_a_copy(tmp_path, monkeypa
     rows = run.data.next_batch()
     found = []
     for base in (start, copied):
-        step = Step(run.model, run.checkpoint, run.renderer, config, base, run.device)
+        step = Step(
+            run.model, run.checkpoint, run.renderer, config.loss, config.optimization.mini_batch_size, base, run.device
+        )
         parts = step.backward(rows, run.accelerator)
         found.append((parts["kl"], {n: p.grad.clone() for n, p in models.trainable(run.model) if p.grad is not None}))
         run.optimizer.zero_grad()
@@ -335,6 +338,14 @@ def test_hard_negatives_are_mined_with_the_starting_model(tmp_path):
 
 def test_columns_run_in_one_order_so_that_replies_come_last(tmp_path):
     run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
-    step = Step(run.model, run.checkpoint, run.renderer, run.config, None, run.device)
+    step = Step(
+        run.model,
+        run.checkpoint,
+        run.renderer,
+        run.config.loss,
+        run.config.optimization.mini_batch_size,
+        None,
+        run.device,
+    )
     columns, _ = step.prepare(run.data.next_batch())
     assert list(columns) == ["documents", "direct", "reason"]

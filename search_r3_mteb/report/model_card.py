@@ -258,14 +258,7 @@ def _source(item: Mapping[str, Any], licences: Mapping[str, str]) -> Source:
 
 def _losses(config: Mapping[str, Any]) -> list[str]:
     """What was minimised or rewarded, with weights, in the order of the configuration; what has weight 0 is not named."""
-    loss = config.get("loss", {})
-    words = {
-        "reply": "cross-entropy on the reply and the embed token",
-        "kl": f"KL divergence to the frozen base ({loss.get('kl_direction', 'reverse')})",
-        "infonce": f"InfoNCE over cosine, temperature {loss.get('temperature')}",
-        "triplet": f"triplet margin loss, margin {loss.get('margin')}",
-    }
-    found = [f"{text}; weight {loss[key]:g}" for key, text in words.items() if loss.get(key)]
+    found = _supervised(config.get("loss", {}))
     for section, title in (
         ("policy", "policy gradient (GRPO)"),
         ("reward", "reward"),
@@ -275,4 +268,21 @@ def _losses(config: Mapping[str, Any]) -> list[str]:
         if isinstance(values, Mapping) and values.get("weight", 1):
             numbers = ", ".join(f"{k} {v}" for k, v in values.items() if isinstance(v, int | float | str) and v != 0)
             found.append(f"{title}: {numbers}")
+    replay = config.get("replay", {})
+    if replay.get("rows_per_step"):
+        found.append(
+            f"stage 1 replayed on {replay['rows_per_step']} rows a step: " + "; ".join(_supervised(replay["loss"]))
+        )
     return found
+
+
+def _supervised(loss: Mapping[str, Any]) -> list[str]:
+    """Stage 1's losses with their weights."""
+    words = {
+        "reply": "cross-entropy on the reply and the embed token",
+        "kl": f"KL divergence to the frozen base ({loss.get('kl_direction', 'reverse')})",
+        "infonce": f"InfoNCE over cosine, temperature {loss.get('temperature')}",
+        "triplet": f"triplet margin loss, margin {loss.get('margin')}",
+        "reading": "cross-entropy on the documents' own text",
+    }
+    return [f"{text}; weight {loss[key]:g}" for key, text in words.items() if loss.get(key)]

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from search_r3_mteb.report import report
+from tests.report.made_diagnosis import diagnosis, write
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -48,7 +49,7 @@ def driver(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, make_runs):
-    """Two models, two tasks, two seeds, two budgets, published peers, both kinds of training run."""
+    """Two models, two tasks, two seeds, two budgets, published peers, both kinds of training run, a diagnosis."""
     root = tmp_path_factory.mktemp("runs")
     runs = make_runs(root, gains={"nano": 0.18, "mini": -0.1})
     folders = [
@@ -58,6 +59,7 @@ def page(tmp_path_factory, make_runs):
         runs.evaluate("d", task="SciFact", queries=300, documents=5183, hops=False),
         runs.training("rl", "rl"),
         runs.training("sft", "sft"),
+        write(root / "diagnosis", diagnosis()),
     ]
     path = root / "report.html"
     report(folders, path, "html", runs.peers())
@@ -168,6 +170,14 @@ def test_every_figure_is_drawn_with_a_description(opened):
         assert any(expected in title for title in titles), expected
     unlabelled = "return [...document.querySelectorAll('.plot')].filter((n) => !n.getAttribute('aria-label')).length"
     assert opened.execute_script(unlabelled) == 0
+
+
+def test_a_diagnosis_is_drawn(opened):
+    draw_everything(opened)
+    drawn = "return document.querySelectorAll('#diagnose-0 .plot svg.main-svg').length"
+    wait(opened, f"{drawn} >= 6")
+    text = opened.execute_script("return document.querySelector('#diagnose-0').textContent")
+    assert "the reasoning matters and helps" in text
 
 
 def test_table_sorts_both_ways_and_keeps_missing_values_last(opened):

@@ -1,54 +1,14 @@
 """The report's section on diagnoses: what it shows, and what it says where a file cannot be used. No model is run."""
 
 import json
-from functools import cache
 
-import numpy as np
 import pytest
 
-from search_r3_mteb.evaluation.diagnosis_groups import BudgetRun, Measured, group_record, hop_groups, verdict
-from search_r3_mteb.evaluation.movement import Cosines
 from search_r3_mteb.report import report
 from search_r3_mteb.report.diagnose_section import diagnose_groups
 from search_r3_mteb.report.records import Evidence
 from search_r3_mteb.report.runs import read_runs
-
-QUERIES = 40
-
-
-def diagnosis(**changed):
-    return made() | changed
-
-
-@cache
-def made():
-    """A diagnose.json with made-up measurements: the own reasoning is worth 0.4."""
-    rng = np.random.default_rng(0)
-    level = {"own": 0.8, "other": 0.4, "shuffled": 0.6, "none": 0.3, "direct": 0.35}
-    ndcg = {name: (mean + rng.normal(0, 0.1, QUERIES)).clip(0, 1) for name, mean in level.items()}
-    tokens, forced = rng.integers(3, 60, QUERIES), (np.arange(QUERIES) % 10 == 0).astype(float)
-    same, different = rng.uniform(0.6, 0.9, QUERIES), rng.uniform(0.1, 0.4, QUERIES)
-    rollouts = rng.random((4, QUERIES))
-    measured = Measured(
-        ndcg=ndcg, cosine_to_own=dict.fromkeys(level, same), tokens=tokens, forced=forced,
-        budgets={b: BudgetRun((ndcg["own"] - (64 - b) / 200).clip(0, 1), tokens.clip(max=b), forced) for b in (0, 16, 64)},
-        cosines=Cosines(same, same - 0.1, different, np.full(QUERIES, 3)), rollout_ndcg=rollouts,
-        rollout_margin=rollouts / 4, rollout_forced=rollouts * 0, pools={1: rollouts.mean(0), 4: ndcg["own"]},
-    )  # fmt: skip
-    hops = [1 + n % 3 for n in range(QUERIES)]
-    groups = [group_record(measured, rows, count) for count, rows in hop_groups(hops)]
-    columns = {"query_id": [f"q{n}<b>" for n in range(QUERIES)], "cosine_same": same.tolist()}
-    columns |= {"cosine_different": different.tolist(), "ndcg_spread": rollouts.std(axis=0).tolist()}
-    return {
-        "version": 1, "task": "Made", "split": "test", "model": "nano", "commit": "0123456789abcdef", "queries_in_task": 90,
-        "skipped": [], "verdict": verdict(groups[0], "nano", "Made"), "groups": groups, "per_query": columns,
-    }  # fmt: skip
-
-
-def write(folder, data):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "diagnose.json").write_text(data if isinstance(data, str) else json.dumps(data))
-    return folder
+from tests.report.made_diagnosis import diagnosis, write
 
 
 def test_a_section_with_the_verdict_and_its_figures(tmp_path):

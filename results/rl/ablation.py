@@ -28,29 +28,29 @@ from train.settings_rl import RlConfig
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/rl-ablation")
 START = Path("runs/proof/sft-0/last")
-STEPS = 120
+STEPS = 80
 MIXED = 'data.sources=[{kind="hopworld", name="mixed", hops=[1, 2, 3], traces=false}]'
 NO_REPLAY = "replay={rows_per_step=0, sources=[]}"
 LORA = "model.lora={rank=16}"
 VARIANTS: dict[str, list[str]] = {
     "as shipped": [],
-    "reward nDCG": ["reward.dcg_scaled=0.0", "reward.ndcg=1.0"],
-    "reward MRR": ["reward.dcg_scaled=0.0", "reward.mrr=1.0"],
-    "reward margin": ["reward.dcg_scaled=0.0", "reward.margin=1.0"],
-    "reward DCG + margin": ["reward.margin=1.0"],
-    "contrastive 0.1": ["contrastive.weight=0.1"],
-    "contrastive 1.0": ["contrastive.weight=1.0"],
     "refresh none": ['corpus_cache.policy="none"'],
     "refresh local": ['corpus_cache.policy="local"'],
     "refresh full": ['corpus_cache.policy="full"'],
-    "refresh frozen (LoRA)": ['corpus_cache.policy="frozen"', LORA, "optimization.learning_rate=1e-3"],
-    "refresh local+map (LoRA)": [LORA, "optimization.learning_rate=1e-3"],
-    "forgetting: no replay": [NO_REPLAY],
-    "forgetting: the replay without vectors and reading": ["replay.loss.infonce=0.0", "replay.loss.reading=0.0"],
-    "forgetting: KL 0.05 for the replay": [NO_REPLAY, "policy.kl_weight=0.05"],
-    "forgetting: prompts of 1 to 3 hops for the replay": [NO_REPLAY, MIXED],
+    "reward nDCG": ["reward.dcg_scaled=0.0", "reward.ndcg=1.0"],
+    "reward MRR": ["reward.dcg_scaled=0.0", "reward.mrr=1.0"],
+    "reward margin": ["reward.dcg_scaled=0.0", "reward.margin=1.0"],
     "control: rewards shuffled": [],
     "control: advantages negated": [],
+    "forgetting: no replay": [NO_REPLAY],
+    "contrastive 0.1": ["contrastive.weight=0.1"],
+    "forgetting: the replay without vectors and reading": ["replay.loss.infonce=0.0", "replay.loss.reading=0.0"],
+    "refresh frozen (LoRA)": ['corpus_cache.policy="frozen"', LORA, "optimization.learning_rate=1e-3"],
+    "refresh local+map (LoRA)": [LORA, "optimization.learning_rate=1e-3"],
+    "forgetting: KL 0.05 for the replay": [NO_REPLAY, "policy.kl_weight=0.05"],
+    "forgetting: prompts of 1 to 3 hops for the replay": [NO_REPLAY, MIXED],
+    "reward DCG + margin": ["reward.margin=1.0"],
+    "contrastive 1.0": ["contrastive.weight=1.0"],
 }
 
 

@@ -228,7 +228,7 @@ class Step:
         totals["gap_mean"] += share * policy.ratio_gap_mean
         totals["gap_max"] = max(totals["gap_max"], policy.ratio_gap_max)
         if contrast is not None:
-            term = contrast.loss([self.groups.prompt[r] for r in part], hidden.vectors, counts.rollouts)
+            term = contrast.loss(part, hidden.vectors, counts.rollouts)
             totals["contrastive"] += float(term.detach())
             loss = loss + config.contrastive.weight * term
         totals["loss"] += float(loss.detach())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from train import distributed
@@ -54,7 +54,7 @@ class Documents:
 
 @dataclass
 class Contrast:
-    """What the rollouts of a step are contrasted with.
+    """What the rollouts of a step are contrasted with, and which of them are.
 
     `leaf` stands for the documents of all processes, so that the gradient of many mini-batches of rollouts is collected there
     and goes through the documents' own forward once, in `finish`. Columns are the documents, then the constants.
@@ -68,6 +68,8 @@ class Contrast:
     relevant: Int[Tensor, "pairs 2"]
     query_ids: Int[Tensor, " prompts"]
     positives: Int[Tensor, " prompts"]
+    prompt: Int[Tensor, " rollouts"]
+    taught: Bool[Tensor, " rollouts"]
 
     @classmethod
     def of(
@@ -103,14 +105,20 @@ class Contrast:
             relevant=distributed.gather_rows(pairs),
             query_ids=queries,
             positives=torch.tensor([documents.column[p] + before for p in range(len(groups.rows))], device=device),
+            prompt=torch.tensor(groups.prompt, device=device),
+            taught=torch.from_numpy(judged.rewards.total >= settings.min_reward).to(device),
         )
 
-    def loss(self, prompts: Sequence[int], vectors: Float[Tensor, "rollouts dim"], count: float) -> Float[Tensor, ""]:
-        """The share of these rollouts, whose prompts are given."""
-        index = torch.tensor(list(prompts), device=vectors.device)
+    def loss(self, part: Sequence[int], vectors: Float[Tensor, "rollouts dim"], count: float) -> Float[Tensor, ""]:
+        """The share of the rollouts `part`, of which those below `min_reward` teach nothing; `count` stays that of all."""
+        rollouts = torch.tensor(list(part), device=vectors.device)
+        taught = self.taught[rollouts]
+        if not taught.any():
+            return vectors.sum() * 0
+        index = self.prompt[rollouts][taught]
         positives = self.positives[index]
         return info_nce(
-            vectors,
+            vectors[taught],
             torch.cat([self.leaf, self.constants.to(self.leaf)]),
             positives=positives,
             negatives=negative_mask(positives, self.ids, query_ids=self.query_ids[index], relevant=self.relevant),

@@ -101,6 +101,9 @@ class Contrastive(Settings):
     """InfoNCE divides the cosine by it. As in stage 1."""
     hard_negatives: CountOrNone = 8
     """Negatives per query from the cache, whose vectors are constants. Our choice: 8."""
+    min_reward: float = -1.0
+    """Rollouts with a smaller reward are left out. Our choice: -1, all of them; a bound keeps reasoning that has not found the
+    document from being taught to know it by heart."""
 
 
 CachePolicy = Literal["none", "random", "local", "random+map", "local+map", "full", "frozen"]

@@ -112,7 +112,8 @@ def by_hand(one, *, policy_weight=1.0, contrastive=0.5, kl=0.0, base=None, advan
     table += [torch.from_numpy(one.environment.cache.values(np.array([row]))[0]) for row in hard]
     similarity = torch.stack(vectors) @ torch.stack(table).T / one.config.contrastive.temperature
     targets = torch.tensor([positives.index(one.rows[p].positive) for p in groups.prompt])
-    return loss + contrastive * torch.nn.functional.cross_entropy(similarity, targets)
+    terms = torch.nn.functional.cross_entropy(similarity, targets, reduction="none")
+    return loss + contrastive * (terms * torch.from_numpy(rewards >= one.config.contrastive.min_reward)).mean()
 
 
 @pytest.mark.parametrize("limit", [8, 2], ids=["some finish", "most are forced"])
@@ -425,6 +426,22 @@ def test_the_policy_alone_and_the_contrast_alone(tmp_path, model):
     _, ours = one.gradient()
     by_hand(one, policy_weight=0.0).backward()
     assert largest_difference(ours, {n: p.grad for n, p in models.trainable(one.run.model)}) < 1e-5
+
+
+def test_the_contrast_of_rollouts_that_found_their_document(tmp_path, model):
+    every = OneStep(rl_config(tmp_path / "every", model, "policy.weight=0"))
+    bound = float(np.median(every.judged.rewards.total))
+    settings = ["policy.weight=0", f"contrastive.min_reward={bound}", "optimization.mini_batch_size=3"]
+    some = OneStep(rl_config(tmp_path / "some", model, *settings))
+    assert 0 < (some.judged.rewards.total >= bound).sum() < len(some.groups.prompt)
+    _, ours = some.gradient()
+    by_hand(some, policy_weight=0.0).backward()
+    assert largest_difference(ours, {n: p.grad for n, p in models.trainable(some.run.model)}) < 1e-5
+    assert largest_difference(ours, every.gradient()[1]) > 1e-3, "the control: the bound matters"
+    none = OneStep(rl_config(tmp_path / "none", model, "policy.weight=0", "contrastive.min_reward=2"))
+    losses, gradient = none.gradient()
+    assert losses["contrastive"] == 0
+    assert all(float(g.abs().max()) == 0 for g in gradient.values())
 
 
 def test_rollouts_are_written_to_be_read(tmp_path, model):

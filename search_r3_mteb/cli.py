@@ -26,6 +26,10 @@ ModelOption = Annotated[
 BudgetOption = Annotated[
     int | None, typer.Option("--max-reasoning-tokens", help="Budget of a query's reasoning, in tokens.", min=0)
 ]
+CacheFolderOption = Annotated[
+    Path | None,
+    typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -58,10 +62,7 @@ def evaluate(
         "runs/evaluate"
     ),
     split: Annotated[str | None, typer.Option(help="One split of the tasks, where it is not their own.")] = None,
-    cache_folder: Annotated[
-        Path | None,
-        typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False),
-    ] = None,
+    cache_folder: CacheFolderOption = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
@@ -230,10 +231,7 @@ def reproduce(
         list[str] | None,
         typer.Option(help="CLAIM=PATH: a BEIR folder in place of the task that MTEB downloads. May be repeated."),
     ] = None,
-    cache_folder: Annotated[
-        Path | None,
-        typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False),
-    ] = None,
+    cache_folder: CacheFolderOption = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
@@ -263,7 +261,7 @@ def bench(
     json: Annotated[Path | None, typer.Option("--json", help="A file for the list of measurements.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Each case once, on nano: about a minute.")] = False,
 ) -> None:
-    """Time us against what you would otherwise run, on the same weights, in turns. A ratio above 1: we are faster."""
+    """Time us against what you would otherwise run, on the same weights, in turns. A ratio above 1: we are faster, or smaller."""
     from search_r3_mteb.evaluation.bench import bench as run
     from search_r3_mteb.evaluation.bench_cases import KINDS
 

@@ -35,6 +35,5 @@ class Replay:
         if self.data is None:
             return {}
         run = self.run
-        step = Step(run.model, run.checkpoint, run.renderer, run.config.replay.loss, None, None, run.device)
-        losses = step.backward(self.data.next_batch(), run.accelerator)
+        losses = Step.of(run, run.config.replay.loss).backward(self.data.next_batch(), run.accelerator)
         return {"replay": losses.pop("loss")} | {f"replay_{name}": value for name, value in losses.items()}

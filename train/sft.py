@@ -40,8 +40,7 @@ def train(config: SftConfig, *, dry_run: bool = False) -> Path | None:
         run.describe(rows=config.optimization.mini_batch_size or config.optimization.batch_size)
         return None
     base = models.Base.of(run.checkpoint) if config.loss.kl else None
-    size = config.optimization.mini_batch_size
-    step = Step(run.model, run.checkpoint, run.renderer, config.loss, size, base, run.device)
+    step = Step.of(run, config.loss, config.optimization.mini_batch_size, base)
 
     for number in run.steps():
         rows = run.data.next_batch()

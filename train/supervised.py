@@ -18,6 +18,7 @@ from train.gradcache import Forward, MiniBatch, cached_backward
 from train.losses import kl_to_base, reply_cross_entropy, select_reply
 from train.reading import packed, reading_backward
 from train.rows import TrainingRow
+from train.run import Run
 from train.settings_sft import Loss
 
 
@@ -32,6 +33,11 @@ class Step:
     mini_batch_size: int | None
     base: models.Base | None
     device: torch.device
+
+    @classmethod
+    def of(cls, run: Run, loss: Loss, mini_batch_size: int | None = None, base: models.Base | None = None) -> "Step":
+        """A step on the run's model."""
+        return cls(run.model, run.checkpoint, run.renderer, loss, mini_batch_size, base, run.device)
 
     def backward(self, rows: Sequence[TrainingRow], accelerator: Any) -> dict[str, float]:
         """Add the batch's gradient to the parameters; returns the loss and its parts, averaged over processes."""

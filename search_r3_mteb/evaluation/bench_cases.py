@@ -277,27 +277,16 @@ def _encode(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
             documents = subject.documents(count, kind)
             texts = peers.prompt_texts(encoder, documents)
             rounds = _rounds(subject, quick)
-            name = f"encode {subject.size} {kind} batch {batch}"
-            peer = "(iii) sentence-transformers"
-            if batch == 1:
-                yield Case(
-                    name,
-                    peer,
-                    "documents/s",
-                    count,
-                    rounds,
-                    _bind(_each, encoder.encode_document, documents),
-                    _bind(_each, _sentence_transformers(subject, 1), texts),
-                )
-                continue
+            ours, theirs = encoder.encode_document, _sentence_transformers(subject, batch)
+            one_by_one = batch == 1
             yield Case(
-                name,
-                peer,
+                f"encode {subject.size} {kind} batch {batch}",
+                "(iii) sentence-transformers",
                 "documents/s",
                 count,
                 rounds,
-                _bind(encoder.encode_document, documents),
-                _bind(_sentence_transformers(subject, batch), texts),
+                _bind(_each, ours, documents) if one_by_one else _bind(ours, documents),
+                _bind(_each, theirs, texts) if one_by_one else _bind(theirs, texts),
             )
             if batch == 64:
                 yield _mteb_case(subject, kind, documents, texts, rounds)

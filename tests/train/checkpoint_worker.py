@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.train.forking import forked, wait
 from train.checkpointing import TrainingState, checkpoints, load_latest, save
 
 STEPS = 12
@@ -110,22 +111,6 @@ def warm(folder):
     one_step(state)
     save(folder / "warm", 1, state, config=CONFIG)
     load_latest(folder / "warm", state, config=CONFIG)
-
-
-def forked(action):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-        except BaseException as error:  # noqa: BLE001  a forked child must not return into the parent's code
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    return pid
-
-
-def wait(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def kills(folder, count):

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tests.train.forking import forked, wait
 from tests.train.loops import (
     StoppedError,
     cache_arrays,
@@ -49,22 +50,6 @@ def train(stage, config):
 def life(stage, folder, model):
     with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing), contextlib.redirect_stdout(nothing):  # noqa: PTH123
         train(stage, settings(stage, folder, model))
-
-
-def forked(action):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-        except BaseException as error:  # noqa: BLE001  a forked child must not return into the parent's code
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    return pid
-
-
-def wait(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def steps_saved(folder):

@@ -211,3 +211,12 @@ def recording(gradients, logged=None):
         return norm
 
     return reduce_gradients
+
+
+def recorded_gradients(train, config, monkeypatch):
+    """Every step's gradient of a whole run."""
+    found = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "reduce_gradients", recording(found))
+        train(config)
+    return found

@@ -95,15 +95,7 @@ def test_stage_one_adds_it_to_its_loss(tmp_path):
     def one(weight):
         config = sft_config(tmp_path / str(weight), f"loss.reading={weight}", "loss.reading_documents=4")
         run = Run.begin(config, base_copy=False, mine=False)
-        step = Step(
-            run.model,
-            run.checkpoint,
-            run.renderer,
-            run.config.loss,
-            run.config.optimization.mini_batch_size,
-            None,
-            run.device,
-        )
+        step = Step.of(run, run.config.loss, run.config.optimization.mini_batch_size)
         return step.backward(run.data.next_batch(), run.accelerator)
 
     without, with_reading = one(0.0), one(0.5)

@@ -1,6 +1,7 @@
 """Stage 2's loop on a tiny hopworld: its gradient, its negative controls, and what it writes, resumes and refuses."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tests.train.loops import (
     cache_arrays,
     events,
     largest_difference,
-    recording,
+    recorded_gradients,
     rl_config,
     train_until,
     weights,
@@ -33,12 +34,7 @@ def model(trained):
     return trained / "last"
 
 
-def gradients_of(config, monkeypatch):
-    found = []
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "reduce_gradients", recording(found))
-        train(config)
-    return found
+gradients_of = partial(recorded_gradients, train)
 
 
 class OneStep:
@@ -393,7 +389,7 @@ def test_replay_is_a_step_of_stage_1_with_every_loss(tmp_path, model):
     assert set(losses) == {"replay", "replay_reply", "replay_reading", "replay_infonce"}
     run.checkpoint.model.zero_grad()
     loss = ReplayLoss(reply=0.5, reading=2.0, reading_documents=2, infonce=0.7)
-    truth = Step(run.model, run.checkpoint, run.renderer, loss, None, None, run.device).backward(rows, run.accelerator)
+    truth = Step.of(run, loss).backward(rows, run.accelerator)
     assert losses["replay"] == pytest.approx(truth["loss"])
     assert largest_difference(ours, {n: p.grad for n, p in models.trainable(run.model)}) < 1e-6
     assert largest_difference(ours, reply_alone) > 1e-3, "the control: the other losses count"

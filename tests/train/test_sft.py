@@ -1,6 +1,7 @@
 """Stage 1's loop on a tiny hopworld: what it learns, writes and refuses, and that its gradient is what it should be."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from tests.train.loops import (
     byte_folder,
     events,
     largest_difference,
-    recording,
+    recorded_gradients,
     sft_config,
     train_until,
     weights,
@@ -20,13 +21,7 @@ from train.run import Run
 from train.sft import main, train
 from train.supervised import Step
 
-
-def gradients_of(config, monkeypatch):
-    found = []
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "reduce_gradients", recording(found))
-        train(config)
-    return found
+gradients_of = partial(recorded_gradients, train)
 
 
 def test_the_loss_goes_down_and_the_dev_set_is_scored_in_both_modes(trained):
@@ -308,9 +303,7 @@ def test_kl_to_the_base_with_an_adapter_equals_that_to_a_copy(tmp_path, monkeypa
     rows = run.data.next_batch()
     found = []
     for base in (start, copied):
-        step = Step(
-            run.model, run.checkpoint, run.renderer, config.loss, config.optimization.mini_batch_size, base, run.device
-        )
+        step = Step.of(run, config.loss, config.optimization.mini_batch_size, base)
         parts = step.backward(rows, run.accelerator)
         found.append((parts["kl"], {n: p.grad.clone() for n, p in models.trainable(run.model) if p.grad is not None}))
         run.optimizer.zero_grad()
@@ -338,14 +331,6 @@ def test_hard_negatives_are_mined_with_the_starting_model(tmp_path):
 
 def test_columns_run_in_one_order_so_that_replies_come_last(tmp_path):
     run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
-    step = Step(
-        run.model,
-        run.checkpoint,
-        run.renderer,
-        run.config.loss,
-        run.config.optimization.mini_batch_size,
-        None,
-        run.device,
-    )
+    step = Step.of(run, run.config.loss, run.config.optimization.mini_batch_size)
     columns, _ = step.prepare(run.data.next_batch())
     assert list(columns) == ["documents", "direct", "reason"]

@@ -58,7 +58,7 @@ class Run:
         optimization = settings.optimization
         checkpoint = models.prepare(settings.model, optimization.seed, accelerator.device)
         torch.manual_seed(optimization.seed + 1)  # dropout; the weights have been drawn
-        optimizer = make_optimizer(checkpoint.model, optimization)
+        optimizer = make_optimizer(checkpoint.model, optimization, sharded=_is_sharded(accelerator))
         model = checkpoint.model
         if _is_sharded(accelerator):
             model, optimizer = accelerator.prepare(model, optimizer)

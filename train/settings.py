@@ -97,8 +97,11 @@ class Model(Settings):
 
 @dataclass(frozen=True)
 class Optimization(Settings):
-    """AdamW and its schedule, counted in optimizer steps."""
+    """The optimizer and its schedule, counted in optimizer steps."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW (arXiv 1711.05101), or Muon (arXiv 2502.16982) for the layers' matrices beside AdamW for embeddings, norms and biases;
+    Muon is for full fine-tuning. Our choice: adamw, the trainer default of transformers; nano learns faster with Muon (results/rl/LOG.md)."""
     steps: Count = 1000
     """Optimizer steps of the whole run. Our choice; the paper's number is not known."""
     learning_rate: Positive = 1e-5

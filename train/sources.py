@@ -103,6 +103,7 @@ class HopWorldSource(RowSource):
             query=raw["query"],
             positive=raw["positive"],
             positive_id=raw["positive_id"],
+            negatives=tuple(raw.get("negatives", ())),
             reasoning=reasoning,
             given=given,
             source=self.label,

@@ -75,7 +75,7 @@ def main() -> None:
     results = []
     measured: dict[tuple[str, str, int], list[dict[str, float]]] = {}
     for seed in SEEDS:
-        common = [source, f"optimization.seed={seed}"]
+        common = [source, f"optimization.seed={seed}", "loss.hard_negatives=false", "data.hard_negatives=0"]
         only_reply = ["loss.infonce=0.0", f"optimization.steps={BASE_STEPS}"]
         base = run(RUNS / f"base-{seed}", [*common, *only_reply])
         for name, overrides in {"base": None, **VARIANTS}.items():

@@ -127,9 +127,10 @@ class HopWorld:
         return {query.id: {query.positive_id: 1} for query in self.queries(split, hops)}
 
     def training_rows(self, hops: Sequence[int] = (1, 2), traces: bool = True) -> Iterator[dict[str, Any]]:
-        """Training rows, unshuffled: "query", "positive", "positive_id", "reasoning" (the trace), "hops", "query_id".
+        """Training rows, unshuffled: "query", "positive", "positive_id", "reasoning" (the trace), "negatives", "hops", "query_id".
 
-        With `traces=False` the rows have no "reasoning".
+        The negatives are the documents of the chain's earlier facts: a vector after the trace must not rest with what was said before
+        the end. With `traces=False` the rows have neither "reasoning" nor "negatives", which would tell the chain.
         """
         for query in self.iterate_queries("train", hops):
             row = {
@@ -141,6 +142,7 @@ class HopWorld:
             }
             if traces:
                 row["reasoning"] = query.trace
+                row["negatives"] = [self.corpus[id_]["text"] for id_ in query.chain[:-1]]
             yield row
 
     @staticmethod

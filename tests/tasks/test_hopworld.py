@@ -219,11 +219,13 @@ def test_training_rows(world):
     queries = world.queries("train", 1) + world.queries("train", 2)
     assert [row["query_id"] for row in rows] == [query.id for query in queries]
     last = rows[-1]
-    assert set(last) == {"query", "positive", "positive_id", "reasoning", "hops", "query_id"}
+    assert set(last) == {"query", "positive", "positive_id", "reasoning", "negatives", "hops", "query_id"}
     assert last["positive"] == world.corpus[last["positive_id"]]["text"]
     assert last["reasoning"].endswith(last["positive"])
     assert last["hops"] == 2
-    assert all("reasoning" not in row for row in world.training_rows(hops=(2,), traces=False))
+    assert last["reasoning"] == f"{last['negatives'][0]} {last['positive']}"
+    assert rows[0]["negatives"] == []
+    assert all(set(row) & {"reasoning", "negatives"} == set() for row in world.training_rows(hops=(2,), traces=False))
 
 
 def test_hops_of():

@@ -1,4 +1,6 @@
-"""AdamW's groups and the learning-rate schedule, by hand."""
+"""The optimizers' groups and the learning-rate schedule, by hand; Muon beside AdamW equals each of them alone."""
+
+import copy
 
 import pytest
 import torch
@@ -52,3 +54,88 @@ def test_a_model_of_matrices_alone_has_one_group():
     assert len(optimizer.param_groups) == 1
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
+
+
+class Tied(nn.Module):
+    """An embedding that is the head as well, a hidden matrix and a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.hidden = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, ids):
+        return self.head(self.norm(self.hidden(self.embedding(ids)).relu()))
+
+
+def steps(model, *optimizers, count=3, start=0):
+    for number in range(start, start + count):
+        model(torch.tensor([number % 5, 1, 2])).pow(2).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_muon_has_the_hidden_matrices_and_adamw_the_rest():
+    torch.manual_seed(0)
+    together = Tied()
+    apart, adamw = copy.deepcopy(together), copy.deepcopy(together)
+    chosen = settings(optimizer="muon", learning_rate=0.02, weight_decay=0.1)
+    optimizer = make_optimizer(together, chosen)
+    assert [[tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups] == [
+        [(4, 4)],
+        [(5, 4)],
+        [(4,), (4,), (4,)],
+    ]
+    steps(together, optimizer)
+    muon = torch.optim.Muon([apart.hidden.weight], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    rest = torch.optim.AdamW(
+        [
+            {"params": [apart.embedding.weight], "weight_decay": 0.1},
+            {"params": [apart.hidden.bias, *apart.norm.parameters()], "weight_decay": 0.0},
+        ],
+        lr=0.02,
+    )
+    steps(apart, muon, rest)
+    assert same(together, apart)
+    steps(adamw, make_optimizer(adamw, settings(learning_rate=0.02, weight_decay=0.1)))
+    assert not torch.allclose(together.hidden.weight, adamw.hidden.weight, atol=1e-3), (
+        "the control: AdamW goes elsewhere"
+    )
+
+
+def test_muon_and_adamw_continue_from_one_state():
+    torch.manual_seed(0)
+    whole = Tied()
+    chosen = settings(optimizer="muon", learning_rate=0.02)
+    optimizer = make_optimizer(whole, chosen)
+    steps(whole, optimizer)
+    resumed, forgetful = copy.deepcopy(whole), copy.deepcopy(whole)
+    continued = make_optimizer(resumed, chosen)
+    continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for model, own in ((whole, optimizer), (resumed, continued), (forgetful, make_optimizer(forgetful, chosen))):
+        set_learning_rate(own, 0.01)
+        steps(model, own, start=3)
+    assert same(whole, resumed)
+    assert not same(whole, forgetful), "the control: the moments matter"
+
+
+def test_muon_refuses_adapters_shards_and_closures():
+    model = Tied()
+    with pytest.raises(ValueError, match="shards"):
+        make_optimizer(model, settings(optimizer="muon"), sharded=True)
+    with pytest.raises(ValueError, match="no closure"):
+        make_optimizer(model, settings(optimizer="muon")).step(lambda: None)
+    model.norm.requires_grad_(False)
+    with pytest.raises(ValueError, match="full fine-tuning"):
+        make_optimizer(model, settings(optimizer="muon"))

@@ -32,7 +32,12 @@ STEPS = 80
 MIXED = 'data.sources=[{kind="hopworld", name="mixed", hops=[1, 2, 3], traces=false}]'
 NO_REPLAY = "replay={rows_per_step=0, sources=[]}"
 # Muon is for whole matrices, so what is compared with an adapter is another adapter; frozen documents cannot be contrasted.
-LORA = ["model.lora={rank=16}", 'optimization.optimizer="adamw"', "optimization.learning_rate=1e-3", "contrastive.weight=0.0"]
+LORA = [
+    "model.lora={rank=16}",
+    'optimization.optimizer="adamw"',
+    "optimization.learning_rate=1e-3",
+    "contrastive.weight=0.0",
+]
 VARIANTS: dict[str, list[str]] = {
     "as shipped": [],
     "refresh none": ['corpus_cache.policy="none"'],

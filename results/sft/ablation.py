@@ -120,8 +120,37 @@ def page(results: list[dict], measured: dict[tuple[str, str, int], list[dict[str
                     text += f" ({difference.difference:+.3f}, {difference.low:+.3f} to {difference.high:+.3f})"
                 cells.append(text)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "![2-hop nDCG@10 by variant](ablation.png)", ""]
+    lines += ["", "![2-hop nDCG@10 by variant](ablation.png)", "", *nano()]
     (HERE / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def nano() -> list[str]:
+    """What stage 1 of the bundled nano reaches, from the proof of stage 2, and how long it takes, from nano.json."""
+    summary = json.loads((HERE.parent / "rl" / "summary.json").read_text(encoding="utf-8"))
+    time = json.loads((HERE / "nano.json").read_text(encoding="utf-8"))
+    lines = [
+        "## nano after stage 1",
+        "",
+        f"`{time['command']}` took {time['seconds']:.0f} s on {time['machine']} (commit {time['commit']}). Held-out test queries with",
+        f"reasoning, three seeds (`{summary[0]['command']}`, commit {summary[0]['commit']}; the target is 0.99):",
+        "",
+        "| seed | 1 hop | 2 hops |",
+        "|---|---|---|",
+    ]
+    for seed in SEEDS:
+        cells = [
+            f"{one['ndcg_at_10']:.3f} ({one['interval'][0]:.3f} to {one['interval'][1]:.3f})"
+            for hops in (1, 2)
+            for one in summary
+            if (one["seed"], one["stage"], one["mode"], one["hops"]) == (seed, "sft", "reason", hops)
+        ]
+        lines.append(f"| {seed} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        "What was tried on the way: [../rl/LOG.md](../rl/LOG.md). One step of the 1.5B shape: [one_step_1.5b.md](one_step_1.5b.md).",
+        "",
+    ]
 
 
 def figure(results: list[dict]) -> None:

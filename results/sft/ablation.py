@@ -24,7 +24,7 @@ from train.sft import train
 
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/sft-ablation")
-DOCUMENTS, BASE_STEPS, STEPS = 500, 400, 100
+DOCUMENTS, BASE_STEPS, STEPS = 500, 300, 100
 SEEDS = (0, 1, 2)
 ALL = ["loss.reply=1.0", "loss.kl=1.0", "loss.infonce=1.0", "loss.triplet=1.0"]
 VARIANTS: dict[str, list[str]] = {

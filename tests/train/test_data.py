@@ -318,6 +318,15 @@ def test_hopworld_rows_carry_traces_or_not():
     assert all(row.relevant == ((row.positive_id, 1),) and row.query_id for row in rows)
 
 
+def test_hopworld_rows_have_their_chain_s_earlier_documents_as_negatives():
+    source = Source(kind="hopworld", documents=500, hops=(1, 2))
+    rows = take(load_training_data(data_of(source, hard_negatives=3), batch_size=16, seed=0), 4)
+    assert {row.hops for row in rows} == {1, 2}
+    for row in rows:
+        assert " ".join([*row.negatives, row.positive]) == row.reasoning
+    assert not any(row.negatives for row in take(load_training_data(data_of(source), batch_size=16, seed=0), 4))
+
+
 # --- the stream --------------------------------------------------------------------------------------------------------
 
 

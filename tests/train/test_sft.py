@@ -147,9 +147,11 @@ def test_mini_batches_give_the_whole_batch_s_weights(tmp_path, monkeypatch):
     assert largest_difference(whole[0], other[0]) > 1e-3
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch, optimizer):
     """Bit for bit, in the weights and in the log, though the other run evaluates in between at another time."""
-    make = lambda name, *more: sft_config(tmp_path / name, *more, evaluation=True)  # noqa: E731
+    chosen = f"optimization.optimizer={optimizer}"
+    make = lambda name, *more: sft_config(tmp_path / name, chosen, *more, evaluation=True)  # noqa: E731
     train(make("whole"))
     train_until(2, train, make("stopped"), monkeypatch)
     with (tmp_path / "stopped/log.jsonl").open("a") as file:  # what a killed process did after its last checkpoint

@@ -38,25 +38,27 @@ LORA = [
     "optimization.learning_rate=1e-3",
     "contrastive.weight=0.0",
 ]
+POLICY_ALONE = [
+    "contrastive.weight=0.0"
+]  # a control of the policy gradient: the contrastive term would learn without it
 VARIANTS: dict[str, list[str]] = {
     "as shipped": [],
+    "without the contrastive term": POLICY_ALONE,
+    "control: rewards shuffled": POLICY_ALONE,
+    "control: advantages negated": POLICY_ALONE,
     "refresh none": ['corpus_cache.policy="none"'],
     "refresh local": ['corpus_cache.policy="local"'],
     "refresh full": ['corpus_cache.policy="full"'],
+    "refresh frozen (LoRA)": ['corpus_cache.policy="frozen"', *LORA],
+    "refresh local+map (LoRA)": LORA,
     "reward nDCG": ["reward.dcg_scaled=0.0", "reward.ndcg=1.0"],
     "reward MRR": ["reward.dcg_scaled=0.0", "reward.mrr=1.0"],
     "reward margin": ["reward.dcg_scaled=0.0", "reward.margin=1.0"],
-    "control: rewards shuffled": [],
-    "control: advantages negated": [],
     "forgetting: no replay": [NO_REPLAY],
-    "without the contrastive term": ["contrastive.weight=0.0"],
+    "forgetting: KL 0.05 for the replay": [NO_REPLAY, "policy.kl_weight=0.05"],
     "contrastive on every rollout": ["contrastive.min_reward=-1.0"],
     "forgetting: the replay without vectors and reading": ["replay.loss.infonce=0.0", "replay.loss.reading=0.0"],
-    "refresh frozen (LoRA)": ['corpus_cache.policy="frozen"', *LORA],
-    "refresh local+map (LoRA)": LORA,
-    "forgetting: KL 0.05 for the replay": [NO_REPLAY, "policy.kl_weight=0.05"],
     "forgetting: prompts of 1 to 3 hops for the replay": [NO_REPLAY, MIXED],
-    "reward DCG + margin": ["reward.margin=1.0"],
     "AdamW": ['optimization.optimizer="adamw"'],
 }
 

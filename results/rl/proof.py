@@ -72,6 +72,7 @@ def comparisons(measured: dict[tuple[str, int], Values]) -> list[dict]:
             second = [measured[stage2, seed][mode2, hops] for seed in SEEDS]
             ids, (a, b) = align(first, second)
             result = compare(a, b)
+            over_queries = compare(a.mean(axis=0), b.mean(axis=0))  # these three seeds, not seeds as such
             found.append(
                 {
                     "comparison": name,
@@ -79,6 +80,8 @@ def comparisons(measured: dict[tuple[str, int], Values]) -> list[dict]:
                     "difference": round(result.difference, 4),
                     "interval": [round(result.low, 4), round(result.high, 4)],
                     "p": result.p,
+                    "interval_over_queries_alone": [round(over_queries.low, 4), round(over_queries.high, 4)],
+                    "by_seed": np.round((a - b).mean(axis=1), 4).tolist(),
                     "queries": len(ids),
                     "seeds": list(SEEDS),
                     "command": COMMAND,

@@ -14,11 +14,19 @@ class Head:
     """
 
     def __init__(self, causal: Any) -> None:
-        self.projection = causal.get_output_embeddings()
-        if self.projection is None:
+        self._embeddings = causal.get_output_embeddings()
+        if self._embeddings is None:
             raise ValueError(
                 f"{type(causal).__name__} has no language-model head, so it cannot reason. Load the checkpoint as a causal LM."
             )
+        # All that stands between hidden states and logits: mostly the projection itself, with BERT and its kind a transform before it.
+        inputs = causal.get_input_embeddings()
+        self.projection = next(
+            part
+            for part in causal.modules()
+            if self._embeddings in set(part.modules())
+            and (part is self._embeddings or inputs not in set(part.modules()))
+        )
         config = causal.config.get_text_config()
         self.scale = 1.0
         if getattr(config, "logit_scale", None) is not None:  # Cohere
@@ -30,12 +38,12 @@ class Head:
     @property
     def dim(self) -> int:
         """Width of a hidden state."""
-        return int(self.projection.weight.shape[1])
+        return int(self._embeddings.weight.shape[1])
 
     @property
     def vocabulary(self) -> int:
         """Number of logits, padding of the vocabulary included."""
-        return int(self.projection.weight.shape[0])
+        return int(self._embeddings.weight.shape[0])
 
     def __call__(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
         """Next-token logits in float32."""

@@ -539,6 +539,7 @@ def tiny(name, **own):
         ("mistral", {"sliding_window": 6}),
         ("bloom", {"n_layer": 2, "n_head": 4}),
         ("gpt_neo", {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 6}),
+        ("bert", {"is_decoder": True}),
     ],
 )
 def test_what_an_architecture_does_to_its_logits_is_respected(name, own):
@@ -551,7 +552,7 @@ def test_what_an_architecture_does_to_its_logits_is_respected(name, own):
     assert_close(engine.logits(output.hidden_states[-1][0]), output.logits[0])
     if name not in ("mistral", "bloom", "gpt_neo"):
         with pytest.raises(AssertionError, match="differs by"):  # control: the bare head is something else
-            assert_close(engine.head.projection(output.hidden_states[-1][0]), output.logits[0])
+            assert_close(model.get_output_embeddings()(output.hidden_states[-1][0]), output.logits[0])
 
 
 @pytest.mark.parametrize("name", ["qwen2", "mistral", "gpt2"])

@@ -209,7 +209,7 @@ def ablation() -> list[str]:
     return [
         f"## One change at a time (`{first['command']}`, commit {first['commit']}; seed 0, {first['steps']} steps)",
         "",
-        "Variants of the script that are missing here have not been run yet. Reward: mean of the first and of the last 20 steps, in each variant's own unit. Seconds a step: median, one busy core.",
+        "Variants of the script that are missing here have not been run yet. Reward: mean of the first and of the last 20 steps, in each variant's own unit. Seconds a step: median on one core; one or two other runs shared the machine, so they compare roughly.",
         "",
         *table(head, rows),
     ]

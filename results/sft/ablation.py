@@ -138,8 +138,9 @@ def nano() -> list[str]:
     lines = [
         "## nano after stage 1",
         "",
-        f"`{time['command']}` took {time['seconds']:.0f} s on {time['machine']} (commit {time['commit']}). Held-out test queries with",
-        f"reasoning, three seeds (`{summary[0]['command']}`, commit {summary[0]['commit']}; the target is 0.99):",
+        f"`{time['command']}` (seed {time['seed']}) took {time['seconds']} s on {time['machine']} (commit {time['commit']}) and reaches",
+        f"{time['test']['1']:.3f} with one hop and {time['test']['2']:.3f} with two: held-out test queries, with reasoning; the target is 0.99. Three seeds with one",
+        f"thread each (other sums, so other weights), `{summary[0]['command']}`, commit {summary[0]['commit']}:",
         "",
         "| seed | 1 hop | 2 hops |",
         "|---|---|---|",

@@ -4,7 +4,7 @@
     found = load_latest(folder, state, config=flatten(config))      # None: nothing there yet, begin anew
 
     FOLDER/step-000100/  weights.safetensors   what is trained, and buffers; frozen weights come from model.path again
-                         optimizer.{json,safetensors}  AdamW's moments
+                         optimizer.{json,safetensors}  the optimizer's moments
                          state.json            schedule, data position, the loop's notes
                          random-00000.{json,safetensors}  generators of each process
                          extra/                whatever the loop adds, for example the corpus cache

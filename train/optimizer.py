@@ -84,9 +84,8 @@ def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
             'optimizer = "muon" is for full fine-tuning, and some weights are frozen: the factors of an adapter are not the matrices '
             'that Muon orthogonalizes. Use optimizer = "adamw".'
         )
-    embeddings = {
-        id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)
-    }  # the tied head's weight is one of them
+    # The weight of a tied head is one of them.
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = getattr(model, "get_output_embeddings", lambda: None)()
     embeddings |= {id(p) for p in head.parameters()} if head is not None else set()
     return [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]

@@ -45,7 +45,7 @@ bench-cache: install  ## results/corpus_cache: refresh policies on a real traini
 results: install  ## results/README.md, from the JSON files beside it
 	$(RUN) results/make_readme.py
 
-nano: install  ## the bundled model from nothing: both stages, 9 and 7 minutes
+nano: install  ## the bundled model from nothing: both stages, 9 and 8 minutes
 	$(RUN) train/sft.py --config train/configs/nano.toml
 	$(RUN) train/rl.py --config train/configs/rl_nano.toml
 

@@ -31,16 +31,15 @@ START = Path("runs/proof/sft-0/last")
 STEPS = 80
 MIXED = 'data.sources=[{kind="hopworld", name="mixed", hops=[1, 2, 3], traces=false}]'
 NO_REPLAY = "replay={rows_per_step=0, sources=[]}"
-# Muon is for whole matrices, so what is compared with an adapter is another adapter; frozen documents cannot be contrasted.
+# Muon is for whole matrices, so an adapter is compared with another adapter: under AdamW, and on the policy gradient alone.
 LORA = [
     "model.lora={rank=16}",
     'optimization.optimizer="adamw"',
     "optimization.learning_rate=1e-3",
     "contrastive.weight=0.0",
 ]
-POLICY_ALONE = [
-    "contrastive.weight=0.0"
-]  # a control of the policy gradient: the contrastive term would learn without it
+# For the controls, since the contrastive term learns without a policy gradient.
+POLICY_ALONE = ["contrastive.weight=0.0"]
 VARIANTS: dict[str, list[str]] = {
     "as shipped": [],
     "without the contrastive term": POLICY_ALONE,

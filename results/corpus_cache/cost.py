@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from synthetic import Encoder, Texts
+from synthetic import TOKENS, Encoder, Texts
 
 from train.cache_settings import CacheSettings
 from train.corpus_cache import CorpusCache
@@ -43,7 +43,6 @@ def measure(options, folder):
     names = [(policy, rows) for policy in ("local", "local+map") for rows in options.rows]
     caches = {}
     for policy, rows in names:
-        # Every text counts as one token: the budget is a number of documents.
         settings = CacheSettings(policy=policy)
         target = folder / f"{policy}-{rows}"
         caches[policy, rows] = CorpusCache.build(Texts(rows), Encoder(options.dim), folder=target, settings=settings)
@@ -56,8 +55,10 @@ def measure(options, folder):
             queries = rng.normal(size=(ROLLOUTS, options.dim)).astype(np.float32)
             queries /= np.linalg.norm(queries, axis=1, keepdims=True)
             rows = rng.integers(len(cache), size=(ROLLOUTS, TOUCHED))
-            tokens = DOCUMENTS * (1 + len(f"d {len(cache) - 1}") // 4)
-            report = cache.refresh(Hits(queries, rows, rows[:, :1].tolist()), encoder, tokens, step=step)
+            budget = DOCUMENTS * TOKENS
+            report = cache.refresh(Hits(queries, rows, rows[:, :1].tolist()), encoder, budget, step=step)
+            if len(report.rows) != DOCUMENTS:
+                raise ValueError(f"{name} re-encoded {len(report.rows)} documents, not {DOCUMENTS}: not the same work.")
             if step > WARM_UP:
                 seconds[name].append(report.own_seconds)
                 mapping[name].append(report.map_seconds_per_row)

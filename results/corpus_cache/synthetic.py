@@ -2,6 +2,8 @@
 
 import numpy as np
 
+TOKENS = 3  # of each text, as a cache without a tokenizer counts them
+
 
 class Texts:
     """`n` different short texts that lie nowhere."""
@@ -13,7 +15,8 @@ class Texts:
         return self.n
 
     def __getitem__(self, rows):
-        return [f"d {row}" for row in range(*rows.indices(self.n))] if isinstance(rows, slice) else f"d {rows}"
+        # All of one length, so that a budget of tokens is the same number of documents in every corpus.
+        return [f"d {row:08d}" for row in range(*rows.indices(self.n))] if isinstance(rows, slice) else f"d {rows:08d}"
 
 
 class Encoder:

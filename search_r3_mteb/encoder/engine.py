@@ -18,7 +18,7 @@ from torch import Tensor
 
 from search_r3_mteb.encoder.decode import Decode
 from search_r3_mteb.encoder.head import Head
-from search_r3_mteb.encoder.scheduling import common_prefix_length, length_sorted_batches
+from search_r3_mteb.encoder.scheduling import common_prefix_length, length_sorted_batches, prefill_budget
 from search_r3_mteb.encoder.slots import prefix_cache
 
 # Layers whose whole state is one key and one value a token, which can be padded, moved and dropped by column.
@@ -114,7 +114,8 @@ class Engine:
             cache = prefix_cache() if prefix else None
             if prefix:
                 self.prefill([prompts[0][:prefix]], 0, cache)
-            for batch in length_sorted_batches([len(prompt) for prompt in prompts], self.token_budget):
+            budget = prefill_budget(self.token_budget, self.device.type)
+            for batch in length_sorted_batches([len(prompt) for prompt in prompts], budget):
                 vectors[batch] = self.prefill([prompts[i] for i in batch], prefix, cache).float().cpu()
                 if on_batch is not None:
                     on_batch(len(batch))

@@ -2,6 +2,15 @@
 
 from collections.abc import Sequence
 
+# Tokens of documents that a processor reads at once. Our choice: a batch's activations then stay within its caches; with two
+# threads 2,048 read 1.3 to 1.5 times as many documents a second as 16,384, and 1,024 no more.
+PROCESSOR_TOKENS = 2048
+
+
+def prefill_budget(token_budget: int, device_type: str) -> int:
+    """The budget of one batch of whole prompts: all of `token_budget` on an accelerator, `PROCESSOR_TOKENS` of it on a CPU."""
+    return min(token_budget, PROCESSOR_TOKENS) if device_type == "cpu" else token_budget
+
 
 def length_sorted_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Row numbers in batches whose padded size (rows x longest row, in tokens) stays within `token_budget`.

@@ -51,14 +51,16 @@ def bench(
 
 
 def measure(case: Case) -> Record:
-    """Warm both sides up, check that they do the same work, and time them in turns."""
-    case.check(case.ours(), case.theirs())
-    ours: list[float] = []
-    theirs: list[float] = []
-    for turn in range(case.rounds):
+    """Check that both sides do the same work, and time them in turns. The run that is checked counts where there is one round
+    only, and warms both sides up where there are more.
+    """
+    (our_seconds, our_result), (their_seconds, their_result) = _timed(case.ours), _timed(case.theirs)
+    case.check(our_result, their_result)
+    ours, theirs = ([our_seconds], [their_seconds]) if case.rounds == 1 else ([], [])
+    for turn in range(case.rounds - len(ours)):
         # Who comes first changes, so that neither side always runs on the other's warm cache.
         for mine in (True, False) if turn % 2 == 0 else (False, True):
-            (ours if mine else theirs).append(_seconds(case.ours if mine else case.theirs))
+            (ours if mine else theirs).append(_timed(case.ours if mine else case.theirs)[0])
     their_items = case.their_items or case.items
     ratios = np.array(theirs) / np.array(ours) * case.items / their_items
     return {
@@ -87,8 +89,8 @@ def measure_memory(case: MemoryCase) -> Record:
     }
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
     gc.collect()
     started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    result = work()
+    return time.perf_counter() - started, result

@@ -195,7 +195,7 @@ def memory_work(subject: Subject, work: Work) -> tuple[Callable[[], Any], Callab
     documents = subject.documents(batch * 8, "scifact")
     if ours:
         return _bind(subject.encoder.encode_document, documents[:1]), _bind(subject.encoder.encode_document, documents)
-    texts = peers.prompt_texts(subject.encoder, documents)
+    texts = peers.prompt_texts(subject.checkpoint, documents)
     encode = _sentence_transformers(subject, batch)
     return _bind(encode, texts[:1]), _bind(encode, texts)
 
@@ -275,7 +275,7 @@ def _encode(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
             if batch == 1:
                 count = _amount(8, 96, 16, 6, subject, quick)
             documents = subject.documents(count, kind)
-            texts = peers.prompt_texts(encoder, documents)
+            texts = peers.prompt_texts(subject.checkpoint, documents)
             rounds = _rounds(subject, quick)
             ours, theirs = encoder.encode_document, _sentence_transformers(subject, batch)
             one_by_one = batch == 1
@@ -300,10 +300,12 @@ def _each(encode: Callable[[list[str]], Any], texts: list[str]) -> Any:
 
 
 def _sentence_transformers(subject: Subject, batch: int) -> Callable[[list[str]], Any]:
-    return lambda texts: subject.peer.encode(texts, batch_size=batch, show_progress_bar=False)
+    peer = subject.peer  # made here: a round times encoding, not loading
+    return lambda texts: peer.encode(texts, batch_size=batch, show_progress_bar=False)
 
 
 def _mteb_case(subject: Subject, kind: str, documents: list[str], texts: list[str], rounds: int) -> Case:
+    from datasets import Dataset
     from mteb.types import PromptType
     from torch.utils.data import DataLoader
 
@@ -312,7 +314,7 @@ def _mteb_case(subject: Subject, kind: str, documents: list[str], texts: list[st
     task = HopWorldTask().metadata
 
     def loader(rows: list[str]) -> Any:
-        return DataLoader([{"text": text} for text in rows], batch_size=64)  # type: ignore[arg-type]
+        return DataLoader(Dataset.from_dict({"text": rows}), batch_size=64)
 
     def ours() -> Any:
         return subject.encoder.encode(

@@ -149,14 +149,16 @@ def left_padded(sequences: Sequence[Sequence[int]], checkpoint: Checkpoint) -> t
 def sentence_transformer(checkpoint: Checkpoint, folder: Path, max_length: int) -> Any:
     """sentence-transformers' Transformer, last-token Pooling and Normalize on the checkpoint's backbone."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
+    tokenizer = _plain_tokenizer(checkpoint.tokenizer)
+    tokenizer.model_max_length = max_length
     checkpoint.model.save_pretrained(folder)
-    checkpoint.tokenizer.save_pretrained(folder)
-    backbone = Transformer(str(folder), max_seq_length=max_length)
+    tokenizer.save_pretrained(folder)
+    backbone = Transformer(str(folder))
     # AutoTokenizer exchanges the pre-tokenizer of folders of this architecture; the same ids are wanted here.
-    backbone.tokenizer = _plain_tokenizer(checkpoint.tokenizer)
-    pooling = Pooling(backbone.get_word_embedding_dimension(), pooling_mode="lasttoken")
+    backbone.processor = tokenizer
+    pooling = Pooling(backbone.get_embedding_dimension(), pooling_mode="lasttoken")
     return SentenceTransformer(modules=[backbone, pooling, Normalize()], device="cpu")
 
 
@@ -180,10 +182,17 @@ def mteb_encode(model: Any, task: Any) -> Callable[[Any], Any]:
     return encode
 
 
-def prompt_texts(encoder: Any, documents: Sequence[str]) -> list[str]:
-    """The prompts that our encoder runs for these documents, as text."""
-    rendered = encoder.renderer.render_batch(documents, "direct")
-    return [encoder.tokenizer.decode(each.token_ids) for each in rendered]
+def prompt_texts(checkpoint: Checkpoint, documents: Sequence[str]) -> list[str]:
+    """The direct prompts of these documents as text, as a user of sentence-transformers would write them."""
+    embed, direct = checkpoint.profile.embed_token, checkpoint.profile.direct
+    system, reply = (part.replace("{embed_token}", embed) for part in (direct.system, direct.reply))
+
+    def prompt(document: str) -> str:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": document}]
+        text: str = checkpoint.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text + reply
+
+    return [prompt(document) for document in documents]
 
 
 def _plain_tokenizer(tokenizer: Any) -> Any:

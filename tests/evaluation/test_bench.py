@@ -1,13 +1,17 @@
 """The benchmark's runner: ratios from turns, and no ratio for work that is not the same."""
 
+import itertools
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from search_r3_mteb.evaluation import bench as module
-from search_r3_mteb.evaluation.bench_cases import Case
+from search_r3_mteb.evaluation.bench_cases import KINDS, Case, Subject, cases
 
 
 def case(ours=0.002, theirs=0.006, difference=0.0):
@@ -32,6 +36,25 @@ def test_the_ratio_is_how_much_faster_we_are():
 def test_work_that_is_not_the_same_has_no_ratio():
     with pytest.raises(ValueError, match="this is not the same work"):
         module.measure(case(difference=0.01))
+
+
+@pytest.mark.parametrize(("kind", "least"), [("reason", 3), ("encode", 9), ("rollout", 2)])
+def test_the_peers_do_the_same_work(kind, least):
+    """The real libraries on nano: `measure` raises where a side's vectors or lengths are not the other's."""
+    timed = (one for one in cases(kind, Subject("nano"), quick=True) if isinstance(one, Case))
+    records = [module.measure(one) for one in itertools.islice(timed, least)]
+    assert len(records) == least
+    assert all(record["ratio"] > 0 for record in records)
+
+
+@pytest.mark.slow
+def test_quick_ends_within_a_minute(tmp_path):
+    command = [str(Path(sys.executable).with_name("search-r3")), "bench", "--quick", "--json", str(tmp_path / "b.json")]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    assert time.perf_counter() - started < 60
+    names = [record["case"] for record in json.loads((tmp_path / "b.json").read_text())]
+    assert {kind for kind in KINDS for name in names if kind in name} == set(KINDS)
 
 
 def test_unknown_kind():

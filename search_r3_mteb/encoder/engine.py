@@ -18,6 +18,7 @@ from torch import Tensor
 
 from search_r3_mteb.encoder.decode import Decode
 from search_r3_mteb.encoder.head import Head
+from search_r3_mteb.encoder.packing import packed_linears
 from search_r3_mteb.encoder.scheduling import common_prefix_length, length_sorted_batches, prefill_budget
 from search_r3_mteb.encoder.slots import prefix_cache
 
@@ -142,7 +143,7 @@ class Engine:
             raise ValueError(f"group_size={group_size}: each prompt needs at least one rollout.")
         before, computed = self.forward_tokens, self.computed_tokens
         run = self.decoder(self, prompts, sampling, group_size, log_probs, on_batch)
-        with self._evaluating():
+        with self._evaluating(), packed_linears(self.causal):
             run.all()
         lengths = run.lengths.tolist()
         token_ids = [ids[:n] for ids, n in zip(run.ids.tolist(), lengths, strict=True)]

@@ -135,14 +135,14 @@ def _amount(quick: int, nano: int, small: int, large: int, subject: Subject, is_
 
 
 def _rounds(subject: Subject, quick: bool) -> int:
-    return _amount(1, 7, 3, 2, subject, quick)
+    return _amount(1, 5, 3, 1, subject, quick)
 
 
 def _reason(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
     for batch in BATCHES:
         count = {
             1: _amount(2, 8, 4, 2, subject, quick),
-            16: _amount(16, 64, 32, 32, subject, quick),
+            16: _amount(16, 192, 64, 32, subject, quick),
             64: _amount(64, 192, 64, 64, subject, quick),
         }[batch]
         prompts = subject.prompts(count)
@@ -152,7 +152,7 @@ def _reason(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
             ("(i) generate, then read again", peers.two_passes),
             ("(ii) generate(output_hidden_states=True)", peers.keeping_hidden_states),
         ):
-            if name.startswith("(ii)") and (batch == 1 or subject.size == "120m"):
+            if name.startswith("(ii)") and (batch == 1 or subject.size != "nano"):
                 continue
             yield Case(
                 f"reason {subject.size} batch {batch}",
@@ -177,7 +177,7 @@ def _memory(work: str, peer: str, subject: Subject, batches: Sequence[int], quic
         yield MemoryCase(
             f"memory {work} {subject.size} batch {batch}",
             peer,
-            1 if quick else 3,
+            _amount(1, 3, 1, 1, subject, quick),
             whole | {"side": "ours"},
             whole | {"side": "theirs"},
         )
@@ -203,8 +203,8 @@ def memory_work(subject: Subject, work: Work) -> tuple[Callable[[], Any], Callab
 def _flat_queries(subject: Subject, quick: bool) -> Case:
     few, many = (20, 100) if quick else FEW_AND_MANY_QUERIES
     prompts = subject.prompts(many)
-    # Every hundred has the same lengths, so that only the number differs.
-    pattern = _reasoning_lengths(few)
+    # Every hundred has the same lengths, so that only the number differs. Short ones: a row's length has no part in that.
+    pattern = [tokens // 4 for tokens in _reasoning_lengths(few)]
     wanted = pattern * (many // few)
     prompts = prompts[:few] * (many // few)
     return Case(
@@ -288,7 +288,7 @@ def _encode(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
                 _bind(_each, ours, documents) if one_by_one else _bind(ours, documents),
                 _bind(_each, theirs, texts) if one_by_one else _bind(theirs, texts),
             )
-            if batch == 64:
+            if batch == 64 and subject.size == "nano":
                 yield _mteb_case(subject, kind, documents, texts, rounds)
     yield from _memory("encode", "(iii) sentence-transformers", subject, (64,), quick)
     if subject.size == "nano":

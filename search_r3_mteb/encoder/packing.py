@@ -1,0 +1,59 @@
+"""Linear layers with their weights packed, while a model decodes on a processor.
+
+A decode step multiplies few rows by every weight. Torch's `linear` brings the weight into the kernel's own layout at each call,
+which for few rows costs as much as the product; oneDNN can be given it in that layout (torch's compiler does so for frozen models).
+The packed copies live as long as the decoding: the model's own weights are not touched, so training between two rollouts needs
+no care, and a large model, whose copies could not fit, goes without.
+
+Measured on two cores (results/speed): float32 layers of 384 x 1,024 in 0.47 of the time with 16 rows, 0.65 with 64, 0.38 with one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Copies of more than this are not made. Our choice: what a laptop can spare.
+MOST_BYTES = 1 << 30
+# A float32 weight of fewer numbers is multiplied faster as it is: calling oneDNN takes longer than packing it.
+LEAST_NUMBERS = {torch.float32: 1 << 17, torch.bfloat16: 0}
+_ROWS = 16  # what the packed layout is chosen for; any number of rows can be multiplied
+
+
+@contextmanager
+def packed_linears(model: Any) -> Iterator[int]:
+    """Within this context the model's plain linear layers on a CPU multiply by packed weights; gives the number of layers.
+
+    No gradients: for inference alone. Results differ from `linear`'s in the order of summation. Layers whose forward was exchanged
+    (offloading, quantisation) and subclasses stay as they are, and so does a model of more than `MOST_BYTES`.
+    """
+    layers = [module for module in model.modules() if _can_be_packed(module)]
+    if sum(layer.weight.numel() * layer.weight.element_size() for layer in layers) > MOST_BYTES:
+        layers = []
+    try:
+        for layer in layers:
+            weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
+            layer.forward = partial(_multiply(), W=weight, B=layer.bias, attr="none", scalars=[], algorithm="")
+        yield len(layers)
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def _multiply() -> Any:
+    return torch.ops.mkldnn._linear_pointwise.default
+
+
+def _can_be_packed(module: Any) -> bool:
+    if type(module) is not torch.nn.Linear or "forward" in module.__dict__ or not _available():
+        return False
+    weight: Tensor = module.weight
+    least = LEAST_NUMBERS.get(weight.dtype)
+    return weight.device.type == "cpu" and type(weight.data) is Tensor and least is not None and weight.numel() >= least
+
+
+def _available() -> bool:
+    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -1,0 +1,66 @@
+"""Packed weights give what the layers give, and leave nothing behind."""
+
+import pytest
+import torch
+
+from search_r3_mteb.encoder import packing
+from search_r3_mteb.encoder.packing import packed_linears
+
+
+@pytest.fixture
+def layers(monkeypatch):
+    monkeypatch.setitem(packing.LEAST_NUMBERS, torch.float32, 1024)
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(48, 64), torch.nn.GELU(), torch.nn.Linear(64, 32, bias=False)).eval()
+
+
+@pytest.mark.parametrize("shape", [(1, 48), (5, 1, 48), (16, 48), (3, 70, 48)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_numbers(layers, shape, dtype):
+    layers, rows = layers.to(dtype), torch.randn(shape, dtype=dtype)
+    with torch.inference_mode():
+        plain = layers(rows)
+        with packed_linears(layers) as count:
+            packed = layers(rows)
+            layers[0].weight.data += 1  # the copy was made before: what it gives now shows that it is used
+            kept = layers(rows)
+            layers[0].weight.data -= 1
+    assert count == 2
+    torch.testing.assert_close(packed, plain, rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2)
+    assert torch.equal(kept, packed)
+
+
+def test_weights_that_change_between_two_uses_are_packed_anew(layers):
+    rows = torch.randn(2, 48)
+    with torch.inference_mode():
+        with packed_linears(layers):
+            before = layers(rows)
+        layers[2].weight.mul_(2)
+        with packed_linears(layers):
+            after = layers(rows)
+    torch.testing.assert_close(after, 2 * before)
+
+
+def test_forwards_come_back_after_an_error(layers):
+    with pytest.raises(RuntimeError, match="stop"), packed_linears(layers):
+        raise RuntimeError("stop")
+    assert all("forward" not in layer.__dict__ for layer in layers)
+    layers(torch.randn(2, 48)).sum().backward()
+    assert layers[0].weight.grad is not None
+
+
+def test_what_stays_as_it_is(layers, monkeypatch):
+    class Other(torch.nn.Linear):
+        """A layer that may compute something else."""
+
+    exchanged = torch.nn.Linear(64, 64)
+    exchanged.forward = lambda rows: rows
+    small = torch.nn.Linear(4, 4)
+    with packed_linears(
+        torch.nn.ModuleList([Other(64, 64), exchanged, small, torch.nn.Linear(64, 64).double()])
+    ) as count:
+        assert count == 0
+    assert "forward" in exchanged.__dict__
+    monkeypatch.setattr(packing, "MOST_BYTES", 4 * 48 * 64)
+    with packed_linears(layers) as count:
+        assert count == 0

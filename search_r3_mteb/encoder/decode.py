@@ -19,6 +19,7 @@ from torch import Tensor
 
 from search_r3_mteb.encoder.graphs import Recorded
 from search_r3_mteb.encoder.masks import DecodeMasks
+from search_r3_mteb.encoder.scheduling import length_sorted_batches, prefill_budget
 from search_r3_mteb.encoder.slots import Slots
 
 if TYPE_CHECKING:
@@ -115,8 +116,9 @@ class Decode:
             if self.masks.blind and chosen and len(self.prompts[self.waiting[0]]) != longest:
                 break
             chosen.append(self.waiting.popleft())
-        if chosen:
-            self._prefill(chosen)
+        budget = prefill_budget(self.engine.token_budget, self.engine.device.type)
+        for part in length_sorted_batches([len(self.prompts[i]) for i in chosen], budget):
+            self._prefill([chosen[i] for i in part])
 
     def _reshape(self, places: int, columns: int) -> None:
         first = self.slots.places == 0

@@ -158,8 +158,11 @@ class SearchR3Encoder:
         self._check_window(self.max_length + sampling.max_reasoning_tokens + 1, sampling.max_reasoning_tokens)
         store = self._store("query", "reason", sampling)
 
-        def compute(part: Sequence[int], on_rows: Callable[[int], None]) -> list[Thought]:
-            return self._reason([rows[i] for i in part], [instructions[i] for i in part], sampling, on_rows)
+        def render(part: Sequence[int]) -> list[list[int]]:
+            return self._render([rows[i] for i in part], [instructions[i] for i in part], "reason")
+
+        def compute(part: Sequence[int], prompts: list[list[int]], on_rows: Callable[[int], None]) -> list[Thought]:
+            return self._reason([rows[i] for i in part], prompts, sampling, on_rows)
 
         thoughts: list[Any] = [None] * len(rows)
 
@@ -167,7 +170,7 @@ class SearchR3Encoder:
             for position, thought in zip(part, found, strict=True):
                 thoughts[position] = thought
 
-        self._work(rows, instructions, "query", store, compute, place, show_progress_bar)
+        self._work(rows, instructions, "query", store, render, compute, place, show_progress_bar)
         if store is not None and rows:
             vectors = store.lookup(rows, instructions)
             kept = store.thoughts(rows, instructions)
@@ -259,26 +262,26 @@ class SearchR3Encoder:
         store = self._store(role, "direct", None)
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
 
-        def compute(part: Sequence[int], on_rows: Callable[[int], None]) -> Vectors:
-            rendered = self._render([texts[i] for i in part], [instructions[i] for i in part], "direct")
-            return self._unit(self.engine.embed(rendered, on_rows).numpy(), [texts[i] for i in part])
+        def render(part: Sequence[int]) -> list[list[int]]:
+            return self._render([texts[i] for i in part], [instructions[i] for i in part], "direct")
+
+        def compute(part: Sequence[int], prompts: list[list[int]], on_rows: Callable[[int], None]) -> Vectors:
+            return self._unit(self.engine.embed(prompts, on_rows).numpy(), [texts[i] for i in part])
 
         def place(part: Sequence[int], found: Any) -> None:
             vectors[list(part)] = found
 
-        self._work(texts, instructions, role, store, compute, place, show_progress_bar)
+        self._work(texts, instructions, role, store, render, compute, place, show_progress_bar)
         return store.lookup(texts, instructions) if store is not None and len(texts) else vectors
 
     def _reason(
         self,
         texts: Sequence[str],
-        instructions: Sequence[str | None],
+        prompts: list[list[int]],
         sampling: Sampling,
         on_rows: Callable[[int], None],
     ) -> list[Thought]:
-        rollouts = self.engine.reason(
-            self._render(texts, instructions, "reason"), sampling, log_probs=False, on_batch=on_rows
-        )
+        rollouts = self.engine.reason(prompts, sampling, log_probs=False, on_batch=on_rows)
         vectors = self._unit(rollouts.vectors.numpy(), texts)
         spoken = [ids[:-1] for ids in rollouts.token_ids]  # the last one is the embed token
         decoded = self.tokenizer.batch_decode(spoken, skip_special_tokens=True)
@@ -293,6 +296,7 @@ class SearchR3Encoder:
         instructions: Sequence[str | None],
         role: str,
         store: Store | None,
+        render: Callable[[Sequence[int]], list[list[int]]],
         compute: Compute,
         place: Callable[[Sequence[int], Any], None],
         show_progress_bar: bool | None,
@@ -302,7 +306,7 @@ class SearchR3Encoder:
         what = "reasoning" if role == "query" and self.mode == "reason" else "encoding"
         seconds = 0.0
         with progress_bar(what, {"query": "query", "document": "doc"}[role], show) as bar:
-            for part, found, took in computed_chunks(texts, instructions, store, CHUNK[role], compute, bar):
+            for part, found, took in computed_chunks(texts, instructions, store, CHUNK[role], render, compute, bar):
                 place(part, found)
                 seconds += took
         if store is not None and len(texts):

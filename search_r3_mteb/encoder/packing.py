@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Copies of more than this are not made. Our choice: what a laptop can spare.
-MOST_BYTES = 1 << 30
+# Of layers with fewer bytes nothing is gained that the kernels' own memory would be worth, and copies of more are not made. Our
+# choice: what fits into a processor's cache, and what a laptop can spare.
+LEAST_BYTES, MOST_BYTES = 1 << 22, 1 << 30
 # A float32 weight of fewer numbers is multiplied faster as it is: calling oneDNN takes longer than packing it.
 LEAST_NUMBERS = {torch.float32: 1 << 17, torch.bfloat16: 0}
 _ROWS = 16  # what the packed layout is chosen for; any number of rows can be multiplied
@@ -28,10 +29,10 @@ def packed_linears(model: Any) -> Iterator[int]:
     """Within this context the model's plain linear layers on a CPU multiply by packed weights; gives the number of layers.
 
     No gradients: for inference alone. Results differ from `linear`'s in the order of summation. Layers whose forward was exchanged
-    (offloading, quantisation) and subclasses stay as they are, and so does a model of more than `MOST_BYTES`.
+    (offloading, quantisation) and subclasses stay as they are, and so does a model whose layers have less than `LEAST_BYTES` or more than `MOST_BYTES`.
     """
     layers = [module for module in model.modules() if _can_be_packed(module)]
-    if sum(layer.weight.numel() * layer.weight.element_size() for layer in layers) > MOST_BYTES:
+    if not LEAST_BYTES <= sum(layer.weight.numel() * layer.weight.element_size() for layer in layers) <= MOST_BYTES:
         layers = []
     try:
         for layer in layers:

@@ -1,7 +1,7 @@
 """Several devices: under `accelerate launch` each process encodes its share; splitting and gathering are accelerate's."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,16 +24,20 @@ def process_device() -> str | None:
     return str(_state().device)
 
 
-def share_among_processes(part: Sequence[int], compute: Callable[[Sequence[int]], Any]) -> Any:
-    """`compute(part)`, each process doing every n-th row, with accelerate's own gathering."""
+def own_share(part: Sequence[int]) -> list[int]:
+    """What this process does of `part`: every n-th row."""
+    return list(part[process_number() :: process_count()])
+
+
+def gathered(part: Sequence[int], results: Any) -> Any:
+    """The results of all rows of `part`, of which every process gives those of its own share; accelerate's own gathering."""
     if process_count() == 1:
-        return compute(part)
+        return results
     from accelerate.utils import gather_object
 
-    state = _state()
-    mine = list(part[state.process_index :: state.num_processes])
-    gathered = gather_object([(mine, compute(mine) if mine else [])])
-    place = {row: result for rows, results in gathered for row, result in zip(rows, results, strict=True)}
+    _state()
+    pairs = gather_object([(own_share(part), results)])
+    place = {row: result for rows, found in pairs for row, result in zip(rows, found, strict=True)}
     found = [place[row] for row in part]
     return np.stack(found) if found and isinstance(found[0], np.ndarray) else found
 

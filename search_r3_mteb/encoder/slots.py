@@ -6,6 +6,8 @@ nothing is concatenated. When a row leaves, the last row moves into its place, s
 and only what moves is copied.
 """
 
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -128,9 +130,13 @@ def reserve(like: Tensor, places: int, columns: int) -> Tensor:
     shape = (places, like.shape[1], columns, like.shape[3])
     if like.device.type != "cpu":
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
-    # numpy asks the system for zeroed pages, which take no memory before they are written; torch writes the zeros.
-    size = int(np.prod(shape)) * like.element_size()
-    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(like.dtype).view(shape)
+    # The system's own zeroed pages take no memory before they are written; torch would write the zeros.
+    memory = mmap.mmap(-1, max(1, int(np.prod(shape)) * like.element_size()))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        # A row begins far from the next one: with pages of 2 MB, the first column of each would take the room of all columns.
+        with suppress(OSError):  # a kernel that has no huge pages knows no such advice either
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype, count=int(np.prod(shape))).view(shape)
 
 
 @dataclass

@@ -135,7 +135,7 @@ def _amount(quick: int, nano: int, small: int, large: int, subject: Subject, is_
 
 
 def _rounds(subject: Subject, quick: bool) -> int:
-    return _amount(1, 5, 3, 1, subject, quick)
+    return _amount(1, 5, 2, 1, subject, quick)
 
 
 def _reason(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
@@ -212,7 +212,7 @@ def _flat_queries(subject: Subject, quick: bool) -> Case:
         f"ourselves with {few:,}",
         "queries/s",
         many,
-        1 if quick else 3,
+        1 if quick else 2,
         _bind(_vectors_together, subject, prompts, wanted, 64),
         _bind(_vectors_together, subject, prompts[:few], wanted[:few], 64),
         their_items=few,
@@ -231,7 +231,7 @@ def _flat_documents(subject: Subject, quick: bool) -> Case:
         f"ourselves with {few:,}",
         "documents/s",
         many,
-        1 if quick else 3,
+        1 if quick else 2,
         _bind(subject.encoder.encode_document, documents),
         _bind(subject.encoder.encode_document, documents[:few]),
         their_items=few,

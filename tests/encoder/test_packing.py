@@ -10,6 +10,7 @@ from search_r3_mteb.encoder.packing import packed_linears
 @pytest.fixture
 def layers(monkeypatch):
     monkeypatch.setitem(packing.LEAST_NUMBERS, torch.float32, 1024)
+    monkeypatch.setattr(packing, "LEAST_BYTES", 0)
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(48, 64), torch.nn.GELU(), torch.nn.Linear(64, 32, bias=False)).eval()
 
@@ -61,6 +62,9 @@ def test_what_stays_as_it_is(layers, monkeypatch):
     ) as count:
         assert count == 0
     assert "forward" in exchanged.__dict__
-    monkeypatch.setattr(packing, "MOST_BYTES", 4 * 48 * 64)
-    with packed_linears(layers) as count:
-        assert count == 0
+    for name, limit in (("MOST_BYTES", 4 * 48 * 64), ("LEAST_BYTES", 1 << 22)):
+        with monkeypatch.context() as changed, packed_linears(layers) as count:
+            assert count == 2
+            changed.setattr(packing, name, limit)
+            with packed_linears(torch.nn.Sequential(torch.nn.Linear(48, 64), torch.nn.Linear(64, 32))) as count:
+                assert count == 0

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,25 +21,15 @@ def together(monkeypatch):
 
     def run(part, compute, count):
         monkeypatch.setenv("WORLD_SIZE", str(count))
+        monkeypatch.setattr(accelerate, "PartialState", lambda cpu: None)
         shares = []
-
-        def collect(number):
-            monkeypatch.setattr(
-                accelerate, "PartialState", lambda cpu: SimpleNamespace(process_index=number, num_processes=count)
-            )
-
-            def note(mine):
-                shares[number:] = mine
-                raise StopIteration
-
-            monkeypatch.setattr(utils, "gather_object", note)
-            with pytest.raises(StopIteration):
-                processes.share_among_processes(part, compute)
-
         for number in range(count):
-            collect(number)
-        monkeypatch.setattr(utils, "gather_object", lambda mine: shares)
-        return processes.share_among_processes(part, compute), [rows for rows, _ in shares]
+            monkeypatch.setenv("RANK", str(number))
+            own = processes.own_share(part)
+            monkeypatch.setattr(utils, "gather_object", lambda mine: shares + mine)
+            shares.append((own, compute(own) if own else []))
+        mine = shares.pop()
+        return processes.gathered(part, mine[1]), [rows for rows, _ in [*shares, mine]]
 
     return run
 
@@ -63,7 +52,9 @@ def test_alone_nothing_is_shared(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("RANK", raising=False)
     assert (processes.process_count(), processes.process_number(), processes.process_device()) == (1, 0, None)
-    assert processes.share_among_processes([3, 1], list) == [3, 1]
+    part, results = [3, 1, 2], object()
+    assert processes.own_share(part) == part
+    assert processes.gathered(part, results) is results
 
 
 SCRIPT = """

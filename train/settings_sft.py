@@ -25,6 +25,11 @@ class Loss(Settings):
     since its reasoning recalls facts that it can only have from the documents."""
     reading_documents: Count = 8
     """Documents packed into one sequence that is read, each twice. Our choice: 8 of nano's facts fill two thirds of its rows."""
+    distill: Weight = 0.0
+    """Weight of the distance to a sentence encoder's vectors and similarities (train/distillation.py). Our choice: 0, the paper distils
+    nothing; it is for models that start from that encoder's weights."""
+    teacher: str | None = None
+    """Folder or hub id of the sentence-transformers model whose vectors are the target of `distill`. Our choice: absent."""
     kl_direction: Literal["forward", "reverse"] = "reverse"
     """forward: KL(base || model); reverse: KL(model || base). Open in the paper; our choice: reverse, the divergence that
     stage 2's estimator measures."""
@@ -40,13 +45,19 @@ class Loss(Settings):
 
     def check(self) -> None:
         """Something is learned, and a contrastive term has something to contrast with."""
-        if not (self.reply or self.kl or self.infonce or self.triplet):
+        learned = self.reply or self.infonce or self.triplet or self.distill
+        if not (learned or self.kl):
             raise ValueError(
-                "every weight is 0, so nothing would be learned. Set at least one of reply, infonce, triplet."
+                "every weight is 0, so nothing would be learned. Set at least one of reply, infonce, triplet, distill."
             )
-        if not (self.reply or self.infonce or self.triplet):
+        if not learned:
             raise ValueError(
-                "only kl is above 0: it pulls the model to where it began. Set reply, infonce or triplet as well."
+                "only kl is above 0: it pulls the model to where it began. Set reply, infonce, triplet or distill as well."
+            )
+        if bool(self.distill) != (self.teacher is not None):
+            raise ValueError(
+                f"distill = {self.distill} and teacher = {self.teacher!r} belong together: a teacher is asked where distill has a "
+                "weight, and only there. Set both or neither."
             )
         if (self.infonce or self.triplet) and not (self.in_batch or self.hard_negatives):
             raise ValueError(

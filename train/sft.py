@@ -10,7 +10,8 @@ Departures from the paper, and what it leaves open (each value and its source: t
   in one batch, so that one checkpoint serves both modes. The paper's stage 1 is known for the direct turn only.
 - The triplet's negative is the hardest allowed document of the batch. The paper's triples come from 100k synthetic ones, which
   are not published; rows with hard negatives of their own bring them into the same batch.
-- A model may also learn to say the documents' own text (`loss.reading`, train/reading.py).
+- A model may also learn to say the documents' own text (`loss.reading`, train/reading.py), and a sentence encoder's vectors
+  (`loss.distill`, train/distillation.py).
 - Large batches are computed in parts with cached gradients (train/gradcache.py).
 """
 

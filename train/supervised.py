@@ -14,6 +14,7 @@ from train import distributed
 from train import model as models
 from train.batches import Rows, collate, mini_batches, text_ids
 from train.contrastive import Contrast
+from train.distillation import Distillation, teacher
 from train.gradcache import Forward, MiniBatch, cached_backward
 from train.losses import kl_to_base, reply_cross_entropy, select_reply
 from train.reading import packed, reading_backward
@@ -49,22 +50,26 @@ class Step:
         self.sums = dict.fromkeys(("reply", "kl", "reading"), 0.0)
         with accelerator.autocast():
             loss = self.read(rows, accelerator)
-            if contrast.needed:
-                found = cached_backward(forwards, contrast, backward=accelerator.backward)
+            distillation = self.distillation(rows)
+            if contrast.needed or distillation is not None:
+                found = cached_backward(
+                    forwards, partial(_between_rows, contrast, distillation), backward=accelerator.backward
+                )
                 loss += float(found.contrastive + found.local)
             else:
                 loss += self._replies_alone(forwards, accelerator)
-        return distributed.average({"loss": loss} | contrast.parts | self._local_parts(), self.device)
+        parts = contrast.parts | (distillation.parts if distillation is not None else {})
+        return distributed.average({"loss": loss} | parts | self._local_parts(), self.device)
 
     def prepare(self, rows: Sequence[TrainingRow]) -> tuple[dict[str, list[list[Rendered]]], Contrast]:
         """The batch as columns of mini-batches, documents first: DDP synchronises in the last one, which holds replies."""
         size = self.mini_batch_size
-        traced = [index for index, row in enumerate(rows) if row.reasoning is not None]
+        traced = _traced(rows)
         own = self.loss.hard_negatives
-        documents = [row.positive for row in rows] + [text for row in rows if own for text in row.negatives]
+        documents = self._documents(rows)
         owners = list(range(len(rows))) + [i for i, row in enumerate(rows) if own for _ in row.negatives]
         weights = self.loss
-        contrasted = weights.infonce or weights.triplet
+        contrasted = weights.infonce or weights.triplet or weights.distill
         columns = {
             "documents": self.renderer.render_batch(documents, "direct") if contrasted else [],
             "direct": self.renderer.render_batch([row.query for row in rows], "direct"),
@@ -82,6 +87,22 @@ class Step:
             owners=torch.tensor(owners),
         )
         return {name: mini_batches(column, size) for name, column in columns.items() if column}, contrast
+
+    def distillation(self, rows: Sequence[TrainingRow]) -> Distillation | None:
+        """The teacher's vectors of the batch's columns; reasoning aims at the vector of its query."""
+        weights = self.loss
+        if weights.teacher is None:
+            return None
+        queries, documents = [row.query for row in rows], self._documents(rows)
+        vectors = teacher(weights.teacher, self.device)([*queries, *documents])
+        targets = {"direct": vectors[: len(rows)], "documents": vectors[len(rows) :]}
+        targets["reason"] = targets["direct"][_traced(rows)]
+        return Distillation(targets, weights.distill, weights.temperature)
+
+    def _documents(self, rows: Sequence[TrainingRow]) -> list[str]:
+        return [row.positive for row in rows] + [
+            text for row in rows if self.loss.hard_negatives for text in row.negatives
+        ]
 
     def read(self, rows: Sequence[TrainingRow], accelerator: Any) -> float:
         """The weighted loss on the documents' own text, with its gradient; 0 where it is switched off."""
@@ -156,3 +177,12 @@ class Step:
     def _local_parts(self) -> dict[str, float]:
         weights = asdict(self.loss)
         return {name: value for name, value in self.sums.items() if weights[name]}
+
+
+def _between_rows(contrast: Contrast, distillation: Distillation | None, vectors: dict[str, Tensor]) -> Tensor:
+    loss = contrast(vectors)
+    return loss if distillation is None else loss + distillation(vectors)
+
+
+def _traced(rows: Sequence[TrainingRow]) -> list[int]:
+    return [index for index, row in enumerate(rows) if row.reasoning is not None]

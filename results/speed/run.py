@@ -31,6 +31,25 @@ TARGETS = (
     ("cost of one item, few against many", "flat", ("flat",), "ourselves", 0.9),
 )  # fmt: skip
 
+NOTES = (
+    "## What was tried",
+    "",
+    "Each line in one run of its own, both ways in turns, two threads, on the way to the commit above (2026-11-21).",
+    "",
+    "- Packed weights while decoding (`encoder/packing.py`): 30m against (i), 64 prompts, 1.92 and 2.00 before, 3.13 and 3.16 after at",
+    "  batch 16; 2.52 and 2.72 before, 3.41 and 3.37 after at batch 64. nano's matrices are too small to gain and stay as they are.",
+    "- Documents read 2,048 tokens at a time on a processor (`encoder/scheduling.py`) and not 16,384: 30m 7.0 -> 10.2 documents/s of",
+    "  SciFact's lengths and 70 -> 91 short ones, nano 1,818 -> 2,642 short ones and no gain on long ones; 4,096 and 1,024 are no faster.",
+    "- Prompts prefilled in such parts, and the cache's memory without 2 MB pages (`encoder/slots.py`): peak of nano at batch 64 96 -> 54 to 57 MiB.",
+    "- Not shipped: the head as weights times rows: 9.1 -> 6.4 ms for 32,768 tokens and 16 rows with two threads, but slower with one",
+    "  (11.2 -> 12.0 ms); packing gives more. Not sharing the prompt of long documents, whose attention then needs no mask: 8.6 against",
+    "  9.2 documents/s (30m), no difference on nano.",
+    "- nano at batch 16: how much is gained depends on how many prompts there are, because the last rows run in a batch that is no longer",
+    "  full: 2.03 to 2.08 with 64 prompts, 2.40 to 2.59 with 192 (three rounds each). A step of nano is four fifths small kernels and the",
+    "  model's own Python, which both sides run.",
+    "",
+)
+
 
 def measure() -> None:
     """Run every case; the file is rewritten after each."""
@@ -106,6 +125,7 @@ def page(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
         *("| " + " | ".join(str(value) for value in one.values()) + " |" for one in records),
         "",
+        *NOTES,
         "A GPU was not at hand. `python results/speed/gpu.py` measures one and writes gpu.md; `--dry-run` is its rehearsal on the CPU.",
         "",
     ]

@@ -496,7 +496,7 @@ def test_kill_9_at_every_60th_line(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [("random", "50"), ("lines", "1")])
+@pytest.mark.parametrize("arguments", [("random", "50"), ("lines", "7")])
 def test_kill_9_thoroughly(tmp_path, arguments):
     finished = killing(tmp_path, *arguments)
     assert finished.returncode == 0, finished.stderr

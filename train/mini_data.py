@@ -57,12 +57,12 @@ def make_trace(query: str, document: str, seen: Counter[str], documents: int, ki
 
 
 def key_terms(query: str, document: str, seen: Counter[str], documents: int, count: int = TERMS) -> list[str]:
-    """Words of the document that the query lacks, by frequency times rarity; words of a single document are names and are left out."""
+    """Words of the document that the query lacks, by frequency times rarity; words of one document, or of all, are left out."""
     known, here = set(words_of(query)), Counter(words_of(document))
     weight = {
         word: (1 + math.log(times)) * math.log(documents / seen[word])
         for word, times in here.items()
-        if word not in known and len(word) > 2 and seen[word] > 1
+        if word not in known and len(word) > 2 and 1 < seen[word] < documents
     }
     return sorted(weight, key=lambda word: (-weight[word], word))[:count]
 

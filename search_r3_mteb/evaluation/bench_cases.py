@@ -135,7 +135,7 @@ def _amount(quick: int, nano: int, small: int, large: int, subject: Subject, is_
 
 
 def _rounds(subject: Subject, quick: bool) -> int:
-    return _amount(1, 5, 2, 1, subject, quick)
+    return _amount(1, 3, 2, 1, subject, quick)
 
 
 def _reason(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:

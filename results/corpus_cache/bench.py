@@ -1,6 +1,6 @@
 """`make bench-cache`: how true each refresh policy keeps the reward, at which cost, over 100 real training steps of nano.
 
-    python results/corpus_cache/bench.py                                    # everything; an hour on two free cores
+    python results/corpus_cache/bench.py                                    # everything; an hour or more on two cores
     python results/corpus_cache/bench.py --rows 10000 --policies none local+map    # replaces these records only
 
 Writes `summary.json`, `table.md` and `figure.png` beside this file (or into --output). The training steps are recorded once, by
@@ -133,6 +133,7 @@ def figure(records, file):
             panel.axhline(bound, color="grey", linestyle=":")
             panel.set(title=f"{rows:,} documents", xlabel="step", ylabel=key.replace("_", " "))
             panel.set_yscale("symlog", linthresh=0.001)
+            panel.set_ylim(bottom=0)
     axes[0][0].legend(fontsize=7)
     for line, key in ((0, "refresh_seconds"), (1, "share_reencoded")):
         panel = axes[line][-1]
@@ -142,6 +143,7 @@ def figure(records, file):
                 panel.plot(list(last), list(last.values()), marker="o", color=colors[policy], label=policy)
         panel.set(xscale="log", xlabel="documents", ylabel=key.replace("_", " "))
         panel.set_yscale("symlog", linthresh=0.001)
+        panel.set_ylim(bottom=0)
     chart.tight_layout()
     chart.savefig(file, dpi=110)
     plt.close(chart)

@@ -75,10 +75,11 @@ class CacheState:
         if self.folder.writable:
             self.folder.append(record)
         self.apply([record])
-        started = time.perf_counter()
+        seconds = 0.0
         if "move" in record and self.folder.writable:
+            started = time.perf_counter()
             self.map_rows()
-        seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started
         if self.folder.writable and self.folder.log_bytes > self.settings.log_megabytes << 20:
             self.checkpoint()
         return seconds

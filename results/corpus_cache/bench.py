@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # Of the corpus's tokens; what a batch touches is shorter than the mean, so its share of the documents is a little larger.
-SHARES = {10_000: 0.02, 100_000: 0.018, 1_000_000: 0.0018}
+SHARES = {10_000: 0.02, 100_000: 0.018, 1_000_000: 0.002}
 POLICIES = ("none", "random", "local", "random+map", "local+map", "full", "frozen")
 KEYS = ("rows", "policy", "step", "share_reencoded", "refresh_seconds", "reward_error_batch", "reward_error_heldout",
         "reward_correlation", "recall_at_10", "commit", "command")  # fmt: skip

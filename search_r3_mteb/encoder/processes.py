@@ -35,7 +35,7 @@ def gathered(part: Sequence[int], results: Any) -> Any:
         return results
     from accelerate.utils import gather_object
 
-    _state()
+    _state()  # accelerate gathers among the processes that its state knows
     pairs = gather_object([(own_share(part), results)])
     place = {row: result for rows, found in pairs for row, result in zip(rows, found, strict=True)}
     found = [place[row] for row in part]

@@ -78,9 +78,12 @@ def teacher_folder(tiny_tokenizer, tmp_path):
     return folder
 
 
-def test_a_teacher_gives_unit_vectors_in_order_and_asks_equal_texts_once(teacher_folder):
+def test_a_teacher_gives_unit_vectors_in_order_and_reads_equal_texts_once(teacher_folder):
     teacher = Teacher(str(teacher_folder), torch.device("cpu"))
+    read = []
+    teacher.model[0].register_forward_pre_hook(lambda module, given: read.append(len(given[0]["input_ids"])))
     found = teacher(["b river", "a stone", "b river"])
+    assert sum(read) == 2
     assert found.shape == (3, 32)
     assert not found.requires_grad
     assert torch.equal(found[0], found[2])

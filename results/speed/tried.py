@@ -1,0 +1,115 @@
+"""What each change for processors is worth by itself: both ways in turns, medians. Prints JSON, and writes tried.json beside this file.
+
+OMP_NUM_THREADS=2 python results/speed/tried.py       # two minutes
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from measure import commit
+
+from search_r3_mteb.encoder import packing, scheduling
+from search_r3_mteb.encoder.packing import packed_linears
+from search_r3_mteb.evaluation.bench_cases import Subject, _reasoning_lengths, _together
+
+
+def ratio(before, after, rounds):
+    """Median over rounds of the seconds `before` takes to those of `after`, each run once to warm up."""
+    before()
+    after()
+    found = []
+    for _ in range(rounds):
+        seconds = []
+        for work in (before, after):
+            started = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - started)
+        found.append(seconds[0] / seconds[1])
+    return round(float(np.median(found)), 2)
+
+
+def layers():
+    """One layer multiplied as it is, and packed, over copies that do not fit into a cache together."""
+    found = {}
+    for inputs, outputs in ((128, 128), (384, 1024), (768, 2176)):
+        copies = max(1, 10_000_000 // (inputs * outputs))
+        model = torch.nn.Sequential(*(torch.nn.Linear(inputs, outputs) for _ in range(copies)))
+        for rows in (1, 16, 64):
+            given = torch.randn(rows, inputs)
+
+            def work(model=model, given=given):
+                for layer in model:
+                    layer(given)
+
+            def packed(model=model, work=work):
+                with packed_linears(model):
+                    work()  # packing counts once, as for the first of many steps
+                    for _ in range(9):
+                        work()
+
+            def plain(work=work):
+                for _ in range(10):
+                    work()
+
+            found[f"{inputs} x {outputs}, {rows} rows, ten steps and the packing"] = ratio(plain, packed, 5)
+    return found
+
+
+def decoding():
+    """30m, 32 prompts at batch 16, without and with packing."""
+    subject = Subject("30m")
+    prompts, wanted = subject.prompts(32), _reasoning_lengths(32)
+
+    def run(most):
+        def work():
+            packing.MOST_BYTES = most
+            _together(subject, prompts, wanted, 16)
+
+        return work
+
+    return ratio(run(0), run(packing.MOST_BYTES), 2)
+
+
+def documents():
+    """Documents read 16,384 tokens at a time and as shipped."""
+    found = {}
+    for size, kind, count in (("nano", "short", 2048), ("nano", "scifact", 128), ("30m", "short", 128)):
+        subject = Subject(size)
+        texts = subject.documents(count, kind)
+
+        def run(tokens, subject=subject, texts=texts):
+            def work():
+                scheduling.PROCESSOR_TOKENS = tokens
+                subject.encoder.encode_document(texts)
+
+            return work
+
+        found[f"{size} {kind}"] = ratio(run(16384), run(scheduling.PROCESSOR_TOKENS), 3)
+    return found
+
+
+def main():
+    """Measure all, and write it."""
+    packing.LEAST_NUMBERS[torch.float32] = 0
+    packing.LEAST_BYTES = 0
+    found = {"command": "python results/speed/tried.py", "commit": commit(), "threads": torch.get_num_threads()}
+    with torch.inference_mode():
+        found["layers packed"] = layers()
+    packing.LEAST_NUMBERS[torch.float32] = 1 << 17
+    found["30m decoding packed"] = decoding()
+    found["documents 2,048 tokens at a time"] = documents()
+    text = json.dumps(found, indent=1)
+    (HERE / "tried.json").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

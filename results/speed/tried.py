@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import commit
 
 from search_r3_mteb.encoder import packing, scheduling
 from search_r3_mteb.encoder.packing import packed_linears
 from search_r3_mteb.evaluation.bench_cases import Subject, _reasoning_lengths, _together
+
+HERE = Path(__file__).resolve().parent
 
 
 def ratio(before, after, rounds):

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-# Tokens of documents that a processor reads at once. Our choice: a batch's activations then stay within its caches; with two
-# threads 2,048 read 1.3 to 1.5 times as many documents a second as 16,384, and 1,024 no more.
+# Tokens of documents that a processor reads at once. Our choice: a batch's activations then stay within its caches
+# (results/speed/tried.json compares with 16,384).
 PROCESSOR_TOKENS = 2048
 
 

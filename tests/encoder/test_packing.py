@@ -31,6 +31,18 @@ def test_the_same_numbers(layers, shape, dtype):
     assert torch.equal(kept, packed)
 
 
+def test_under_autocast_the_weights_are_packed_in_its_type(layers):
+    rows = torch.randn(16, 48)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        plain = layers(rows)
+        with packed_linears(layers) as count:
+            packed = layers(rows)
+    assert count == 2
+    assert plain.dtype == packed.dtype == torch.bfloat16
+    torch.testing.assert_close(packed, plain, rtol=0, atol=2e-2)
+    assert layers[0].weight.dtype == torch.float32
+
+
 def test_weights_that_change_between_two_uses_are_packed_anew(layers):
     rows = torch.randn(2, 48)
     with torch.inference_mode():

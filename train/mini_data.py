@@ -1,9 +1,10 @@
-"""Training rows of mini with first reasoning traces, and the dev sets that choose between its checkpoints.
+"""Training rows of mini with first reasoning traces, the corpora of its stage 2, and the dev sets that choose between checkpoints.
 
     python train/mini_data.py --data ../shared/data --output runs/mini/data [--traces both|restated|terms|none]
 
-Writes one JSONL file a source (query, positive, reasoning) and two BEIR folders. SciFact: a tenth of the training claims is dev; CosQA:
-half of the dev questions trains, the other half is dev. Test judgements are not read here.
+Writes one JSONL file a source (query, positive, reasoning), abstracts.jsonl, whose positives are a corpus of stage 2, and two BEIR
+folders with the splits train and dev. SciFact: a tenth of the training claims is dev; CosQA: half of the dev questions trains, the other
+half is dev. Test judgements are not read here.
 
 A trace is what a model of this size can learn to say: the query again, whose words a causal model then reads with all of the query
 before them (as in echo embeddings, arXiv 2402.15449), and the key terms of the document that answers it. Source: our choice.
@@ -28,7 +29,8 @@ PAIRS = {
 }
 TRACES = ("both", "restated", "terms", "none")
 TERMS = 6
-RESTATED_WORDS = 24
+RESTATED_WORDS = 20
+ABSTRACTS = 20_000
 _WORD = re.compile(r"[a-z][a-z0-9]+(?:-[a-z0-9]+)*")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_")
 
@@ -85,25 +87,37 @@ def write_rows(file: Path, rows: Iterable[Row]) -> int:
 
 
 def split_in(folder: Path, output: Path, name: str, split: str, every: int, kind: str) -> dict[str, int]:
-    """Every `every`-th judged query of a split becomes a dev set, the others training rows."""
+    """Every `every`-th judged query of a split becomes dev, the others train: rows with traces, and a BEIR folder with both."""
     documents = list(read_corpus(folder))
     corpus = {document.id: join_title(document.title, document.text) for document in documents}
     queries = {query.id: query.text for query in read_queries(folder)}
     relevance = read_relevance(folder, split)
     dev = sorted(relevance)[::every]
+    splits = {"train": sorted(set(relevance) - set(dev)), "dev": dev}
     rows = [
         (queries[query], corpus[document])
-        for query in sorted(set(relevance) - set(dev))
+        for query in splits["train"]
         for document, grade in relevance[query].items()
         if grade > 0
     ]
     write_beir(
-        output / f"{name}-dev",
+        output / name,
         corpus=documents,
-        queries=[(query, queries[query]) for query in dev],
-        qrels={"dev": [(query, document, grade) for query in dev for document, grade in relevance[query].items()]},
+        queries=[(query, queries[query]) for query in sorted(relevance)],
+        qrels={
+            split: [(query, document, grade) for query in members for document, grade in relevance[query].items()]
+            for split, members in splits.items()
+        },
     )
     return {"rows": write_rows(output / f"{name}.jsonl", with_traces(rows, kind)), "dev_queries": len(dev)}
+
+
+def abstracts(file: Path) -> Iterator[Row]:
+    """`ABSTRACTS` rows spread evenly over a file, without traces."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for line in lines[:: max(1, len(lines) // ABSTRACTS)][:ABSTRACTS]:
+        row = json.loads(line)
+        yield {"query": row["query"], "positive": row["positive"]}
 
 
 def make(data: Path, output: Path, kind: str) -> dict[str, dict[str, int]]:
@@ -113,6 +127,7 @@ def make(data: Path, output: Path, kind: str) -> dict[str, dict[str, int]]:
         name: {"rows": write_rows(output / f"{name}.jsonl", with_traces(pairs_of(data / "pairs" / file), kind))}
         for name, file in PAIRS.items()
     }
+    report["abstracts"] = {"rows": write_rows(output / "abstracts.jsonl", abstracts(output / "arxiv.jsonl"))}
     report["scifact"] = split_in(data / "scifact", output, "scifact", "train", 10, kind)
     report["cosqa"] = split_in(data / "cosqa", output, "cosqa", "dev", 2, kind)
     (output / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

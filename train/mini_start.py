@@ -40,6 +40,8 @@ def causal_bert(folder: str | Path, seed: int = 0) -> Checkpoint:
             "needs no turning: name it in [model] path."
         )
     config.is_decoder, config.tie_word_embeddings = True, True
+    # What is sampled in stage 2 must be what is trained, and stage 1 sees hardly a text twice.
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     torch.manual_seed(seed)
     model, report = BertLMHeadModel.from_pretrained(
         folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True

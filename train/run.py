@@ -195,7 +195,8 @@ class Run:
         if not self.judged:
             return
         settings = self.config.evaluate
-        scores = evaluation.evaluate(self.checkpoint, self.judged, settings, self.config.data.max_length)
+        with self.accelerator.autocast():  # as it computes in training
+            scores = evaluation.evaluate(self.checkpoint, self.judged, settings, self.config.data.max_length)
         assert self.log is not None
         for score in scores:
             self.log.event("evaluate", self.step, **asdict(score))

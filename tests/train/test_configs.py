@@ -13,11 +13,11 @@ SHIPPED = sorted(FOLDER.glob("*.toml"))
 
 
 def class_of(path):
-    return RlConfig if path.stem.startswith("rl_") else SftConfig
+    return RlConfig if "rl" in path.stem.split("_") else SftConfig
 
 
 def test_there_are_some():
-    assert {"nano", "qwen2.5-1.5b", "qwen2.5-7b", "rl_nano", "rl_qwen2.5-1.5b", "rl_qwen2.5-7b"} <= {
+    assert {"nano", "mini_sft", "mini_rl", "qwen2.5-1.5b", "qwen2.5-7b", "rl_nano", "rl_qwen2.5-1.5b", "rl_qwen2.5-7b"} <= {
         path.stem for path in SHIPPED
     }
 

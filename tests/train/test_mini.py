@@ -111,11 +111,15 @@ def test_dev_queries_do_not_train_and_test_judgements_are_not_read(data, tmp_pat
     assert report["cosqa"] == {"rows": 10, "dev_queries": 10}
     for name in ("scifact", "cosqa"):
         rows = [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()]
-        dev = read_relevance(tmp_path / "out" / f"{name}-dev", "dev")
+        dev, train = (read_relevance(tmp_path / "out" / name, split) for split in ("dev", "train"))
         asked = {f"query {int(query[1:])}" for query in dev}
         assert not asked & {row["query"] for row in rows}
+        assert {f"query {int(query[1:])}" for query in train} == {row["query"] for row in rows}
         assert "query 20" not in {row["query"] for row in rows}
         assert all(row["positive"].startswith("T") for row in rows)
-        assert not (tmp_path / "out" / f"{name}-dev" / "qrels" / "test.tsv").exists()
+        assert not (tmp_path / "out" / name / "qrels" / "test.tsv").exists()
     first = json.loads((tmp_path / "out" / "arxiv.jsonl").read_text().splitlines()[0])
     assert first == {"query": "a river", "positive": "water in a bed", "reasoning": "a river"}
+    corpus = (tmp_path / "out" / "abstracts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["positive"] for line in corpus] == ["water in a bed", "water in a hollow"]
+    assert "reasoning" not in corpus[0]

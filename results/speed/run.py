@@ -1,6 +1,7 @@
 """The benchmark's results as a page: `bench.json` as `search-r3 bench` writes it, README.md with the targets beside it, figure.png.
 
 OMP_NUM_THREADS=2 python results/speed/run.py          # about half an hour on two free cores
+python results/speed/run.py --resume                   # what bench.json lacks
 python results/speed/run.py --page                     # only the page, from bench.json and machine.json
 
 The targets are those of issue 6.
@@ -58,15 +59,16 @@ NOTES = (
 )
 
 
-def measure() -> None:
-    """Run every case; the file is rewritten after each."""
+def measure(resume: bool) -> None:
+    """Run every case, or with `resume` those that the file lacks; it is rewritten after each."""
     import torch
 
     from search_r3_mteb.evaluation.bench import bench
 
-    machine = {
+    before = read() if resume else ([], {})
+    machine: dict[str, Any] = {
         "command": "python results/speed/run.py",
-        "commit": commit(),
+        "commit": ", ".join(dict.fromkeys([*before[1].get("commit", "").split(", "), commit()])).strip(", "),
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -74,7 +76,7 @@ def measure() -> None:
         **{name: version(name) for name in ("torch", "transformers", "sentence-transformers", "mteb")},
     }
     (HERE / "machine.json").write_text(json.dumps(machine, indent=1) + "\n", encoding="utf-8")
-    bench(output=HERE / "bench.json", tell=lambda record: print(record, flush=True))
+    bench(output=HERE / "bench.json", tell=lambda record: print(record, flush=True), measured=before[0])
 
 
 def targets(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -162,14 +164,23 @@ def figure(records: list[dict[str, Any]], path: Path) -> None:
     plt.close(chart)
 
 
+def read() -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What has been measured, and on what."""
+    records, machine = (
+        json.loads((HERE / name).read_text(encoding="utf-8")) for name in ("bench.json", "machine.json")
+    )
+    return records, machine
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", action="store_true")
-    if not parser.parse_args().page:
-        measure()
-    records = json.loads((HERE / "bench.json").read_text(encoding="utf-8"))
-    machine = json.loads((HERE / "machine.json").read_text(encoding="utf-8"))
+    parser.add_argument("--resume", action="store_true")
+    options = parser.parse_args()
+    if not options.page:
+        measure(options.resume)
+    records, machine = read()
     (HERE / "README.md").write_text(page(records, machine), encoding="utf-8")
     figure(records, HERE / "figure.png")
 

@@ -26,21 +26,25 @@ def bench(
     quick: bool = False,
     output: Path | None = None,
     tell: Callable[[Record], None] | None = None,
+    measured: Sequence[Record] = (),
 ) -> list[Record]:
     """Measure every case of these kinds; `quick` runs each once, on nano alone.
 
     A record has `case`, `peer`, `ratio` (above 1: we are faster, or smaller), `ours` and `theirs` in `unit` (items a second, or MiB
-    of peak memory above the loaded model), and `runs`, the number of rounds. `output` is rewritten after every case, so that a stopped run keeps what it has. Raises ValueError for a
+    of peak memory above the loaded model), and `runs`, the number of rounds. `output` is rewritten after every case, so that a stopped run keeps what it has; cases in `measured` are kept and not run. Raises ValueError for a
     kind that does not exist, and for a case whose two sides give different vectors.
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
         raise ValueError(f"There is no benchmark {', '.join(unknown)}; there are {', '.join(KINDS)}.")
-    records: list[Record] = []
+    records: list[Record] = list(measured)
+    known = {(record["case"], record["peer"]) for record in measured}
     for size in SIZES[:1] if quick else SIZES:
         subject = Subject(size)
         for kind in kinds:
             for case in cases(kind, subject, quick):
+                if (case.case, case.peer) in known:
+                    continue
                 record = measure_memory(case) if isinstance(case, MemoryCase) else measure(case)
                 records.append(record)
                 if tell is not None:

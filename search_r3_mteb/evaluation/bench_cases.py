@@ -114,7 +114,14 @@ class Subject:
             before, after = self.encoder.renderer.frame_ids("direct")
             room = self.encoder.max_length - len(before) - len(after)
             words = models.lengths(count, models.DOCUMENT_DECILES, longest=room)
+            return [self._cut(text, room) for text in models.texts(words, self.checkpoint.tokenizer)]
         return models.texts(words, self.checkpoint.tokenizer)
+
+    def _cut(self, text: str, tokens: int) -> str:
+        """Whole words within so many tokens: a word may take more beside another, and the peer would cut the embed token away."""
+        while (more := len(self.checkpoint.tokenizer(text, add_special_tokens=False).input_ids) - tokens) > 0:
+            text = " ".join(text.split(" ")[:-more])
+        return text
 
     def engine(self, rows: int, length: int, wanted: Sequence[int]) -> Any:
         """An engine for `rows` rows of that length at once, whose rows reason as long as wanted."""

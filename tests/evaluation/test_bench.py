@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,25 @@ def test_records_are_written_as_they_come(monkeypatch, tmp_path):
     records = module.bench(["encode"], quick=True, output=tmp_path / "bench.json", tell=told.append)
     assert records == told == json.loads((tmp_path / "bench.json").read_text())
     assert len(records) == 2
+
+
+def test_what_was_measured_is_kept_and_not_run_again(monkeypatch, tmp_path):
+    one, two = case(), replace(case(), case="another")
+    monkeypatch.setattr(module, "Subject", lambda size: size)
+    monkeypatch.setattr(module, "cases", lambda kind, subject, quick: iter([one, two]))
+    measured, told = [{"case": one.case, "peer": one.peer, "ratio": 3.0}], []
+    records = module.bench(["encode"], quick=True, output=tmp_path / "b.json", tell=told.append, measured=measured)
+    assert records == [*measured, *told]
+    assert [record["case"] for record in told] == ["another"]
+
+
+def test_documents_are_no_longer_than_both_sides_read():
+    subject = Subject("30m")
+    texts = subject.documents(48, "scifact")
+    before, after = subject.encoder.renderer.frame_ids("direct")
+    found = subject.checkpoint.tokenizer(texts, add_special_tokens=False).input_ids
+    longest = max(len(before) + len(ids) + len(after) for ids in found)
+    assert 500 < longest <= subject.encoder.max_length
 
 
 def test_a_peak_is_what_the_work_held_at_once(tmp_path):

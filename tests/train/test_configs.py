@@ -17,9 +17,16 @@ def class_of(path):
 
 
 def test_there_are_some():
-    assert {"nano", "mini_sft", "mini_rl", "qwen2.5-1.5b", "qwen2.5-7b", "rl_nano", "rl_qwen2.5-1.5b", "rl_qwen2.5-7b"} <= {
-        path.stem for path in SHIPPED
-    }
+    assert {
+        "nano",
+        "mini_sft",
+        "mini_rl",
+        "qwen2.5-1.5b",
+        "qwen2.5-7b",
+        "rl_nano",
+        "rl_qwen2.5-1.5b",
+        "rl_qwen2.5-7b",
+    } <= {path.stem for path in SHIPPED}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

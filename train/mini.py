@@ -15,18 +15,29 @@ again, days later. By default the encoder is the one that the package gt-all-min
 import argparse
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from search_r3_mteb.atomic import replaced_folder
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
+from search_r3_mteb.report.model_card import Facts, facts_of_run, write_model_card
 from train import mini_data, rl, sft
 from train.allocation import keep_freed_memory
 from train.mini_start import causal_bert
 
 FOLDER = Path("runs/mini")
 CONFIGS = Path(__file__).resolve().parent / "configs"
+PACKAGED = "sentence-transformers/all-MiniLM-L6-v2"
+LICENCES = {
+    "arxiv": "CC0 (arXiv metadata)",
+    "abstracts": "CC0 (arXiv metadata)",
+    "code": "that of each row's repository",
+    "medical": "CC BY 4.0 (MedQuAD)",
+    "scifact": "claims CC BY 4.0, abstracts ODC-By",
+    "cosqa": "Computational Use of Data Agreement",
+}
 STEPS = ("start", "data", "sft", "rl", "model")
 
 
@@ -54,11 +65,32 @@ def data(source: Path) -> None:
     (FOLDER / "test").symlink_to(source.resolve())
 
 
-def model() -> None:
-    """The weights of stage 2 in bfloat16."""
+def model(base: str) -> None:
+    """The weights of stage 2 in bfloat16, with a card of both stages."""
     trained = load(str(FOLDER / "rl" / "last"), dtype=torch.bfloat16)
     with replaced_folder(FOLDER / "model") as folder:
         save(Checkpoint(trained.model, trained.tokenizer, trained.profile, "search-r3-mini"), folder)
+        write_model_card(folder, card(base))
+
+
+def card(base: str) -> Facts:
+    """What mini is: sources and losses of both stages, results of the second on the dev sets."""
+    first, second = (
+        facts_of_run(FOLDER / name, name="search-r3-mteb/mini", license="apache-2.0", licences=LICENCES)
+        for name in ("sft", "rl")
+    )
+    known = {source.name for source in first.data}
+    return replace(
+        second,
+        base_model=base,
+        data=(*first.data, *(source for source in second.data if source.name not in known)),
+        losses=(*(f"stage 1: {loss}" for loss in first.losses), *(f"stage 2: {loss}" for loss in second.losses)),
+        training=(
+            *(("Stage 1, " + what.lower(), value) for what, value in first.training),
+            *second.training,
+            ("Made by", "`train/mini.py`"),
+        ),
+    )
 
 
 def stage(name: str, settings: Sequence[str]) -> list[str]:
@@ -82,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "data": (FOLDER / "test", lambda: data(options.data)),
         "sft": (FOLDER / "sft" / "last", lambda: sft.main(stage("sft", options.sft))),
         "rl": (FOLDER / "rl" / "last", lambda: rl.main(stage("rl", options.rl))),
-        "model": (FOLDER / "model", model),
+        "model": (FOLDER / "model", lambda: model(options.encoder.name if options.encoder else PACKAGED)),
     }
     for name in STEPS[: STEPS.index(options.until) + 1]:
         result, make = ways[name]

@@ -188,6 +188,9 @@ def test_from_nothing_to_the_model_and_again(small_bert, data, tmp_path, monkeyp
         steps = [json.loads(line) for line in (tmp_path / "runs/mini" / stage / "log.jsonl").read_text().splitlines()]
         assert steps[-1]["step"] == 2
     assert "distill" in json.dumps(steps), "stage 2 replays the teacher's vectors"
+    card = (tmp_path / "runs/mini/model/README.md").read_text()
+    for said in ("license: apache-2.0", "base_model: bert", "MedQuAD", "stage 1: ", "stage 2: ", "nDCG@10"):
+        assert said in card
     before = (tmp_path / "runs/mini/model/model.safetensors").stat().st_mtime_ns
     capsys.readouterr()
     mini.main(command)

@@ -40,10 +40,24 @@ def prepare(config: settings.Model, seed: int, device: str | torch.device = "cpu
     if config.gradient_checkpointing:
         checkpoint.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         checkpoint.model.enable_input_require_grads()  # a frozen embedding gives no gradient to recompute from
+    freeze(checkpoint.model, config.freeze)
     if config.lora is not None:
         checkpoint.model = add_adapter(checkpoint, config.lora, seed)
     checkpoint.model.to(device).train()
     return checkpoint
+
+
+def freeze(model: Any, names: Sequence[str]) -> None:
+    """Switch training off for every parameter whose name ends in one of `names`. ValueError for one that fits none."""
+    for name in names:
+        found = [parameter for known, parameter in model.named_parameters() if known.endswith(name)]
+        if not found:
+            raise ValueError(
+                f"model.freeze: no parameter's name ends in {name!r}. There are, among others, "
+                f"{', '.join([known for known, _ in model.named_parameters()][:4])}."
+            )
+        for parameter in found:
+            parameter.requires_grad_(False)
 
 
 def add_adapter(checkpoint: Checkpoint, config: settings.Lora, seed: int) -> Any:

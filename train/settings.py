@@ -76,6 +76,9 @@ class Model(Settings):
     """Recompute activations in the backward pass (arXiv 1604.06174): less memory, a third more time. Our choice: off."""
     trust_remote_code: bool = False
     """Run the checkpoint's own Python. Our choice: off, a model folder is not code that you have read."""
+    freeze: tuple[str, ...] = ()
+    """Parameters whose names end so are not trained. Our choice: none; mini freezes the word embeddings, which its head shares: the
+    reply's gradient moves every row at every step, and with them all vectors."""
     lora: Lora | None = None
     """Adapter instead of full fine-tuning. Our choice: absent, the paper trains all weights as far as is known [S]."""
 
@@ -91,6 +94,8 @@ class Model(Settings):
                 "scratch and lora exclude each other: LoRA freezes the base, and a random frozen base never learns. Remove "
                 "[model.lora] to train every weight."
             )
+        if self.freeze and self.lora is not None:
+            raise ValueError("freeze and lora exclude each other: an adapter trains nothing but itself. Remove freeze.")
         if self.scratch is not None and self.revision is not None:
             raise ValueError("revision belongs to a hub id, but the weights come from scratch. Remove revision.")
 

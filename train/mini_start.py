@@ -26,9 +26,6 @@ PROFILE = Profile(
 )
 
 
-HEAD_SCALE = 0.25
-
-
 def causal_bert(folder: str | Path, seed: int = 0) -> Checkpoint:
     """The encoder in `folder` as a causal LM with the embed token. `seed` draws what the folder lacks and nothing keeps.
 
@@ -58,8 +55,6 @@ def causal_bert(folder: str | Path, seed: int = 0) -> Checkpoint:
         head = model.cls.predictions
         head.transform.dense.weight.copy_(torch.eye(config.hidden_size))
         head.transform.dense.bias.zero_()
-        # Logits are else up to 20: the head is certain, and wrong.
-        head.transform.LayerNorm.weight.fill_(HEAD_SCALE)
         head.bias.zero_()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.eos_token = tokenizer.sep_token

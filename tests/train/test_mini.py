@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import save
@@ -188,6 +189,12 @@ def test_from_nothing_to_the_model_and_again(small_bert, data, tmp_path, monkeyp
         steps = [json.loads(line) for line in (tmp_path / "runs/mini" / stage / "log.jsonl").read_text().splitlines()]
         assert steps[-1]["step"] == 2
     assert "distill" in json.dumps(steps), "stage 2 replays the teacher's vectors"
+    before, after = (load_file(tmp_path / "runs/mini" / name / "model.safetensors") for name in ("start", "rl/last"))
+    words = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(before[words], after[words]), "what the head shares with the vectors stays"
+    assert not torch.equal(
+        before["bert.embeddings.position_embeddings.weight"], after["bert.embeddings.position_embeddings.weight"]
+    )
     card = (tmp_path / "runs/mini/model/README.md").read_text()
     for said in ("license: apache-2.0", "base_model: bert", "MedQuAD", "stage 1: ", "stage 2: ", "nDCG@10"):
         assert said in card

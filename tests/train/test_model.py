@@ -28,6 +28,18 @@ def test_from_random_weights():
     assert len(models.trainable(checkpoint.model)) == len(list(checkpoint.model.parameters()))
 
 
+def test_what_is_frozen_is_not_trained(folder):
+    whole = models.prepare(Model(path=str(folder)), seed=0).model
+    part = models.prepare(Model(path=str(folder), freeze=("embed_tokens.weight", "norm.weight")), seed=0).model
+    left = {name for name, _ in models.trainable(whole)} - {name for name, _ in models.trainable(part)}
+    assert "model.embed_tokens.weight" in left
+    assert all(name.endswith(("embed_tokens.weight", "norm.weight")) for name in left)
+    with pytest.raises(ValueError, match="no parameter's name ends in 'word_embeddings.weight'"):
+        models.prepare(Model(path=str(folder), freeze=("word_embeddings.weight",)), seed=0)
+    with pytest.raises(ValueError, match="freeze and lora exclude each other"):
+        Model(path=str(folder), freeze=("norm.weight",), lora=LORA)
+
+
 def test_a_model_without_the_token_gets_it_in_a_padded_row(bare):
     checkpoint = models.prepare(Model(path=str(bare)), seed=0)
     tokenizer = checkpoint.tokenizer

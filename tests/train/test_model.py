@@ -34,7 +34,7 @@ def test_what_is_frozen_is_not_trained(folder):
     left = {name for name, _ in models.trainable(whole)} - {name for name, _ in models.trainable(part)}
     assert "model.embed_tokens.weight" in left
     assert all(name.endswith(("embed_tokens.weight", "norm.weight")) for name in left)
-    with pytest.raises(ValueError, match="no parameter's name ends in 'word_embeddings.weight'"):
+    with pytest.raises(ValueError, match=r"no parameter's name ends in 'word_embeddings\.weight'"):
         models.prepare(Model(path=str(folder), freeze=("word_embeddings.weight",)), seed=0)
     with pytest.raises(ValueError, match="freeze and lora exclude each other"):
         Model(path=str(folder), freeze=("norm.weight",), lora=LORA)

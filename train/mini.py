@@ -1,10 +1,10 @@
 """search-r3-mini from nothing to the finished model: each step is skipped where its result lies already.
 
-    python train/mini.py --data ../shared/data [--encoder FOLDER] [--until start|data|sft|rl|model]
+    python train/mini.py --data ../shared/data [--encoder FOLDER] [--until data|start|sft|rl|model]
                          [--sft optimization.steps=5000 ...] [--rl KEY=VALUE ...]
 
-    teacher, start   the encoder, and the same weights as a causal LM          train/mini_start.py
     data             rows with traces, dev sets, the corpora of stage 2        train/mini_data.py
+    teacher, start   the encoder, and the same weights as a causal LM          train/mini_start.py
     sft, rl          both stages                                               train/configs/mini_sft.toml, mini_rl.toml
     model            the result in bfloat16, as it is shipped
 
@@ -25,7 +25,7 @@ from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.report.model_card import Facts, facts_of_run, write_model_card
 from train import mini_data, rl, sft
 from train.allocation import keep_freed_memory
-from train.mini_start import causal_bert
+from train.mini_start import causal_bert, traces_of
 
 FOLDER = Path("runs/mini")
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -38,7 +38,8 @@ LICENCES = {
     "scifact": "claims CC BY 4.0, abstracts ODC-By",
     "cosqa": "Computational Use of Data Agreement",
 }
-STEPS = ("start", "data", "sft", "rl", "model")
+TRACES = "restated"  # key terms as well were tried: results/mini/LOG.md
+STEPS = ("data", "start", "sft", "rl", "model")
 
 
 def packaged_encoder() -> Path:
@@ -55,12 +56,13 @@ def packaged_encoder() -> Path:
 def start(encoder: Path) -> None:
     """Copy the encoder, which teaches, and make it causal."""
     shutil.copytree(encoder, FOLDER / "teacher", dirs_exist_ok=True)
-    save(causal_bert(encoder), FOLDER / "start")
+    traces = traces_of([FOLDER / "data" / f"{name}.jsonl" for name in mini_data.SOURCES])
+    save(causal_bert(encoder, traces), FOLDER / "start")
 
 
 def data(source: Path) -> None:
     """Write the rows; the test splits are linked, for stage 1 and 2 drop what repeats them."""
-    mini_data.make(source, FOLDER / "data", "both")
+    mini_data.make(source, FOLDER / "data", TRACES)
     (FOLDER / "test").unlink(missing_ok=True)
     (FOLDER / "test").symlink_to(source.resolve())
 

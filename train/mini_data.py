@@ -7,8 +7,7 @@ folders with the splits train and dev. SciFact: a tenth of the training claims i
 half is dev. Test judgements are not read here.
 
 A trace is what a model of this size can learn to say: the query again, whose words a causal model then reads with all of the query
-before them (as in echo embeddings, arXiv 2402.15449), and the key terms of the document that answers it. Every second row of the pairs
-has one: the head's gradient is a third of a row's cost. Source: our choice.
+before them (as in echo embeddings, arXiv 2402.15449), and the key terms of the document that answers it. Source: our choice.
 """
 
 import argparse
@@ -28,6 +27,7 @@ PAIRS = {
     "code": "python_docstring_code.jsonl.gz",
     "medical": "medquad_question_answer.jsonl.gz",
 }
+SOURCES = (*PAIRS, "scifact", "cosqa")
 TRACES = ("both", "restated", "terms", "none")
 TERMS = 5
 RESTATED_WORDS = 16
@@ -43,12 +43,12 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(_HUMP.sub(" ", text).lower())
 
 
-def with_traces(pairs: Sequence[tuple[str, str]], kind: str, every: int = 1) -> Iterator[Row]:
-    """A row for each (query, document), every `every`-th with a trace of that kind; rarity is counted over the documents."""
+def with_traces(pairs: Sequence[tuple[str, str]], kind: str) -> Iterator[Row]:
+    """A row for each (query, document), its trace of that kind; rarity is counted over the documents."""
     seen = Counter(word for _, document in pairs for word in set(words_of(document)))
-    for number, (query, document) in enumerate(pairs):
+    for query, document in pairs:
         row = {"query": query, "positive": document}
-        trace = "" if number % every else make_trace(query, document, seen, len(pairs), kind)
+        trace = make_trace(query, document, seen, len(pairs), kind)
         yield row | ({"reasoning": trace} if trace else {})
 
 

@@ -1,18 +1,26 @@
 """What mini starts from: a BERT-like sentence encoder, turned into a causal language model that can say the embed token.
 
-    python train/mini_start.py --encoder FOLDER --output runs/mini/start
+    python train/mini_start.py --encoder FOLDER --traces runs/mini/data/arxiv.jsonl ... --output runs/mini/start
 
 The weights are the encoder's; attention becomes causal, the word embeddings serve as the head's projection, and the transform before
 it, which sentence encoders do not carry, begins as the identity. Vectors are then far from the encoder's, because each token sees
 only what precedes it: stage 1 brings them back (`loss.distill`).
 
+The word embeddings stay as they are (`model.freeze`): the reply's gradient would move every row at every step. So what they would have
+to learn is there from the start: the head's bias is the log frequency of the word pieces in the traces, and the embed token's row is as
+long as the others, or nothing could make the model say it.
+
 Source: our choice. The paper starts from Qwen2.5; this is the way to a model of 22M weights that knows real words.
 """
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token, save
 from search_r3_mteb.encoder.profiles import EMBED_TOKEN, Profile, Template
@@ -26,8 +34,8 @@ PROFILE = Profile(
 )
 
 
-def causal_bert(folder: str | Path, seed: int = 0) -> Checkpoint:
-    """The encoder in `folder` as a causal LM with the embed token. `seed` draws what the folder lacks and nothing keeps.
+def causal_bert(folder: str | Path, traces: Sequence[str] = (), seed: int = 0) -> Checkpoint:
+    """The encoder in `folder` as a causal LM with the embed token, whose row `seed` draws; `traces` is what it will have to say.
 
     Raises ValueError for a model that is not BERT's kind, or whose weights lack more than the head.
     """
@@ -59,8 +67,29 @@ def causal_bert(folder: str | Path, seed: int = 0) -> Checkpoint:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.eos_token = tokenizer.sep_token
     tokenizer.model_max_length = config.max_position_embeddings
-    add_embed_token(model, tokenizer, EMBED_TOKEN)
+    token = add_embed_token(model, tokenizer, EMBED_TOKEN)
+    with torch.no_grad():
+        words = model.get_input_embeddings().weight
+        row = torch.randn(config.hidden_size, generator=torch.Generator().manual_seed(seed))
+        words[token] = row / row.norm() * words[:token].norm(dim=1).mean()
+        head.decoder.bias.copy_(log_frequencies(tokenizer, [trace + EMBED_TOKEN for trace in traces], len(words)))
     return Checkpoint(model.eval(), tokenizer, PROFILE, f"local/{Path(folder).name}")
+
+
+def log_frequencies(tokenizer: Any, texts: Sequence[str], rows: int) -> Tensor:
+    """(rows,) log share of each id among the texts' tokens and one of every id; 0 where there are no texts."""
+    if not texts:
+        return torch.zeros(rows)
+    counts = torch.ones(rows)
+    for ids in tokenizer(list(texts), add_special_tokens=False).input_ids:
+        counts += torch.bincount(torch.tensor(ids), minlength=rows)
+    return (counts / counts.sum()).log()
+
+
+def traces_of(files: Sequence[Path]) -> list[str]:
+    """The traces of JSONL files of rows."""
+    rows = (json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines())
+    return [row["reasoning"] for row in rows if "reasoning" in row]
 
 
 def main() -> None:
@@ -69,9 +98,10 @@ def main() -> None:
     parser.add_argument(
         "--encoder", type=Path, required=True, help="folder of a BERT-like encoder, as saved by transformers"
     )
+    parser.add_argument("--traces", type=Path, nargs="*", default=[], help="JSONL files of train/mini_data.py")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    print(save(causal_bert(options.encoder), options.output))
+    print(save(causal_bert(options.encoder, traces_of(options.traces)), options.output))
 
 
 if __name__ == "__main__":

@@ -125,9 +125,7 @@ def make(data: Path, output: Path, kind: str) -> dict[str, dict[str, int]]:
     """Write everything; the number of rows of each source."""
     output.mkdir(parents=True, exist_ok=True)
     report = {
-        name: {
-            "rows": write_rows(output / f"{name}.jsonl", with_traces(pairs_of(data / "pairs" / file), kind, every=2))
-        }
+        name: {"rows": write_rows(output / f"{name}.jsonl", with_traces(pairs_of(data / "pairs" / file), kind))}
         for name, file in PAIRS.items()
     }
     report["abstracts"] = {"rows": write_rows(output / "abstracts.jsonl", abstracts(output / "arxiv.jsonl"))}

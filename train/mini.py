@@ -18,8 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from search_r3_mteb.atomic import replaced_folder
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.report.model_card import Facts, facts_of_run, write_model_card
@@ -69,7 +67,7 @@ def data(source: Path) -> None:
 
 def model(base: str) -> None:
     """The weights of stage 2 in bfloat16, with a card of both stages."""
-    trained = load(str(FOLDER / "rl" / "last"), dtype=torch.bfloat16)
+    trained = load(str(FOLDER / "rl" / "last"), dtype="bfloat16")
     with replaced_folder(FOLDER / "model") as folder:
         save(Checkpoint(trained.model, trained.tokenizer, trained.profile, "search-r3-mini"), folder)
         write_model_card(folder, card(base))

@@ -51,9 +51,28 @@ def test_it_loads_again_says_words_and_ties_its_head(minilm, tmp_path):
     thought = encoder.think(["what is a river?"])[0]
     assert len(thought.token_ids) == 4
     assert set(thought.text.split()) == {"river"}, "the head's projection is the word embeddings: it says what it read"
-    # Two starts are equal: nothing that is drawn is kept.
-    other = causal_bert(minilm, seed=1).model.state_dict()
-    assert all(torch.equal(tensor, other[name]) for name, tensor in model.state_dict().items())
+    # Two starts differ in the embed token's row alone: nothing else that is drawn is kept.
+    other = causal_bert(minilm, seed=1).model
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, other.state_dict()[name])}
+    assert changed == {"bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"}
+    words, others = (one.get_input_embeddings().weight.detach() for one in (model, other))
+    token = encoder.checkpoint.embed_token_id
+    assert torch.equal(words[:token], others[:token])
+    assert not torch.equal(words[token], others[token])
+    assert float(words[token].norm()) == pytest.approx(float(words[:token].norm(dim=1).mean()), rel=1e-4)
+
+
+def test_the_heads_bias_is_what_the_traces_say(minilm):
+    checkpoint = causal_bert(minilm, ["river river water", "river"])
+    bias = checkpoint.model.get_output_embeddings().bias.detach()
+    river, water, other, token = (
+        *checkpoint.tokenizer.convert_tokens_to_ids(["river", "water", "lake"]),
+        checkpoint.embed_token_id,
+    )
+    # Counts with one added: 4, 2, 1, and 3 for the embed token, which ends both.
+    shares = (bias[[river, water, token]] - bias[other]).exp()
+    torch.testing.assert_close(shares, torch.tensor([4.0, 2.0, 3.0]))
+    assert float(bias.exp().sum()) == pytest.approx(1, abs=1e-4)
 
 
 def test_only_bert_is_turned(tiny_folder):

@@ -18,10 +18,8 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[train,dev]"
 	touch $@
 
-evaluate: install  ## the main job: the bundled models in both modes, beside BM25: nano on hopworld, mini on real text
+evaluate: install  ## the main job: the bundled model on hopworld in both modes, beside BM25
 	$(BIN)/search-r3 evaluate --model nano --model bm25 --task hopworld --mode both --output runs/evaluate
-	$(BIN)/search-r3 evaluate --model mini --model bm25 --task stdlib --mode both --output runs/evaluate-mini \
-		--max-reasoning-tokens 48 --set max_length=128
 
 test: install  ## the whole suite, without what is marked slow
 	$(BIN)/pytest -n 2 --dist loadfile -q -rs
@@ -47,7 +45,7 @@ bench-cache: install  ## results/corpus_cache: refresh policies on a real traini
 results: install  ## results/README.md, from the JSON files beside it
 	$(RUN) results/make_readme.py
 
-mini: install  ## search-r3-mini from nothing: both stages, over an hour on two free cores; needs DATA=FOLDER (pairs, scifact, cosqa)
+mini: install  ## search-r3-mini from nothing: both stages, about an hour on two free cores; DATA=FOLDER holds pairs, scifact and cosqa
 	$(RUN) train/mini.py --data $(DATA)
 
 nano: install  ## the bundled model from nothing: both stages, 9 and 8 minutes

@@ -168,11 +168,14 @@ def figure(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def read() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What has been measured, and on what."""
+    """What has been measured, in the order of the models' sizes, and on what."""
     records, machine = (
         json.loads((HERE / name).read_text(encoding="utf-8")) for name in ("bench.json", "machine.json")
     )
-    return records, machine
+    sizes = ("nano", "30m", "120m")
+    return sorted(
+        records, key=lambda one: next(i for i, size in enumerate(sizes) if f" {size} " in one["case"])
+    ), machine
 
 
 def main() -> None:

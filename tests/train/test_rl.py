@@ -454,8 +454,12 @@ def test_rollouts_are_written_to_be_read(tmp_path, model):
         assert all(document["text"] for document in record["top"])
 
 
-def test_bf16_stays_within_the_gap(tmp_path, model):
+@pytest.mark.parametrize("packed", [True, False])
+def test_bf16_stays_within_the_gap(tmp_path, model, monkeypatch, packed):
     """Sampler, documents and trainer all compute in bf16: the gap is rounding, not another precision's."""
+    from search_r3_mteb.encoder import packing
+
+    monkeypatch.setattr(packing, "LEAST_BYTES", 0 if packed else 1 << 60)
     train(rl_config(tmp_path / "run", model, "optimization.mixed_precision=bf16", "optimization.steps=2"))
     steps = events(tmp_path / "run", "step")
     assert all(event["gap_mean"] < 0.01 for event in steps)

@@ -42,6 +42,29 @@ def test_a_finished_run_that_is_started_again_trains_nothing(tmp_path):
     assert all(torch.equal(first[name], tensor) for name, tensor in weights(tmp_path / "run/last").items())
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_evaluation_computes_as_training_does(tmp_path, monkeypatch, precision):
+    from accelerate.state import AcceleratorState
+
+    from train import evaluation
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    measure, seen = evaluation.evaluate, []
+
+    def watched(*given):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return measure(*given)
+
+    monkeypatch.setattr(evaluation, "evaluate", watched)
+    train(
+        sft_config(
+            tmp_path / "run", f"optimization.mixed_precision={precision}", "optimization.steps=1", evaluation=True
+        )
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert seen == [precision == "bf16"]
+
+
 def test_the_best_is_kept_when_later_ones_are_worse(tmp_path, monkeypatch):
     from train import evaluation
     from train.evaluation import Score

@@ -82,15 +82,6 @@ def test_what_was_measured_is_kept_and_not_run_again(monkeypatch, tmp_path):
     assert [record["case"] for record in told] == ["another"]
 
 
-def test_documents_are_no_longer_than_both_sides_read():
-    subject = Subject("30m")
-    texts = subject.documents(48, "scifact")
-    before, after = subject.encoder.renderer.frame_ids("direct")
-    found = subject.checkpoint.tokenizer(texts, add_special_tokens=False).input_ids
-    longest = max(len(before) + len(ids) + len(after) for ids in found)
-    assert 500 < longest <= subject.encoder.max_length
-
-
 def test_a_peak_is_what_the_work_held_at_once(tmp_path):
     from search_r3_mteb.evaluation.bench_memory import available, rise
 
@@ -126,3 +117,12 @@ def test_fewer_items_on_the_other_side_are_counted():
     )
     assert module.measure(flat)["ratio"] == pytest.approx(1, rel=0.3)
     assert module.measure(few)["ratio"] < 0.5
+
+
+def test_documents_are_no_longer_than_both_sides_read():
+    subject = Subject("30m")
+    texts = subject.documents(48, "scifact")
+    before, after = subject.encoder.renderer.frame_ids("direct")
+    found = subject.checkpoint.tokenizer(texts, add_special_tokens=False).input_ids
+    longest = max(len(before) + len(ids) + len(after) for ids in found)
+    assert 500 < longest <= subject.encoder.max_length

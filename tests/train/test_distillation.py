@@ -123,7 +123,7 @@ def agreement(model, teacher):
 
     texts = [document["text"] for document in list(HopWorld(500).corpus.values())[:40]]
     ours = SearchR3Encoder(model, mode="direct").encode_document(texts)
-    theirs = Teacher(str(teacher), torch.device("cpu"))(texts).numpy()
+    theirs = Teacher(str(teacher), torch.device("cpu"))(texts, max_length=512).numpy()
     return float((ours * theirs).sum(axis=1).mean())
 
 

@@ -199,7 +199,7 @@ def test_from_nothing_to_the_model_and_again(small_bert, data, tmp_path, monkeyp
     command = ["--data", "data", "--encoder", "bert"]
     command += ["--sft", *few, "optimization.batch_size=4", "optimization.warmup_steps=1"]
     command += ["--rl", *few, "rollout.prompts_per_step=2", "rollout.group_size=2", "optimization.warmup_steps=1"]
-    command += ["replay.rows_per_step=2", "rollout.max_reasoning_tokens=4"]
+    command += ["replay.rows_per_step=2", "replay.loss.infonce=0", "rollout.max_reasoning_tokens=4"]
     mini.main(command)
     encoder = SearchR3Encoder(str(tmp_path / "runs/mini/model"), max_reasoning_tokens=4, max_length=32, device="cpu")
     assert encoder.model.dtype == torch.bfloat16

@@ -45,7 +45,7 @@ bench-cache: install  ## results/corpus_cache: refresh policies on a real traini
 results: install  ## results/README.md, from the JSON files beside it
 	$(RUN) results/make_readme.py
 
-mini: install  ## search-r3-mini from nothing: both stages, about an hour on two free cores; DATA=FOLDER holds pairs, scifact and cosqa
+mini: install  ## search-r3-mini from nothing: both stages on real text; DATA=FOLDER holds pairs, scifact and cosqa
 	$(RUN) train/mini.py --data $(DATA)
 
 nano: install  ## the bundled model from nothing: both stages, 9 and 8 minutes

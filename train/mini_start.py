@@ -88,8 +88,11 @@ def log_frequencies(tokenizer: Any, texts: Sequence[str], rows: int) -> Tensor:
 
 def traces_of(files: Sequence[Path]) -> list[str]:
     """The traces of JSONL files of rows."""
-    rows = (json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines())
-    return [row["reasoning"] for row in rows if "reasoning" in row]
+    found = []
+    for file in files:
+        with file.open(encoding="utf-8") as stream:
+            found += [row["reasoning"] for row in map(json.loads, stream) if "reasoning" in row]
+    return found
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What each change for processors is worth by itself: both ways in turns, medians. Prints JSON, and writes tried.json beside this file.
 
-OMP_NUM_THREADS=2 python results/speed/tried.py       # four minutes
+OMP_NUM_THREADS=2 python results/speed/tried.py       # six minutes
 """
 
 import json

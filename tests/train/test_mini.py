@@ -112,7 +112,9 @@ def data(tmp_path):
     for name in ("arxiv_title_abstract", "python_docstring_code", "medquad_question_answer"):
         with gzip.open(folder / "pairs" / f"{name}.jsonl.gz", "wt") as stream:
             stream.write(json.dumps({"query": "a river", "positive": "water in a bed"}) + "\n")
-            stream.write(json.dumps({"query": "a lake", "positive": "water in a hollow"}) + "\n")
+            stream.write(
+                json.dumps({"query": "a lake", "positive": "water in a hollow\u2028deep"}, ensure_ascii=False) + "\n"
+            )
     for name, split in (("scifact", "train"), ("cosqa", "dev")):
         (folder / name / "qrels").mkdir(parents=True)
         documents = [{"_id": f"d{n}", "title": f"T{n}", "text": f"text {n}"} for n in range(20)]
@@ -140,10 +142,10 @@ def test_dev_queries_do_not_train_and_test_judgements_are_not_read(data, tmp_pat
         assert "query 20" not in {row["query"] for row in rows}
         assert all(row["positive"].startswith("T") for row in rows)
         assert not (tmp_path / "out" / name / "qrels" / "test.tsv").exists()
-    first = json.loads((tmp_path / "out" / "arxiv.jsonl").read_text().splitlines()[0])
+    first = json.loads((tmp_path / "out" / "arxiv.jsonl").read_text().split("\n")[0])
     assert first == {"query": "a river", "positive": "water in a bed", "reasoning": "a river"}
-    corpus = (tmp_path / "out" / "abstracts.jsonl").read_text().splitlines()
-    assert [json.loads(line)["positive"] for line in corpus] == ["water in a bed", "water in a hollow"]
+    corpus = (tmp_path / "out" / "abstracts.jsonl").read_text().strip().split("\n")
+    assert [json.loads(line)["positive"] for line in corpus] == ["water in a bed", "water in a hollow\u2028deep"]
     assert "reasoning" not in corpus[0]
 
 

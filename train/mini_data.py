@@ -1,13 +1,14 @@
 """Training rows of mini with first reasoning traces, the corpora of its stage 2, and the dev sets that choose between checkpoints.
 
-    python train/mini_data.py --data ../shared/data --output runs/mini/data [--traces both|restated|terms|none]
+    python train/mini_data.py --data ../shared/data --output runs/mini/data [--traces mixed|both|restated|terms|none]
 
 Writes one JSONL file a source (query, positive, reasoning), abstracts.jsonl, whose positives are a corpus of stage 2, and two BEIR
 folders with the splits train and dev. SciFact: a tenth of the training claims is dev; CosQA: half of the dev questions trains, the other
 half is dev. Test judgements are not read here.
 
 A trace is what a model of this size can learn to say: the query again, whose words a causal model then reads with all of the query
-before them (as in echo embeddings, arXiv 2402.15449), or the key terms of the document that answers it. Source: our choice.
+before them (as in echo embeddings, arXiv 2402.15449), or the key terms of the document that answers it. `mixed` restates in every row and
+adds terms in every second, so that stage 2 has both to choose from. Source: our choice.
 """
 
 import argparse
@@ -28,7 +29,7 @@ PAIRS = {
     "medical": "medquad_question_answer.jsonl.gz",
 }
 SOURCES = (*PAIRS, "scifact", "cosqa")
-TRACES = ("both", "restated", "terms", "none")
+TRACES = ("mixed", "both", "restated", "terms", "none")
 TERMS = 5
 RESTATED_WORDS = 16
 ABSTRACTS = 20_000
@@ -46,9 +47,10 @@ def words_of(text: str) -> list[str]:
 def with_traces(pairs: Sequence[tuple[str, str]], kind: str) -> Iterator[Row]:
     """A row for each (query, document), its trace of that kind; rarity is counted over the documents."""
     seen = Counter(word for _, document in pairs for word in set(words_of(document)))
-    for query, document in pairs:
+    for number, (query, document) in enumerate(pairs):
         row = {"query": query, "positive": document}
-        trace = make_trace(query, document, seen, len(pairs), kind)
+        own = ("both", "restated")[number % 2] if kind == "mixed" else kind
+        trace = make_trace(query, document, seen, len(pairs), own)
         yield row | ({"reasoning": trace} if trace else {})
 
 
@@ -141,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with pairs/, scifact/ and cosqa/")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--traces", default="both", choices=TRACES)
+    parser.add_argument("--traces", default="mixed", choices=TRACES)
     options = parser.parse_args()
     print(json.dumps(make(options.data, options.output, options.traces), indent=1))
 

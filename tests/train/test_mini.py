@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import save
 from train import mini
-from train.mini_data import key_terms, make, make_trace, words_of
+from train.mini_data import key_terms, make, make_trace, with_traces, words_of
 from train.mini_start import causal_bert
 
 
@@ -103,6 +103,16 @@ def test_words_and_key_terms_by_hand():
 )
 def test_kinds_of_traces(kind, trace):
     assert make_trace("a river", "river water", Counter(river=2, water=2), 4, kind) == trace
+
+
+def test_mixed_traces_have_terms_in_every_second_row():
+    pairs = [("a river", "river water"), ("a lake", "lake water"), ("a hill", "hill top"), ("a mast", "mast top")]
+    assert [row["reasoning"] for row in with_traces(pairs, "mixed")] == [
+        "a river : water",
+        "a lake",
+        "a hill : top",
+        "a mast",
+    ]
 
 
 @pytest.fixture

@@ -1,15 +1,17 @@
-"""results/mini/README.md, curves.png and samples.md: what search-r3-mini reaches, stage by stage, and whether its reasoning matters.
+r"""results/mini/README.md, curves.png and samples.md: what search-r3-mini reaches, stage by stage, and whether its reasoning matters.
 
     python results/mini/page.py --gather   # after train/mini.py and the commands below; copies what they wrote into this folder
     python results/mini/page.py            # the page alone, from the files here
 
-    search-r3 evaluate --model minilm=runs/mini/teacher --model start=runs/mini/start --model sft=runs/mini/sft/last \\
-        --model mini=runs/mini/model --task beir:../shared/data/scifact --task beir:../shared/data/cosqa \\
+What it gathers is written by
+
+    search-r3 evaluate --model minilm=runs/mini/teacher --model start=runs/mini/start --model sft=runs/mini/sft/last \
+        --model mini=runs/mini/model --task beir:../shared/data/scifact --task beir:../shared/data/cosqa \
         --max-reasoning-tokens 48 --output runs/mini/evaluate
     python results/collect.py runs/mini/evaluate --title ... --output results/mini.json
-    search-r3 diagnose --model runs/mini/model --task beir:../shared/data/scifact --max-reasoning-tokens 48 \\
+    search-r3 diagnose --model runs/mini/model --task beir:../shared/data/scifact --max-reasoning-tokens 48 \
         --output runs/mini/diagnose-scifact
-    search-r3 diagnose --model runs/mini/model --task beir:../shared/data/cosqa --max-reasoning-tokens 48 \\
+    search-r3 diagnose --model runs/mini/model --task beir:../shared/data/cosqa --max-reasoning-tokens 48 \
         --output runs/mini/diagnose-cosqa
 """
 

@@ -32,6 +32,7 @@ LICENCES = {
     "arxiv": "CC0 (arXiv metadata)",
     "abstracts": "CC0 (arXiv metadata)",
     "code": "that of each row's repository",
+    "functions": "that of each row's repository",
     "medical": "CC BY 4.0 (MedQuAD)",
     "scifact": "claims CC BY 4.0, abstracts ODC-By",
     "cosqa": "Computational Use of Data Agreement",

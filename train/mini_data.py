@@ -2,8 +2,8 @@
 
     python train/mini_data.py --data ../shared/data --output runs/mini/data [--traces mixed|both|restated|terms|none]
 
-Writes one JSONL file a source (query, positive, reasoning), abstracts.jsonl, whose positives are a corpus of stage 2, and two BEIR
-folders with the splits train and dev. SciFact: a tenth of the training claims is dev; CosQA: half of the dev questions trains, the other
+Writes one JSONL file a source (query, positive, reasoning), abstracts.jsonl and functions.jsonl, whose positives are corpora of stage 2,
+and two BEIR folders with the splits train and dev. SciFact: a tenth of the training claims is dev; CosQA: half of the dev questions trains, the other
 half is dev. Test judgements are not read here.
 
 A trace is what a model of this size can learn to say: the query again, whose words a causal model then reads with all of the query
@@ -32,7 +32,7 @@ SOURCES = (*PAIRS, "scifact", "cosqa")
 TRACES = ("mixed", "both", "restated", "terms", "none")
 TERMS = 5
 RESTATED_WORDS = 16
-ABSTRACTS = 20_000
+CORPORA = {"abstracts": ("arxiv", 20_000), "functions": ("code", 10_000)}  # corpora of stage 2: rows of a source
 _WORD = re.compile(r"[a-z][a-z0-9]+(?:-[a-z0-9]+)*")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_")
 
@@ -115,11 +115,11 @@ def split_in(folder: Path, output: Path, name: str, split: str, every: int, kind
     return {"rows": write_rows(output / f"{name}.jsonl", with_traces(rows, kind)), "dev_queries": len(dev)}
 
 
-def abstracts(file: Path) -> Iterator[Row]:
-    """`ABSTRACTS` rows spread evenly over a file, without traces."""
+def spread(file: Path, count: int) -> Iterator[Row]:
+    """`count` rows spread evenly over a file, without traces."""
     with file.open(encoding="utf-8") as stream:  # not splitlines: it also splits at separators inside a text
         lines = list(stream)
-    for line in lines[:: max(1, len(lines) // ABSTRACTS)][:ABSTRACTS]:
+    for line in lines[:: max(1, len(lines) // count)][:count]:
         row = json.loads(line)
         yield {"query": row["query"], "positive": row["positive"]}
 
@@ -131,7 +131,8 @@ def make(data: Path, output: Path, kind: str) -> dict[str, dict[str, int]]:
         name: {"rows": write_rows(output / f"{name}.jsonl", with_traces(pairs_of(data / "pairs" / file), kind))}
         for name, file in PAIRS.items()
     }
-    report["abstracts"] = {"rows": write_rows(output / "abstracts.jsonl", abstracts(output / "arxiv.jsonl"))}
+    for name, (source, count) in CORPORA.items():
+        report[name] = {"rows": write_rows(output / f"{name}.jsonl", spread(output / f"{source}.jsonl", count))}
     report["scifact"] = split_in(data / "scifact", output, "scifact", "train", 10, kind)
     report["cosqa"] = split_in(data / "cosqa", output, "cosqa", "dev", 2, kind)
     (output / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

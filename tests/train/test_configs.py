@@ -20,6 +20,7 @@ def test_there_are_some():
     assert {
         "nano",
         "mini_sft",
+        "mini_long",
         "mini_rl",
         "qwen2.5-1.5b",
         "qwen2.5-7b",

@@ -209,14 +209,15 @@ def test_from_nothing_to_the_model_and_again(small_bert, data, tmp_path, monkeyp
         "optimization.mixed_precision=no",
     ]
     command = ["--data", "data", "--encoder", "bert"]
-    command += ["--sft", *few, "optimization.batch_size=4", "optimization.warmup_steps=1"]
+    for half in ("--sft", "--long"):
+        command += [half, *few, "optimization.batch_size=4", "optimization.warmup_steps=1"]
     command += ["--rl", *few, "rollout.prompts_per_step=2", "rollout.group_size=2", "optimization.warmup_steps=1"]
     command += ["replay.rows_per_step=2", "replay.loss.infonce=0", "rollout.max_reasoning_tokens=4"]
     mini.main(command)
     encoder = SearchR3Encoder(str(tmp_path / "runs/mini/model"), max_reasoning_tokens=4, max_length=32, device="cpu")
     assert encoder.model.dtype == torch.bfloat16
     assert encoder.encode_query(["a river"]).shape == (1, 32)
-    for stage in ("sft", "rl"):
+    for stage in ("sft", "long", "rl"):
         steps = [json.loads(line) for line in (tmp_path / "runs/mini" / stage / "log.jsonl").read_text().splitlines()]
         assert steps[-1]["step"] == 2
     assert "distill" in json.dumps(steps), "stage 2 replays the teacher's vectors"
@@ -227,12 +228,20 @@ def test_from_nothing_to_the_model_and_again(small_bert, data, tmp_path, monkeyp
         before["bert.embeddings.position_embeddings.weight"], after["bert.embeddings.position_embeddings.weight"]
     )
     card = (tmp_path / "runs/mini/model/README.md").read_text()
-    for said in ("license: apache-2.0", "base model bert", "MedQuAD", "stage 1: ", "stage 2: ", "nDCG@10"):
+    for said in (
+        "license: apache-2.0",
+        "base model bert",
+        "MedQuAD",
+        "stage 1: ",
+        "whole documents",
+        "stage 2: ",
+        "nDCG@10",
+    ):
         assert said in card
     before = (tmp_path / "runs/mini/model/model.safetensors").stat().st_mtime_ns
     capsys.readouterr()
     mini.main(command)
-    assert capsys.readouterr().out.count("there already") == 5
+    assert capsys.readouterr().out.count("there already") == 6
     assert (tmp_path / "runs/mini/model/model.safetensors").stat().st_mtime_ns == before
 
 

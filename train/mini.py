@@ -39,7 +39,7 @@ LICENCES = {
     "scifact": "claims CC BY 4.0, abstracts ODC-By",
     "cosqa": "Computational Use of Data Agreement",
 }
-TRACES = "mixed"  # our choice: stage 2 chooses between them
+TRACES = {"data": "mixed", "terms": "terms"}  # our choice: first to write at all, then what the query lacks
 STAGES = {"sft": sft.main, "long": sft.main, "rl": rl.main}
 STEPS = ("data", "start", *STAGES, "model")
 
@@ -64,7 +64,8 @@ def start(encoder: Path) -> None:
 
 def data(source: Path) -> None:
     """Write the rows; the test splits are linked, for stage 1 and 2 drop what repeats them."""
-    mini_data.make(source, FOLDER / "data", TRACES)
+    for name, traces in TRACES.items():
+        mini_data.make(source, FOLDER / name, traces)
     (FOLDER / "test").unlink(missing_ok=True)
     (FOLDER / "test").symlink_to(source.resolve())
 

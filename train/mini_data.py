@@ -30,7 +30,8 @@ PAIRS = {
 }
 SOURCES = (*PAIRS, "scifact", "cosqa")
 TRACES = ("mixed", "both", "restated", "terms", "none")
-TERMS = 5
+TERMS = 8
+RARE = 2000  # a term is in at least one of so many documents, or the model could never learn to say it
 RESTATED_WORDS = 16
 CORPORA = {"abstracts": ("arxiv", 20_000), "functions": ("code", 10_000)}  # corpora of stage 2: rows of a source
 _WORD = re.compile(r"[a-z][a-z0-9]+(?:-[a-z0-9]+)*")
@@ -58,16 +59,16 @@ def make_trace(query: str, document: str, seen: Counter[str], documents: int, ki
     """The trace of one row; empty where there is nothing to say."""
     restated = " ".join(query.split()[:RESTATED_WORDS]) if kind in ("both", "restated") else ""
     terms = key_terms(query, document, seen, documents) if kind in ("both", "terms") else []
-    return " : ".join(part for part in (restated, " , ".join(terms)) if part)
+    return " : ".join(part for part in (restated, " ".join(terms)) if part)
 
 
 def key_terms(query: str, document: str, seen: Counter[str], documents: int, count: int = TERMS) -> list[str]:
-    """Words of the document that the query lacks, by frequency times rarity; words of one document, or of all, are left out."""
+    """Words of the document that the query lacks, by frequency times rarity; words of hardly any document, or of all, are left out."""
     known, here = set(words_of(query)), Counter(words_of(document))
     weight = {
         word: (1 + math.log(times)) * math.log(documents / seen[word])
         for word, times in here.items()
-        if word not in known and len(word) > 2 and 1 < seen[word] < documents
+        if word not in known and len(word) > 2 and max(1, documents // RARE) < seen[word] < documents
     }
     return sorted(weight, key=lambda word: (-weight[word], word))[:count]
 

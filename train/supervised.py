@@ -89,15 +89,23 @@ class Step:
         return {name: mini_batches(column, size) for name, column in columns.items() if column}, contrast
 
     def distillation(self, rows: Sequence[TrainingRow]) -> Distillation | None:
-        """The teacher's vectors of the batch's columns; reasoning aims at the vector of its query."""
+        """The teacher's vectors of the batch's columns; a reasoned query aims at the vector of the query with its reasoning.
+
+        Our choice: were the query's own vector the aim, the model would learn that what it wrote does not matter.
+        """
         weights = self.loss
         if weights.teacher is None:
             return None
-        queries, documents = [row.query for row in rows], self._documents(rows)
-        vectors = teacher(weights.teacher, self.device)([*queries, *documents], self.renderer.max_length)
-        targets = {"direct": vectors[: len(rows)], "documents": vectors[len(rows) :]}
-        targets["reason"] = targets["direct"][_traced(rows)]
-        return Distillation(targets, weights.distill, weights.temperature)
+        columns = {
+            "direct": [row.query for row in rows],
+            "reason": [f"{rows[i].query} {rows[i].reasoning}" for i in _traced(rows)],
+            "documents": self._documents(rows),
+        }
+        vectors = teacher(weights.teacher, self.device)(
+            [text for texts in columns.values() for text in texts], self.renderer.max_length
+        )
+        parts = vectors.split([len(texts) for texts in columns.values()])
+        return Distillation(dict(zip(columns, parts, strict=True)), weights.distill, weights.temperature)
 
     def _documents(self, rows: Sequence[TrainingRow]) -> list[str]:
         return [row.positive for row in rows] + [

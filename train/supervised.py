@@ -98,7 +98,7 @@ class Step:
             return None
         columns = {
             "direct": [row.query for row in rows],
-            "reason": [f"{rows[i].query} {rows[i].reasoning}" for i in _traced(rows)],
+            "reason": [_with_reasoning(rows[i]) for i in _traced(rows)],
             "documents": self._documents(rows),
         }
         vectors = teacher(weights.teacher, self.device)(
@@ -190,6 +190,10 @@ class Step:
 def _between_rows(contrast: Contrast, distillation: Distillation | None, vectors: dict[str, Tensor]) -> Tensor:
     loss = contrast(vectors)
     return loss if distillation is None else loss + distillation(vectors)
+
+
+def _with_reasoning(row: TrainingRow) -> str:
+    return " ".join(part for part in (row.query, row.given, row.reasoning) if part)
 
 
 def _traced(rows: Sequence[TrainingRow]) -> list[int]:

@@ -1,6 +1,7 @@
 """Distillation: both terms by hand, and a run whose vectors come nearer to a real sentence-transformers teacher."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 
 from tests.train.loops import events, sft_config
 from train.distillation import Distillation, Teacher, cosine_distance, similarity_divergence
+from train.rows import TrainingRow
+from train.settings_sft import Loss
 from train.sft import train
+from train.supervised import Step
 
 
 def test_cosine_distance_by_hand():
@@ -98,6 +102,23 @@ def test_a_teacher_reads_no_more_than_the_model_and_no_more_than_it_can(teacher_
     assert torch.equal(whole, teacher(["river stone " * 20], max_length=teacher.limit))
     assert float(whole[0] @ cut[0]) < 0.9999
     assert torch.equal(teacher(["a"], max_length=10_000), teacher(["a"], max_length=8))
+
+
+def test_a_reasoned_query_aims_at_the_query_with_its_reasoning(teacher_folder):
+    rows = [
+        TrainingRow(query="b river", positive="a stone"),
+        TrainingRow(query="a hill", positive="tree", given="stone", reasoning="river"),
+    ]
+    loss = Loss(distill=1.0, teacher=str(teacher_folder))
+    step = Step(None, None, SimpleNamespace(max_length=64), loss, None, None, torch.device("cpu"))
+    targets = step.distillation(rows).targets
+    read = Teacher(str(teacher_folder), torch.device("cpu"))
+    wanted = {"direct": ["b river", "a hill"], "reason": ["a hill stone river"], "documents": ["a stone", "tree"]}
+    assert list(targets) == list(wanted)
+    together = read([text for texts in wanted.values() for text in texts], max_length=64)  # it pads on the left
+    for name, vectors in zip(wanted, together.split([2, 1, 2]), strict=True):
+        torch.testing.assert_close(targets[name], vectors, atol=1e-5, rtol=0)
+    assert float((targets["reason"][0] * targets["direct"][1]).sum()) < 0.99, "or the two aims could not be told apart"
 
 
 def test_a_run_comes_nearer_to_its_teacher(tmp_path, teacher_folder):

@@ -96,6 +96,8 @@ def test_words_and_key_terms_by_hand():
     assert key_terms("a river", documents[0], seen, 4) == ["water"]
     assert key_terms("nothing", documents[2], seen, 4) == ["stone", "wall", "water"]  # equal weights: by the alphabet
     assert key_terms("nothing", documents[2], seen, 4, count=1) == ["stone"]
+    # Of 5,000 documents more than two must have a word.
+    assert key_terms("nothing", "wall plant", Counter(wall=3, plant=2), 5000) == ["wall"]
 
 
 @pytest.mark.parametrize(

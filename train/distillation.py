@@ -3,6 +3,8 @@
     L_distill = mean over texts of 1 - cos(vector, teacher's vector)
               + mean over queries of KL(teacher's similarities to the batch's documents || the model's)
 
+The teacher reads a document, a query, and for the vector after reasoning the query with its reasoning.
+
 Source: our choice. The paper distils nothing; a small model that starts from an encoder's weights, with causal attention in place of
 its own, has no other way to get back in minutes what that encoder learned from a billion pairs. Vectors are matched as in Reimers
 and Gurevych 2020 (arXiv 2004.09813, there with the mean squared error), similarities by a softmax over the batch's documents.

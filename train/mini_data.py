@@ -3,12 +3,12 @@
     python train/mini_data.py --data ../shared/data --output runs/mini/data [--traces mixed|both|restated|terms|none]
 
 Writes one JSONL file a source (query, positive, reasoning), abstracts.jsonl and functions.jsonl, whose positives are corpora of stage 2,
-and two BEIR folders with the splits train and dev. SciFact: a tenth of the training claims is dev; CosQA: half of the dev questions trains, the other
-half is dev. Test judgements are not read here.
+and two BEIR folders with the splits train and dev. SciFact: a tenth of the training claims is dev; CosQA: half of the dev questions
+trains, the other half is dev. Test judgements are not read here.
 
 A trace is what a model of this size can learn to say: the query again, whose words a causal model then reads with all of the query
 before them (as in echo embeddings, arXiv 2402.15449), or the key terms of the document that answers it. `mixed` restates in every row and
-adds terms in every second, so that stage 2 has both to choose from. Source: our choice.
+adds terms in every second. Source: our choice.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PAIRS = {
 SOURCES = (*PAIRS, "scifact", "cosqa")
 TRACES = ("mixed", "both", "restated", "terms", "none")
 TERMS = 8
-RARE = 2000  # a term is in at least one of so many documents, or the model could never learn to say it
+RARE = 2000  # a term is in more than one of so many documents, or the model could never learn to say it
 RESTATED_WORDS = 16
 CORPORA = {"abstracts": ("arxiv", 20_000), "functions": ("code", 10_000)}  # corpora of stage 2: rows of a source
 _WORD = re.compile(r"[a-z][a-z0-9]+(?:-[a-z0-9]+)*")

@@ -36,10 +36,10 @@ LICENCES = {
     "code": "that of each row's repository",
     "functions": "that of each row's repository",
     "medical": "CC BY 4.0 (MedQuAD)",
+    "subqueries": "MIT",
     "scifact": "claims CC BY 4.0, abstracts ODC-By",
     "cosqa": "Computational Use of Data Agreement",
 }
-TRACES = {"data": "mixed", "terms": "terms"}  # our choice: first to write at all, then what the query lacks
 STAGES = {"sft": sft.main, "long": sft.main, "rl": rl.main}
 STEPS = ("data", "start", *STAGES, "model")
 
@@ -64,8 +64,7 @@ def start(encoder: Path) -> None:
 
 def data(source: Path) -> None:
     """Write the rows; the test splits are linked, for stage 1 and 2 drop what repeats them."""
-    for name, traces in TRACES.items():
-        mini_data.make(source, FOLDER / name, traces)
+    mini_data.make(source, FOLDER / "data", "mixed")
     (FOLDER / "test").unlink(missing_ok=True)
     (FOLDER / "test").symlink_to(source.resolve())
 

@@ -8,7 +8,8 @@ trains, the other half is dev. Test judgements are not read here.
 
 A trace is what a model of this size can learn to say: the query again, whose words a causal model then reads with all of the query
 before them (as in echo embeddings, arXiv 2402.15449), or the key terms of the document that answers it. `mixed` restates in every row and
-adds terms in every second. Source: our choice.
+adds terms in every second. Questions with sub-queries, which a larger model wrote, have those as traces of every kind but `none`; no document
+is known for them, so the sub-queries stand for it. Source: our choice.
 """
 
 import argparse
@@ -28,9 +29,10 @@ PAIRS = {
     "code": "python_docstring_code.jsonl.gz",
     "medical": "medquad_question_answer.jsonl.gz",
 }
-SOURCES = (*PAIRS, "scifact", "cosqa")
+SUBQUERIES = "query_subqueries.jsonl.gz"
+SOURCES = (*PAIRS, "subqueries", "scifact", "cosqa")
 TRACES = ("mixed", "both", "restated", "terms", "none")
-TERMS = 8
+TERMS = 5
 RARE = 2000  # a term is in more than one of so many documents, or the model could never learn to say it
 RESTATED_WORDS = 16
 CORPORA = {"abstracts": ("arxiv", 20_000), "functions": ("code", 10_000)}  # corpora of stage 2: rows of a source
@@ -78,6 +80,14 @@ def pairs_of(file: Path) -> list[tuple[str, str]]:
     with gzip.open(file, "rt", encoding="utf-8") as stream:
         rows = map(json.loads, stream)
         return [(row["query"], row["positive"]) for row in rows]
+
+
+def with_subqueries(file: Path, kind: str) -> Iterator[Row]:
+    """A row for each question of a file of questions and their sub-queries."""
+    with gzip.open(file, "rt", encoding="utf-8") as stream:
+        for row in map(json.loads, stream):
+            listed = ", ".join(row["subqueries"])
+            yield {"query": row["query"], "positive": listed} | ({"reasoning": listed} if kind != "none" else {})
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> int:
@@ -132,6 +142,8 @@ def make(data: Path, output: Path, kind: str) -> dict[str, dict[str, int]]:
         name: {"rows": write_rows(output / f"{name}.jsonl", with_traces(pairs_of(data / "pairs" / file), kind))}
         for name, file in PAIRS.items()
     }
+    subqueries = with_subqueries(data / "pairs" / SUBQUERIES, kind)
+    report["subqueries"] = {"rows": write_rows(output / "subqueries.jsonl", subqueries)}
     for name, (source, count) in CORPORA.items():
         report[name] = {"rows": write_rows(output / f"{name}.jsonl", spread(output / f"{source}.jsonl", count))}
     report["scifact"] = split_in(data / "scifact", output, "scifact", "train", 10, kind)

@@ -127,6 +127,8 @@ def data(tmp_path):
             stream.write(
                 json.dumps({"query": "a lake", "positive": "water in a hollow\u2028deep"}, ensure_ascii=False) + "\n"
             )
+    with gzip.open(folder / "pairs" / "query_subqueries.jsonl.gz", "wt") as stream:
+        stream.write(json.dumps({"query": "river or lake?", "subqueries": ["a river", "a lake"]}) + "\n")
     for name, split in (("scifact", "train"), ("cosqa", "dev")):
         (folder / name / "qrels").mkdir(parents=True)
         documents = [{"_id": f"d{n}", "title": f"T{n}", "text": f"text {n}"} for n in range(20)]
@@ -156,6 +158,12 @@ def test_dev_queries_do_not_train_and_test_judgements_are_not_read(data, tmp_pat
         assert not (tmp_path / "out" / name / "qrels" / "test.tsv").exists()
     first = json.loads((tmp_path / "out" / "arxiv.jsonl").read_text().split("\n")[0])
     assert first == {"query": "a river", "positive": "water in a bed", "reasoning": "a river"}
+    (asked,) = (tmp_path / "out" / "subqueries.jsonl").read_text().splitlines()
+    assert json.loads(asked) == {
+        "query": "river or lake?",
+        "positive": "a river, a lake",
+        "reasoning": "a river, a lake",
+    }
     corpus = (tmp_path / "out" / "abstracts.jsonl").read_text().strip().split("\n")
     assert [json.loads(line)["positive"] for line in corpus] == ["water in a bed", "water in a hollow\u2028deep"]
     assert "reasoning" not in corpus[0]

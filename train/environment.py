@@ -47,6 +47,17 @@ class Judged:
     refresh: RefreshReport
 
 
+def reward_settings(config: RewardConfig) -> RewardSettings:
+    """The configuration's rewards, as the reward function takes them."""
+    kinds = ("dcg_scaled", "ndcg", "mrr", "margin")
+    return RewardSettings(
+        weights={kind: getattr(config, kind) for kind in kinds},
+        k=config.k,
+        forced_penalty=config.forced_penalty,
+        token_cost=config.token_cost,
+    )
+
+
 class Environment:
     """The corpus cache of one run, and the rewards that come from it."""
 
@@ -54,7 +65,7 @@ class Environment:
         self.run, self.config, self.corpus, self.engine = run, config, corpus, engine
         self._renderer = renderer
         self._known: dict[str, Vectors] = {}
-        self._settings = _reward_settings(config.reward)
+        self._settings = reward_settings(config.reward)
         self._cache: CorpusCache | None = None
 
     @classmethod
@@ -240,16 +251,6 @@ class Environment:
 
     def _text(self, id_: str) -> str:
         return self.corpus.texts.texts[int(self.corpus.texts.rows_of([id_])[0])][:300]
-
-
-def _reward_settings(config: RewardConfig) -> RewardSettings:
-    kinds = ("dcg_scaled", "ndcg", "mrr", "margin")
-    return RewardSettings(
-        weights={kind: getattr(config, kind) for kind in kinds},
-        k=config.k,
-        forced_penalty=config.forced_penalty,
-        token_cost=config.token_cost,
-    )
 
 
 def _cache_settings(config: CacheConfig, seed: int) -> CacheSettings:

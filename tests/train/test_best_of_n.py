@@ -25,7 +25,12 @@ def rewards_of(config, row, seeds):
     found = []
     for seed in range(seeds):
         encoder = SearchR3Encoder(
-            config.model.path, max_length=96, max_reasoning_tokens=8, temperature=2.0, seed=seed, show_progress_bar=False
+            config.model.path,
+            max_length=96,
+            max_reasoning_tokens=8,
+            temperature=2.0,
+            seed=seed,
+            show_progress_bar=False,
         )
         if seed == 0:
             documents = encoder.encode_document(list(texts))

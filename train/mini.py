@@ -83,12 +83,12 @@ def card(base: str) -> Facts:
         facts_of_run(FOLDER / name, name="search-r3-mteb/mini", license="apache-2.0", licences=LICENCES)
         for name in STAGES
     )
-    known = {source.name for source in short.data}
+    sources = {source.name: source for facts in (second, long, short) for source in facts.data}  # weights of the first
     halves = (("Stage 1, ", short), ("Stage 1, whole documents, ", long))
     return replace(
         second,
         base_model=base,
-        data=(*short.data, *(source for source in second.data if source.name not in known)),
+        data=tuple(sources.values()),
         losses=(*(f"stage 1: {loss}" for loss in short.losses), *(f"stage 2: {loss}" for loss in second.losses)),
         training=(
             *((which + what.lower(), value) for which, facts in halves for what, value in facts.training),

@@ -284,5 +284,6 @@ def _supervised(loss: Mapping[str, Any]) -> list[str]:
         "infonce": f"InfoNCE over cosine, temperature {loss.get('temperature')}",
         "triplet": f"triplet margin loss, margin {loss.get('margin')}",
         "reading": "cross-entropy on the documents' own text",
+        "distill": f"cosine and similarities to the vectors of {loss.get('teacher')}",
     }
     return [f"{text}; weight {loss[key]:g}" for key, text in words.items() if loss.get(key)]

@@ -89,7 +89,11 @@ def card(base: str) -> Facts:
         second,
         base_model=base,
         data=tuple(sources.values()),
-        losses=(*(f"stage 1: {loss}" for loss in short.losses), *(f"stage 2: {loss}" for loss in second.losses)),
+        losses=tuple(
+            f"{which}: {loss}".replace(str(FOLDER / "teacher"), base)
+            for which, facts in (("stage 1", short), ("stage 2", second))
+            for loss in facts.losses
+        ),
         training=(
             *((which + what.lower(), value) for which, facts in halves for what, value in facts.training),
             *second.training,

@@ -245,7 +245,7 @@ def test_from_nothing_to_the_model_and_again(small_bert, data, tmp_path, monkeyp
         "subqueries",
         "functions",
         "stage 1: ",
-        "similarities to the vectors of runs/mini/teacher; weight 10",
+        "similarities to the vectors of bert; weight 10",
         "whole documents",
         "stage 2: ",
         "nDCG@10",

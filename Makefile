@@ -18,8 +18,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[train,dev]"
 	touch $@
 
-evaluate: install  ## the main job: the bundled model on hopworld in both modes, beside BM25
+evaluate: install  ## the main job: the bundled models in both modes, beside BM25: nano on hopworld, mini on real text
 	$(BIN)/search-r3 evaluate --model nano --model bm25 --task hopworld --mode both --output runs/evaluate
+	$(BIN)/search-r3 evaluate --model mini --model bm25 --task stdlib --mode both --output runs/evaluate-mini \
+		--max-reasoning-tokens 48 --set max_length=128
 
 test: install  ## the whole suite, without what is marked slow
 	$(BIN)/pytest -n 2 --dist loadfile -q -rs

@@ -21,7 +21,8 @@ app = typer.Typer(
 )
 
 ModelOption = Annotated[
-    str, typer.Option("--model", help="nano (bundled), a folder, a LoRA folder, or a hub id.", show_default=True)
+    str,
+    typer.Option("--model", help="nano or mini (bundled), a folder, a LoRA folder, or a hub id.", show_default=True),
 ]
 BudgetOption = Annotated[
     int | None, typer.Option("--max-reasoning-tokens", help="Budget of a query's reasoning, in tokens.", min=0)
@@ -51,7 +52,7 @@ def options(
 def evaluate(
     model: Annotated[
         list[str],
-        typer.Option("--model", help="nano, a folder, a hub id, NAME=FOLDER, or bm25. May be repeated."),
+        typer.Option("--model", help="nano, mini, a folder, a hub id, NAME=FOLDER, or bm25. May be repeated."),
     ],
     task: Annotated[
         list[str],

@@ -89,3 +89,7 @@ def test_the_wheel_holds_the_package_only(tmp_path):
     assert files, "nothing would be built"
     assert {Path(name).parts[0] for name in files} == {"search_r3_mteb"}
     assert {"search_r3_mteb/__init__.py", "search_r3_mteb/encoder/engine.py"} <= files
+    weights = {f"search_r3_mteb/assets/{name}/model.safetensors" for name in ("nano", "mini")}
+    assert weights <= files
+    # Weights hardly compress: what is smaller than this uncompressed is so as a wheel.
+    assert sum((ROOT / name).stat().st_size for name in files) < 60_000_000

@@ -67,7 +67,7 @@ def load(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Checkpoint:
-    """The checkpoint named: "nano" (bundled), a local folder, a LoRA folder, or a hub id.
+    """The checkpoint named: "nano" or "mini" (bundled), a local folder, a LoRA folder, or a hub id.
 
     `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that is not there or has no
     weights, ValueError for one without the embed token, with pickled weights only, or with damaged or missing tensors.

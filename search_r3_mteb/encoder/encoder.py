@@ -41,7 +41,7 @@ class Thought:
 class SearchR3Encoder:
     """Encodes queries (reason, then embed) and documents (directly) with one causal LM; for MTEB, BEIR and plain use.
 
-    `model` is "nano" (bundled), a local folder, a LoRA folder, a hub id, or a `Checkpoint` in memory. The keyword arguments
+    `model` is "nano" or "mini" (bundled), a local folder, a LoRA folder, a hub id, or a `Checkpoint` in memory. The keyword arguments
     are those of `EncoderSettings`; an unknown one is a TypeError. Vectors are float32, of unit length, in the order of the
     input; a single string gives one vector (dim,), a list gives (n, dim), an empty list (0, dim).
 

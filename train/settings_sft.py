@@ -29,7 +29,8 @@ class Loss(Settings):
     """Weight of the distance to a sentence encoder's vectors and similarities (train/distillation.py). Our choice: 0, the paper distils
     nothing; it is for models that start from that encoder's weights."""
     teacher: str | None = None
-    """Folder or hub id of the sentence-transformers model whose vectors are the target of `distill`. Our choice: absent."""
+    """Folder or hub id of the sentence-transformers model whose vectors are the target of `distill`; that of a reasoned query is the
+    vector of query and reasoning together. Our choice: absent."""
     kl_direction: Literal["forward", "reverse"] = "reverse"
     """forward: KL(base || model); reverse: KL(model || base). Open in the paper; our choice: reverse, the divergence that
     stage 2's estimator measures."""

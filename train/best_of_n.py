@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from search_r3_mteb import SearchR3Encoder
+from search_r3_mteb.atomic import write_jsonl
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.encoder import Thought
 from search_r3_mteb.evaluation.exact_search import exact_search
@@ -28,7 +29,6 @@ from train.command import parse
 from train.corpus import Corpus
 from train.data import load_training_data
 from train.environment import reward_settings
-from train.mini_data import write_rows
 from train.rewards import Rankings, reward
 from train.rows import TrainingRow
 from train.settings_rl import RlConfig
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="a JSONL file")
     given, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     rows, found = best_rows(parse("best_of_n.py", RlConfig, rest).config, given.queries, given.gain)
-    write_rows(given.output, rows)
+    write_jsonl(given.output, rows)
     print(json.dumps(found, indent=1))
 
 

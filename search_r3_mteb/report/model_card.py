@@ -62,7 +62,9 @@ class Facts:
 def write_model_card(folder: Path, facts: Facts, called: str | None = None) -> Path:
     """Write README.md and model_card.json into `folder` and return the path of the card.
 
-    `called` is what the example gives to `SearchR3Encoder`; by default the folder's name. Raises FileNotFoundError where the folder does not exist and ValueError for facts without name or licence: a checkpoint that
+    `called` is what the example gives to `SearchR3Encoder`; by default the folder's name.
+
+    Raises FileNotFoundError where the folder does not exist and ValueError for facts without name or licence: a checkpoint that
     nobody may use is not published.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

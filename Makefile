@@ -48,7 +48,7 @@ results: install  ## results/README.md, from the JSON files beside it
 	$(RUN) results/make_readme.py
 
 mini: install  ## search-r3-mini from nothing: both stages on real text; DATA=FOLDER holds pairs, scifact and cosqa
-	$(RUN) train/mini.py --data $(DATA)
+	$(RUN) results/mini/mini.py --data $(DATA)
 
 nano: install  ## the bundled model from nothing: both stages, 9 and 8 minutes
 	$(RUN) train/sft.py --config train/configs/nano.toml

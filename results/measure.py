@@ -22,7 +22,7 @@ def measure(
     from search_r3_mteb.encoder.checkpoints import load
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.tasks.hopworld import HopWorld
-    from train.evaluation import JudgedSet, per_query_ndcg
+    from train.run.evaluation import JudgedSet, per_query_ndcg
 
     world = HopWorld(documents)
     checkpoint = load(model, device="cpu")

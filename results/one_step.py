@@ -74,7 +74,7 @@ def build() -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-    from train.scratch import CHAT_TEMPLATE, PROFILE
+    from train.model.scratch import CHAT_TEMPLATE, PROFILE
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -17,35 +17,27 @@ Departures from the paper, and what it leaves open (each value and its source: t
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+# Started as `python train/rl.py`, Python looks for modules here first: our `data` or `losses` would hide a library's.
+_FOLDER = Path(__file__).resolve().parent
+sys.path[:] = [str(_FOLDER.parent) if Path(entry).resolve() == _FOLDER else entry for entry in sys.path]
 
 from search_r3_mteb.encoder.engine import Engine
-from train import distributed, rollouts
-from train import model as models
-from train.allocation import keep_freed_memory
-from train.batches import Rows, collate
-from train.command import parse
-from train.data import TrainingRow
-from train.environment import Environment, Judged
-from train.losses import (
-    Advantages,
-    PolicyBatch,
-    PolicyLoss,
-    PolicySettings,
-    grpo_loss,
-    select_reply,
-    token_scores,
-)
-from train.optimizer import learning_rate, set_learning_rate
-from train.replay import Replay
-from train.rollout_contrast import Contrast, Documents
-from train.rollouts import Groups
-from train.run import Run
-from train.settings_rl import RlConfig
+from train.config.stages import RlConfig
+from train.data.mixing import TrainingRow
+from train.model import model as models
+from train.processes import collectives
+from train.run.allocation import keep_freed_memory
+from train.run.command import parse
+from train.run.optimizer import learning_rate, set_learning_rate
+from train.run.run import Run
+from train.stage2 import rollouts
+from train.stage2.contrastive import PositiveDocuments
+from train.stage2.environment import Environment
+from train.stage2.replay import Replay
+from train.stage2.rollouts import Groups
+from train.stage2.step import PolicyStep
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,14 +64,14 @@ def train(config: RlConfig, *, dry_run: bool = False) -> Path | None:
         set_learning_rate(run.optimizer, rate)
         with run.guard(number, rows):  # an error stops the run and leaves the batch behind
             groups = sample(run, environment.engine, rows, number)
-            step = Step(run, environment, groups, base)
-            documents = Documents.encode(run, environment, groups)
+            step = PolicyStep(run, environment, groups, base)
+            documents = PositiveDocuments.encode(run, environment, groups)
             environment.know(documents.texts, documents.vectors)
             judged = environment.judge(groups, number)
             advantages = step.advantages(judged)
             for update in range(config.policy.updates_per_step):
                 if update > 0:  # the weights have moved
-                    documents = Documents.encode(run, environment, groups)
+                    documents = PositiveDocuments.encode(run, environment, groups)
                 losses = step.backward(judged, advantages, documents) | replay.backward()
                 if update == 0:
                     gaps = step.check_gap(losses)
@@ -88,7 +80,7 @@ def train(config: RlConfig, *, dry_run: bool = False) -> Path | None:
                 run.optimizer.zero_grad(set_to_none=True)
         cache = environment.moved(number)
         environment.write_rollouts(groups, judged, advantages, number)
-        shown = distributed.average(step.numbers(judged, advantages) | losses | gaps, run.device)
+        shown = collectives.average(step.numbers(judged, advantages) | losses | gaps, run.device)
         run.after_step(number, shown | cache | {"learning_rate": rate, "gradient_norm": norm})
     return run.finish()
 
@@ -107,171 +99,6 @@ def sample(run: Run, engine: Engine, rows: Sequence[TrainingRow], number: int) -
             seed=config.optimization.seed,
             process=run.accelerator.process_index,
         )
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What sums are divided by, so that the shares of mini-batches and processes add up to means over all of them."""
-
-    tokens: float  # chosen by the model, of all rollouts
-    rollouts: float
-    shown: float  # tokens of the rollouts that run: for what is logged
-
-
-@dataclass
-class Step:
-    """Policy and contrastive loss of one step's rollouts, and their gradient."""
-
-    run: Run
-    environment: Environment
-    groups: Groups
-    base: models.Base | None
-
-    @property
-    def config(self) -> RlConfig:
-        """The run's settings."""
-        config: RlConfig = self.run.config
-        return config
-
-    def advantages(self, judged: Judged) -> Advantages:
-        """Each rollout's reward against its group's."""
-        rewards = torch.from_numpy(judged.rewards.total).float().to(self.run.device)
-        groups = self.groups.group.to(rewards.device)
-        return distributed.gathered_advantages(rewards, groups, standardise=self.config.policy.standardise)
-
-    def backward(self, judged: Judged, advantages: Advantages, documents: Documents) -> dict[str, float]:
-        """Add the gradient to the parameters, `mini_batch_size` rollouts at a time; returns the parts of the loss.
-
-        A rollout's loss needs the others only through numbers that are already known (advantages) and through the documents,
-        so adding up the parts is exact. The documents' gradient is collected and goes through their own forward once.
-        """
-        chosen = self.chosen(advantages)
-        size = self.config.optimization.mini_batch_size or len(chosen)
-        everything = range(len(self.groups.prompt))
-        counts = Counts(
-            self._token_count(everything),
-            distributed.shared_count(len(everything), self.run.device),
-            self._token_count(chosen),
-        )
-        totals = dict.fromkeys(
-            ("loss", "policy", "contrastive", "kl", "clipped", "gap_mean", "gap_max", "entropy"), 0.0
-        )
-        with self.run.accelerator.autocast():
-            contrast = Contrast.of(self.run, self.environment, self.groups, judged, documents)
-            for start in range(0, len(chosen), size):
-                loss = self._part(chosen[start : start + size], advantages, contrast, counts, totals)
-                self.run.accelerator.backward(loss)
-            if contrast is not None:
-                contrast.finish(self.run.accelerator)
-        return totals
-
-    def chosen(self, advantages: Advantages) -> list[int]:
-        """The rollouts that have something to teach: where the policy's is the only loss, not those of groups with equal rewards.
-
-        What they are divided by stays, so that leaving them out saves time and changes nothing else. Where no group has anything
-        to teach the first one stays, so that every process has a backward pass.
-        """
-        config, everything = self.config, list(range(len(self.groups.prompt)))
-        if config.contrastive.weight or config.policy.kl_weight or not config.policy.skip_zero_variance:
-            return everything
-        alive = {self.groups.prompt[r] for r in everything if float(advantages.values[r]) != 0.0} or {0}
-        return [r for r in everything if self.groups.prompt[r] in alive]
-
-    def check_gap(self, losses: dict[str, float]) -> dict[str, float]:
-        """The sampler and the trainer are the same weights: their log-probabilities may differ by rounding only.
-
-        The gaps before any update, which those of later updates on the same rollouts must not hide in the log.
-        """
-        gap, limit = losses["gap_mean"], self.config.policy.max_gap
-        if not gap <= limit:
-            raise FloatingPointError(
-                f"sampler and trainer differ by {gap:.4f} nats per token on average, above policy.max_gap = {limit}: the ratios, and "
-                "so the gradient, would be wrong. Train in float32, or raise the bound if the dtype explains it."
-            )
-        return {name: losses[name] for name in ("gap_mean", "gap_max")}
-
-    def numbers(self, judged: Judged, advantages: Advantages) -> dict[str, float]:
-        """What the log and the bar show of this process's rollouts."""
-        rollouts = self.groups.rollouts
-        parts = {f"reward_{name}": float(values.mean()) for name, values in judged.rewards.parts.items()}
-        return parts | {
-            "reward": float(judged.rewards.total.mean()),
-            "finished_share": sum(rollouts.finished) / len(rollouts.finished),
-            "length": sum(self.groups.reasoning_tokens) / len(rollouts.finished),
-            "zero_variance_share": advantages.zero_variance_groups / advantages.groups,
-            "documents_encoded": float(len(judged.refresh.rows)),
-            "refresh_seconds": judged.refresh.seconds,
-        }
-
-    def _part(
-        self,
-        part: Sequence[int],
-        advantages: Advantages,
-        contrast: "Contrast | None",
-        counts: Counts,
-        totals: dict[str, float],
-    ) -> Tensor:
-        """The loss of some rollouts, as their share of the step's; adds its parts to `totals`."""
-        config = self.config
-        rows = collate([self.groups.rendered[r] for r in part], self.run.checkpoint.embed_token_id, self.run.device)
-        hidden = models.forward(self.run.model, rows.token_ids, rows.lengths)
-        policy, entropy = self._policy(part, rows, hidden.states, advantages, counts)
-        loss = config.policy.weight * policy.loss
-        share = policy.tokens / counts.shown
-        totals["policy"] += float(policy.loss.detach())
-        for name, value in (
-            ("kl", policy.kl),
-            ("clipped", policy.clipped_low + policy.clipped_high),
-            ("entropy", entropy),
-        ):
-            totals[name] += share * value
-        totals["gap_mean"] += share * policy.ratio_gap_mean
-        totals["gap_max"] = max(totals["gap_max"], policy.ratio_gap_max)
-        if contrast is not None:
-            term = contrast.loss(part, hidden.vectors, counts.rollouts)
-            totals["contrastive"] += float(term.detach())
-            loss = loss + config.contrastive.weight * term
-        totals["loss"] += float(loss.detach())
-        return loss
-
-    def _policy(
-        self, part: Sequence[int], rows: Rows, states: Tensor, advantages: Advantages, counts: Counts
-    ) -> tuple[PolicyLoss, float]:
-        """GRPO on the tokens that the model chose, and their mean entropy in nats."""
-        policy, temperature = self.config.policy, self.config.rollout.temperature
-        reply = select_reply(states, rows.token_ids, rows.reply)
-        scores = token_scores(reply.hidden, models.head_of(self.run.model), reply.targets, temperature=temperature)
-        lengths = rows.reply.sum(dim=1).tolist()
-        old, mask = (tensor.to(self.run.device) for tensor in rollouts.sampled_log_probs(self.groups.rollouts, part))
-        reference = None
-        if self.base is not None:
-            before = select_reply(self.base.states(rows.token_ids, rows.lengths), rows.token_ids, rows.reply)
-            with torch.no_grad():
-                flat = token_scores(before.hidden, self.base.head, reply.targets, temperature=temperature).log_probs
-            reference = rollouts.padded(flat, lengths)
-        index = torch.tensor(part)
-        values = advantages.values.to(self.run.device)[index.to(self.run.device)]
-        batch = PolicyBatch(
-            log_probs=rollouts.padded(scores.log_probs, lengths),
-            old_log_probs=old,
-            mask=mask,
-            groups=self.groups.group[index].to(self.run.device),
-            rewards=values,
-            reference_log_probs=reference,
-        )
-        mine = Advantages(values, advantages.groups, advantages.zero_variance_groups)
-        # "sequence" normalisation counts rollouts, "token" the tokens that the model chose.
-        count = counts.tokens if policy.normalisation == "token" else counts.rollouts
-        settings = PolicySettings(
-            policy.clip_low, policy.clip_high, policy.normalisation, policy.standardise, policy.kl_weight
-        )
-        loss = grpo_loss(batch, settings, advantages=mine, count=count)
-        entropy = rollouts.padded(scores.entropies, lengths)[mask]
-        return loss, float(entropy.mean()) if len(entropy) else 0.0
-
-    def _token_count(self, chosen: Sequence[int]) -> float:
-        finished, ids = self.groups.rollouts.finished, self.groups.rollouts.token_ids
-        return distributed.shared_count(sum(len(ids[r]) - (not finished[r]) for r in chosen), self.run.device)
 
 
 if __name__ == "__main__":

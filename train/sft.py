@@ -10,22 +10,26 @@ Departures from the paper, and what it leaves open (each value and its source: t
   in one batch, so that one checkpoint serves both modes. The paper's stage 1 is known for the direct turn only.
 - The triplet's negative is the hardest allowed document of the batch. The paper's triples come from 100k synthetic ones, which
   are not published; rows with hard negatives of their own bring them into the same batch.
-- A model may also learn to say the documents' own text (`loss.reading`, train/reading.py), and a sentence encoder's vectors
-  (`loss.distill`, train/distillation.py).
-- Large batches are computed in parts with cached gradients (train/gradcache.py).
+- A model may also learn to say the documents' own text (`loss.reading`, train/stage1/reading.py), and a sentence encoder's vectors
+  (`loss.distill`, train/stage1/distillation.py).
+- Large batches are computed in parts with cached gradients (train/losses/gradcache.py).
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train import model as models
-from train.allocation import keep_freed_memory
-from train.command import parse
-from train.optimizer import learning_rate, set_learning_rate
-from train.run import Run
-from train.settings_sft import SftConfig
-from train.supervised import Step
+# Started as `python train/sft.py`, Python looks for modules here first: our `data` or `losses` would hide a library's.
+_FOLDER = Path(__file__).resolve().parent
+sys.path[:] = [str(_FOLDER.parent) if Path(entry).resolve() == _FOLDER else entry for entry in sys.path]
+
+from train.config.stages import SftConfig
+from train.model import model as models
+from train.run.allocation import keep_freed_memory
+from train.run.command import parse
+from train.run.optimizer import learning_rate, set_learning_rate
+from train.run.run import Run
+from train.stage1.step import SupervisedStep
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +45,7 @@ def train(config: SftConfig, *, dry_run: bool = False) -> Path | None:
         run.describe(rows=config.optimization.mini_batch_size or config.optimization.batch_size)
         return None
     base = models.Base.of(run.checkpoint) if config.loss.kl else None
-    step = Step.of(run, config.loss, config.optimization.mini_batch_size, base)
+    step = SupervisedStep.of(run, config.loss, config.optimization.mini_batch_size, base)
 
     for number in run.steps():
         rows = run.data.next_batch()

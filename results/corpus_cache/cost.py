@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from synthetic import TOKENS, Encoder, Texts
 
-from train.cache_settings import CacheSettings
-from train.corpus_cache import CorpusCache
-from train.refresh_policies import Hits
+from train.config.corpus_cache import CorpusCacheSettings
+from train.corpus_cache.cache import CorpusCache
+from train.corpus_cache.refresh_policies import Hits
 
 ROLLOUTS, TOUCHED, DOCUMENTS = 64, 10, 256
 WARM_UP = 10
@@ -43,7 +43,7 @@ def measure(options, folder):
     names = [(policy, rows) for policy in ("local", "local+map") for rows in options.rows]
     caches = {}
     for policy, rows in names:
-        settings = CacheSettings(policy=policy)
+        settings = CorpusCacheSettings(policy=policy)
         target = folder / f"{policy}-{rows}"
         caches[policy, rows] = CorpusCache.build(Texts(rows), Encoder(options.dim), folder=target, settings=settings)
     seconds = {name: [] for name in names}

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from synthetic import Encoder, Texts
 
-from train.cache_settings import CacheSettings
-from train.corpus_cache import CorpusCache
-from train.refresh_policies import Hits
+from train.config.corpus_cache import CorpusCacheSettings
+from train.corpus_cache.cache import CorpusCache
+from train.corpus_cache.refresh_policies import Hits
 
 DIM = 64
 
@@ -48,7 +48,7 @@ def measure(options, folder):
     found = {"rows": options.rows, "dim": DIM, "storage": options.storage, "policy": options.policy}
     clock = _Clock(found)
     encoder, texts = Encoder(DIM), Texts(options.rows)
-    settings = CacheSettings(policy=options.policy, storage=options.storage, neighbors=8, encode_rows=65536)
+    settings = CorpusCacheSettings(policy=options.policy, storage=options.storage, neighbors=8, encode_rows=65536)
     cache = CorpusCache.build(texts, encoder, folder=folder, settings=settings, fingerprint="large")
     clock("build_seconds")
     rng = np.random.default_rng(1)

@@ -17,13 +17,13 @@ from trajectory import Trajectory
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.prompts import Renderer
-from search_r3_mteb.evaluation.exact_search import exact_search
+from search_r3_mteb.search.exact import exact_search
 from search_r3_mteb.tasks.hopworld import HopWorld
-from train.cache_settings import CacheSettings
-from train.corpus_cache import CorpusCache
-from train.corpus_texts import CorpusTexts
-from train.refresh_policies import Hits
-from train.rewards import Graded, dcg_scaled
+from train.config.corpus_cache import CorpusCacheSettings
+from train.corpus_cache.cache import CorpusCache
+from train.corpus_cache.refresh_policies import Hits
+from train.corpus_cache.texts import CorpusTexts
+from train.losses.rewards import Graded, dcg_scaled
 
 REWARD_DEPTH, TOUCHED, TOP = 100, 10, 10
 
@@ -95,7 +95,7 @@ def measure(plan: Plan, trajectory: Trajectory, folder: Path) -> Iterator[dict]:
     heldout_rows = [[row] for row in texts.rows_of([query.positive_id for query in heldout])]
     started = time.perf_counter()
     full = CorpusCache.build(
-        texts, documents, folder=folder / "full", settings=CacheSettings(policy="full", **plan.cache)
+        texts, documents, folder=folder / "full", settings=CorpusCacheSettings(policy="full", **plan.cache)
     )
     built = time.perf_counter() - started
     beginning = np.array(full.vectors)
@@ -104,7 +104,7 @@ def measure(plan: Plan, trajectory: Trajectory, folder: Path) -> Iterator[dict]:
             texts,
             Replay(beginning),
             folder=folder / name,
-            settings=CacheSettings(policy=name, **plan.cache),
+            settings=CorpusCacheSettings(policy=name, **plan.cache),
         )
         for name in plan.policies
         if name != "full"

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from train import rl
-from train.config import load_config
-from train.environment import Environment
-from train.settings_rl import RlConfig
+from train.config.loading import load_config
+from train.config.stages import RlConfig
+from train.stage2.environment import Environment
 
 
 class Trajectory:

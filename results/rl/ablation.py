@@ -20,10 +20,11 @@ import numpy as np
 from measure import measure, record, write_json
 
 from train import rl
-from train.allocation import keep_freed_memory
-from train.config import load_config
-from train.environment import Environment
-from train.settings_rl import RlConfig
+from train.config.loading import load_config
+from train.config.stages import RlConfig
+from train.run.allocation import keep_freed_memory
+from train.stage2.environment import Environment
+from train.stage2.step import PolicyStep
 
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/rl-ablation")
@@ -65,7 +66,7 @@ VARIANTS: dict[str, list[str]] = {
 @contextmanager
 def control(name: str) -> Iterator[None]:
     """What the negative controls break, on purpose."""
-    judge, advantages = Environment.judge, rl.Step.advantages
+    judge, advantages = Environment.judge, PolicyStep.advantages
     rng = np.random.default_rng(0)
 
     def shuffled(self, groups, step):
@@ -80,11 +81,11 @@ def control(name: str) -> Iterator[None]:
     if name.endswith("shuffled"):
         Environment.judge = shuffled
     if name.endswith("negated"):
-        rl.Step.advantages = negated
+        PolicyStep.advantages = negated
     try:
         yield
     finally:
-        Environment.judge, rl.Step.advantages = judge, advantages
+        Environment.judge, PolicyStep.advantages = judge, advantages
 
 
 def main() -> None:

@@ -18,10 +18,9 @@ from measure import Values, measure, record, write_json
 
 from search_r3_mteb.evaluation.significance import align, compare
 from train import rl, sft
-from train.allocation import keep_freed_memory
-from train.config import load_config
-from train.settings_rl import RlConfig
-from train.settings_sft import SftConfig
+from train.config.loading import load_config
+from train.config.stages import RlConfig, SftConfig
+from train.run.allocation import keep_freed_memory
 
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/proof")

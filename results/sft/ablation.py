@@ -17,9 +17,9 @@ import numpy as np
 from measure import measure, record, write_json
 
 from search_r3_mteb.evaluation.significance import align, compare
-from train.allocation import keep_freed_memory
-from train.config import load_config
-from train.settings_sft import SftConfig
+from train.config.loading import load_config
+from train.config.stages import SftConfig
+from train.run.allocation import keep_freed_memory
 from train.sft import train
 
 HERE = Path(__file__).resolve().parent

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from search_r3_mteb.encoder.documents import join_title
-from search_r3_mteb.evaluation.exact_search import exact_search
 from search_r3_mteb.evaluation.queries import as_scored, hops_of_query, query_text, score
+from search_r3_mteb.search.exact import exact_search
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval

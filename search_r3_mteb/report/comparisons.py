@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from search_r3_mteb.evaluation.significance import Difference, align, compare, holm, interval
-from search_r3_mteb.report.records import Evaluation, Evidence, QueryOutcome, mean
+from search_r3_mteb.report.records import EvaluationRecord, Evidence, QueryOutcome, mean
 
 _FAST_QUERIES = 2_000  # above, fewer resamples keep a report of 10,000 queries within seconds
 
@@ -17,14 +17,14 @@ _FAST_QUERIES = 2_000  # above, fewer resamples keep a report of 10,000 queries 
 class Row:
     """One line of the table: one model, mode and budget on one task, its seeds merged."""
 
-    runs: tuple[Evaluation, ...]
+    runs: tuple[EvaluationRecord, ...]
     ndcg_at_10: float | None
     interval: tuple[float, float] | None
     best: bool = False
     best_reason: str = ""
 
     @property
-    def first(self) -> Evaluation:
+    def first(self) -> EvaluationRecord:
         """The run of the lowest seed; all runs of a row share task, model, mode and budget."""
         return self.runs[0]
 
@@ -64,7 +64,7 @@ class ReasoningDifference:
 
 def table_rows(evidence: Evidence) -> list[Row]:
     """All rows, sorted by task and quality, with the significantly best of each task marked."""
-    groups: dict[tuple[Any, ...], list[Evaluation]] = {}
+    groups: dict[tuple[Any, ...], list[EvaluationRecord]] = {}
     for run in [*evidence.evaluations, *_by_hops(evidence.evaluations)]:
         groups.setdefault(run.condition, []).append(run)
     rows = [_row(tuple(sorted(runs, key=lambda run: run.seed))) for runs in groups.values()]
@@ -88,7 +88,7 @@ def resamples(queries: int) -> int:
     return 10_000 if queries <= _FAST_QUERIES else 2_000
 
 
-def _row(runs: tuple[Evaluation, ...]) -> Row:
+def _row(runs: tuple[EvaluationRecord, ...]) -> Row:
     scores = [run.ndcg_at_10 for run in runs if run.ndcg_at_10 is not None]
     if len(scores) == 1 and math.isnan(scores[0]):
         return Row(runs, math.nan, None)
@@ -103,7 +103,7 @@ def _row(runs: tuple[Evaluation, ...]) -> Row:
     return Row(runs, score, bounds)
 
 
-def _by_hops(runs: Sequence[Evaluation]) -> list[Evaluation]:
+def _by_hops(runs: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
     """One evaluation for each hop count that the queries name, unless the summary has its own."""
     given = {(run.source, run.task, run.split, run.label, run.mode, run.hops) for run in runs}
     found = []
@@ -118,7 +118,7 @@ def _by_hops(runs: Sequence[Evaluation]) -> list[Evaluation]:
     return found
 
 
-def _restricted(run: Evaluation, hops: int, part: dict[str, QueryOutcome]) -> Evaluation:
+def _restricted(run: EvaluationRecord, hops: int, part: dict[str, QueryOutcome]) -> EvaluationRecord:
     from search_r3_mteb.report.mteb_results import means
 
     return replace(run, hops=hops, outcomes=part, interval=None, queries_per_second=None, **means(part))

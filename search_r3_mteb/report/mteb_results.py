@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.report.parsing import load_json, number
-from search_r3_mteb.report.records import Evaluation, Evidence, QueryOutcome, mean
+from search_r3_mteb.report.records import EvaluationRecord, Evidence, QueryOutcome, mean
 
 _MODE = re.compile(r"(?:^|_)mode_(reason|direct)(?:_|$)")
 _BUDGET = re.compile(r"(?:^|_)max_reasoning_tokens_(\d+)(?:_|$)")
@@ -26,7 +26,7 @@ class Identity:
     seed: int = 0
 
 
-def read_result(path: Path, where: str, evidence: Evidence) -> list[Evaluation]:
+def read_result(path: Path, where: str, evidence: Evidence) -> list[EvaluationRecord]:
     """One evaluation for each split and subset of an MTEB result file; empty where the file is no such thing."""
     data = load_json(path, where, evidence)
     if data is None:
@@ -49,7 +49,7 @@ def read_result(path: Path, where: str, evidence: Evidence) -> list[Evaluation]:
                 evidence.warn(where, f"split {split} has no ndcg_at_10 (not a retrieval task?): left out.")
                 continue
             found.append(
-                Evaluation(
+                EvaluationRecord(
                     task=str(data["task_name"]),
                     model=identity.model,
                     mode=identity.mode,
@@ -68,7 +68,7 @@ def read_result(path: Path, where: str, evidence: Evidence) -> list[Evaluation]:
     return found
 
 
-def read_predictions(path: Path, where: str, evidence: Evidence) -> list[Evaluation]:
+def read_predictions(path: Path, where: str, evidence: Evidence) -> list[EvaluationRecord]:
     """Rankings of an MTEB prediction file (the first ten documents of each query), still without quality: see `judge`."""
     data = load_json(path, where, evidence)
     if data is None:
@@ -91,7 +91,7 @@ def read_predictions(path: Path, where: str, evidence: Evidence) -> list[Evaluat
                 evidence.warn(where, f"{broken} queries of {subset}/{split} hold no ranking: left out.")
             if outcomes:
                 found.append(
-                    Evaluation(
+                    EvaluationRecord(
                         task=task,
                         model=named,
                         mark=mark,

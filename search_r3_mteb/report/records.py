@@ -41,7 +41,7 @@ class QueryOutcome:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationRecord:
     """One line of a summary: one model, one mode, one task split, one seed. Fields that a source does not give are None."""
 
     task: str
@@ -127,7 +127,7 @@ class TrainingLog:
 class Evidence:
     """Everything that was read. `texts` maps (task, document id) to the document's text as far as the runs hold it."""
 
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: list[EvaluationRecord] = field(default_factory=list)
     logs: list[TrainingLog] = field(default_factory=list)
     diagnoses: list[dict[str, Any]] = field(default_factory=list)
     texts: dict[tuple[str, str], str] = field(default_factory=dict)

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
-from search_r3_mteb.report.records import Evaluation, Evidence
+from search_r3_mteb.report.records import EvaluationRecord, Evidence
 
 
-def settle_repeats(rows: Sequence[Evaluation], evidence: Evidence) -> list[Evaluation]:
+def settle_repeats(rows: Sequence[EvaluationRecord], evidence: Evidence) -> list[EvaluationRecord]:
     """Rows in which every (condition, seed) occurs once; each repeat gives a message.
 
     The same numbers twice are shown once. Different numbers under one name are both shown, each labelled with the run it came
     from: choosing one would be choosing a result.
     """
-    groups: dict[tuple[object, ...], list[Evaluation]] = {}
+    groups: dict[tuple[object, ...], list[EvaluationRecord]] = {}
     for row in rows:
         groups.setdefault((*row.condition, row.seed), []).append(row)
-    settled: list[Evaluation] = []
+    settled: list[EvaluationRecord] = []
     for same in groups.values():
         kept = _distinct(same, evidence)
         if len(kept) > 1:
@@ -38,8 +38,8 @@ def settle_repeats(rows: Sequence[Evaluation], evidence: Evidence) -> list[Evalu
     return settled
 
 
-def _distinct(same: list[Evaluation], evidence: Evidence) -> list[Evaluation]:
-    kept: list[Evaluation] = []
+def _distinct(same: list[EvaluationRecord], evidence: Evidence) -> list[EvaluationRecord]:
+    kept: list[EvaluationRecord] = []
     for row in same:
         twin = next((index for index, other in enumerate(kept) if _equal(row, other)), None)
         if twin is None:
@@ -57,7 +57,7 @@ def _distinct(same: list[Evaluation], evidence: Evidence) -> list[Evaluation]:
     return kept
 
 
-def _equal(a: Evaluation, b: Evaluation) -> bool:
+def _equal(a: EvaluationRecord, b: EvaluationRecord) -> bool:
     """The same value for every query; where those are not known, the same mean from the same fingerprint."""
     if a.outcomes is not None and b.outcomes is not None:
         first, second = a.values() or {}, b.values() or {}
@@ -71,7 +71,7 @@ def _equal(a: Evaluation, b: Evaluation) -> bool:
     return math.isclose(x, y, abs_tol=5e-6) and (a.queries is None or b.queries is None or a.queries == b.queries)
 
 
-def _run_names(rows: Sequence[Evaluation]) -> list[str]:
+def _run_names(rows: Sequence[EvaluationRecord]) -> list[str]:
     """Fingerprints where the runs have them, else the shortest path endings that tell them apart, else numbers."""
     marks = [row.mark or (row.fingerprint or "")[:8] for row in rows]
     if len(set(marks)) == len(rows):

@@ -10,7 +10,7 @@ from typing import Any
 from search_r3_mteb.report.mteb_results import means, read_predictions, read_result, split_mark
 from search_r3_mteb.report.parsing import load_json, number, string, whole
 from search_r3_mteb.report.query_files import plain, read_outcomes, split_name
-from search_r3_mteb.report.records import Evaluation, Evidence, QueryOutcome
+from search_r3_mteb.report.records import EvaluationRecord, Evidence, QueryOutcome
 
 NOT_RESULTS = frozenset({"model_meta.json", "manifest.json", "config.json", "tokenizer.json", "search_r3.json"})
 _AGREE = 5e-3  # a summary and the mean of its queries may differ by rounding, not by more
@@ -43,13 +43,13 @@ def read_run_folder(folder: Path, evidence: Evidence) -> None:
     evidence.evaluations.extend(rows)
 
 
-def summary_rows(data: Any, source: str, evidence: Evidence) -> list[Evaluation]:
+def summary_rows(data: Any, source: str, evidence: Evidence) -> list[EvaluationRecord]:
     """The evaluations of a parsed summary: a list of results, or one result."""
     if isinstance(data, dict) and "task" in data:
         data = [data]
     if data is not None and not isinstance(data, list):
         evidence.error(source, f"holds {type(data).__name__} instead of a list of results: left out.")
-    rows: list[Evaluation] = []
+    rows: list[EvaluationRecord] = []
     for position, entry in enumerate(data if isinstance(data, list) else [], start=1):
         absent = [key for key in ("task", "model", "mode") if not isinstance(entry, dict) or not entry.get(key)]
         if absent:
@@ -59,7 +59,7 @@ def summary_rows(data: Any, source: str, evidence: Evidence) -> list[Evaluation]
     return rows
 
 
-def _read_summary(folder: Path, evidence: Evidence) -> list[Evaluation]:
+def _read_summary(folder: Path, evidence: Evidence) -> list[EvaluationRecord]:
     path = folder / "summary.json"
     if not path.exists():
         evidence.error(
@@ -69,7 +69,7 @@ def _read_summary(folder: Path, evidence: Evidence) -> list[Evaluation]:
     return summary_rows(load_json(path, str(path), evidence), str(path), evidence)
 
 
-def _same_result(ours: Evaluation, other: Evaluation) -> bool:
+def _same_result(ours: EvaluationRecord, other: EvaluationRecord) -> bool:
     """MTEB's folders name a model by organisation and fingerprint, so equal scores identify it where names differ."""
     if (plain(ours.task), ours.mode) != (plain(other.task), other.mode):
         return False
@@ -77,11 +77,11 @@ def _same_result(ours: Evaluation, other: Evaluation) -> bool:
     return plain(other.model) in plain(ours.model) or (x is not None and y is not None and abs(x - y) < 1e-4)
 
 
-def _written_name(row: Evaluation) -> str:
+def _written_name(row: EvaluationRecord) -> str:
     return f"{row.model}@{row.mark}" if row.mark else row.model
 
 
-def _summary_row(entry: dict[str, Any], source: str, where: str, evidence: Evidence) -> Evaluation:
+def _summary_row(entry: dict[str, Any], source: str, where: str, evidence: Evidence) -> EvaluationRecord:
     bounds = entry.get("interval")
     numeric = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(value, int | float) for value in bounds)
     if bounds is not None and not numeric:
@@ -93,7 +93,7 @@ def _summary_row(entry: dict[str, Any], source: str, where: str, evidence: Evide
     if reals["ndcg_at_10"] is None:
         evidence.warn(where, f"{entry['task']} ({entry['model']}, {entry['mode']}) has no nDCG@10.")
     model, mark = split_mark(str(entry["model"]))
-    return Evaluation(
+    return EvaluationRecord(
         task=str(entry["task"]),
         model=model,
         mark=mark,
@@ -119,10 +119,12 @@ def _summary_row(entry: dict[str, Any], source: str, where: str, evidence: Evide
     )
 
 
-def _attach_queries(rows: list[Evaluation], files: list[Path], folder: Path, evidence: Evidence) -> list[Evaluation]:
+def _attach_queries(
+    rows: list[EvaluationRecord], files: list[Path], folder: Path, evidence: Evidence
+) -> list[EvaluationRecord]:
     """Each row with its queries, and a row rebuilt for every per-query file that no row of the summary names."""
     matched: dict[int, dict[str, QueryOutcome]] = {}
-    rebuilt: list[Evaluation] = []
+    rebuilt: list[EvaluationRecord] = []
     for path in files:
         place = str(path)
         names = {f"queries/{path.name}", path.name}
@@ -145,7 +147,7 @@ def _attach_queries(rows: list[Evaluation], files: list[Path], folder: Path, evi
         if not owners:
             evidence.warn(place, "has no entry in summary.json: its row is computed from its queries.")
             rebuilt.append(
-                Evaluation(
+                EvaluationRecord(
                     task=task,
                     model=model,
                     mode=mode,
@@ -166,7 +168,9 @@ def _attach_queries(rows: list[Evaluation], files: list[Path], folder: Path, evi
     return attached + rebuilt
 
 
-def _with_outcomes(row: Evaluation, outcomes: dict[str, QueryOutcome] | None, evidence: Evidence) -> Evaluation:
+def _with_outcomes(
+    row: EvaluationRecord, outcomes: dict[str, QueryOutcome] | None, evidence: Evidence
+) -> EvaluationRecord:
     if outcomes is None:
         return row
     if row.hops is not None:
@@ -192,7 +196,7 @@ def _with_outcomes(row: Evaluation, outcomes: dict[str, QueryOutcome] | None, ev
     return replace(row, outcomes=outcomes, **fill)
 
 
-def _has_queries(path: Path, rows: Sequence[Evaluation]) -> bool:
+def _has_queries(path: Path, rows: Sequence[EvaluationRecord]) -> bool:
     """Whether the rows of a prediction file have per-query results already, which say more. Its folders are MODEL/MODE."""
     task = plain(path.name.removesuffix("_predictions.json"))
     mine = [row for row in rows if plain(row.task) == task]
@@ -200,7 +204,7 @@ def _has_queries(path: Path, rows: Sequence[Evaluation]) -> bool:
     return bool(named or mine) and all(row.outcomes for row in named or mine)
 
 
-def _merge_predictions(rows: list[Evaluation], ranking: Evaluation) -> list[Evaluation]:
+def _merge_predictions(rows: list[EvaluationRecord], ranking: EvaluationRecord) -> list[EvaluationRecord]:
     """The ranking joins the row it belongs to (same task and mode, one candidate), or stands as a row of its own."""
     same = [
         i

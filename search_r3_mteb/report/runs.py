@@ -13,7 +13,7 @@ from pathlib import Path
 
 from search_r3_mteb.report.mteb_results import judge, means, read_predictions, read_result
 from search_r3_mteb.report.parsing import load_json
-from search_r3_mteb.report.records import Evaluation, Evidence, QueryOutcome
+from search_r3_mteb.report.records import EvaluationRecord, Evidence, QueryOutcome
 from search_r3_mteb.report.repeats import settle_repeats
 from search_r3_mteb.report.run_folder import NOT_RESULTS, is_run_folder, read_run_folder, summary_rows
 from search_r3_mteb.report.training_logs import read_log
@@ -99,7 +99,7 @@ def _in_mteb_folder(path: Path) -> bool:
     return any((folder / "model_meta.json").exists() for folder in (path.parent, path.parent.parent.parent))
 
 
-def _judge_predictions(evidence: Evidence) -> list[Evaluation]:
+def _judge_predictions(evidence: Evidence) -> list[EvaluationRecord]:
     """Rankings scored with the judgements that other runs of the same task hold; a message where there are none."""
     known: dict[tuple[str, str], dict[str, QueryOutcome]] = {}
     for row in evidence.evaluations:

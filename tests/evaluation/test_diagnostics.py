@@ -156,7 +156,7 @@ def test_everyone_gets_another_ones_reasoning_and_each_is_given_once(count):
 
 
 def word_level_tokenizer():
-    from train.scratch import word_tokenizer
+    from train.model.scratch import word_tokenizer
 
     return word_tokenizer()
 

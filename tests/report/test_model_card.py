@@ -3,7 +3,14 @@ import json
 import pytest
 import yaml
 
-from search_r3_mteb.report.model_card import Facts, Source, exported_facts, facts_of_run, read_facts, write_model_card
+from search_r3_mteb.report.model_card import (
+    DataSource,
+    Facts,
+    exported_facts,
+    facts_of_run,
+    read_facts,
+    write_model_card,
+)
 
 CONFIG = """
 [model]
@@ -93,7 +100,9 @@ def test_an_export_keeps_the_facts_of_its_source(tmp_path):
     source, export = tmp_path / "source", tmp_path / "export"
     source.mkdir()
     export.mkdir()
-    facts, _, _ = card(source, data=(Source("pairs", 10, 1.0, "MIT"),), losses=("InfoNCE",), max_reasoning_tokens=32)
+    facts, _, _ = card(
+        source, data=(DataSource("pairs", 10, 1.0, "MIT"),), losses=("InfoNCE",), max_reasoning_tokens=32
+    )
     kept = exported_facts(source, name="nano-st", license="Apache-2.0", max_reasoning_tokens=64)
     assert (kept.data, kept.losses, kept.results) == (facts.data, facts.losses, facts.results)
     text = write_model_card(export, kept).read_text()

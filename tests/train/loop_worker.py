@@ -30,7 +30,7 @@ from tests.train.loops import (
     weights,
 )
 from train import rl, sft
-from train.run import Run
+from train.run.run import Run
 
 STEPS = 6
 

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from train.config import RlConfig, SftConfig, load_config
-from train.run import Run
+from train.config.loading import load_config
+from train.config.stages import RlConfig, SftConfig
+from train.run.run import Run
 
 SFT = """
 [model.scratch]
@@ -126,7 +127,7 @@ def byte_folder(folder, *, with_embed_token=True, **shape):
     """A random two-layer Qwen2 with a byte-level tokenizer and short prompts, saved as a folder."""
     from search_r3_mteb.encoder.checkpoints import Checkpoint, save
     from tests.conftest import build_model, build_tokenizer
-    from train.scratch import PROFILE
+    from train.model.scratch import PROFILE
 
     model, tokenizer = build_model(**shape), build_tokenizer(with_embed_token)
     if with_embed_token:
@@ -156,7 +157,7 @@ def weights(folder):
 
 def cache_arrays(folder, step):
     """The corpus cache inside the checkpoint of `step`, with the scalars of its manifest."""
-    from train.cache_files import open_folder
+    from train.corpus_cache.files import open_folder
 
     opened, records = open_folder(Path(folder) / f"checkpoints/step-{step:06d}/extra/cache", writable=False)
     assert not records

@@ -17,13 +17,14 @@ from tests.train.loops import (
     train_until,
     weights,
 )
-from train import model as models
 from train import rl
-from train.environment import Environment
-from train.replay import Replay
-from train.rl import Step, main, sample, train
-from train.rollout_contrast import Documents
-from train.run import Run
+from train.model import model as models
+from train.rl import main, sample, train
+from train.run.run import Run
+from train.stage2.contrastive import PositiveDocuments
+from train.stage2.environment import Environment
+from train.stage2.replay import Replay
+from train.stage2.step import PolicyStep
 
 FORCED = ["rollout.max_reasoning_tokens=3"]
 
@@ -47,8 +48,8 @@ class OneStep:
         self.rows = self.run.data.next_batch()
         self.groups = sample(self.run, self.environment.engine, self.rows, 1)
         base = models.Base.of(self.run.checkpoint) if config.policy.kl_weight else None
-        self.step = Step(self.run, self.environment, self.groups, base)
-        self.documents = Documents.encode(self.run, self.environment, self.groups)
+        self.step = PolicyStep(self.run, self.environment, self.groups, base)
+        self.documents = PositiveDocuments.encode(self.run, self.environment, self.groups)
         self.environment.know(self.documents.texts, self.documents.vectors)
         self.judged = self.environment.judge(self.groups, 1)
         self.advantages = self.step.advantages(self.judged)
@@ -270,16 +271,18 @@ def test_positives_are_encoded_once(tmp_path, model, monkeypatch):
     """The cache takes the vectors of the gradient's forward: the engine is never asked for them."""
     asked = []
     original = models.embed
-    monkeypatch.setattr("train.environment.embed", lambda e, r, texts: asked.extend(texts) or original(e, r, texts))
+    monkeypatch.setattr(
+        "train.stage2.environment.embed", lambda e, r, texts: asked.extend(texts) or original(e, r, texts)
+    )
     one = OneStep(rl_config(tmp_path / "run", model, "optimization.learning_rate=1e-3"))
     assert len(asked) == 500  # the first cache
     losses, _ = one.gradient()
     assert losses["loss"] > 0
-    one.step.backward(one.judged, one.advantages, Documents.encode(one.run, one.environment, one.groups))
+    one.step.backward(one.judged, one.advantages, PositiveDocuments.encode(one.run, one.environment, one.groups))
     one.run.optimizer.step()
     one.run.optimizer.zero_grad()
     asked.clear()
-    documents = Documents.encode(one.run, one.environment, one.groups)
+    documents = PositiveDocuments.encode(one.run, one.environment, one.groups)
     one.environment.know(documents.texts, documents.vectors)
     judged = one.environment.judge(one.groups, 2)
     assert asked, "the budget was spent on nothing"
@@ -296,7 +299,7 @@ def test_a_reward_that_fails_stops_the_run(tmp_path, model, monkeypatch):
     def broken(*arguments, **named):
         raise ValueError("no document is judged")
 
-    monkeypatch.setattr("train.environment.reward", broken)
+    monkeypatch.setattr("train.stage2.environment.reward", broken)
     with pytest.raises(FloatingPointError, match="no document is judged"):
         train(rl_config(tmp_path / "run", model))
     assert json.loads((tmp_path / "run/failed-batch-step-1-process-0.json").read_text())["rows"]
@@ -380,16 +383,16 @@ def test_replay_adds_the_cross_entropy_of_stage_1_rows(tmp_path, model, monkeypa
 
 
 def test_replay_is_a_step_of_stage_1_with_every_loss(tmp_path, model):
-    from train.settings_rl import ReplayLoss
-    from train.supervised import Step
+    from train.config.loss import ReplayLossSettings
+    from train.stage1.step import SupervisedStep
 
     extra = ["replay.loss.reading=2.0", "replay.loss.reading_documents=2", "replay.loss.infonce=0.7"]
     _, _, _, reply_alone = replayed(rl_config(tmp_path / "run", model, *REPLAY))
     run, rows, losses, ours = replayed(rl_config(tmp_path / "run", model, *REPLAY, *extra))
     assert set(losses) == {"replay", "replay_reply", "replay_reading", "replay_infonce"}
     run.checkpoint.model.zero_grad()
-    loss = ReplayLoss(reply=0.5, reading=2.0, reading_documents=2, infonce=0.7)
-    truth = Step.of(run, loss).backward(rows, run.accelerator)
+    loss = ReplayLossSettings(reply=0.5, reading=2.0, reading_documents=2, infonce=0.7)
+    truth = SupervisedStep.of(run, loss).backward(rows, run.accelerator)
     assert losses["replay"] == pytest.approx(truth["loss"])
     assert largest_difference(ours, {n: p.grad for n, p in models.trainable(run.model)}) < 1e-6
     assert largest_difference(ours, reply_alone) > 1e-3, "the control: the other losses count"

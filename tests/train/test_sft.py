@@ -16,10 +16,10 @@ from tests.train.loops import (
     train_until,
     weights,
 )
-from train import model as models
-from train.run import Run
+from train.model import model as models
+from train.run.run import Run
 from train.sft import main, train
-from train.supervised import Step
+from train.stage1.step import SupervisedStep
 
 gradients_of = partial(recorded_gradients, train)
 
@@ -46,7 +46,8 @@ def test_what_is_exported_loads_as_an_encoder(trained, name):
 
 
 def test_the_run_folder_holds_its_settings_and_what_the_data_held(trained):
-    from train.config import SftConfig, load_config
+    from train.config.loading import load_config
+    from train.config.stages import SftConfig
 
     assert load_config(trained / "config.toml", (), SftConfig).optimization.steps == 40
     report = json.loads((trained / "data.json").read_text())
@@ -305,7 +306,7 @@ def test_kl_to_the_base_with_an_adapter_equals_that_to_a_copy(tmp_path, monkeypa
     rows = run.data.next_batch()
     found = []
     for base in (start, copied):
-        step = Step.of(run, config.loss, config.optimization.mini_batch_size, base)
+        step = SupervisedStep.of(run, config.loss, config.optimization.mini_batch_size, base)
         parts = step.backward(rows, run.accelerator)
         found.append((parts["kl"], {n: p.grad.clone() for n, p in models.trainable(run.model) if p.grad is not None}))
         run.optimizer.zero_grad()
@@ -333,6 +334,6 @@ def test_hard_negatives_are_mined_with_the_starting_model(tmp_path):
 
 def test_columns_run_in_one_order_so_that_replies_come_last(tmp_path):
     run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
-    step = Step.of(run, run.config.loss, run.config.optimization.mini_batch_size)
+    step = SupervisedStep.of(run, run.config.loss, run.config.optimization.mini_batch_size)
     columns, _ = step.prepare(run.data.next_batch())
     assert list(columns) == ["documents", "direct", "reason"]

@@ -1,0 +1,1 @@
+"""Search over vectors: exact, half-precision storage, and an IVF index."""

@@ -1,0 +1,9 @@
+"""Array types that search, storage and the corpus cache share."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+RowNumbers = Int[np.ndarray, " rows"]
+"""Numbers of rows of a matrix of vectors, each from 0."""
+Vectors = Float[np.ndarray, "rows dim"]
+"""One vector per row, float32 where nothing else is said."""

@@ -1,0 +1,256 @@
+"""A tiny run that saves at every step, for tests that kill it. One import of torch, then one fork per life.
+
+python checkpoint_worker.py kills FOLDER COUNT     killed COUNT times at random moments, resumed, compared
+python checkpoint_worker.py processes FOLDER       two gloo processes save; one and two resume
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch  # noqa: F401  once here, not once in every life
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.train.forking import forked, wait
+from train.checkpoint.save_load import TrainingState, checkpoints, load_latest, save
+
+STEPS = 12
+CONFIG = {"loss.kl": 1.0}
+
+
+class Numbers:
+    """A data stream: its position is its state."""
+
+    def __init__(self):
+        self.position = 0
+
+    def next(self):
+        self.position += 1
+        return torch.full((4, 8), 1.0 / self.position)
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+def new_state(seed=0):
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  the global generator is part of the state
+    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.BatchNorm1d(16), nn.GELU(), nn.Linear(16, 8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    return TrainingState(
+        model=model,
+        optimizer=optimizer,
+        schedule=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS),
+        data=Numbers(),
+        generators={"rollouts": torch.Generator().manual_seed(seed + 1)},
+        notes={"drawn": []},
+    )
+
+
+def one_step(state):
+    """Draws from every generator there is, so that a resume that forgets one shows."""
+    drawn = random.random() + float(np.random.rand())  # noqa: NPY002
+    noise = torch.rand(4, 8, generator=state.generators["rollouts"]) + drawn
+    loss = (state.model(state.data.next() + noise) ** 2).mean()
+    state.optimizer.zero_grad()
+    loss.backward()
+    state.optimizer.step()
+    state.schedule.step()
+    state.notes["drawn"].append(loss.item())
+
+
+def everything(state):
+    """All that must be equal, as one list of tensors."""
+    moments = [v for s in state.optimizer.state_dict()["state"].values() for v in s.values()]
+    draws = [torch.rand(3), torch.tensor([random.random(), float(np.random.rand())])]  # noqa: NPY002
+    return [
+        *state.model.state_dict().values(),
+        *moments,
+        torch.tensor(state.notes["drawn"], dtype=torch.float64),
+        *draws,
+    ]
+
+
+def life(folder, result=None):
+    """One process: resume, go on to the end, saving at every step, with a payload that names the step."""
+    state = new_state()
+    found = load_latest(folder, state, config=CONFIG)
+    step = 0
+    if found is not None:
+        step = found.step
+        payload = (found.extra / "cache" / "step.txt").read_text()
+        if payload != str(step) * 1000:
+            raise RuntimeError(f"step {step} came with another payload")
+    while step < STEPS:
+        one_step(state)
+        step += 1
+
+        def payload(path, step=step):
+            (path / "cache").mkdir()
+            (path / "cache" / "step.txt").write_text(str(step) * 1000)
+
+        save(folder, step, state, config=CONFIG, score=float(step % 7), extra=payload)
+    if result is not None:
+        torch.save(everything(state), result)
+
+
+def warm(folder):
+    """First uses are slow: here once, not once in every life."""
+    state = new_state()
+    one_step(state)
+    save(folder / "warm", 1, state, config=CONFIG)
+    load_latest(folder / "warm", state, config=CONFIG)
+
+
+def kills(folder, count):
+    began = time.perf_counter()
+    if wait(forked(lambda: life(folder / "whole", folder / "whole.pt"))):
+        raise SystemExit("the uninterrupted run failed")
+    whole = time.perf_counter() - began
+    draw, died, at = random.Random(5), 0, []
+    while True:
+        pid = forked(lambda: life(folder / "killed", folder / "killed.pt"))
+        if died < count:
+            time.sleep(draw.uniform(0, 2.5 * whole / count))
+            os.kill(pid, signal.SIGKILL)
+        code = wait(pid)
+        if code == -signal.SIGKILL:
+            died += 1
+            at.append(len(checkpoints(folder / "killed")) and int(checkpoints(folder / "killed")[-1].name[5:]))
+            continue
+        if code == 0 and died >= count:
+            break
+        if code == 0:  # finished before it was killed: begin another run, so that every kill meets a running one
+            for path in (folder / "killed").glob("step-*"):
+                path.rename(folder / f"done-{died}-{path.name}")
+            continue
+        raise SystemExit(f"a resumed life failed with {code}")
+    a, b = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
+    equal = all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    left = sorted(p.name for p in (folder / "killed").iterdir())
+    print(
+        json.dumps(
+            {
+                "accelerate": "accelerate" in sys.modules,
+                "kills": died,
+                "equal": equal,
+                "steps_at_death": at,
+                "left": left,
+            }
+        )
+    )
+
+
+def member(folder, number, size, action):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous-{size}-{action}", rank=number, world_size=size
+    )
+    state = new_state(seed=number)
+    out = {}
+    if action == "save":
+        torch.rand(number + 1)  # so that the processes' generators differ
+        for name, tensor in state.model.state_dict().items():
+            dist.broadcast(tensor, 0) if tensor.is_floating_point() else None
+            assert name
+        save(folder / "run", 1, state, config=CONFIG)
+        out["next"] = torch.rand(2).tolist()
+    elif action == "fail":
+        try:
+            save(folder / "run", 2, state, config=CONFIG, extra=lambda path: 1 / 0)
+        except ZeroDivisionError:
+            out["error"] = "ZeroDivisionError"
+        try:
+            load_latest(folder / "run", state, config={"loss.kl": 2.0})
+        except ValueError as error:
+            out["refused"] = str(error)
+    else:
+        found = load_latest(folder / "run", state, config=CONFIG)
+        out = {"step": found.step, "weight": state.model[0].weight.sum().item(), "next": torch.rand(2).tolist()}
+    (folder / f"{action}-{size}-{number}.json").write_text(json.dumps(out))
+    dist.destroy_process_group()
+
+
+def processes(folder):
+    for size, action in ((2, "save"), (2, "resume"), (1, "resume"), (3, "resume"), (2, "fail")):
+        members = [forked(lambda n=n, s=size, a=action: member(folder, n, s, a)) for n in range(size)]
+        codes = [wait(pid) for pid in members]
+        if any(codes):
+            raise SystemExit(f"{action} on {size} processes failed")
+    print(json.dumps({p.stem: json.loads(p.read_text()) for p in folder.glob("*-*-*.json")}))
+
+
+def shard(folder, number, size, action):
+    """FSDP2 over gloo: two steps, a checkpoint, two more; or resume and two more; or resume unsharded."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{action}", rank=number, world_size=size)
+    torch.manual_seed(0 if action == "whole" else 1)
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
+    torch.manual_seed(2)
+    nn.init.normal_(model[0].bias.requires_grad_(False))  # frozen, as a base under an adapter
+    if size > 1:
+        mesh = init_device_mesh("cpu", (size,))
+        for part in (model[0], model[2], model):
+            fully_shard(part, mesh=mesh)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    state = TrainingState(model, optimizer)
+
+    def steps(first):
+        for step in range(first, first + 2):
+            (model(torch.full((2, 8), step + number * 0.5)) ** 2).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def whole():
+        return [getattr(p, "full_tensor", lambda p=p: p)().tolist() for p in model.parameters()]
+
+    out = {}
+    if action == "whole":
+        steps(1)
+        save(folder / "run", 2, state, config=CONFIG)
+        out["saved"] = whole()
+    else:
+        assert load_latest(folder / "run", state, config=CONFIG).step == 2
+        out["alone"] = whole()
+    if size > 1:
+        steps(3)
+        out[action] = whole()
+    if number == 0:
+        (folder / f"{action}.json").write_text(json.dumps(out))
+    dist.destroy_process_group()
+
+
+def sharded(folder):
+    out = {}
+    for size, action in ((2, "whole"), (2, "resumed"), (1, "alone")):
+        codes = [
+            wait(pid) for pid in [forked(lambda n=n, s=size, a=action: shard(folder, n, s, a)) for n in range(size)]
+        ]
+        if any(codes):
+            raise SystemExit(f"{action} failed")
+        out |= json.loads((folder / f"{action}.json").read_text())
+    print(json.dumps(out))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    where = Path(sys.argv[2])
+    warm(where)
+    if sys.argv[1] == "kills":
+        kills(where, int(sys.argv[3]))
+    elif sys.argv[1] == "sharded":
+        sharded(where)
+    else:
+        processes(where)

@@ -1,0 +1,191 @@
+"""The model that is trained: what is loaded, what is trainable, and that its forward is Hugging Face's."""
+
+import numpy as np
+import pytest
+import torch
+
+from search_r3_mteb.encoder import checkpoints
+from tests.train.loops import byte_folder
+from train.config.model import LoraSettings, ModelSettings, ScratchSettings
+from train.model import model as models
+
+LORA = LoraSettings(rank=4, alpha=8.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return byte_folder(tmp_path_factory.mktemp("models") / "with-token")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    return byte_folder(tmp_path_factory.mktemp("models") / "bare", with_embed_token=False)
+
+
+def test_from_random_weights():
+    checkpoint = models.prepare(
+        ModelSettings(
+            scratch=ScratchSettings(hidden_size=32, intermediate_size=64, layers=1, heads=2, key_value_heads=2)
+        ),
+        seed=0,
+    )
+    assert checkpoint.model.training
+    assert len(models.trainable(checkpoint.model)) == len(list(checkpoint.model.parameters()))
+
+
+def test_what_is_frozen_is_not_trained(folder):
+    whole = models.prepare(ModelSettings(path=str(folder)), seed=0).model
+    part = models.prepare(ModelSettings(path=str(folder), freeze=("embed_tokens.weight", "norm.weight")), seed=0).model
+    left = {name for name, _ in models.trainable(whole)} - {name for name, _ in models.trainable(part)}
+    assert "model.embed_tokens.weight" in left
+    assert all(name.endswith(("embed_tokens.weight", "norm.weight")) for name in left)
+    with pytest.raises(ValueError, match=r"no parameter's name ends in 'word_embeddings\.weight'"):
+        models.prepare(ModelSettings(path=str(folder), freeze=("word_embeddings.weight",)), seed=0)
+    with pytest.raises(ValueError, match="freeze and lora exclude each other"):
+        ModelSettings(path=str(folder), freeze=("norm.weight",), lora=LORA)
+
+
+def test_a_model_without_the_token_gets_it_in_a_padded_row(bare):
+    checkpoint = models.prepare(ModelSettings(path=str(bare)), seed=0)
+    tokenizer = checkpoint.tokenizer
+    assert checkpoint.model.get_input_embeddings().weight.shape[0] == 384, "the padded matrix was resized"
+    assert checkpoint.embed_token_id == len(tokenizer) - 1 < 384
+    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(tokenizer.all_special_tokens)
+    row = checkpoint.model.get_input_embeddings().weight[checkpoint.embed_token_id]
+    mean = checkpoint.model.get_input_embeddings().weight[: len(tokenizer) - 1].mean(dim=0)
+    torch.testing.assert_close(row, mean)
+
+
+def test_a_full_vocabulary_is_resized(tmp_path):
+    from tests.conftest import build_tokenizer
+
+    full = byte_folder(tmp_path / "full", with_embed_token=False, vocab_size=len(build_tokenizer(False)))
+    checkpoint = models.prepare(ModelSettings(path=str(full)), seed=0)
+    assert checkpoint.model.get_input_embeddings().weight.shape[0] == checkpoint.embed_token_id + 1
+    assert checkpoint.model.config.vocab_size == checkpoint.embed_token_id + 1
+
+
+def test_lora_trains_the_adapter_and_one_row(bare):
+    checkpoint = models.prepare(ModelSettings(path=str(bare), lora=LORA), seed=0)
+    found = models.trainable(checkpoint.model)
+    rows = [tuple(p.shape) for name, p in found if "lora_" not in name]
+    assert rows == [(1, 32)]
+    assert {name.split(".")[-4] for name, _ in found if "lora_A" in name} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    again = models.prepare(ModelSettings(path=str(bare), lora=LORA), seed=0)
+    assert all(torch.equal(p, q) for (_, p), (_, q) in zip(found, models.trainable(again.model), strict=True))
+    other = models.prepare(ModelSettings(path=str(bare), lora=LORA), seed=1)
+    assert not all(torch.equal(p, q) for (_, p), (_, q) in zip(found, models.trainable(other.model), strict=True))
+
+
+def test_lora_without_the_token_s_row_needs_a_token_that_is_there(bare, folder):
+    lora = LoraSettings(rank=4, alpha=8.0, train_embed_token=False)
+    with pytest.raises(ValueError, match=r"train_embed_token = false.*neither be trained nor saved"):
+        models.prepare(ModelSettings(path=str(bare), lora=lora), seed=0)
+    checkpoint = models.prepare(ModelSettings(path=str(folder), lora=lora), seed=0)
+    assert all("lora_" in name for name, _ in models.trainable(checkpoint.model))
+
+
+def test_an_adapter_is_merged_first_and_the_advice_works(tmp_path, bare):
+    checkpoint = models.prepare(ModelSettings(path=str(bare), lora=LORA), seed=0)
+    with torch.no_grad():
+        for _, parameter in models.trainable(checkpoint.model):
+            parameter.add_(0.1)
+    adapter = checkpoints.save(checkpoint, tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"adapter is a LoRA adapter.*Merge it first"):
+        models.prepare(ModelSettings(path=str(adapter)), seed=0)
+    c = checkpoints.load(adapter)
+    c.model = c.model.merge_and_unload()
+    checkpoints.save(c, tmp_path / "merged")
+    merged = models.prepare(ModelSettings(path=str(tmp_path / "merged"), lora=LORA), seed=0)
+    ids = torch.tensor([[7, 8, 9, checkpoint.embed_token_id]])
+    lengths = torch.tensor([4])
+    a, b = (models.forward(one.model, ids, lengths).vectors for one in (checkpoint, merged))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2"])
+def test_forward_is_the_model_s_own_row_by_row(make_model, kind):
+    model = make_model(kind)
+    ids = torch.tensor([[5, 6, 7, 8], [5, 9, 0, 0]])
+    hidden = models.forward(model, ids, torch.tensor([4, 2]))
+    for row, length in ((0, 4), (1, 2)):
+        states = model(ids[row : row + 1, :length], output_hidden_states=True).hidden_states[-1][0]
+        torch.testing.assert_close(hidden.states[row, :length], states, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(hidden.vectors[row], states[-1], atol=1e-5, rtol=1e-4)
+    assert not model.base_model._forward_hooks, "a hook was left behind, and would hold every step's states"
+
+
+def test_forward_keeps_no_hook_when_it_fails(make_model):
+    model = make_model()
+    with pytest.raises(IndexError):
+        models.forward(model, torch.tensor([[100_000]]), torch.tensor([1]))
+    assert not model.base_model._forward_hooks
+
+
+def test_the_base_of_an_adapter_and_of_full_weights(folder):
+    ids, lengths = torch.tensor([[5, 6, 7, 8]]), torch.tensor([4])
+    before = models.forward(models.prepare(ModelSettings(path=str(folder)), 0).model, ids, lengths).states
+    for lora in (LORA, None):
+        checkpoint = models.prepare(ModelSettings(path=str(folder), lora=lora), seed=0)
+        base = models.Base.of(checkpoint)
+        assert (base.copied is None) == (lora is not None)
+        with torch.no_grad():
+            for _, parameter in models.trainable(checkpoint.model):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        torch.testing.assert_close(base.states(ids, lengths), before, atol=1e-6, rtol=1e-5)
+        logits = base.head(before[0])
+        truth = checkpoints.load(folder).model.get_output_embeddings()(before[0])
+        torch.testing.assert_close(logits, truth, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(models.forward(checkpoint.model, ids, lengths).states, before, atol=1e-2)
+        assert all(p.requires_grad for _, p in models.trainable(checkpoint.model))
+        assert len(models.trainable(checkpoint.model)) > 2, "switching the adapter off has frozen it"
+
+
+def test_training_learns_the_logits_that_are_sampled_from():
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 64,
+    }
+    model = GraniteForCausalLM(GraniteConfig(**shape, logits_scaling=3.0)).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    states = models.forward(model, ids, torch.tensor([4])).states
+    truth = model(ids).logits
+    torch.testing.assert_close(models.head_of(model)(states), truth, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(model.get_output_embeddings()(states), truth, atol=1e-2), "the control: the bare head"
+
+
+def test_evaluating_puts_the_mode_back(make_model):
+    model = make_model()
+    model.train()
+    with models.evaluating(model):
+        assert not model.training
+    assert model.training
+    with pytest.raises(RuntimeError), models.evaluating(model):
+        raise RuntimeError
+    assert model.training
+    model.eval()
+    with models.evaluating(model):
+        pass
+    assert not model.training
+
+
+def test_embed_gives_the_encoder_s_vectors(folder):
+    from search_r3_mteb import SearchR3Encoder
+    from search_r3_mteb.encoder.engine import Engine
+    from search_r3_mteb.encoder.prompts import Renderer
+
+    checkpoint = checkpoints.load(folder)
+    renderer = Renderer(checkpoint.tokenizer, checkpoint.profile, 64)
+    engine = Engine(checkpoint.model, checkpoint.embed_token_id)
+    ours = models.embed(engine, renderer, ["a river", "a much longer text about rivers"])
+    theirs = SearchR3Encoder(folder, max_length=64).encode_document(["a river", "a much longer text about rivers"])
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert ours.dtype == np.float32

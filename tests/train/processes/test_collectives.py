@@ -1,0 +1,275 @@
+"""Two processes (gloo, CPU) with a share of the batch each give the loss and the gradients of one process with all of it.
+
+This file is also the program of the two processes: `python test_distributed.py FOLDER RANK`.
+"""
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from train.config.grpo import PolicySettings
+from train.losses.gathered import gathered_info_nce
+from train.losses.gradcache import Forward, cached_backward
+from train.losses.grpo import PolicyBatch, gathered_advantages, grpo_loss
+from train.losses.stage1 import info_nce, kl_to_base, reply_cross_entropy, token_scores, triplet_margin
+from train.processes.collectives import average_gradients, gather_rows, rank, shared_count, world_size
+
+ROWS, LENGTH, DIM, VOCABULARY = 8, 5, 6, 20
+SPLITS = {"half": (4, 4), "uneven": (5, 3), "all on one": (8, 0)}
+# With mini-batches of 4, the process with 5 rows has two a column and runs them twice, the one with 3 has one and runs it once.
+DDP_CASES = {"DDP, two each": ("half", 2), "DDP, one each": ("half", 8), "DDP, two and one": ("uneven", 4)}
+SETTINGS = {
+    "token": PolicySettings(kl_weight=0.1),
+    "sequence": PolicySettings(normalisation="sequence", standardise=True),
+}
+
+
+class TinyModel(torch.nn.Module):
+    """Token ids (rows, length) to hidden states (rows, length, dim), with a head."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embedding = torch.nn.Embedding(VOCABULARY, DIM)
+        self.layer = torch.nn.Linear(DIM, DIM)
+        self.head = torch.nn.Linear(DIM, VOCABULARY)
+
+    def forward(self, ids):
+        return torch.tanh(self.layer(self.embedding(ids).cumsum(dim=1)))
+
+
+def data():
+    generator = torch.Generator().manual_seed(3)
+    # Three groups of rollouts, one after the other: any split of the rows cuts a group in two.
+    return {
+        "queries": torch.randint(0, VOCABULARY, (ROWS, LENGTH), generator=generator),
+        "documents": torch.randint(0, VOCABULARY, (ROWS, LENGTH), generator=generator),
+        "hard": torch.randint(0, VOCABULARY, (ROWS, LENGTH), generator=generator),
+        "query_ids": torch.tensor([0, 1, 2, 3, 4, 0, 5, 6]),  # rows 0 and 5 ask the same
+        "document_ids": torch.tensor([10, 11, 12, 13, 14, 15, 11, 17]),  # rows 1 and 6 share a document
+        "hard_ids": torch.tensor([20, 21, 22, 20, 10, 25, 26, 27]),  # row 0's positive is mined again by row 4
+        "reply": torch.rand(ROWS, LENGTH, generator=generator) > 0.4,
+        "groups": torch.tensor([5, 5, 5, 9, 9, 9, 2, 2]),
+        "rewards": torch.tensor([0.1, 0.9, 0.3, 0.5, 0.2, 0.8, 0.4, 0.4]),  # the last group has no variance
+        "old": -1 - torch.rand(ROWS, LENGTH, generator=generator),
+    }
+
+
+def mine(rows):
+    """This process's rows of the batch."""
+    if world_size() == 1:
+        return data()
+    start = sum(rows[: rank()])
+    return {name: value[start : start + rows[rank()]] for name, value in data().items()}
+
+
+def stage_one(model, rows, *, size=2, gather=True, no_sync=nullcontext):
+    """All four losses of stage 1 with cached gradients; the contrastive ones over the batch of all processes."""
+    module = getattr(model, "module", model)
+    base, batch = TinyModel(seed=1).requires_grad_(False), mine(rows)
+    here = len(batch["queries"])
+    tokens = shared_count(int(batch["reply"].sum()))
+
+    def reply(ids, marks):
+        def run():
+            hidden = model(ids)
+
+            def local():
+                args = hidden[marks], module.head
+                cross_entropy = reply_cross_entropy(*args, ids[marks], count=tokens)
+                return cross_entropy + kl_to_base(*args, base(ids)[marks], base.head, count=tokens)
+
+            return Forward(hidden[:, -1], local)
+
+        return run
+
+    def contrastive(vectors):
+        queries, documents, hard = vectors["queries"], vectors["documents"], vectors["hard"]
+        ids = torch.cat([batch["document_ids"], batch["hard_ids"]])
+        everything = torch.cat([documents, hard])
+        if gather:
+            loss = gathered_info_nce(queries, everything, torch.arange(here), ids, batch["query_ids"])
+        else:
+            loss = info_nce(queries, everything)
+        return loss + triplet_margin(queries, documents, hard[:, None], count=shared_count(here))
+
+    def vectors_of(name):
+        return [lambda ids=ids: Forward(model(ids)[:, -1]) for ids in batch[name].split(size)]
+
+    columns = {"documents": vectors_of("documents"), "hard": vectors_of("hard")}
+    columns["queries"] = [
+        reply(ids, marks) for ids, marks in zip(batch["queries"].split(size), batch["reply"].split(size))
+    ]
+    return cached_backward(columns, contrastive, no_sync=no_sync)
+
+
+def stage_two(model, rows, settings, *, by_position=False):
+    """GRPO on groups that are split over the processes."""
+    batch = mine(rows)
+    mask = batch["reply"]
+    hidden = model(batch["queries"])
+    log_probs = torch.zeros(mask.shape).masked_scatter(
+        mask, token_scores(hidden[mask], model.head, batch["queries"][mask], temperature=0.7).log_probs
+    )
+    groups = torch.arange(len(mask)) // 2 if by_position else batch["groups"]
+    advantages = gathered_advantages(batch["rewards"], groups, standardise=settings.standardise)
+    count = shared_count(int(mask.sum()) if settings.normalisation == "token" else len(mask))
+    policy = PolicyBatch(log_probs, batch["old"], mask, groups, batch["rewards"], batch["old"] - 0.2)
+    result = grpo_loss(policy, settings, advantages=advantages, count=count)
+    result.loss.backward()
+    return result
+
+
+def results(model, loss):
+    """Loss averaged over the processes, and the gradients as the optimizer finds them."""
+    loss = loss.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(loss)
+    gradients = {
+        name.removeprefix("module."): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+    }
+    return {"loss": loss / world_size(), "gradients": gradients}
+
+
+def every_case():
+    """Case name -> results, in one process or as one of two."""
+    found = {}
+    for split, rows in SPLITS.items():
+        model = TinyModel()
+        loss = stage_one(model, rows)
+        average_gradients(model.parameters())
+        found[f"stage one, {split}"] = results(model, loss.contrastive + loss.local)
+        for name, settings in SETTINGS.items():
+            model = TinyModel()
+            outcome = stage_two(model, rows, settings)
+            average_gradients(model.parameters())
+            found[f"GRPO {name}, {split}"] = results(model, outcome.loss) | {
+                "groups": (outcome.advantages.groups, outcome.advantages.zero_variance_groups)
+            }
+    for name, (split, size) in DDP_CASES.items():
+        model = TinyModel()
+        wrapped = torch.nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
+        no_sync = wrapped.no_sync if world_size() > 1 else nullcontext
+        loss = stage_one(wrapped, SPLITS[split], size=size, no_sync=no_sync)
+        found[name] = results(wrapped, loss.contrastive + loss.local)
+    rows = SPLITS["half"]
+    model = TinyModel()
+    loss = stage_one(model, rows, gather=False)
+    average_gradients(model.parameters())
+    found["negatives not gathered"] = results(model, loss.contrastive + loss.local)
+    model = TinyModel()
+    outcome = stage_two(model, rows, SETTINGS["token"], by_position=True)
+    average_gradients(model.parameters())
+    found["groups by position"] = results(model, outcome.loss)
+    return found
+
+
+def edge_cases():
+    """What only several processes show; one dict a process."""
+    mine = torch.full((3 * rank(), 2), float(rank() + 1), requires_grad=True)  # process 0 has no row
+    gathered = gather_rows(mine)
+    (gathered.sum(dim=1) * (rank() + 1)).sum().backward()  # process 0 weighs rows 1, process 1 weighs them 2
+    unused = torch.nn.Parameter(torch.zeros(1))
+    one_sided = torch.nn.Parameter(torch.zeros(1))
+    if rank() == 0:
+        one_sided.grad = torch.ones(1)
+    average_gradients([unused, one_sided])
+    return {
+        "gathered": gathered.detach(),
+        "gradient": mine.grad,
+        "counts": shared_count(3 * rank()),
+        "unused": unused.grad,
+        "one_sided": one_sided.grad,
+    }
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Results of the two processes, after both have ended."""
+    folder = tmp_path_factory.mktemp("two")
+    root = Path(__file__).resolve().parents[3]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(number)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
+
+
+@pytest.fixture(scope="module")
+def single():
+    return every_case()
+
+
+def assert_equal(actual, expected):
+    torch.testing.assert_close(actual["loss"], expected["loss"], rtol=1e-5, atol=1e-5)
+    assert actual["gradients"].keys() == expected["gradients"].keys()
+    for name, gradient in expected["gradients"].items():
+        torch.testing.assert_close(actual["gradients"][name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+
+
+CASES = [f"stage one, {split}" for split in SPLITS] + list(DDP_CASES)
+CASES += [f"GRPO {name}, {split}" for name in SETTINGS for split in SPLITS]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(both, single, case):
+    for process in both:
+        assert_equal(process[case], single[case])
+        assert process[case].get("groups") == single[case].get("groups")
+    gradients = single[case]["gradients"].values()
+    assert all(gradient.abs().max() > 1e-3 for gradient in gradients)  # equal, and not because nothing happens
+
+
+def test_one_process_counts_its_groups(single):
+    assert single["GRPO token, half"]["groups"] == (3, 1)
+
+
+@pytest.mark.parametrize("case", ["negatives not gathered", "groups by position"])
+def test_negative_control(both, single, case):
+    """Each process for itself trains something else: the comparison above can fail."""
+    right = {"negatives not gathered": "stage one, half", "groups by position": "GRPO token, half"}[case]
+    with pytest.raises(AssertionError):
+        assert_equal(both[0][case], single[right])
+
+
+def test_gather_with_unequal_rows_and_one_sided_gradients(both):
+    first, second = (process["edge cases"] for process in both)
+    assert first["gathered"].tolist() == second["gathered"].tolist() == [[2.0, 2.0]] * 3
+    assert first["gradient"].shape == (0, 2)
+    assert second["gradient"].tolist() == [[3.0, 3.0]] * 3  # 1 from process 0 and 2 from itself
+    assert first["counts"] == second["counts"] == 1.5
+    assert first["unused"] is second["unused"] is None
+    assert first["one_sided"].item() == second["one_sided"].item() == 0.5
+
+
+def test_one_process_is_the_identity():
+    tensor = torch.ones(2, 3, requires_grad=True)
+    assert gather_rows(tensor) is tensor
+    assert shared_count(5) == 5
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, number = Path(sys.argv[1]), int(sys.argv[2])
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=number, world_size=2)
+    torch.save(every_case() | {"edge cases": edge_cases()}, folder / f"{number}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,106 @@
+"""The dev evaluation: its numbers by hand, and that it leaves no trace in the run."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from train.config.data import JudgedSetSettings
+from train.config.run import EvaluateSettings
+from train.run import evaluation
+from train.run.evaluation import JudgedSet, Score
+
+JUDGED = JudgedSet(
+    label="hand/dev",
+    documents={"a": "one", "b": "two", "c": "three", "d": "four"},
+    queries={"p": "1", "q": "2", "r": "3"},
+    qrels={"p": {"a": 1}, "q": {"b": 2, "c": 1}, "r": {"d": 1}},
+    hops={"p": 1, "q": 2, "r": 2},
+)
+CORPUS = np.eye(4, dtype=np.float32)
+QUERIES = np.array([[0.9, 0.1, 0, 0], [0.1, 0.2, 0.9, 0], [0.3, 0.2, 0.1, 0]], dtype=np.float32)
+
+
+def test_ndcg_by_hand():
+    """Ranks: p: a first. q: c (1), b (2), ... r: d last of four."""
+    found = evaluation.per_query_ndcg(JUDGED, QUERIES, CORPUS)
+    assert found["p"] == 1.0
+    ideal = 2 + 1 / math.log2(3)
+    assert found["q"] == pytest.approx((1 + 2 / math.log2(3)) / ideal)
+    assert found["r"] == pytest.approx(1 / math.log2(5))
+
+
+def test_only_the_first_k_count():
+    assert evaluation.per_query_ndcg(JUDGED, QUERIES, CORPUS, k=3)["r"] == 0.0
+
+
+def test_queries_beyond_one_block_are_scored(monkeypatch):
+    whole = evaluation.per_query_ndcg(JUDGED, QUERIES, CORPUS)
+    monkeypatch.setattr(evaluation, "_BLOCK", 2)
+    assert evaluation.per_query_ndcg(JUDGED, QUERIES, CORPUS) == whole
+
+
+def test_by_hops_and_what_chooses_the_best():
+    groups = evaluation._by_hops(JUDGED, {"p": 1.0, "q": 0.5, "r": 0.0})
+    assert groups == [(None, 0.5, 3), (1, 1.0, 1), (2, 0.25, 2)]
+    scores = [
+        Score(task, mode, hops, value, 1, 0.0, 0.0)
+        for task, mode, hops, value in (
+            ("x", "reason", None, 0.2),
+            ("x", "reason", 1, 0.9),
+            ("y", "reason", None, 0.4),
+            ("x", "direct", None, 0.8),
+        )
+    ]
+    assert evaluation.mean_of(scores, "reason") == pytest.approx(0.3)
+
+
+def test_a_sample_of_queries_is_the_same_every_time():
+    settings = JudgedSetSettings(kind="hopworld", documents=500, hops=(1, 2))
+    whole, some, again, other = (
+        evaluation.load(settings, size, seed) for size, seed in ((None, 0), (7, 0), (7, 0), (7, 1))
+    )
+    assert len(some.queries) == len(some.qrels) == len(some.hops) == 7
+    assert some == again
+    assert some.queries != other.queries
+    assert set(some.queries) <= set(whole.queries)
+    assert some.documents == whole.documents
+
+
+def test_a_beir_folder_with_titles(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"_id": "a", "title": "Rivers", "text": "flow"}) + "\n")
+    lines = [{"_id": "p", "text": "water"}, {"_id": "unjudged", "text": "stone"}]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "qrels/dev.tsv").write_text("query-id\tcorpus-id\tscore\np\ta\t1\n")
+    found = evaluation.load(JudgedSetSettings(kind="beir", path=str(tmp_path)), None, 0)
+    assert found.queries == {"p": "water"}
+    assert found.documents["a"].startswith("Rivers")
+    assert found.documents["a"].endswith("flow")
+    assert found.hops == {}
+
+
+def test_no_random_number_is_drawn_and_the_mode_stays(tiny_checkpoint):
+    model = tiny_checkpoint.model.train()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    scores = evaluation.evaluate(tiny_checkpoint, [JUDGED], EvaluateSettings(max_reasoning_tokens=4), max_length=512)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+    assert random.getstate() == before[2]
+    assert model.training
+    assert {(s.mode, s.hops) for s in scores} == {(m, h) for m in ("direct", "reason") for h in (None, 1, 2)}
+    direct, reason = (next(s for s in scores if s.mode == mode) for mode in ("direct", "reason"))
+    assert direct.reasoning_tokens == 0
+    assert 0 < reason.reasoning_tokens <= 4
+
+
+def test_weights_that_changed_are_seen(tiny_checkpoint):
+    """The encoder keeps what it embeds by the fingerprint of the weights: it must be the present ones'."""
+    settings = EvaluateSettings(modes=("direct",), best_by="direct")
+    first = evaluation.evaluate(tiny_checkpoint, [JUDGED], settings, 512)
+    with torch.no_grad():
+        tiny_checkpoint.model.get_input_embeddings().weight.normal_()
+    assert evaluation.evaluate(tiny_checkpoint, [JUDGED], settings, 512) != first

@@ -1,0 +1,144 @@
+"""What both stages share: resuming, guarding, exporting, and the data report."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.train.loops import byte_folder, events, sft_config, train_until, weights
+from train.run.run import Run
+from train.sft import train
+
+
+def test_never_resume_refuses_a_folder_with_checkpoints(tmp_path, monkeypatch):
+    train_until(1, train, sft_config(tmp_path / "run"), monkeypatch)
+    with pytest.raises(FileExistsError, match=r'run holds checkpoints, and checkpoint.resume = "never"'):
+        train(sft_config(tmp_path / "run", "checkpoint.resume=never"))
+    train(sft_config(tmp_path / "other", "checkpoint.resume=never", "optimization.steps=1"))
+
+
+def test_other_settings_are_refused_and_a_damaged_checkpoint_falls_back(tmp_path, monkeypatch):
+    train_until(2, train, sft_config(tmp_path / "run"), monkeypatch)
+    with pytest.raises(ValueError, match=r"learning_rate: 0.01 -> 0.02"):
+        train(sft_config(tmp_path / "run", "optimization.learning_rate=0.02"))
+    newest = tmp_path / "run/checkpoints/step-000002/weights.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"step-000001: set checkpoint.resume = .fallback"):
+        train(sft_config(tmp_path / "run"))
+    train(sft_config(tmp_path / "run", "checkpoint.resume=fallback"))
+    train(sft_config(tmp_path / "whole"))
+    a, b = weights(tmp_path / "run/last"), weights(tmp_path / "whole/last")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [event["step"] for event in events(tmp_path / "run", "step")] == [1, 2, 3]
+
+
+def test_a_finished_run_that_is_started_again_trains_nothing(tmp_path):
+    train(sft_config(tmp_path / "run"))
+    before = events(tmp_path / "run")
+    first = weights(tmp_path / "run/last")
+    assert train(sft_config(tmp_path / "run")) == tmp_path / "run/last"
+    assert events(tmp_path / "run") == before
+    assert all(torch.equal(first[name], tensor) for name, tensor in weights(tmp_path / "run/last").items())
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_evaluation_computes_as_training_does(tmp_path, monkeypatch, precision):
+    from accelerate.state import AcceleratorState
+
+    from train.run import evaluation
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    measure, seen = evaluation.evaluate, []
+
+    def watched(*given):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return measure(*given)
+
+    monkeypatch.setattr(evaluation, "evaluate", watched)
+    train(
+        sft_config(
+            tmp_path / "run", f"optimization.mixed_precision={precision}", "optimization.steps=1", evaluation=True
+        )
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert seen == [precision == "bf16"]
+
+
+def test_the_best_is_kept_when_later_ones_are_worse(tmp_path, monkeypatch):
+    from train.run import evaluation
+    from train.run.evaluation import Score
+
+    values = iter([0.2, 0.6, 0.4])
+    seen = {}
+
+    def scored(checkpoint, *rest):
+        value = next(values)
+        seen[value] = {n: p.detach().clone() for n, p in checkpoint.model.named_parameters()}
+        return [Score("hand", "reason", None, value, 1, 0.0, 0.0)]
+
+    monkeypatch.setattr(evaluation, "evaluate", scored)
+    train(sft_config(tmp_path / "run", "evaluate.every=1", "checkpoint.keep=1", evaluation=True))
+    best = weights(tmp_path / "run/best")
+    assert torch.equal(best["model.embed_tokens.weight"], seen[0.6]["model.embed_tokens.weight"])
+    last = weights(tmp_path / "run/last")
+    assert torch.equal(last["model.embed_tokens.weight"], seen[0.4]["model.embed_tokens.weight"])
+    kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert kept == ["step-000002", "step-000003"], "the best checkpoint stays beside the newest"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops(tmp_path, bad):
+    run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
+    run.checkpoint.model(torch.tensor([[5, 6]])).logits.sum().backward()
+    assert run.reduce_gradients() > 0
+    next(run.checkpoint.model.parameters()).grad[0, 0] = bad
+    with pytest.raises(FloatingPointError, match="the gradient's norm is"):
+        run.reduce_gradients()
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("0", 5.0), ("1.0", 1.0)])
+def test_clipping(tmp_path, limit, expected):
+    run = Run.begin(sft_config(tmp_path / "run", f"optimization.max_gradient_norm={limit}"), base_copy=False)
+    parameter = next(run.checkpoint.model.parameters())
+    parameter.grad = torch.zeros_like(parameter)
+    parameter.grad[0, :2] = torch.tensor([3.0, 4.0])
+    assert run.reduce_gradients() == pytest.approx(5.0)
+    assert float(parameter.grad.norm()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_other_errors_of_a_step_pass_through(tmp_path):
+    run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
+    with pytest.raises(KeyError), run.guard(1, []):
+        raise KeyError("a bug, not a batch")
+    assert not (tmp_path / "run").exists()
+
+
+def test_repeats_of_evaluation_texts_are_reported(tmp_path):
+    from search_r3_mteb.tasks.hopworld import HopWorld
+
+    leaked = HopWorld(500).queries("dev", 1)[0].text
+    rows = tmp_path / "rows.jsonl"
+    clean = [{"query": f"text {i}", "positive": f"answer {i}"} for i in range(7)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in [*clean, {"query": leaked, "positive": "something"}]))
+    sources = f'[[data.sources]]\nkind = "jsonl"\npath = "{rows}"\n'
+    train(sft_config(tmp_path / "run", evaluation=True, sources=sources))
+    report = json.loads((tmp_path / "run/data.json").read_text())
+    assert report["sources"][0]["exact_duplicates"] == 1
+
+
+def test_a_dry_run_mines_nothing(tmp_path, capsys):
+    mining = ["data.hard_negatives=2", "loss.hard_negatives=true", "data.mining.count=2"]
+    train(sft_config(tmp_path / "run", *mining), dry_run=True)
+    assert "[data.mining]" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_without_a_padding_token(tmp_path):
+    """Llama's has none; rows are padded with any id, since none is read."""
+    folder = byte_folder(tmp_path / "base")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    train(sft_config(tmp_path / "run", "optimization.steps=1", model=folder))
+    assert np.isfinite(events(tmp_path / "run", "step")[0]["loss"])

@@ -1,0 +1,202 @@
+"""The folders of checkpoints: how one is put in place, found, checked and removed. Nothing here knows what is inside.
+
+A finished checkpoint is a folder `step-000100` with a manifest of its files. Whatever is being written, replaced or removed has
+a hidden name, so that a process that dies leaves no `step-` folder that is not whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from search_r3_mteb.atomic import write_json
+
+FORMAT = "search-r3 training checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+EXTRA = "extra"
+_FIELDS = {"step": int, "processes": int, "config": dict, "files": dict}
+_HASHED = 1 << 22  # bytes at a time
+
+
+@dataclass(frozen=True)
+class TrainingCheckpoint:
+    """A checkpoint whose files were checked. `refused` are the messages of newer ones that were passed over."""
+
+    folder: Path
+    step: int
+    score: float | None
+    config: Mapping[str, Any]
+    processes: int
+    refused: tuple[str, ...] = ()
+
+    @property
+    def extra(self) -> Path:
+        """The folder that `save`'s `extra` filled; it may be missing."""
+        return self.folder / EXTRA
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that must not be used: `checkpoint`, the `reason`, and the newest good one before it (or None)."""
+
+    def __init__(self, checkpoint: Path, reason: str, previous: Path | None = None, advice: str = "") -> None:
+        super().__init__(checkpoint, reason, previous, advice)  # its arguments, so that it can travel between processes
+        self.checkpoint, self.reason, self.previous, self.advice = checkpoint, reason, previous, advice
+
+    def __str__(self) -> str:
+        """Which one, why, and what to do."""
+        return f"Checkpoint {self.checkpoint.name} is refused: {self.reason}.{self.advice}"
+
+
+def folder_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:06d}"
+
+
+def begin(folder: Path, step: int) -> Path:
+    """An empty hidden folder for the files of a checkpoint; what killed processes left behind is tidied up."""
+    recover(folder)
+    for left in folder.glob(".unfinished-step-*"):
+        shutil.rmtree(left)
+    unfinished = folder / f".unfinished-{folder_of(folder, step).name}"
+    unfinished.mkdir(parents=True)
+    return unfinished
+
+
+def finish(unfinished: Path, step: int, **manifest: Any) -> Path:
+    """Flush the files, write the manifest, flush it, and rename: the checkpoint exists from that moment on."""
+    files = {name: _digest(path) for name, path in _files(unfinished)}
+    flush(unfinished)
+    write_json(unfinished / MANIFEST, {"format": FORMAT, "version": VERSION, "step": step, **manifest, "files": files})
+    _flush_one(unfinished)
+    finished = folder_of(unfinished.parent, step)
+    replaced = finished.with_name(f".replaced-{finished.name}")
+    if finished.exists():  # the step was saved before: the old one gives way only between two renames
+        finished.rename(replaced)
+    unfinished.rename(finished)
+    _flush_one(finished.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    return finished
+
+
+def recover(folder: Path) -> None:
+    """Undo what a killed process left half done: put back what was being replaced, finish what was being removed."""
+    for replaced in folder.glob(".replaced-step-*"):
+        finished = folder / replaced.name.removeprefix(".replaced-")
+        if finished.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(finished)
+    for removed in folder.glob(".removed-step-*"):
+        shutil.rmtree(removed)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` and the best."""
+    kept = {*checkpoints(folder)[-keep:], best(folder)}
+    for path in checkpoints(folder):
+        if path not in kept:
+            removed = path.with_name(f".removed-{path.name}")  # renamed first: half a checkpoint must not look like one
+            path.rename(removed)
+            shutil.rmtree(removed)
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The finished checkpoints in `folder`, by step. They are not checked."""
+    found = [path for path in Path(folder).glob("step-*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name[5:])
+
+
+def best(folder: str | Path) -> Path | None:
+    """The checkpoint with the highest score, the earliest of equals; None where none has a score."""
+    scored = [(score, -step_of(path), path) for path in checkpoints(folder) if (score := _score(path)) is not None]
+    return max(scored)[2] if scored else None
+
+
+def read(path: str | Path) -> TrainingCheckpoint:
+    """Check every file of one checkpoint against its manifest. Raises CheckpointError with the reason."""
+    path = Path(path)
+    manifest = _manifest(path)
+    if manifest["step"] != step_of(path):
+        raise CheckpointError(path, f"its manifest is of step {manifest['step']}, so the folder was renamed")
+    expected, present = manifest["files"], dict(_files(path))
+    missing, strange = sorted(expected.keys() - present), sorted(present.keys() - expected)
+    if missing:
+        raise CheckpointError(path, f"{missing[0]} is missing")
+    if strange:
+        raise CheckpointError(path, f"{strange[0]} is not in its manifest, so something else wrote into it")
+    for name, file in sorted(present.items(), key=lambda item: item[1].stat().st_size):
+        size = file.stat().st_size
+        if size != expected[name]["bytes"]:
+            raise CheckpointError(
+                path,
+                f"{name} has {size} bytes, its manifest says {expected[name]['bytes']}, so it was cut off or changed",
+            )
+        if _digest(file) != expected[name]:
+            raise CheckpointError(path, f"{name} does not have the SHA-256 of its manifest, so its content changed")
+    return TrainingCheckpoint(path, manifest["step"], manifest["score"], manifest["config"], manifest["processes"])
+
+
+def flush(folder: Path) -> None:
+    """Force every file below `folder`, and the folders themselves, to the disk: a rename must not overtake its content."""
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+        _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file but the manifest, with its name as the manifest has it."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / MANIFEST:
+            yield path.relative_to(folder).as_posix(), path
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_HASHED):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: Any = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(path, f"there is no {MANIFEST}, so it is not complete or no checkpoint at all") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(path, f"{MANIFEST} is damaged ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(path, f"{MANIFEST} is not that of a {FORMAT}")
+    if manifest.get("version") != VERSION:
+        raise CheckpointError(path, f"it has format version {manifest.get('version')!r}, this program reads {VERSION}")
+    for name, kind in _FIELDS.items():
+        if not isinstance(manifest.get(name), kind):
+            raise CheckpointError(path, f"{MANIFEST} is damaged ({name} = {manifest.get(name)!r:.60})")
+    return manifest
+
+
+def _score(path: Path) -> float | None:
+    try:
+        score = _manifest(path).get("score")
+    except CheckpointError:  # a damaged one is never the best; a resume says what is wrong with it
+        return None
+    return float(score) if score is not None else None

@@ -1,0 +1,94 @@
+"""Weights and shapes of the losses: stage 1, its rows replayed in stage 2, and stage 2's contrastive term."""
+
+from typing import Literal
+
+from train.config.settings import Count, CountOrZero, Number, Positive, Settings, StrictBool, Weight
+
+
+class LossSettings(Settings):
+    """L = reply * L_SFT + kl * L_KL + infonce * L_InfoNCE + triplet * L_TripletMargin."""
+
+    reply: Weight = 1.0
+    """Weight of the cross-entropy on the reply and the embed token. 1: the paper's unit weights [S]."""
+    kl: Weight = 1.0
+    """Weight of the KL divergence to the frozen base on the reply tokens. 1: the paper's unit weights [S]."""
+    infonce: Weight = 1.0
+    """Weight of InfoNCE over cosine. 1: the paper's unit weights [S]."""
+    triplet: Weight = 1.0
+    """Weight of the triplet margin loss. 1: the paper's unit weights [S]."""
+    reading: Weight = 0.0
+    """Weight of the cross-entropy on the documents' own text. Our choice: 0, a pretrained model has read enough; nano sets it,
+    since its reasoning recalls facts that it can only have from the documents."""
+    reading_documents: Count = 8
+    """Documents packed into one sequence that is read, each twice. Our choice: 8 of nano's facts fill two thirds of its rows."""
+    distill: Weight = 0.0
+    """Weight of the distance to a sentence encoder's vectors and similarities (train/stage1/distillation.py). Our choice: 0, the paper distils
+    nothing; it is for models that start from that encoder's weights."""
+    teacher: str | None = None
+    """Folder or hub id of the sentence-transformers model whose vectors are the target of `distill`; that of a reasoned query is the
+    vector of query and reasoning together. Our choice: absent."""
+    kl_direction: Literal["forward", "reverse"] = "reverse"
+    """forward: KL(base || model); reverse: KL(model || base). Open in the paper; our choice: reverse, the divergence that
+    stage 2's estimator measures."""
+    temperature: Positive = 0.05
+    """InfoNCE divides the cosine by it. Open in the paper; 0.05 is the scale of 20 of sentence-transformers."""
+    margin: Positive = 0.1
+    """Cosine by which the positive must beat the negative. Open in the paper; FaceNet's 0.2 (arXiv 1503.03832, 3.1) is on
+    squared distances of unit vectors, 2 - 2 cos: half of it in cosines."""
+    in_batch: StrictBool = True
+    """The documents of other rows are negatives. Our choice: on, they cost nothing."""
+    hard_negatives: StrictBool = True
+    """A row's own negatives are used where it has them. Our choice: on; the paper adds 100k hard-negative triples [S]."""
+
+    def check(self) -> None:
+        """Something is learned, and a contrastive term has something to contrast with."""
+        learned = self.reply or self.infonce or self.triplet or self.distill
+        if not (learned or self.kl):
+            raise ValueError(
+                "every weight is 0, so nothing would be learned. Set at least one of reply, infonce, triplet, distill."
+            )
+        if not learned:
+            raise ValueError(
+                "only kl is above 0: it pulls the model to where it began. Set reply, infonce, triplet or distill as well."
+            )
+        if bool(self.distill) != (self.teacher is not None):
+            raise ValueError(
+                f"distill = {self.distill} and teacher = {self.teacher!r} belong together: a teacher is asked where distill has a "
+                "weight, and only there. Set both or neither."
+            )
+        if (self.infonce or self.triplet) and not (self.in_batch or self.hard_negatives):
+            raise ValueError(
+                "in_batch = false and hard_negatives = false exclude a contrastive loss: it would have no negatives and be 0. "
+                "Switch one of them on, or set infonce = 0 and triplet = 0."
+            )
+
+
+class ReplayLossSettings(LossSettings):
+    """Stage 1's losses, as they are weighted beside the policy's."""
+
+    kl: Weight = 0.0
+    """Our choice: 0, and not used here: policy.kl_weight holds the policy near its start."""
+    infonce: Weight = 0.0
+    """Weight of InfoNCE over cosine. Our choice: off, the reply alone keeps the reasoning; nano sets it, which keeps the vectors."""
+    triplet: Weight = 0.0
+    """Weight of the triplet margin loss. Our choice: off, as in nano's stage 1."""
+
+    def check(self) -> None:
+        """There is no frozen base here."""
+        super().check()
+        if self.kl:
+            raise ValueError("replay.loss.kl has no base to stay near. Set policy.kl_weight, and kl = 0.")
+
+
+class ContrastiveSettings(Settings):
+    """InfoNCE of the rollouts' vectors against their documents, in the same forward as the policy loss."""
+
+    weight: Weight = 1.0
+    """0 switches it off. Our choice: 1."""
+    temperature: Positive = 0.05
+    """InfoNCE divides the cosine by it. As in stage 1."""
+    hard_negatives: CountOrZero = 8
+    """Negatives per query from the cache, whose vectors are constants. Our choice: 8."""
+    min_reward: Number = -1.0
+    """Rollouts with a smaller reward are left out. Our choice: -1, all of them; a bound keeps reasoning that has not found the
+    document from being taught to know it by heart."""

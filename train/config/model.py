@@ -1,0 +1,90 @@
+"""What is trained: the model, its adapter, or the shape of a model from nothing."""
+
+from typing import Literal
+
+from train.config.settings import Count, Positive, Settings, Share, StrictBool
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (arXiv 2106.09685) through peft; absent = every weight is trained."""
+
+    rank: Count = 16
+    """Rank of the update. Our choice: peft's example value; the paper names none."""
+    alpha: Positive = 32.0
+    """The update is scaled by alpha / rank. Our choice: twice the rank, the usual pairing."""
+    dropout: Share = 0.0
+    """Dropout before the adapter. Our choice: 0, so that a policy's log-probabilities equal the sampler's."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Module names that get an adapter. Our choice: every linear layer, as in QLoRA (arXiv 2305.14314)."""
+    train_embed_token: StrictBool = True
+    """Train the embed token's own row beside the adapter. Our choice: a new token without training stays noise."""
+
+    def check(self) -> None:
+        """An adapter without a place is no adapter."""
+        if not self.target_modules:
+            raise ValueError(
+                'target_modules is empty, so nothing would be trained. Set target_modules = ["all-linear"].'
+            )
+
+
+class ScratchSettings(Settings):
+    """The shape of a Qwen2 causal LM with random weights: how the bundled nano model begins."""
+
+    hidden_size: Count = 128
+    """Width, also the dimension of the vectors. Our choice: the smallest that learns hopworld in minutes."""
+    intermediate_size: Count = 512
+    """Width inside the feed-forward layers. Our choice: four times the width, as in GPT-2."""
+    layers: Count = 4
+    """Number of blocks. Our choice: enough for a lookup after a lookup."""
+    heads: Count = 4
+    """Attention heads; must divide hidden_size. Our choice: heads of 32."""
+    key_value_heads: Count = 4
+    """Heads of keys and values; must divide heads. Our choice: no sharing at this size."""
+
+    def check(self) -> None:
+        """Attention splits the width evenly."""
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"heads = {self.heads} does not divide hidden_size = {self.hidden_size}: heads have equal width."
+            )
+        if self.heads % self.key_value_heads:
+            raise ValueError(f"key_value_heads = {self.key_value_heads} does not divide heads = {self.heads}.")
+
+
+class ModelSettings(Settings):
+    """What is trained."""
+
+    path: str | None = None
+    """Folder, bundled name or hub id of the model to start from. The paper's: Qwen2.5-1.5B-Instruct [P]."""
+    revision: str | None = None
+    """Commit of a hub id. Our choice: absent is the newest, pin it for a result that is published."""
+    scratch: ScratchSettings | None = None
+    """Instead of `path`: random weights of this shape. Our choice: only nano uses it."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights; "auto" is the checkpoint's. Our choice: float16 is not offered, its range overflows in training."""
+    gradient_checkpointing: StrictBool = False
+    """Recompute activations in the backward pass (arXiv 1604.06174): less memory, a third more time. Our choice: off."""
+    trust_remote_code: StrictBool = False
+    """Run the checkpoint's own Python. Our choice: off, a model folder is not code that you have read."""
+    freeze: tuple[str, ...] = ()
+    """Parameters whose names end so are not trained. Our choice: none; mini freezes the word embeddings, which its head shares: the
+    reply's gradient moves every row at every step, and with them all vectors."""
+    lora: LoraSettings | None = None
+    """Adapter instead of full fine-tuning. Our choice: absent, the paper trains all weights as far as is known [S]."""
+
+    def check(self) -> None:
+        """Exactly one origin; an adapter needs weights that mean something."""
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError(
+                "path and scratch exclude each other: weights are either loaded or random. Set exactly one: path to a folder "
+                "or id, or a [model.scratch] section."
+            )
+        if self.scratch is not None and self.lora is not None:
+            raise ValueError(
+                "scratch and lora exclude each other: LoRA freezes the base, and a random frozen base never learns. Remove "
+                "[model.lora] to train every weight."
+            )
+        if self.freeze and self.lora is not None:
+            raise ValueError("freeze and lora exclude each other: an adapter trains nothing but itself. Remove freeze.")
+        if self.scratch is not None and self.revision is not None:
+            raise ValueError("revision belongs to a hub id, but the weights come from scratch. Remove revision.")

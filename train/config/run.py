@@ -1,0 +1,148 @@
+"""A run from outside: optimizer and schedule, evaluation, checkpoints, output."""
+
+from typing import Literal
+
+from train.config.settings import Count, CountOrZero, Positive, Settings, Share, StrictBool, Weight
+
+Mode = Literal["direct", "reason"]
+
+
+class OptimizationSettings(Settings):
+    """The optimizer and its schedule, counted in optimizer steps."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW (arXiv 1711.05101), or Muon (arXiv 2502.16982) for the layers' matrices beside AdamW for embeddings, norms and biases;
+    Muon is for full fine-tuning. Our choice: adamw, the trainer default of transformers; nano learns faster with Muon (results/rl/LOG.md)."""
+    steps: Count = 1000
+    """Optimizer steps of the whole run. Our choice; the paper's number is not known."""
+    learning_rate: Positive = 1e-5
+    """Peak rate. Our choice: usual for fine-tuning 1.5B weights; LoRA and nano set their own."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Shape after the warm-up. Our choice: linear to final_share, the trainer default of transformers."""
+    warmup_steps: CountOrZero = 0
+    """Steps of linear rise from zero. Our choice: none, a config that needs one says so."""
+    final_share: Share = 0.0
+    """Rate at the last step as a share of learning_rate. Our choice: 0."""
+    weight_decay: Weight = 0.01
+    """Decoupled decay (arXiv 1711.05101), on matrices only. Our choice: torch's default for AdamW."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay of AdamW's two moments. torch's default."""
+    epsilon: Positive = 1e-8
+    """AdamW's denominator floor. torch's default."""
+    max_gradient_norm: Weight = 1.0
+    """Clip the gradient to this norm; 0 = off. Our choice: 1, the trainer default of transformers."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Compute in bf16 over float32 weights. Our choice: no, since the CPU is the reference; GPU configs set bf16."""
+    seed: CountOrZero = 0
+    """Seed of the weights that are random, of dropout, sampling and the order of rows. Our choice: 0."""
+
+    def check(self) -> None:
+        """The schedule can be followed."""
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} leaves nothing of steps = {self.steps}: the rate would never reach "
+                "learning_rate. Lower warmup_steps."
+            )
+        if self.schedule == "constant" and self.final_share:
+            raise ValueError(
+                'final_share has no meaning with schedule = "constant". Remove it or set schedule = "linear".'
+            )
+        if max(self.betas) >= 1:
+            raise ValueError(
+                f"betas = {list(self.betas)}: both must be below 1, or a moment would never forget its start."
+            )
+
+
+class SftOptimizationSettings(OptimizationSettings):
+    """AdamW, and the batch that the contrastive loss sees."""
+
+    batch_size: Count = 64
+    """Rows per optimizer step over all processes. GRACE (same 1.5B backbone) uses 64."""
+    mini_batch_size: Count | None = None
+    """Rows per forward (GradCache, arXiv 2101.06983): memory follows it, the loss does not. Our choice: absent, all at once."""
+
+    def check(self) -> None:
+        """The part fits into the whole."""
+        super().check()
+        if self.mini_batch_size is not None and self.mini_batch_size > self.batch_size:
+            raise ValueError(
+                f"mini_batch_size = {self.mini_batch_size} is larger than batch_size = {self.batch_size}, of which it is a "
+                "part. Lower it, or remove it to run the batch at once."
+            )
+
+
+class RlOptimizationSettings(OptimizationSettings):
+    """AdamW; the batch is rollout.prompts_per_step groups."""
+
+    learning_rate: Positive = 1e-6
+    """Peak rate. 1e-6: GRACE, and TRL's default."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape after the warm-up. Our choice: constant, the reward itself levels off."""
+    mini_batch_size: Count | None = None
+    """Rollouts per forward of the update (gradient accumulation). Our choice: absent, all at once."""
+
+
+class EvaluateSettings(Settings):
+    """Evaluation on data.evaluation during the run."""
+
+    every: CountOrZero = 100
+    """Optimizer steps between evaluations; 0 = only at the end. Our choice: about ten in a default run."""
+    modes: tuple[Mode, ...] = ("direct", "reason")
+    """Which query modes. Issue 3: both."""
+    max_queries: Count | None = None
+    """At most so many queries per set, a fixed random draw. Our choice: absent, all of them."""
+    max_reasoning_tokens: Count = 256
+    """Budget of the reasoning in tokens, after which the embed token is forced. The encoder's default."""
+    batch_tokens: Count = 16384
+    """Padded tokens per forward. The encoder's default."""
+    best_by: Mode = "reason"
+    """The mode whose mean nDCG@10 chooses the best checkpoint. Our choice: reason, what the project is about."""
+
+    def check(self) -> None:
+        """The best is chosen by something that is measured."""
+        if self.best_by not in self.modes:
+            raise ValueError(
+                f'best_by = "{self.best_by}" is not among modes = {list(self.modes)}, so no checkpoint could be called best. '
+                f'Add "{self.best_by}" to modes or change best_by.'
+            )
+
+
+class CheckpointSettings(Settings):
+    """What a killed run resumes from."""
+
+    every: CountOrZero = 100
+    """Optimizer steps between checkpoints; 0 = only at the end. Our choice: at most a hundred steps are lost."""
+    keep: Count = 2
+    """Newest checkpoints that stay; the best stays besides. Our choice: 2, so that a damaged newest has one before it."""
+    resume: Literal["auto", "never", "fallback"] = "auto"
+    """auto: from the newest checkpoint in output.folder; fallback: from the newest that is sound; never: start anew and
+    refuse a folder that has checkpoints. Our choice: auto, so that the same command continues a killed run."""
+
+
+class OutputSettings(Settings):
+    """Where the run writes."""
+
+    license: str = "other"
+    """Licence of the trained model, for its card. Our choice: "other", until its owner says what the base and the data allow."""
+    log_every: Count = 1
+    """Optimizer steps per line of log.jsonl. Our choice: every step, a line is cheap."""
+    tensorboard: StrictBool = True
+    """Also write TensorBoard files. Issue 3 asks for them."""
+
+
+class SftOutputSettings(OutputSettings):
+    """Where the run writes."""
+
+    folder: str = "runs/sft"
+    """Log, checkpoints and exported models, relative to the working directory. Our choice: runs/ is ignored by git."""
+
+
+class RlOutputSettings(OutputSettings):
+    """Where the run writes."""
+
+    folder: str = "runs/rl"
+    """Log, checkpoints and exported models, relative to the working directory. Our choice: runs/ is ignored by git."""
+    rollouts_every: CountOrZero = 20
+    """Steps between written-out rollouts (query, reasoning, reward, top documents); 0 = never. Our choice: 20."""
+    rollouts: Count = 4
+    """How many are written each time. Our choice: few enough to be read."""

@@ -1,0 +1,184 @@
+"""The base of every section of a configuration: a frozen pydantic model, and its errors in the words of a TOML file.
+
+Unknown keys are refused, numbers are finite and keep to their bounds, and nothing is converted but a whole number where a
+float is wanted and a list where a tuple is. The docstring under a field is its description: the "why" of the error, and the
+comment in a documented dump. The rules hold however the object is made: from TOML, from `--set`, or in Python.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
+
+__all__ = [
+    "Count",
+    "CountOrZero",
+    "Number",
+    "Positive",
+    "Settings",
+    "Share",
+    "StrictBool",
+    "Weight",
+    "choices_of",
+    "describe",
+    "place",
+    "sections_of",
+    "show",
+]
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+"""One or more."""
+CountOrZero = Annotated[int, Field(strict=True, ge=0)]
+"""Zero (off) or more."""
+Number = Annotated[float, Field(strict=True)]
+"""Any finite number."""
+Positive = Annotated[float, Field(strict=True, gt=0)]
+"""Above zero."""
+Weight = Annotated[float, Field(strict=True, ge=0)]
+"""Zero (off) or more."""
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+"""A part of a whole."""
+
+
+class Settings(BaseModel):
+    """One section. Raises pydantic's ValidationError, a ValueError, for a value that cannot hold."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    @model_validator(mode="after")
+    def _rules_between_fields(self) -> Self:
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Rules between fields; a section overrides it and raises ValueError with the reason."""
+
+    def replaced(self, **changes: Any) -> Self:
+        """The same settings with some values changed, checked again."""
+        return type(self)(**{**dict(self), **changes})
+
+
+def sections_of(annotation: Any) -> Iterator[type[Settings]]:
+    """The Settings classes inside a type: of X, X | None, tuple[X, ...] or Annotated[X, ...]."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from sections_of(inner)
+
+
+def describe(error: ValidationError, cls: type[Settings]) -> Iterator[tuple[tuple[str, ...], str, bool]]:
+    """For each problem: the keys from the root down to its place, the reason, and whether it is an unknown key."""
+    for problem in error.errors():
+        path = tuple(str(key) for key in problem["loc"])
+        unknown = problem["type"] == "extra_forbidden"
+        yield path, (_unknown_key(path, cls) if unknown else _reason(problem, cls)), unknown
+
+
+def place(path: tuple[str, ...]) -> str:
+    """("data", "sources", "0", "kind") -> "[data.sources.0] kind"."""
+    if path and path[-1].isdigit():
+        return ".".join(path)
+    return f"[{'.'.join(path[:-1])}] {path[-1]}" if len(path) > 1 else "".join(path)
+
+
+def show(value: Any) -> str:
+    """`value` as it would stand in TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(show(item) for item in value)}]"
+    return repr(value)
+
+
+# ---- pydantic's errors, by type ----------------------------------------------------------------------------------------
+
+_KINDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text in quotes",
+    "tuple_type": "a list",
+}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
+
+
+def _unknown_key(path: tuple[str, ...], cls: type[Settings]) -> str:
+    names = list(_section_at(path[:-1], cls).model_fields)
+    near = difflib.get_close_matches(path[-1], names, n=1)
+    advice = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(names)}."
+    return f"there is no such key. {advice}"
+
+
+def _reason(problem: Any, cls: type[Settings]) -> str:
+    kind, value, given = problem["type"], problem["input"], problem.get("ctx", {})
+    path = tuple(str(key) for key in problem["loc"])
+    if kind == "value_error":  # from `check`: settings that are right each on its own and exclude each other
+        return str(given["error"])
+    if kind == "model_type" or kind == "model_attributes_type":
+        return f"got {show(value)}, but this is a section: a table of keys."
+    got = f"got {show(value)}"
+    if kind == "missing":
+        if path[-1].isdigit():
+            return f"is missing: the list needs {int(path[-1]) + 1} values or more, got {show(value)}."
+        why = _field_at(path, cls).description or ""
+        return f"is missing and has no default. It is: {_one_line(why)} Add {path[-1]} = ... there."
+    if kind in _KINDS:
+        rule = f"got {show(value)} ({_NAMES.get(type(value), type(value).__name__)}), but it must be {_KINDS[kind]}."
+    elif kind == "literal_error":
+        choices = choices_of(path, cls)
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        advice = f" Did you mean {near[0]!r}?" if near else ""
+        return f"{got}, but it must be one of {', '.join(show(choice) for choice in choices)}.{advice}"
+    elif kind == "finite_number":
+        rule = f"{got}, but it must be finite: every later sum would be inf or NaN."
+    elif kind == "too_long":
+        rule = f"got {given['actual_length']} values, but it must be a list of {given['max_length']}."
+    else:
+        bounds = {"gt": "above", "ge": "at least", "le": "at most", "lt": "below"}
+        limits = [f"{word} {given[key]:g}" for key, word in bounds.items() if key in given]
+        rule = f"{got}, but it must be {limits[0]}." if limits else f"{got}: {problem['msg']}."
+    field = _field_at(path, cls)
+    why = f" (It is: {_one_line(field.description)})" if field.description else ""
+    usable = field.default is not None and not field.is_required() and not path[-1].isdigit()
+    return f"{rule}{why}" + (f" Set for example {path[-1]} = {show(field.default)}." if usable else "")
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def choices_of(path: Sequence[str], cls: type[Settings]) -> list[str]:
+    """The values that the key at `path` can have where they are listed; empty for any other key, and for an unknown one."""
+    try:
+        return _literals(_field_at(tuple(path), cls).annotation)
+    except (KeyError, StopIteration):
+        return []
+
+
+def _literals(annotation: Any) -> list[str]:
+    """The values of the Literal inside a type."""
+    found: list[str] = []
+    for inner in get_args(annotation):
+        found += [inner] if isinstance(inner, str) else _literals(inner)
+    return found
+
+
+def _section_at(path: tuple[str, ...], cls: type[Settings]) -> type[Settings]:
+    for key in path:
+        if not key.isdigit():
+            cls = next(sections_of(cls.model_fields[key].annotation))
+    return cls
+
+
+def _field_at(path: tuple[str, ...], cls: type[Settings]) -> Any:
+    """The field of the last key of `path`; positions in a list belong to the list's own field."""
+    names = list(path)
+    while names[-1].isdigit():
+        names.pop()
+    return _section_at(tuple(names[:-1]), cls).model_fields[names[-1]]

@@ -1,0 +1,134 @@
+"""The configuration of each stage: one class per command."""
+
+from train.config.corpus_cache import CorpusCacheSettings
+from train.config.data import DataSettings, RlDataSettings, SourceSettings
+from train.config.grpo import PolicySettings, RewardSettings, RolloutSettings
+from train.config.loss import ContrastiveSettings, LossSettings, ReplayLossSettings
+from train.config.model import ModelSettings
+from train.config.run import (
+    CheckpointSettings,
+    EvaluateSettings,
+    OptimizationSettings,
+    RlOptimizationSettings,
+    RlOutputSettings,
+    SftOptimizationSettings,
+    SftOutputSettings,
+)
+from train.config.settings import CountOrZero, Settings
+
+
+class ReplaySettings(Settings):
+    """Stage-1 rows mixed into stage 2, so that what was learned is not forgotten."""
+
+    rows_per_step: CountOrZero = 0
+    """Replayed rows per step over all processes; 0 = off. Our choice: off, prompts of all lengths do it first."""
+    sources: tuple[SourceSettings, ...] = ()
+    """Where they come from. Our choice: none."""
+    loss: ReplayLossSettings = ReplayLossSettings()
+    """What is learned from them. Our choice: the reply alone."""
+
+    def check(self) -> None:
+        """Both or neither."""
+        if bool(self.rows_per_step) != bool(self.sources):
+            raise ValueError(
+                f"replay needs rows_per_step and sources together, got rows_per_step = {self.rows_per_step} and "
+                f"{len(self.sources)} sources. Set both, or none."
+            )
+
+
+class SftConfig(Settings):
+    """One supervised run."""
+
+    model: ModelSettings
+    """What is trained."""
+    data: DataSettings
+    """What it is trained on."""
+    loss: LossSettings = LossSettings()
+    """The four terms."""
+    optimization: SftOptimizationSettings = SftOptimizationSettings()
+    """AdamW and its schedule."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """Evaluation during the run."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """What a killed run resumes from."""
+    output: SftOutputSettings = SftOutputSettings()
+    """Where the run writes."""
+
+    def check(self) -> None:
+        """Rules between sections."""
+        check_precision(self.model, self.optimization)
+        if self.loss.kl and self.model.scratch is not None:
+            raise ValueError(
+                "loss.kl and model.scratch exclude each other: the frozen base has random weights, and staying near noise is "
+                "no use. Set loss.kl = 0."
+            )
+        contrastive = self.loss.infonce or self.loss.triplet
+        if contrastive and not self.loss.in_batch and self.data.hard_negatives == 0:
+            raise ValueError(
+                "loss.in_batch = false needs hard negatives, but data.hard_negatives = 0: no negatives would be left. Set "
+                "data.hard_negatives, or loss.in_batch = true."
+            )
+        if contrastive and self.loss.in_batch and self.data.hard_negatives == 0 and self.optimization.batch_size == 1:
+            raise ValueError(
+                "optimization.batch_size = 1 has no in-batch negatives, and data.hard_negatives = 0: the contrastive loss "
+                "would be 0. Raise one of them."
+            )
+        if self.data.hard_negatives and not self.loss.hard_negatives:
+            raise ValueError(
+                f"data.hard_negatives = {self.data.hard_negatives} are read but loss.hard_negatives = false ignores them. Set "
+                "data.hard_negatives = 0 as well, or switch the loss on."
+            )
+
+
+class RlConfig(Settings):
+    """One reinforcement-learning run."""
+
+    model: ModelSettings
+    """What is trained: the result of stage 1."""
+    data: RlDataSettings
+    """Prompts and corpus."""
+    rollout: RolloutSettings = RolloutSettings()
+    """Sampling."""
+    reward: RewardSettings = RewardSettings()
+    """What is rewarded."""
+    policy: PolicySettings = PolicySettings()
+    """How it is learned."""
+    contrastive: ContrastiveSettings = ContrastiveSettings()
+    """The vector learns too."""
+    corpus_cache: CorpusCacheSettings = CorpusCacheSettings()
+    """How the corpus stays fresh."""
+    optimization: RlOptimizationSettings = RlOptimizationSettings()
+    """AdamW and its schedule."""
+    replay: ReplaySettings = ReplaySettings()
+    """Stage-1 rows against forgetting."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """Evaluation during the run."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """What a killed run resumes from."""
+    output: RlOutputSettings = RlOutputSettings()
+    """Where the run writes."""
+
+    def check(self) -> None:
+        """Rules between sections."""
+        check_precision(self.model, self.optimization)
+        if self.model.scratch is not None:
+            raise ValueError(
+                "model.scratch: stage 2 starts from a model that already emits the embed token, random weights never do. Set "
+                "model.path to the result of train/sft.py."
+            )
+        if not (self.policy.weight or self.contrastive.weight):
+            raise ValueError("policy.weight and contrastive.weight are both 0, so nothing would be learned. Set one.")
+        if self.corpus_cache.policy == "frozen" and self.model.lora is None:
+            raise ValueError(
+                'corpus_cache.policy = "frozen" embeds documents with the adapter switched off, but there is no [model.lora]: '
+                "full fine-tuning moves the documents too. Add [model.lora], or choose another policy."
+            )
+
+
+def check_precision(model: ModelSettings, optimization: OptimizationSettings) -> None:
+    """bf16 compute over bf16 weights is one setting said twice, with the worse half winning."""
+    if optimization.mixed_precision == "bf16" and model.dtype == "bfloat16":
+        raise ValueError(
+            'optimization.mixed_precision = "bf16" keeps float32 weights and computes in bf16, which model.dtype = "bfloat16" '
+            'excludes: small updates would be rounded away. Set model.dtype = "float32", or mixed_precision = "no".'
+        )

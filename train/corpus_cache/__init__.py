@@ -1,0 +1,1 @@
+"""The corpus cache: document vectors that stay fresh while the weights change."""

@@ -1,0 +1,123 @@
+"""How old the rows are, kept so that a refresh can ask for the oldest without looking at all of them.
+
+Rows wait in a queue in the order of the step that encoded them; refreshed rows move to its end, which is done by entering them
+again: an entry whose step is not the row's present one is skipped when its turn comes. Within a step, rows stand in a fixed
+pseudo-random order, so that a sweep over rows of equal age is a random sample, not the alphabet of their ids. The order is a
+function of (step, row) alone: a queue made from a loaded cache is the one that was saved.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from search_r3_mteb.search.arrays import RowNumbers
+
+
+@dataclass(frozen=True)
+class Age:
+    """Optimizer steps since the rows' vectors were encoded. `mapped_share` of them were moved by the drift map since."""
+
+    mean: float
+    median: int
+    p90: int
+    maximum: int
+    mapped_share: float
+
+
+def scattered(rows: RowNumbers) -> Int[np.ndarray, " rows"]:
+    """A pseudo-random key per row, the same everywhere (the finaliser of MurmurHash3)."""
+    key = np.asarray(rows).astype(np.uint32)
+    key ^= key >> np.uint32(16)
+    key *= np.uint32(0x85EBCA6B)
+    key ^= key >> np.uint32(13)
+    key *= np.uint32(0xC2B2AE35)
+    key ^= key >> np.uint32(16)
+    return key
+
+
+class RowAges:
+    """Number of rows per step, and the queue. `row_step` (n,) int32 is read, never written."""
+
+    def __init__(self, row_step: Int[np.ndarray, " rows"]) -> None:
+        self._row_step = row_step
+        steps, counts = np.unique(row_step, return_counts=True)
+        self._counts: dict[int, int] = dict(zip(steps.tolist(), counts.tolist(), strict=True))
+        order = np.lexsort((scattered(np.arange(len(row_step))), row_step)).astype(np.int32)
+        self._queue: list[tuple[RowNumbers, RowNumbers | int]] = [(order, np.asarray(row_step)[order])]
+        self._at = 0
+        self._entries = len(row_step)
+
+    def move(self, rows: RowNumbers, before: RowNumbers, step: int) -> None:
+        """Enter `rows` again, which `row_step` already says were re-encoded at `step`; `before` are the steps they had."""
+        for old, count in zip(*np.unique(before, return_counts=True), strict=True):
+            self._counts[int(old)] -= int(count)
+            if not self._counts[int(old)]:
+                del self._counts[int(old)]
+        if len(rows):
+            self._counts[step] = self._counts.get(step, 0) + len(rows)
+            self._queue.append((rows[np.argsort(scattered(rows), kind="stable")], step))
+            self._entries += len(rows)
+        if self._entries > 3 * len(
+            self._row_step
+        ):  # rows that are always refreshed early leave their old entries behind
+            self.__init__(self._row_step)  # type: ignore[misc]
+
+    def oldest(self, enough: Callable[[RowNumbers], int], newest: int) -> RowNumbers:
+        """The oldest rows in order, none encoded after step `newest`.
+
+        `enough(rows)` says how many of the rows found so far are wanted; the walk ends when that is fewer than were found.
+        """
+        found: RowNumbers = np.zeros(0, np.int64)
+        self._drop_stale_front()
+        part, at = 0, self._at
+        while part < len(self._queue):
+            rows, steps = self._queue[part]
+            if at >= len(rows):
+                part, at = part + 1, 0
+                continue
+            window = slice(at, at + 1024)
+            current = self._row_step[rows[window]]
+            entered = steps if isinstance(steps, int) else steps[window]
+            if int(np.min(entered)) > newest:
+                break
+            found = np.concatenate([found, rows[window][(current == entered) & (current <= newest)].astype(np.int64)])
+            wanted = enough(found)
+            if wanted < len(found):
+                return found[:wanted]
+            at = window.stop
+        return found
+
+    def encoded_by(self, step: int) -> int:
+        """How many rows were encoded at `step` or before."""
+        return sum(count for encoded, count in self._counts.items() if encoded <= step)
+
+    def age(self, step: int, mapped_until: int | None = None) -> Age:
+        """Ages at `step`. Rows encoded at `mapped_until` or before have been moved by the drift map."""
+        ages = sorted((max(0, step - encoded), count) for encoded, count in self._counts.items())
+        values = np.array([age for age, _ in ages])
+        cumulative = np.cumsum([count for _, count in ages])
+        n = int(cumulative[-1])
+        return Age(
+            mean=float(sum(age * count for age, count in ages) / n),
+            median=int(values[np.searchsorted(cumulative, 0.5 * n)]),
+            p90=int(values[np.searchsorted(cumulative, 0.9 * n)]),
+            maximum=int(values[-1]),
+            mapped_share=0.0 if mapped_until is None else self.encoded_by(mapped_until) / n,
+        )
+
+    def _drop_stale_front(self) -> None:
+        """Forget entries at the front whose rows were entered again: each is passed once."""
+        while self._queue:
+            rows, steps = self._queue[0]
+            while self._at < len(rows):
+                window = slice(self._at, self._at + 1024)
+                entered = steps if isinstance(steps, int) else steps[window]
+                valid = np.flatnonzero(self._row_step[rows[window]] == entered)
+                if len(valid):
+                    self._at += int(valid[0])
+                    return
+                self._at = min(window.stop, len(rows))
+            self._queue.pop(0)
+            self._at = 0

@@ -1,0 +1,243 @@
+"""Everything about a corpus cache that a refresh changes, and the one way to change it: commit a record, then apply it.
+
+    vectors    (n, dim) storage type   present values, which search scans
+    originals  (n, dim) float32        encoded vectors; present where values are computed from them
+    row_step   (n,) int32              optimizer step that encoded the row
+    retrieved  (n,) int32              how often the row was retrieved
+    tokens     (n,) int32              what encoding the row costs
+    neighbors  (n, m) int32            the graph
+    drift map                          composed moves, their steps, the fit's memory
+
+Without originals, `vectors` holds the encoded vectors. With them, a value is a function of (original, row_step, drift map), so applying
+a record again, after a crash and over a half-applied one, gives the same bytes.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from search_r3_mteb.search.arrays import RowNumbers, Vectors
+from search_r3_mteb.search.storage import numpy_dtype, pack
+from train.config.corpus_cache import CorpusCacheSettings
+from train.corpus_cache.drift_map import DriftMap
+from train.corpus_cache.files import CacheFolder, ChangeRecord, create_arrays
+from train.corpus_cache.neighbor_graph import build_graph, columns
+from train.corpus_cache.texts import CorpusTexts, Encode, encoded_share, on_all
+from train.processes.replicas import Replicas
+
+_MAPPED_AT_ONCE = 32768
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a state is encoded by: the weights that `fingerprint` names, of optimizer step `step`.
+
+    `seed` is of the random policies, of audits and of the graph.
+    """
+
+    fingerprint: str = ""
+    step: int = 0
+    seed: int = 0
+
+
+@dataclass
+class CacheState:
+    """The arrays of an open folder with the scalars that go with them. Only a process whose folder is writable writes arrays."""
+
+    folder: CacheFolder
+    settings: CorpusCacheSettings
+    drift: DriftMap
+    step: int
+    fingerprint: str
+    digest: str
+    seed: int
+    budget_factor: float = 1.0
+
+    @property
+    def n(self) -> int:
+        """Number of documents."""
+        return len(self.folder.arrays["vectors"])
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self.folder.arrays["vectors"].shape[1])
+
+    @property
+    def vectors(self) -> Shaped[np.ndarray, "rows dim"]:
+        """The values as they are stored."""
+        return self.folder.arrays["vectors"]
+
+    @property
+    def row_step(self) -> Int[np.ndarray, " rows"]:
+        """Step that encoded each row."""
+        return self.folder.arrays["row_step"]
+
+    def values(self, rows: RowNumbers) -> Vectors:
+        """Present values of rows in float32, whatever the storage."""
+        if self.settings.storage != "float32":
+            return self.drift.apply(self.folder.arrays["originals"][rows], self.row_step[rows])
+        return np.array(self.vectors[rows], dtype=np.float32)
+
+    def commit(self, record: ChangeRecord) -> float:
+        """Make the record part of the state, for good. Seconds that applying its drift map took."""
+        if self.folder.writable:
+            self.folder.append(record)
+        self.apply([record])
+        seconds = 0.0
+        if "move" in record and self.folder.writable:
+            started = time.perf_counter()
+            self.map_rows()
+            seconds = time.perf_counter() - started
+        if self.folder.writable and self.folder.log_bytes > self.settings.log_megabytes << 20:
+            self.checkpoint()
+        return seconds
+
+    def redo(self, records: Sequence[ChangeRecord]) -> None:
+        """Apply what a log holds, over maps that may hold some of it already."""
+        self.apply(records)
+        if any("move" in record for record in records):
+            self.map_rows()
+
+    def apply(self, records: Sequence[ChangeRecord]) -> None:
+        """Write the records' rows; their maps are composed, and applied to the other rows by `map_rows`."""
+        arrays = self.folder.arrays
+        for record in records:
+            self.step = int(record["step"])
+            if "budget_factor" in record:
+                self.budget_factor = float(record["budget_factor"])
+            if "move" in record:
+                self.drift.extend(record["move"], record["gram"], record["keys"])
+            if self.folder.writable:
+                rows = record["rows"]
+                arrays["vectors"][rows] = pack(record["vectors"], self.settings.storage)
+                if "originals" in arrays:
+                    arrays["originals"][rows] = record["vectors"]
+                arrays["row_step"][rows] = self.step
+                arrays["neighbors"][rows] = record["edges"]
+                arrays["retrieved"][record["retrieved_rows"]] = record["retrieved"]
+
+    def map_rows(self) -> None:
+        """Compute the value of every row that the drift map concerns from its encoded original: linear in n."""
+        vectors, originals = self.vectors, self.folder.arrays["originals"]
+        for start in range(0, self.n, _MAPPED_AT_ONCE):
+            steps = np.asarray(self.row_step[start : start + _MAPPED_AT_ONCE])
+            mapped = np.flatnonzero(self.drift.is_mapped(steps))
+            if len(mapped) == len(steps):
+                rows: Any = slice(start, start + len(steps))
+            else:
+                rows, steps = mapped + start, steps[mapped]
+            vectors[rows] = pack(self.drift.apply(originals[rows], steps), self.settings.storage)
+
+    def checkpoint(self, fingerprint: str | None = None) -> None:
+        """Fold the log into the state that the manifest names."""
+        if fingerprint is not None:
+            self.fingerprint = fingerprint
+        scalars = {
+            "step": self.step,
+            "fingerprint": self.fingerprint,
+            "texts": self.digest,
+            "n": self.n,
+            "dim": self.dim,
+            "budget_factor": self.budget_factor,
+            "seed": self.seed,
+            "settings": self.settings.model_dump(),
+        }
+        maps = {"map_keys": self.drift.keys, "map_composed": self.drift.composed, "map_gram": self.drift.gram}
+        self.folder.checkpoint(scalars, maps)
+
+
+def new_state(path: Path, settings: CorpusCacheSettings, n: int, dim: int, m: int, seed: int) -> CacheState:
+    """An empty state beside whatever `path` holds; its first `checkpoint` makes it the one."""
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+        "vectors": ((n, dim), numpy_dtype(settings.storage)),
+        "row_step": ((n,), np.dtype(np.int32)),
+        "retrieved": ((n,), np.dtype(np.int32)),
+        "tokens": ((n,), np.dtype(np.int32)),
+        "neighbors": ((n, m), np.dtype(np.int32)),
+    }
+    if settings.originals:
+        shapes["originals"] = ((n, dim), np.dtype(np.float32))
+    folder = create_arrays(path, shapes, durable=settings.durable)
+    return CacheState(folder, settings, DriftMap(dim, settings), step=0, fingerprint="", digest="", seed=seed)
+
+
+def opened_state(folder: CacheFolder, settings: CorpusCacheSettings) -> CacheState:
+    """The state that the folder's manifest describes."""
+    arrays, scalars = folder.arrays, folder.scalars
+    drift = DriftMap(int(scalars["dim"]), settings)
+    drift.keys, drift.composed, drift.gram = arrays["map_keys"], arrays["map_composed"], arrays["map_gram"]
+    return CacheState(
+        folder=folder,
+        settings=settings,
+        drift=drift,
+        step=int(scalars["step"]),
+        fingerprint=scalars["fingerprint"],
+        digest=scalars["texts"],
+        seed=int(scalars["seed"]),
+        budget_factor=float(scalars["budget_factor"]),
+    )
+
+
+def build_state(
+    path: Path,
+    texts: CorpusTexts,
+    encode: Encode,
+    settings: CorpusCacheSettings,
+    replicas: Replicas,
+    origin: Origin,
+) -> CacheState | None:
+    """Encode every document into new arrays under `path`; the caller's `checkpoint` makes them the state.
+
+    Documents go to `encode` in row order, `encode_rows` at a time, whatever the number of processes: the same vectors bit for
+    bit. None in a process that does not write.
+    """
+    counts = texts.count()
+    n = len(texts)
+    state: CacheState | None = None
+    dim: int | None = None
+    for start in range(0, n, settings.encode_rows * replicas.size):
+        own = np.arange(n)[start + replicas.rank * settings.encode_rows :][: settings.encode_rows]
+        share = partial(encoded_share, texts, own, own, encode, dim)
+        for part in on_all(share, replicas):
+            if not len(part["at"]):
+                continue
+            dim = int(part["vectors"].shape[1])
+            if replicas.writes:
+                if state is None:
+                    state = new_state(path, settings, n, dim, columns(n, settings.neighbors), origin.seed)
+                arrays = state.folder.arrays
+                arrays["vectors"][part["at"]] = pack(part["vectors"], settings.storage)
+                if "originals" in arrays:
+                    arrays["originals"][part["at"]] = part["vectors"]
+    if state is not None:
+        arrays = state.folder.arrays
+        arrays["tokens"][:] = counts
+        arrays["row_step"][:] = origin.step
+        build_graph(arrays["vectors"], arrays["neighbors"], seed=origin.seed)
+        state.step, state.digest = origin.step, texts.digest()
+    return state
+
+
+def checked_settings(folder: CacheFolder, settings: CorpusCacheSettings | None) -> CorpusCacheSettings:
+    """The settings to go on with: those saved, or `settings` where they fit the arrays that are there. ValueError otherwise."""
+    saved = CorpusCacheSettings(**folder.scalars["settings"])
+    if settings is None:
+        return saved
+    if settings.storage != saved.storage or settings.neighbors != saved.neighbors:
+        raise ValueError(
+            f"The cache in {folder.path} was built with storage {saved.storage!r} and {saved.neighbors} neighbours, the settings "
+            f"say {settings.storage!r} and {settings.neighbors}. Keep them, or build the cache again."
+        )
+    if settings.needs_originals and "originals" not in folder.arrays:
+        raise ValueError(
+            f"Policy {settings.policy!r} computes values from encoded originals, which the cache in {folder.path} does not hold: "
+            f"it was built for policy {saved.policy!r}. Build it with keep_originals=True."
+        )
+    return settings

@@ -1,0 +1,201 @@
+"""The documents of a corpus: texts by row, ids, what encoding each one costs, and their vectors, shared between processes."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from search_r3_mteb.encoder.documents import document_texts
+from search_r3_mteb.search.arrays import RowNumbers, Vectors
+from train.processes.replicas import Arrays, Replicas, shares
+
+Encode = Callable[[list[str]], Any]
+"""Texts -> (len, dim) vectors under the present weights."""
+CountTokens = Callable[[list[str]], Sequence[int]]
+_BYTES_PER_TOKEN = 4
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class CorpusTexts:
+    """Texts by row. `texts` may be any sequence of strings, also one that reads them from disk.
+
+    `ids` name the rows (default: their numbers as strings). `token_counts` are the tokens that encoding each text takes, or a
+    function that counts them for a list of texts; without it a token is taken to be four bytes of UTF-8 (our choice: what
+    English text has in byte-pair vocabularies of 50,000 and more).
+
+    Raises ValueError for no text, an empty text, an id that occurs twice, or another number of ids or counts than texts.
+    """
+
+    texts: Sequence[str]
+    ids: Sequence[str] | None = None
+    token_counts: Sequence[int] | Int[np.ndarray, " rows"] | CountTokens | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.texts, str) or not len(self.texts):
+            raise ValueError(f"A corpus is a sequence of at least one text, got {self.texts!r:.60}.")
+        if self.ids is not None:
+            if len(self.ids) != len(self.texts):
+                raise ValueError(f"{len(self.ids)} ids for {len(self.texts)} texts: each text needs one.")
+            if len(self._row_of_id) != len(self.ids):
+                seen: set[str] = set()
+                twice = next(name for name in self.ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+                raise ValueError(
+                    f"The id {twice!r} occurs more than once ({len(self.ids) - len(self._row_of_id)} such rows): a judgement of "
+                    "it would mean two documents. Make the ids unique."
+                )
+
+    @classmethod
+    def of(
+        cls, corpus: "CorpusTexts | Mapping[str, Any] | Sequence[Any]", token_counts: CountTokens | None = None
+    ) -> "CorpusTexts":
+        """From a BEIR corpus {id: {"title", "text"}}, or a list of texts or documents."""
+        if isinstance(corpus, CorpusTexts):
+            return corpus
+        if isinstance(corpus, Mapping):
+            return cls(document_texts(list(corpus.values())), list(corpus), token_counts)
+        if isinstance(corpus, list | tuple) and not all(isinstance(text, str) for text in corpus):
+            return cls(document_texts(corpus), None, token_counts)
+        return cls(corpus, None, token_counts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def _row_of_id(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids or ())}
+
+    def rows_of(self, ids: Sequence[str]) -> Int[np.ndarray, " rows"]:
+        """The rows of these ids. ValueError naming the first that the corpus does not have."""
+        if self.ids is None:
+            known = {name for name in ids if name.isdigit() and int(name) < len(self) and str(int(name)) == name}
+            rows = [int(name) if name in known else -1 for name in ids]
+        else:
+            rows = [self._row_of_id.get(name, -1) for name in ids]
+        if -1 in rows:
+            raise ValueError(
+                f"Document {ids[rows.index(-1)]!r} is not among the {len(self)} documents of the corpus, so it can never be "
+                "retrieved. Add it, or leave out the queries that it is relevant for."
+            )
+        return np.asarray(rows, dtype=np.int64)
+
+    def take(self, rows: Int[np.ndarray, " rows"]) -> list[str]:
+        """The texts of these rows."""
+        return [self.texts[row] for row in rows.tolist()]
+
+    def count(self) -> Int[np.ndarray, " rows"]:
+        """Tokens of every text, at least 1, int32 (n,). ValueError where a text is empty, TypeError where it is no string."""
+        counts = np.empty(len(self), dtype=np.int32)
+        for start, texts in self._parts():
+            _check_texts(texts, start)
+            part = slice(start, start + len(texts))
+            if self.token_counts is None:
+                found: Any = [1 + len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN for text in texts]
+            elif callable(self.token_counts):
+                found = self.token_counts(texts)
+            else:
+                found = self.token_counts[part]
+            if len(found) != len(texts) or min(found) < 1:
+                raise ValueError(
+                    f"token_counts gives {len(found)} numbers for the {len(texts)} documents from row {start}, the smallest "
+                    f"{min(found, default=None)}: one number of at least 1 is needed for each."
+                )
+            counts[part] = found
+        return counts
+
+    def digest(self) -> str:
+        """Hash of all texts and ids in order: two corpora with one digest are the same."""
+        state = hashlib.blake2b(digest_size=16)
+        for _, texts in self._parts():
+            for text in texts:
+                data = text.encode("utf-8", "surrogatepass")
+                state.update(len(data).to_bytes(8, "little") + data)
+        for name in self.ids or ():
+            state.update(b"\0" + name.encode("utf-8", "surrogatepass"))
+        return state.hexdigest()
+
+    def _parts(self) -> Iterator[tuple[int, list[str]]]:
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            yield start, list(self.texts[start : start + _ROWS_AT_ONCE])
+
+
+def _check_texts(texts: list[str], start: int) -> None:
+    for row, text in enumerate(texts, start):
+        if not isinstance(text, str):
+            raise TypeError(f"Document {row} is of type {type(text).__name__}, not str: {text!r:.60}.")
+        if not text.strip():
+            raise ValueError(
+                f"Document {row} is empty: its vector would mean nothing, and could still be retrieved. Drop empty documents."
+            )
+
+
+def encode_shared(
+    texts: CorpusTexts, rows: RowNumbers, tokens: Int[np.ndarray, " rows"], encode: Encode, dim: int, replicas: Replicas
+) -> Vectors:
+    """Fresh unit vectors of `rows`, each process encoding its share by tokens. Only (row, vector) deltas travel."""
+    mine = np.flatnonzero(shares(tokens, replicas.size) == replicas.rank) if replicas.size > 1 else np.arange(len(rows))
+    fresh = np.empty((len(rows), dim), dtype=np.float32)
+    for part in on_all(partial(encoded_share, texts, mine, rows[mine], encode, dim), replicas):
+        fresh[part["at"]] = part["vectors"]
+    return fresh
+
+
+def encoded_share(texts: CorpusTexts, at: RowNumbers, rows: RowNumbers, encode: Encode, dim: int | None) -> Arrays:
+    """One process's vectors, and the places that they belong to."""
+    return {
+        "at": at,
+        "vectors": encode_rows(texts, rows, encode, dim) if len(rows) else np.zeros((0, dim or 0), np.float32),
+    }
+
+
+def on_all(share: Callable[[], Arrays], replicas: Replicas) -> list[Arrays]:
+    """The shares of all processes in the order of rank. Where one fails, all fail: nobody waits for it, and nothing is changed."""
+    if replicas.size == 1:
+        return [share()]
+    own: Arrays = {"failed": np.array(True)}
+    try:
+        own = share() | {"failed": np.array(False)}
+    finally:
+        parts = replicas.gather(own)
+    failed = [rank for rank, part in enumerate(parts) if part["failed"]]
+    if failed:
+        raise RuntimeError(
+            f"Process {failed[0]} could not encode its share of the documents, so the cache was left as it is on all of them. Its own "
+            "error says why."
+        )
+    return parts
+
+
+def encode_rows(texts: CorpusTexts, rows: RowNumbers, encode: Encode, dim: int | None) -> Vectors:
+    """Unit vectors (rows, dim) float32 of these documents.
+
+    Raises ValueError where the encoder gives another number of vectors, another dimension than `dim`, or a vector that is zero or
+    not finite.
+    """
+    found = encode(texts.take(rows))
+    if hasattr(found, "detach"):
+        found = found.detach().cpu().float().numpy()
+    vectors = np.array(found, dtype=np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(rows):
+        raise ValueError(
+            f"The encoder gave an array of shape {vectors.shape} for {len(rows)} documents; it must be ({len(rows)}, dim)."
+        )
+    if dim is not None and vectors.shape[1] != dim:
+        raise ValueError(
+            f"The encoder gives vectors of dimension {vectors.shape[1]}, the cache holds {dim}: it was built by another model. "
+            "Build the cache again with this one."
+        )
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(length[:, 0]) & (length[:, 0] > 0)))
+    if len(bad):
+        row = int(rows[bad[0]])
+        raise ValueError(
+            f"The encoder gave document {row} a vector of length {float(length[bad[0], 0])} ({len(bad)} such vectors): it has no "
+            f"direction. Look at the weights and at the text {texts.texts[row]!r:.80}."
+        )
+    unit: Vectors = vectors / length
+    return unit

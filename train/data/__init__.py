@@ -1,0 +1,1 @@
+"""Training rows: sources, mixing, decontamination, hard negatives."""

@@ -1,0 +1,1 @@
+"""The model in training: loading, batches, and a model from nothing."""

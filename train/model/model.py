@@ -1,0 +1,198 @@
+"""The model that is trained: loaded or made from nothing, with the embed token, an adapter where wanted, and the frozen base."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token
+from search_r3_mteb.encoder.engine import Engine, unwrap
+from search_r3_mteb.encoder.head import Head
+from search_r3_mteb.encoder.prompts import Renderer
+from train.config.model import LoraSettings, ModelSettings
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """One forward of right-padded rows: final-norm states, and the state at each row's last token (the embed token)."""
+
+    states: Float[Tensor, "rows length dim"]
+    vectors: Float[Tensor, "rows dim"]
+
+
+def prepare(config: ModelSettings, seed: int, device: str | torch.device = "cpu") -> Checkpoint:
+    """The checkpoint to train, in training mode: `config.path` or random weights, the embed token added where it is missing.
+
+    With LoRA only the adapter and, where asked, the token's own row are trainable (peft's `trainable_token_indices`).
+    """
+    if config.scratch is not None:
+        from train.model.scratch import build
+
+        checkpoint = build(config.scratch, seed)
+    else:
+        checkpoint = _load(config)
+    if config.gradient_checkpointing:
+        checkpoint.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint.model.enable_input_require_grads()  # a frozen embedding gives no gradient to recompute from
+    freeze(checkpoint.model, config.freeze)
+    if config.lora is not None:
+        checkpoint.model = add_adapter(checkpoint, config.lora, seed)
+    checkpoint.model.to(device).train()
+    return checkpoint
+
+
+def freeze(model: Any, names: Sequence[str]) -> None:
+    """Switch training off for every parameter whose name ends in one of `names`. ValueError for one that fits none."""
+    for name in names:
+        found = [parameter for known, parameter in model.named_parameters() if known.endswith(name)]
+        if not found:
+            raise ValueError(
+                f"model.freeze: no parameter's name ends in {name!r}. There are, among others, "
+                f"{', '.join([known for known, _ in model.named_parameters()][:4])}."
+            )
+        for parameter in found:
+            parameter.requires_grad_(False)
+
+
+def add_adapter(checkpoint: Checkpoint, config: LoraSettings, seed: int) -> Any:
+    """The model with a LoRA adapter (arXiv 2106.09685); its matrices are drawn under `seed`."""
+    from peft import LoraConfig, get_peft_model
+
+    modules = config.target_modules
+    index = [checkpoint.embed_token_id]
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=modules[0] if modules == ("all-linear",) else list(modules),
+        trainable_token_indices={_embedding_name(checkpoint.model): index} if config.train_embed_token else None,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    return get_peft_model(checkpoint.model, lora)
+
+
+def forward(model: Any, token_ids: Int[Tensor, "rows length"], lengths: Int[Tensor, " rows"]) -> Hidden:
+    """Run right-padded rows through the model without its head.
+
+    `model` may be wrapped (DDP, FSDP, peft): the wrapper's own forward is called, so that its hooks run, and the backbone's
+    output is taken on the way. Right padding needs no mask: under causal attention nothing before it sees it.
+    """
+    backbone = unwrap(model).base_model
+    caught: list[Tensor] = []
+    handle = backbone.register_forward_hook(lambda module, args, output: caught.append(output.last_hidden_state))
+    try:
+        # One logit a row, of which no use is made: the head over whole rows would be rows x length x vocabulary.
+        model(input_ids=token_ids, use_cache=False, logits_to_keep=1)
+    finally:
+        handle.remove()
+    states = caught[0]
+    return Hidden(states, states[torch.arange(len(token_ids), device=states.device), lengths - 1])
+
+
+@dataclass
+class Base:
+    """The model before training, for the KL terms: the adapter switched off, or a frozen copy."""
+
+    trained: Any
+    copied: Any | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Base":
+        """Of a LoRA model: itself with the adapter off. Of a fully trained one: a copy, which takes its memory again."""
+        if hasattr(checkpoint.model, "disable_adapter"):
+            return cls(checkpoint.model, None)
+        copied = copy.deepcopy(checkpoint.model).eval().requires_grad_(False)
+        return cls(checkpoint.model, copied)
+
+    @property
+    def model(self) -> Any:
+        """What is run, under `switched_off`."""
+        return self.trained if self.copied is None else self.copied
+
+    def switched_off(self) -> AbstractContextManager[Any]:
+        """The adapter is off in this context; nothing to do for a copy."""
+        return unwrapped_peft(self.trained).disable_adapter() if self.copied is None else nullcontext()
+
+    @torch.no_grad()
+    def states(self, token_ids: Int[Tensor, "rows length"], lengths: Int[Tensor, " rows"]) -> Tensor:
+        """Final-norm states (rows, length, dim) of the base."""
+        with self.switched_off():
+            return forward(self.model, token_ids, lengths).states
+
+    def head(self, hidden: Float[Tensor, "positions dim"]) -> Tensor:
+        """The base's logits."""
+        with self.switched_off():
+            return Head(unwrap(self.model))(hidden)
+
+
+def head_of(model: Any) -> Head:
+    """Hidden states to logits, with the model's current weights, as the engine computes them."""
+    return Head(unwrap(model))
+
+
+def unwrapped_peft(model: Any) -> Any:
+    """The peft model inside a distributed wrapper."""
+    return getattr(model, "module", model)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode in this context; the mode before is restored."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def embed(engine: Engine, renderer: Renderer, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
+    """Unit vectors of documents (or direct queries) under the present weights; this process does all of them."""
+    prompts = [prompt.token_ids for prompt in renderer.render_batch(texts, "direct")]
+    vectors = engine.embed(prompts).numpy()
+    unit: Float[np.ndarray, "texts dim"] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+def trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    """Names and parameters that are trained."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _load(config: ModelSettings) -> Checkpoint:
+    """A checkpoint that has the token, or an ordinary causal LM that gets it."""
+    from search_r3_mteb.encoder import checkpoints
+    from search_r3_mteb.encoder.prompts import Profile
+
+    if config.path is None:
+        raise ValueError("model.path is empty, and there is no [model.scratch]: set one of the two.")
+    folder = checkpoints.resolve(config.path, config.revision)
+    if (folder / checkpoints.ADAPTER_CONFIG).exists():
+        raise ValueError(
+            f"{folder.name} is a LoRA adapter; training goes on from whole weights. Merge it first, with load and save of "
+            "search_r3_mteb.encoder.checkpoints: c = load(folder); c.model = c.model.merge_and_unload(); save(c, merged_folder)."
+        )
+    profile = Profile.load(folder)
+    model = checkpoints.load_model(folder, config.dtype, config.trust_remote_code)
+    tokenizer = checkpoints.load_tokenizer(folder, config.trust_remote_code)
+    known = profile.embed_token in tokenizer.get_vocab()
+    add_embed_token(model, tokenizer, profile.embed_token)
+    if not known and config.lora is not None and not config.lora.train_embed_token:
+        raise ValueError(
+            f"{folder.name} has no {profile.embed_token} yet, and lora.train_embed_token = false: the row that it gets here would "
+            "neither be trained nor saved with the adapter. Set train_embed_token = true."
+        )
+    return Checkpoint(model, tokenizer, profile, checkpoints.display_name(config.path, folder), config.revision)
+
+
+def _embedding_name(model: Any) -> str:
+    """The last part of the input embedding's name, which peft asks for ("embed_tokens", "wte")."""
+    embedding = model.get_input_embeddings()
+    return next(name for name, module in model.named_modules() if module is embedding).rsplit(".", 1)[-1]

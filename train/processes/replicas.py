@@ -1,0 +1,119 @@
+"""Several processes that keep one corpus cache: each encodes its share, and only what changed travels.
+
+What travels in a refresh: the hits of each process (row numbers and counts, so that all select the same rows), then
+(row, vector) deltas of the share that each encoded; the step is the same for all. Never texts, never matrices. On each machine
+one process, the writer, writes the memory maps; the others map the same files read-only, so that the matrix lies in memory once a machine.
+"""
+
+import io
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Shaped
+
+Arrays = dict[str, Shaped[np.ndarray, "..."]]
+
+
+class Replicas(Protocol):
+    """The processes that train together, as the cache sees them."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        ...
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes its machine's memory maps."""
+        ...
+
+    def gather(self, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> list[Arrays]:
+        """The arrays of every process, in the order of rank; shapes may differ. Every process must call it."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        ...
+
+
+class OneProcess:
+    """No other process."""
+
+    rank = 0
+    size = 1
+    writes = True
+
+    def gather(self, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> list[Arrays]:
+        """Its own arrays."""
+        return [dict(arrays)]
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+
+class ProcessGroup:
+    """The processes of torch.distributed (gloo or nccl), as accelerate or torchrun started them.
+
+    `local_rank` is this process's number on its machine; 0 writes. Default: the environment's LOCAL_RANK, which both launchers
+    set. Every machine needs a cache folder of its own: on a shared file system, put the machine's name into the path.
+    """
+
+    def __init__(self, local_rank: int | None = None, device: Any = "cpu") -> None:
+        from train.processes import collectives  # torch, which tools that only open a cache need not load
+
+        if not collectives.in_group():
+            raise ValueError(
+                "There is no process group: torch.distributed is not initialised, so there is nobody to gather from. Start with "
+                "accelerate or torchrun, or use OneProcess()."
+            )
+        if local_rank is None and "LOCAL_RANK" not in os.environ:
+            raise ValueError(
+                "LOCAL_RANK is not set, so it is unknown which process of this machine writes the cache. Start with accelerate or "
+                "torchrun, or pass local_rank."
+            )
+        self.rank = collectives.rank()
+        self.size = collectives.world_size()
+        self.writes = (int(os.environ["LOCAL_RANK"]) if local_rank is None else local_rank) == 0
+        self._device = device
+
+    def gather(self, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> list[Arrays]:
+        """All arrays as one message of bytes: lengths first, then the bytes padded to the longest."""
+        import torch
+        import torch.distributed as dist
+
+        stream = io.BytesIO()
+        np.savez(stream, allow_pickle=False, **arrays)
+        message = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8).to(self._device)
+        lengths = [torch.zeros(1, dtype=torch.long, device=self._device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(message)], device=self._device))
+        longest = max(int(length) for length in lengths)
+        padded = torch.cat([message, message.new_zeros(longest - len(message))])
+        messages = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(messages, padded)
+        gathered = []
+        for length, received in zip(lengths, messages, strict=True):
+            with np.load(io.BytesIO(received[: int(length)].cpu().numpy().tobytes()), allow_pickle=False) as loaded:
+                gathered.append({name: loaded[name] for name in loaded.files})
+        return gathered
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        import torch.distributed as dist
+
+        dist.barrier()
+
+
+def shares(tokens: Shaped[np.ndarray, " rows"], size: int) -> Shaped[np.ndarray, " rows"]:
+    """Which process encodes which row, so that all have about equally many tokens: rows by length, dealt back and forth."""
+    order = np.argsort(-tokens, kind="stable")
+    turn = np.arange(len(tokens)) % (2 * size)
+    owner = np.empty(len(tokens), dtype=np.int64)
+    owner[order] = np.where(turn < size, turn, 2 * size - 1 - turn)
+    return owner

@@ -1,0 +1,1 @@
+"""One run: optimizer, evaluation, log, memory, and the command line of both stages."""

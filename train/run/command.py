@@ -1,0 +1,42 @@
+"""The command line that both stages share."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from train.config.loading import ConfigError, load_config
+
+
+@dataclass(frozen=True)
+class Command:
+    """A checked configuration, and whether only to describe it."""
+
+    config: Any
+    dry_run: bool
+
+
+def parse(program: str, cls: type[Any], arguments: Sequence[str]) -> Command:
+    """Read `--config FILE [--set key=value ...] [--dry-run]`; a wrong setting ends the program with its message and code 2."""
+    parser = argparse.ArgumentParser(prog=program, description=f"Settings: {cls.__name__} in train/.")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a TOML file, for example train/configs/nano.toml"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, for example optimization.steps=100",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the settings, the sizes and a memory estimate; train nothing"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        config = load_config(given.config, given.set, cls)
+    except (ConfigError, FileNotFoundError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    return Command(config, given.dry_run)

@@ -1,0 +1,152 @@
+"""nDCG@10 of the model in training on held-out judged queries, in both modes: the numbers that choose a checkpoint."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.encoder.documents import join_title
+from train.config.data import JudgedSetSettings
+from train.config.run import EvaluateSettings
+from train.model.model import evaluating
+
+Qrels = Mapping[str, Mapping[str, int]]
+_BLOCK = 512  # queries scored against the corpus at a time
+
+
+@dataclass(frozen=True)
+class JudgedSet:
+    """Queries with judgements over a corpus; `hops` holds the chain length of each query, hopworld only."""
+
+    label: str
+    documents: Mapping[str, str]
+    queries: Mapping[str, str]
+    qrels: Qrels
+    hops: Mapping[str, int]
+
+    @cached_property
+    def document_ids(self) -> list[str]:
+        """The corpus's ids, in the order of its rows."""
+        return list(self.documents)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean nDCG@10 over the queries of one set, mode and hop count (None: all), and what the reasoning cost."""
+
+    task: str
+    mode: str
+    hops: int | None
+    ndcg_at_10: float
+    queries: int
+    reasoning_tokens: float
+    forced_share: float
+
+
+def load(settings: JudgedSetSettings, max_queries: int | None, seed: int) -> JudgedSet:
+    """The judged set that `settings` name, cut to `max_queries` by a draw that only `seed` decides."""
+    judged = _hopworld(settings) if settings.kind == "hopworld" else _beir(settings)
+    if max_queries is None or len(judged.queries) <= max_queries:
+        return judged
+    kept = sorted(random.Random(f"evaluation {seed}").sample(sorted(judged.queries), max_queries))
+    return JudgedSet(
+        judged.label,
+        judged.documents,
+        {q: judged.queries[q] for q in kept},
+        {q: judged.qrels[q] for q in kept},
+        {q: judged.hops[q] for q in kept if q in judged.hops},
+    )
+
+
+def evaluate(
+    checkpoint: Checkpoint, sets: Sequence[JudgedSet], settings: EvaluateSettings, max_length: int
+) -> list[Score]:
+    """Scores of every set and mode; the model is left in the mode it was in, and no global random number is drawn."""
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
+    scores: list[Score] = []
+    # A Checkpoint of its own: the fingerprint of one whose weights change must not be kept.
+    current = Checkpoint(checkpoint.model, checkpoint.tokenizer, checkpoint.profile, checkpoint.name)
+    with evaluating(checkpoint.model):
+        for judged in sets:
+            corpus: Any = None
+            for mode in settings.modes:
+                encoder = SearchR3Encoder(
+                    current,
+                    mode=mode,
+                    max_length=max_length,
+                    max_reasoning_tokens=settings.max_reasoning_tokens,
+                    batch_tokens=settings.batch_tokens,
+                    show_progress_bar=False,
+                )
+                if corpus is None:
+                    corpus = encoder.encode_document(list(judged.documents.values()))
+                queries = encoder.encode_query(list(judged.queries.values()))
+                statistics = encoder.statistics
+                reasoning = statistics.reasoning_tokens / max(len(queries), 1)
+                for hops, value, count in _by_hops(judged, per_query_ndcg(judged, queries, corpus)):
+                    scores.append(Score(judged.label, mode, hops, value, count, reasoning, statistics.forced_share))
+    return scores
+
+
+def per_query_ndcg(judged: JudgedSet, queries: Any, corpus: Any, k: int = 10) -> dict[str, float]:
+    """nDCG@k of each query, by pytrec_eval, from unit vectors of the queries (n, dim) and the corpus (m, dim)."""
+    import pytrec_eval
+
+    run: dict[str, dict[str, float]] = {}
+    ids = list(judged.queries)
+    for start in range(0, len(ids), _BLOCK):
+        scores = queries[start : start + _BLOCK] @ corpus.T
+        top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        for row, query in enumerate(ids[start : start + _BLOCK]):
+            run[query] = {judged.document_ids[d]: float(scores[row, d]) for d in top[row]}
+    metric = f"ndcg_cut.{k}"
+    measured = pytrec_eval.RelevanceEvaluator({q: dict(j) for q, j in judged.qrels.items()}, {metric}).evaluate(run)
+    return {query: measured[query][metric.replace(".", "_")] for query in ids}
+
+
+def mean_of(scores: Sequence[Score], mode: str) -> float:
+    """Mean over the sets of one mode's nDCG@10: what chooses the best checkpoint."""
+    values = [score.ndcg_at_10 for score in scores if score.mode == mode and score.hops is None]
+    return sum(values) / len(values)
+
+
+def _by_hops(judged: JudgedSet, values: Mapping[str, float]) -> list[tuple[int | None, float, int]]:
+    """(hop count, mean, queries), first over all."""
+    groups: dict[int | None, list[float]] = {None: list(values.values())}
+    for query, hops in judged.hops.items():
+        groups.setdefault(hops, []).append(values[query])
+    ordered = sorted(groups.items(), key=lambda item: item[0] or 0)
+    return [(hops, sum(group) / len(group), len(group)) for hops, group in ordered]
+
+
+def _hopworld(settings: JudgedSetSettings) -> JudgedSet:
+    from search_r3_mteb.tasks.hopworld import HopWorld
+
+    world = HopWorld(settings.documents, settings.world_seed)
+    queries = [query for hops in settings.hops for query in world.queries(settings.split, hops)]
+    return JudgedSet(
+        label=settings.label,
+        documents={id_: document["text"] for id_, document in world.corpus.items()},
+        queries={query.id: query.text for query in queries},
+        qrels={query.id: {query.positive_id: 1} for query in queries},
+        hops={query.id: query.hops for query in queries},
+    )
+
+
+def _beir(settings: JudgedSetSettings) -> JudgedSet:
+    from pathlib import Path
+
+    from search_r3_mteb.tasks.beir_folder import read_corpus, read_qrels, read_queries
+
+    folder = Path(str(settings.path))
+    qrels: dict[str, dict[str, int]] = {}
+    for query, document, relevance in read_qrels(folder, settings.split):
+        qrels.setdefault(query, {})[document] = relevance
+    documents = {id_: join_title(title, text) for id_, title, text in read_corpus(folder)}
+    queries = {id_: text for id_, text in read_queries(folder) if id_ in qrels}
+    return JudgedSet(settings.label, documents, queries, {q: qrels[q] for q in queries}, {})

@@ -1,0 +1,39 @@
+"""Stage-1 rows mixed into stage 2, so that what was learned is not forgotten."""
+
+from dataclasses import dataclass
+
+from train.data.mixing import TrainingData, load_training_data
+from train.run.run import Run
+from train.stage1.step import SupervisedStep
+
+
+@dataclass
+class Replay:
+    """A step of stage 1 beside the policy's, on stage 1's rows; nothing where no rows are replayed."""
+
+    run: Run
+    data: TrainingData | None
+
+    @classmethod
+    def begin(cls, run: Run) -> "Replay":
+        """The replayed rows; the run saves and restores their position with its own."""
+        settings = run.config.replay
+        if not settings.rows_per_step:
+            return cls(run, None)
+        data = load_training_data(
+            run.config.data.replaced(sources=settings.sources),
+            batch_size=settings.rows_per_step,
+            seed=run.config.optimization.seed,
+            rank=run.accelerator.process_index,
+            world_size=run.accelerator.num_processes,
+        )
+        run.streams["replay"] = data
+        return cls(run, data)
+
+    def backward(self) -> dict[str, float]:
+        """Add the gradient of stage 1's losses on the next replayed rows; returns them as "replay" and "replay_NAME"."""
+        if self.data is None:
+            return {}
+        run = self.run
+        losses = SupervisedStep.of(run, run.config.replay.loss).backward(self.data.next_batch(), run.accelerator)
+        return {"replay": losses.pop("loss")} | {f"replay_{name}": value for name, value in losses.items()}

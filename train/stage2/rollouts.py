@@ -1,0 +1,105 @@
+"""Rollouts of the model's own reasoning, by the package's engine, and their form as rows of the training forward."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from search_r3_mteb.encoder.engine import Engine, Rollouts, Sampling
+from search_r3_mteb.encoder.prompts import Rendered, Renderer
+from train.config.grpo import RolloutSettings
+from train.data.mixing import TrainingRow
+from train.model.model import evaluating
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The rollouts of one step on this process.
+
+    Rollout r belongs to prompt `prompt[r]`, whose id `group[r]` is unique over all processes. `vectors` (rollouts, dim) are of
+    unit length. `rendered[r]` is the whole sequence that was sampled: prompt, reasoning, embed token, with its spans.
+    """
+
+    rows: Sequence[TrainingRow]
+    rollouts: Rollouts
+    rendered: list[Rendered]
+    vectors: Float[np.ndarray, "rollouts dim"]
+    group: Int[Tensor, " rollouts"]
+
+    @property
+    def prompt(self) -> list[int]:
+        """For each rollout the number of its prompt."""
+        return self.rollouts.prompt_index
+
+    def query(self, rollout: int) -> TrainingRow:
+        """The training row that a rollout is about."""
+        return self.rows[self.prompt[rollout]]
+
+    @property
+    def reasoning_tokens(self) -> list[int]:
+        """Tokens before the embed token."""
+        return [len(ids) - 1 for ids in self.rollouts.token_ids]
+
+
+def sample(
+    model: Any,
+    renderer: Renderer,
+    engine: Engine,
+    rows: Sequence[TrainingRow],
+    settings: RolloutSettings,
+    *,
+    step: int,
+    seed: int,
+    process: int,
+) -> Groups:
+    """`group_size` rollouts of every row's query; each prompt is prefilled once. Draws depend on seed, step and query alone."""
+    prompts = [renderer.render(row.query, "reason") for row in rows]
+    digest = hashlib.sha256(f"rollouts {seed} {step}".encode()).digest()
+    sampling = Sampling(settings.max_reasoning_tokens, settings.temperature, int.from_bytes(digest[:6], "big"))
+    with evaluating(model):
+        rollouts = engine.reason([p.token_ids for p in prompts], sampling, group_size=settings.group_size)
+    vectors = rollouts.vectors.numpy()
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not (np.isfinite(norms).all() and (norms > 0).all()):
+        raise FloatingPointError(
+            f"step {step}: the vector of a rollout is not finite or zero. Lower the learning rate."
+        )
+    index = torch.tensor(rollouts.prompt_index)
+    return Groups(
+        rows=rows,
+        rollouts=rollouts,
+        rendered=[
+            _with_reply(prompts[p], ids) for p, ids in zip(rollouts.prompt_index, rollouts.token_ids, strict=True)
+        ],
+        vectors=(vectors / norms).astype(np.float32),
+        group=index + process * len(rows),
+    )
+
+
+def sampled_log_probs(
+    rollouts: Rollouts, chosen: Sequence[int]
+) -> tuple[Float[Tensor, "rollouts tokens"], Bool[Tensor, "rollouts tokens"]]:
+    """The sampler's log-probabilities, right-padded, and which tokens the model chose: all but a forced embed token."""
+    width = max(len(rollouts.token_ids[r]) for r in chosen)
+    values, mask = torch.zeros(len(chosen), width), torch.zeros(len(chosen), width, dtype=torch.bool)
+    for place, rollout in enumerate(chosen):
+        length = len(rollouts.token_ids[rollout])
+        values[place, :length] = torch.tensor(rollouts.log_probs[rollout])
+        mask[place, : length if rollouts.finished[rollout] else length - 1] = True
+    return values, mask
+
+
+def padded(flat: Float[Tensor, " positions"], lengths: Sequence[int]) -> Float[Tensor, "rollouts tokens"]:
+    """Values of consecutive rows as a right-padded matrix; gradients flow back."""
+    return torch.nn.utils.rnn.pad_sequence(list(flat.split(list(lengths))), batch_first=True)
+
+
+def _with_reply(prompt: Rendered, generated: Sequence[int]) -> Rendered:
+    start, end = len(prompt.token_ids), len(prompt.token_ids) + len(generated)
+    spans = prompt.spans | {"assistant": (start, end), "embed": (end - 1, end)}
+    return Rendered([*prompt.token_ids, *generated], spans, prompt.truncated_tokens)

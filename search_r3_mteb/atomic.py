@@ -1,4 +1,8 @@
-"""Files that are there completely or not at all, whenever the process is killed."""
+"""Files and folders that are there completely or not at all, whenever the process is killed.
+
+What is written has a hidden name beside its place, reaches the disk, and is renamed. A folder cannot be renamed over another, so
+the old one is first renamed aside; `recover` puts it back where a process was killed between the two renames.
+"""
 
 import json
 import os
@@ -7,21 +11,28 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` beside `path` and rename it into place, after it has reached the disk."""
+@contextmanager
+def written_file(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose content is at `path` when the block ends; after an error there is what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, line ends as they are."""
+    with written_file(path) as stream:
+        stream.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -30,17 +41,73 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write one JSON object a line. ASCII escapes keep even lone surrogates."""
+    """Write one JSON object per line. ASCII escapes keep even lone surrogates."""
     write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+
+
+def write_array(path: Path, array: Any) -> None:
+    """Write a NumPy array as `.npy`, without pickle."""
+    import numpy as np
+
+    with written_file(path) as stream:
+        np.save(stream, array, allow_pickle=False)
 
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder` that takes its place when the block ends without an error; else nothing changes."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    yield unfinished
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.replace(folder)
+    """An empty folder that takes the place of `folder` when the block ends; after an error `folder` is as it was."""
+    recover(folder)
+    unfinished, replaced = _aside(folder, "unfinished"), _aside(folder, "replaced")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        flush(unfinished)
+        if folder.exists():
+            folder.rename(replaced)
+        unfinished.rename(folder)
+    except Exception:
+        recover(folder)
+        raise
+    flush_one(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def removed_folder(folder: Path) -> None:
+    """Remove a folder under another name: a folder that is half removed must not look like a whole one."""
+    removed = _aside(folder, "removed")
+    folder.rename(removed)
+    shutil.rmtree(removed)
+
+
+def recover(folder: Path) -> None:
+    """Undo what a killed process left of a replacement or removal of `folder`: put back the old one, or finish its removal."""
+    replaced = _aside(folder, "replaced")
+    if replaced.exists() and not folder.exists():
+        replaced.rename(folder)
+    for what in ("unfinished", "replaced", "removed"):
+        if _aside(folder, what).exists():
+            shutil.rmtree(_aside(folder, what))
+
+
+def left_behind(parent: Path, pattern: str) -> set[Path]:
+    """The folders in `parent`, by a pattern of their names, of which a killed process left something for `recover`."""
+    return {path.with_name(path.name[1:].rpartition(".")[0]) for path in parent.glob(f".{pattern}.*")}
+
+
+def flush(folder: Path) -> None:
+    """Force every file below `folder`, and the folders themselves, to the disk: a rename must not overtake its content."""
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+        flush_one(path)
+
+
+def flush_one(path: Path) -> None:
+    """Force one file, or the names in one folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _aside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 
-from search_r3_mteb.atomic import write_json
+from search_r3_mteb.atomic import write_array, write_json, write_text
 
 FORMAT = 1
 ROLES = ("query", "document")
@@ -298,14 +298,10 @@ class Store:
         temporary = self.folder / f".writing.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         temporary.mkdir()
         try:
-            for file, array in (("keys.npy", keys[:, None].view(np.uint8)), ("vectors.npy", vectors)):
-                with (temporary / file).open("wb") as stream:
-                    np.save(stream, array, allow_pickle=False)
-                    _flush(stream)
+            write_array(temporary / "keys.npy", keys[:, None].view(np.uint8))
+            write_array(temporary / "vectors.npy", vectors)
             if thoughts is not None:
-                with (temporary / "thoughts.jsonl").open("w", encoding="ascii") as stream:
-                    stream.writelines(thoughts)
-                    _flush(stream)
+                write_text(temporary / "thoughts.jsonl", "".join(thoughts))
             write_json(temporary / "chunk.json", {"rows": len(keys), "seconds": round(seconds, 6)})
             try:
                 temporary.rename(self.folder / name)
@@ -341,11 +337,6 @@ def _thought_lines(
         }
         lines.append(json.dumps(record) + "\n")  # ASCII: escapes keep even lone surrogates
     return lines
-
-
-def _flush(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def _host() -> str:

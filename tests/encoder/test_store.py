@@ -126,7 +126,10 @@ KILLED = """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
-@pytest.mark.parametrize(("victim", "after"), [("_flush", 1), ("_flush", 2), ("_flush", 8), ("write_json", 3)])
+@pytest.mark.parametrize(
+    ("victim", "after"),
+    [("write_array", 1), ("write_array", 2), ("write_array", 4), ("write_text", 3), ("write_json", 3)],
+)
 def test_killed_at_any_write_and_started_again_gives_the_same_files(tmp_path, victim, after):
     texts = [f"text {n}" for n in range(10)]
     fill(Store(tmp_path / "whole", PRINT, "query", DIM), texts)

@@ -6,14 +6,12 @@ a hidden name, so that a process that dies leaves no `step-` folder that is not 
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_r3_mteb.atomic import write_json
+from search_r3_mteb.atomic import left_behind, recover, removed_folder, write_json
 
 FORMAT = "search-r3 training checkpoint"
 VERSION = 1
@@ -57,43 +55,16 @@ def folder_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
-def begin(folder: Path, step: int) -> Path:
-    """An empty hidden folder for the files of a checkpoint; what killed processes left behind is tidied up."""
-    recover(folder)
-    for left in folder.glob(".unfinished-step-*"):
-        shutil.rmtree(left)
-    unfinished = folder / f".unfinished-{folder_of(folder, step).name}"
-    unfinished.mkdir(parents=True)
-    return unfinished
-
-
-def finish(unfinished: Path, step: int, **manifest: Any) -> Path:
-    """Flush the files, write the manifest, flush it, and rename: the checkpoint exists from that moment on."""
+def write_manifest(unfinished: Path, step: int, **manifest: Any) -> None:
+    """Write the manifest of the files in a folder that is to become the checkpoint of `step`."""
     files = {name: _digest(path) for name, path in _files(unfinished)}
-    flush(unfinished)
     write_json(unfinished / MANIFEST, {"format": FORMAT, "version": VERSION, "step": step, **manifest, "files": files})
-    _flush_one(unfinished)
-    finished = folder_of(unfinished.parent, step)
-    replaced = finished.with_name(f".replaced-{finished.name}")
-    if finished.exists():  # the step was saved before: the old one gives way only between two renames
-        finished.rename(replaced)
-    unfinished.rename(finished)
-    _flush_one(finished.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    return finished
 
 
-def recover(folder: Path) -> None:
+def recover_all(folder: Path) -> None:
     """Undo what a killed process left half done: put back what was being replaced, finish what was being removed."""
-    for replaced in folder.glob(".replaced-step-*"):
-        finished = folder / replaced.name.removeprefix(".replaced-")
-        if finished.exists():
-            shutil.rmtree(replaced)
-        else:
-            replaced.rename(finished)
-    for removed in folder.glob(".removed-step-*"):
-        shutil.rmtree(removed)
+    for checkpoint in left_behind(folder, "step-*"):
+        recover(checkpoint)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -101,9 +72,7 @@ def prune(folder: Path, keep: int) -> None:
     kept = {*checkpoints(folder)[-keep:], best(folder)}
     for path in checkpoints(folder):
         if path not in kept:
-            removed = path.with_name(f".removed-{path.name}")  # renamed first: half a checkpoint must not look like one
-            path.rename(removed)
-            shutil.rmtree(removed)
+            removed_folder(path)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -145,20 +114,6 @@ def read(path: str | Path) -> TrainingCheckpoint:
         if _digest(file) != expected[name]:
             raise CheckpointError(path, f"{name} does not have the SHA-256 of its manifest, so its content changed")
     return TrainingCheckpoint(path, manifest["step"], manifest["score"], manifest["config"], manifest["processes"])
-
-
-def flush(folder: Path) -> None:
-    """Force every file below `folder`, and the folders themselves, to the disk: a rename must not overtake its content."""
-    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
-        _flush_one(path)
-
-
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -29,17 +29,18 @@ from typing import Any, Protocol
 
 import torch
 
+from search_r3_mteb.atomic import replaced_folder
 from train.checkpoint.folders import (
     EXTRA,
     CheckpointError,
     TrainingCheckpoint,
-    begin,
     best,
     checkpoints,
-    finish,
+    folder_of,
     prune,
     read,
-    recover,
+    recover_all,
+    write_manifest,
 )
 from train.checkpoint.trees import (
     capture_random_state,
@@ -134,14 +135,15 @@ def save(
     state.frozen()  # with shards all processes must take part, so before only one of them goes on
 
     def write() -> Path:
-        unfinished = begin(folder, step)
-        _write_state(unfinished, state, collected, random_states)
-        if extra is not None:
-            (unfinished / EXTRA).mkdir()
-            extra(unfinished / EXTRA)
-        finished = finish(unfinished, step, score=score, processes=world_size(), config=dict(config))
+        recover_all(folder)
+        with replaced_folder(folder_of(folder, step)) as unfinished:
+            _write_state(unfinished, state, collected, random_states)
+            if extra is not None:
+                (unfinished / EXTRA).mkdir()
+                extra(unfinished / EXTRA)
+            write_manifest(unfinished, step, score=score, processes=world_size(), config=dict(config))
         prune(folder, keep)
-        return finished
+        return folder_of(folder, step)
 
     return on_main(write)
 
@@ -164,7 +166,7 @@ def load_latest(
 
 
 def _choose(folder: Path, state: TrainingState, config: Mapping[str, Any], fallback: bool) -> TrainingCheckpoint | None:
-    recover(folder)
+    recover_all(folder)
     refusals: list[CheckpointError] = []
     for path in reversed(checkpoints(folder)):
         try:

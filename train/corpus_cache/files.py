@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Shaped
 
-from search_r3_mteb.atomic import write_json
+from search_r3_mteb.atomic import flush_one, write_array, write_json
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -84,7 +84,7 @@ class CacheFolder:
         self.generation += 1
         for name, array in small.items():
             files[name] = f"{self.generation}-{name}.npy"
-            _save_array(self.path / files[name], array)
+            write_array(self.path / files[name], array)
         files["changes"] = f"{self.generation}-changes.log"
         (self.path / files["changes"]).write_bytes(b"")
         self.files, self.scalars, self.small = files, dict(scalars), tuple(small)
@@ -98,8 +98,7 @@ class CacheFolder:
         files = {name: f"{generation}-{own.partition('-')[2]}" for name, own in self.files.items()}
         for name, own in self.files.items():
             shutil.copyfile(self.path / own, target / files[name])
-            with (target / files[name]).open("rb") as copied:
-                os.fsync(copied.fileno())
+            flush_one(target / files[name])
         _write_manifest(target, self, files, generation)
         _remove_unnamed(target, files)
 
@@ -216,13 +215,6 @@ def _read_log(log: Path) -> tuple[list[ChangeRecord], int]:
             with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
                 records.append({name: arrays[name] for name in arrays.files})
             good = end
-
-
-def _save_array(file: Path, array: Array) -> None:
-    with file.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _ours(path: Path) -> Iterator[Path]:

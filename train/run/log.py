@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from search_r3_mteb.atomic import write_text
+
 
 class RunLog:
     """Writes events; on all processes but the main one it does nothing.
@@ -74,6 +76,4 @@ def cut(path: Path, step: int) -> None:
             break  # only the last line can be cut short; nothing after it was written
         if event["step"] <= step:
             kept.append(line)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(line + "\n" for line in kept))

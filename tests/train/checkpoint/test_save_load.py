@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.dying import killed_before
 from train.checkpoint.save_load import CheckpointError, TrainingState, best, checkpoints, load_latest, read, save
 from train.checkpoint.trees import read_tree, write_tree
 from train.checkpoint.weights import trained_tensors
@@ -382,48 +383,25 @@ def test_a_payload_that_fails_leaves_the_checkpoint_before(three):
 # --- death at any moment -----------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """As kill -9: no handler may do anything about it."""
-
-
-def test_death_before_every_single_file_operation(tmp_path, monkeypatch):
+def test_death_before_every_single_file_operation(tmp_path):
     """The n-th flush, rename or removal never happens, for every n: afterwards the old or the new step is there, whole."""
     reference = tmp_path / "reference"
     state = run(reference, 3, save_at=[1, 2, 3], keep=2)
     one_step(state)
-    left = [0]
-
-    def counting(real):
-        def wrapped(*arguments, **keywords):
-            if left[0] == 0:
-                raise Killed
-            left[0] -= 1
-            return real(*arguments, **keywords)
-
-        return wrapped
-
-    patches = [(os, "fsync"), (os, "rmdir"), (os, "unlink"), (Path, "rename"), (Path, "replace"), (Path, "mkdir")]
 
     def dies_at(moment, step):
         """Whether a save of `step` died; then both what is there and the next save are checked."""
         folder = tmp_path / "folder"
         shutil.copytree(reference, folder)
-        left[0] = moment
-        with monkeypatch.context() as patched:
-            for owner, name in patches:
-                patched.setattr(owner, name, counting(getattr(owner, name)))
-            try:
-                save(folder, step, state, config=CONFIG, keep=2)
-                died = False
-            except Killed:
-                died = True
+        with killed_before(moment) as died:
+            save(folder, step, state, config=CONFIG, keep=2)
         found = load_latest(folder, new_state(), config=CONFIG)
         assert found.refused == ()
         assert found.step in (3, step)
         save(folder, 5, state, config=CONFIG, keep=1)
         assert [p.name for p in folder.iterdir()] == ["step-000005"]
         shutil.rmtree(folder)
-        return died, found.step
+        return bool(died), found.step
 
     for step in (3, 4):  # the same step again, and a new one
         outcomes = []

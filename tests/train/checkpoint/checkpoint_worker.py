@@ -118,7 +118,7 @@ def kills(folder, count):
     if wait(forked(lambda: life(folder / "whole", folder / "whole.pt"))):
         raise SystemExit("the uninterrupted run failed")
     whole = time.perf_counter() - began
-    draw, died, at = random.Random(5), 0, []
+    draw, died, ended, at = random.Random(5), 0, 0, []
     while True:
         pid = forked(lambda: life(folder / "killed", folder / "killed.pt"))
         if died < count:
@@ -132,8 +132,9 @@ def kills(folder, count):
         if code == 0 and died >= count:
             break
         if code == 0:  # finished before it was killed: begin another run, so that every kill meets a running one
+            ended += 1
             for path in (folder / "killed").glob("step-*"):
-                path.rename(folder / f"done-{died}-{path.name}")
+                path.rename(folder / f"done-{ended}-{path.name}")
             continue
         raise SystemExit(f"a resumed life failed with {code}")
     a, b = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))

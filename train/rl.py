@@ -25,17 +25,21 @@ sys.path[:] = [str(_FOLDER.parent) if Path(entry).resolve() == _FOLDER else entr
 
 from search_r3_mteb.encoder.engine import Engine
 from train.config.stages import RlConfig
-from train.data.mixing import TrainingRow
+from train.corpus_cache.cache import CorpusCache
+from train.data.rows import TrainingRow
 from train.model import model as models
 from train.processes import collectives
+from train.processes.replicas import all_processes
 from train.run.allocation import keep_freed_memory
 from train.run.command import parse
 from train.run.optimizer import learning_rate, set_learning_rate
 from train.run.run import Run
 from train.stage2 import rollouts
-from train.stage2.contrastive import PositiveDocuments
+from train.stage2.corpus import SearchedCorpus
+from train.stage2.documents import DocumentEncoder
 from train.stage2.environment import Environment
 from train.stage2.replay import Replay
+from train.stage2.rollout_log import RolloutLog
 from train.stage2.rollouts import Groups
 from train.stage2.step import PolicyStep
 
@@ -56,33 +60,82 @@ def train(config: RlConfig, *, dry_run: bool = False) -> Path | None:
     base = models.Base.of(run.checkpoint) if config.policy.kl_weight else None
     replay = Replay.begin(run)
     run.resume()
-    environment = Environment.begin(run)
+    environment = open_environment(run)
+    log = RolloutLog(
+        run.folder,
+        run.checkpoint.tokenizer,
+        config.output,
+        step=run.step,
+        active=run.accelerator.is_main_process,
+    )
 
     for number in run.steps():
         rows = run.data.next_batch()
         rate = learning_rate(number, config.optimization)
         set_learning_rate(run.optimizer, rate)
         with run.guard(number, rows):  # an error stops the run and leaves the batch behind
-            groups = sample(run, environment.engine, rows, number)
+            groups = sample(run, environment.encoder.engine, rows, number)
             step = PolicyStep(run, environment, groups, base)
-            documents = PositiveDocuments.encode(run, environment, groups)
-            environment.know(documents.texts, documents.vectors)
+            documents = step.documents()
+            environment.encoder.know(documents.texts, documents.vectors)
             judged = environment.judge(groups, number)
             advantages = step.advantages(judged)
             for update in range(config.policy.updates_per_step):
                 if update > 0:  # the weights have moved
-                    documents = PositiveDocuments.encode(run, environment, groups)
+                    documents = step.documents()
                 losses = step.backward(judged, advantages, documents) | replay.backward()
                 if update == 0:
                     gaps = step.check_gap(losses)
                 norm = run.reduce_gradients()
                 run.optimizer.step()
                 run.optimizer.zero_grad(set_to_none=True)
-        cache = environment.moved(number)
-        environment.write_rollouts(groups, judged, advantages, number)
+        run.event("audit", number, environment.audit(number))
+        log.write(groups, judged, advantages, number)
         shown = collectives.average(step.numbers(judged, advantages) | losses | gaps, run.device)
-        run.after_step(number, shown | cache | {"learning_rate": rate, "gradient_norm": norm})
+        run.after_step(
+            number, shown | {"cache_age": environment.age(number)} | {"learning_rate": rate, "gradient_norm": norm}
+        )
     return run.finish()
+
+
+def open_environment(run: Run) -> Environment:
+    """The corpus, encoded with the present weights, or the cache of the checkpoint that the run resumed from."""
+    config: RlConfig = run.config
+    checkpoint, cached = run.checkpoint, config.corpus_cache
+    engine = Engine(
+        checkpoint.model,
+        checkpoint.embed_token_id,
+        stop_token_ids=checkpoint.stop_token_ids,
+        token_budget=config.rollout.batch_tokens,
+    )
+    encoder = DocumentEncoder(
+        checkpoint.model, engine, run.renderer, frozen=cached.policy == "frozen", autocast=run.accelerator.autocast
+    )
+    corpus = SearchedCorpus(config.data, encoder.count_tokens)
+    folder, weights, replicas = run.folder / "cache", run.weights_fingerprint(), all_processes()
+    if run.resumed_from is None:
+        cache = CorpusCache.build(
+            corpus.texts,
+            encoder,
+            folder=folder,
+            settings=cached,
+            fingerprint=weights,
+            seed=config.optimization.seed,
+            replicas=replicas,
+        )
+    else:
+        cache = CorpusCache.load(
+            run.resumed_from.extra / "cache",
+            corpus.texts,
+            fingerprint=weights,
+            dim=engine.dim,
+            settings=cached,
+            working=folder,
+            replicas=replicas,
+        )
+    # On the main process, while the others wait for the whole checkpoint.
+    run.extra = lambda place: cache.snapshot(place / "cache", fingerprint=run.weights_fingerprint())
+    return Environment(corpus, cache, encoder, cached, config.reward)
 
 
 def sample(run: Run, engine: Engine, rows: Sequence[TrainingRow], number: int) -> Groups:

@@ -19,9 +19,8 @@ from tests.train.loops import (
 )
 from train import rl
 from train.model import model as models
-from train.rl import main, sample, train
+from train.rl import main, open_environment, sample, train
 from train.run.run import Run
-from train.stage2.contrastive import PositiveDocuments
 from train.stage2.environment import Environment
 from train.stage2.replay import Replay
 from train.stage2.step import PolicyStep
@@ -44,13 +43,13 @@ class OneStep:
     def __init__(self, config):
         self.config = config
         self.run = Run.begin(config, base_copy=False, unit="query")
-        self.environment = Environment.begin(self.run)
+        self.environment = open_environment(self.run)
         self.rows = self.run.data.next_batch()
-        self.groups = sample(self.run, self.environment.engine, self.rows, 1)
+        self.groups = sample(self.run, self.environment.encoder.engine, self.rows, 1)
         base = models.Base.of(self.run.checkpoint) if config.policy.kl_weight else None
         self.step = PolicyStep(self.run, self.environment, self.groups, base)
-        self.documents = PositiveDocuments.encode(self.run, self.environment, self.groups)
-        self.environment.know(self.documents.texts, self.documents.vectors)
+        self.documents = self.step.documents()
+        self.environment.encoder.know(self.documents.texts, self.documents.vectors)
         self.judged = self.environment.judge(self.groups, 1)
         self.advantages = self.step.advantages(self.judged)
 
@@ -272,18 +271,18 @@ def test_positives_are_encoded_once(tmp_path, model, monkeypatch):
     asked = []
     original = models.embed
     monkeypatch.setattr(
-        "train.stage2.environment.embed", lambda e, r, texts: asked.extend(texts) or original(e, r, texts)
+        "train.stage2.documents.embed", lambda e, r, texts: asked.extend(texts) or original(e, r, texts)
     )
     one = OneStep(rl_config(tmp_path / "run", model, "optimization.learning_rate=1e-3"))
     assert len(asked) == 500  # the first cache
     losses, _ = one.gradient()
     assert losses["loss"] > 0
-    one.step.backward(one.judged, one.advantages, PositiveDocuments.encode(one.run, one.environment, one.groups))
+    one.step.backward(one.judged, one.advantages, one.step.documents())
     one.run.optimizer.step()
     one.run.optimizer.zero_grad()
     asked.clear()
-    documents = PositiveDocuments.encode(one.run, one.environment, one.groups)
-    one.environment.know(documents.texts, documents.vectors)
+    documents = one.step.documents()
+    one.environment.encoder.know(documents.texts, documents.vectors)
     judged = one.environment.judge(one.groups, 2)
     assert asked, "the budget was spent on nothing"
     assert not set(asked) & {row.positive for row in one.rows}
@@ -411,8 +410,13 @@ def test_two_updates_on_one_set_of_rollouts(tmp_path, model):
 def test_an_audit_never_sees_vectors_of_other_weights(tmp_path, model, monkeypatch):
     """Regression: the second update's positives stayed known after the weights had moved on."""
     known = []
-    original = Environment.moved
-    monkeypatch.setattr(Environment, "moved", lambda self, step: known.append(len(self._known)) or original(self, step))
+    original = Environment.audit
+
+    def audit(self, step):
+        known.append(len(self.encoder.known))
+        return original(self, step)
+
+    monkeypatch.setattr(Environment, "audit", audit)
     train(rl_config(tmp_path / "run", model, "policy.updates_per_step=2", "corpus_cache.audit_every=1"))
     assert known == [0, 0, 0]
     assert len(events(tmp_path / "run", "audit")) == 3

@@ -110,6 +110,13 @@ class ProcessGroup:
         dist.barrier()
 
 
+def all_processes() -> Replicas:
+    """The process group where there is one, else this process alone."""
+    from train.processes import collectives
+
+    return ProcessGroup() if collectives.world_size() > 1 else OneProcess()
+
+
 def shares(tokens: Shaped[np.ndarray, " rows"], size: int) -> Shaped[np.ndarray, " rows"]:
     """Which process encodes which row, so that all have about equally many tokens: rows by length, dealt back and forth."""
     order = np.argsort(-tokens, kind="stable")

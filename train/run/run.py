@@ -168,6 +168,17 @@ class Run:
             raise FloatingPointError(f"the gradient's norm is {norm}. Lower the learning rate, or look at the batch.")
         return norm
 
+    def weights_fingerprint(self) -> str:
+        """Digest of the present weights. Of a Checkpoint of its own, since one keeps the digest that it was asked for first."""
+        own = self.checkpoint
+        return Checkpoint(own.model, own.tokenizer, own.profile, own.name).fingerprint()
+
+    def event(self, kind: str, number: int, values: dict[str, Any] | None) -> None:
+        """One event in the log; None is not an event."""
+        assert self.log is not None
+        if values is not None:
+            self.log.event(kind, number, **values)
+
     def after_step(self, number: int, values: dict[str, float]) -> None:
         """Log, evaluate and checkpoint as the settings say."""
         self.step = number

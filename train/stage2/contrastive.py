@@ -3,7 +3,7 @@
 Positives are the documents of the prompts of all processes, with gradient; hard negatives come from the cache and are constants.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,43 +13,31 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from train.config.loss import ContrastiveSettings
+from train.data.rows import TrainingRow
 from train.losses.checks import at_least_float32
 from train.losses.stage1 import info_nce, negative_mask
-from train.model import model as models
-from train.model.batches import collate, text_ids
+from train.model.batches import text_ids
 from train.processes import collectives
-from train.run.run import Run
 from train.stage2.environment import Environment, Judged
 from train.stage2.rollouts import Groups
 
 
 @dataclass
 class PositiveDocuments:
-    """The positives of this process's prompts, each once. `vectors` (texts, dim) have the gradient; None: no contrastive term.
+    """The positives of this process's prompts, each once: `column[p]` is the place of prompt p's among `texts`.
 
-    Under the `frozen` policy they are the cache's constants: documents are then embedded by the frozen weights for ever, and
-    positives that moved would differ from every negative by that alone.
+    `vectors` (texts, dim) have the gradient; None: no contrastive term.
     """
 
     texts: list[str]
-    column: dict[int, int]  # prompt -> place among `texts`
+    column: list[int]
     vectors: Tensor | None
 
     @classmethod
-    def encode(cls, run: Run, environment: Environment, groups: Groups) -> "PositiveDocuments":
-        """Encode the positives under the present weights, once each."""
-        texts = list(dict.fromkeys(row.positive for row in groups.rows))
-        column = {prompt: texts.index(row.positive) for prompt, row in enumerate(groups.rows)}
-        if not run.config.contrastive.weight:
-            return cls(texts, column, None)
-        if run.config.corpus_cache.policy == "frozen":
-            first = {row.positive: environment.corpus.positive_id(row) for row in reversed(groups.rows)}
-            rows = environment.cache.rows_of([first[text] for text in texts])
-            return cls(texts, column, torch.from_numpy(environment.cache.values(rows)).to(run.device))
-        with run.accelerator.autocast():
-            rendered = run.renderer.render_batch(texts, "direct")
-            batch = collate(rendered, run.checkpoint.embed_token_id, run.device)
-            return cls(texts, column, models.forward(run.model, batch.token_ids, batch.lengths).vectors)
+    def of(cls, rows: Sequence[TrainingRow], encode: Callable[[list[str]], Tensor | None]) -> "PositiveDocuments":
+        """The positives of these rows, given to `encode` once each."""
+        texts = list(dict.fromkeys(row.positive for row in rows))
+        return cls(texts, [texts.index(row.positive) for row in rows], encode(texts))
 
 
 @dataclass
@@ -73,12 +61,17 @@ class RolloutContrast:
 
     @classmethod
     def of(
-        cls, run: Run, environment: Environment, groups: Groups, judged: Judged, documents: PositiveDocuments
+        cls,
+        settings: ContrastiveSettings,
+        environment: Environment,
+        groups: Groups,
+        judged: Judged,
+        documents: PositiveDocuments,
     ) -> "RolloutContrast | None":
         """None where the contrastive term is switched off."""
-        settings, device = run.config.contrastive, run.device
         if documents.vectors is None:
             return None
+        device = documents.vectors.device
         before = sum(collectives.row_counts(len(documents.texts), device)[: collectives.rank()])
         # Those of all processes, so that a query's negatives do not depend on who else shares its process.
         own_rows = torch.from_numpy(environment.negatives(groups, judged, settings.hard_negatives)).to(device)

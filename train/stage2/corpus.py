@@ -28,7 +28,7 @@ class SearchedCorpus:
             for id_, text in _documents(source, settings.on_bad_row):
                 ids.append(self._id(place, id_))
                 texts.append(text)
-        self.texts = CorpusTexts(texts, ids, count_tokens)
+        self.ids, self.texts = ids, CorpusTexts(texts, ids, count_tokens)
 
     def relevance(self, row: TrainingRow) -> dict[str, float]:
         """Document id -> relevance of a training row, by the corpus's ids; only what is relevant at all.
@@ -44,6 +44,10 @@ class SearchedCorpus:
     def positive_id(self, row: TrainingRow) -> str:
         """The corpus's id of the row's own positive."""
         return self._id(self._place_of[row.source], _id_of(row))
+
+    def id_of(self, row: int) -> str:
+        """The id of a row; empty for -1, the place of a document that the index did not find, which the reward refuses."""
+        return "" if row < 0 else self.ids[int(row)]
 
     def _id(self, place: str, id_: str) -> str:
         return f"{place}/{id_}" if self._prefixed else id_

@@ -43,6 +43,25 @@ class PolicyStep:
         config: RlConfig = self.run.config
         return config
 
+    def documents(self) -> PositiveDocuments:
+        """The positives of this process's prompts, encoded under the present weights.
+
+        Under the `frozen` policy they are the cache's constants: documents are then embedded by the frozen weights for ever, and
+        positives that moved would differ from every negative by that alone.
+        """
+        run = self.run
+
+        def encode(texts: list[str]) -> Tensor | None:
+            if not self.config.contrastive.weight:
+                return None
+            if self.config.corpus_cache.policy == "frozen":
+                return torch.from_numpy(self.environment.positive_vectors(self.groups, texts)).to(run.device)
+            batch = collate(run.renderer.render_batch(texts, "direct"), run.checkpoint.embed_token_id, run.device)
+            with run.accelerator.autocast():
+                return models.forward(run.model, batch.token_ids, batch.lengths).vectors
+
+        return PositiveDocuments.of(self.groups.rows, encode)
+
     def advantages(self, judged: Judged) -> Advantages:
         """Each rollout's reward against its group's."""
         rewards = torch.from_numpy(judged.rewards.total).float().to(self.run.device)
@@ -67,7 +86,7 @@ class PolicyStep:
             ("loss", "policy", "contrastive", "kl", "clipped", "gap_mean", "gap_max", "entropy"), 0.0
         )
         with self.run.accelerator.autocast():
-            contrast = RolloutContrast.of(self.run, self.environment, self.groups, judged, documents)
+            contrast = RolloutContrast.of(self.config.contrastive, self.environment, self.groups, judged, documents)
             for start in range(0, len(chosen), size):
                 loss = self._part(chosen[start : start + size], advantages, contrast, counts, totals)
                 self.run.accelerator.backward(loss)

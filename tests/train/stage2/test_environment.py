@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.train.loops import rl_config
-from train.config.grpo import RewardSettings
-from train.rl import sample
+from train.config.run import RlOutputSettings
+from train.rl import open_environment, sample
 from train.run.run import Run
 from train.stage2.corpus import SearchedCorpus
-from train.stage2.environment import Environment
+from train.stage2.rollout_log import RolloutLog
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def begun(tmp_path, trained):
 
     def begin(*overrides):
         run = Run.begin(rl_config(tmp_path / "run", trained / "last", *overrides), base_copy=False, unit="query")
-        environment = Environment.begin(run)
-        return run, environment, sample(run, environment.engine, run.data.next_batch(), 1)
+        environment = open_environment(run)
+        return run, environment, sample(run, environment.encoder.engine, run.data.next_batch(), 1)
 
     return begin
 
@@ -46,12 +46,12 @@ def test_known_vectors_are_forgotten_after_the_refresh(begun):
     _, environment, groups = begun()
     texts = [groups.rows[0].positive]
     other = torch.nn.functional.normalize(torch.ones(1, 32), dim=-1)
-    environment.know(texts, other * 3)
+    environment.encoder.know(texts, other * 3)
     environment.judge(groups, 1)
     row = environment.cache.rows_of([environment.corpus.positive_id(groups.rows[0])])
     np.testing.assert_allclose(environment.cache.values(row), other.numpy(), atol=1e-6)
-    assert np.abs(environment.encode(texts) - other.numpy()).max() > 1e-3
-    environment.know(texts, None)  # no contrastive term: nothing is known
+    assert np.abs(environment.encoder(texts) - other.numpy()).max() > 1e-3
+    environment.encoder.know(texts, None)  # no contrastive term: nothing is known
 
 
 def test_negatives_are_the_highest_ranked_that_are_not_relevant(begun):
@@ -90,20 +90,13 @@ def test_a_row_that_the_index_did_not_find_is_no_document(begun, monkeypatch):
 
 
 def test_a_corpus_smaller_than_k(begun):
-    _, environment, _ = begun()
-    assert environment._reward(7) == RewardSettings(k=7)
+    _, environment, groups = begun("reward.k=5000")
+    assert environment.judge(groups, 1).rows.shape[1] == len(environment.cache) == 500
 
 
 def test_stop_tokens_are_those_of_inference(begun):
     run, environment, _ = begun()
-    assert environment.engine.stop_token_ids == run.checkpoint.stop_token_ids
-
-
-def test_the_cache_needs_to_be_open():
-    environment = Environment.__new__(Environment)
-    environment._cache = None
-    with pytest.raises(RuntimeError, match=r"Environment\.begin"):
-        _ = environment.cache
+    assert environment.encoder.engine.stop_token_ids == run.checkpoint.stop_token_ids
 
 
 def test_the_cost_of_a_document_is_its_rendered_length(begun):
@@ -113,8 +106,9 @@ def test_the_cost_of_a_document_is_its_rendered_length(begun):
     assert isinstance(environment.corpus, SearchedCorpus)
 
 
-def test_old_rollouts_are_cut_when_a_run_begins(begun, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/rollouts.jsonl").write_text(json.dumps({"step": 4, "query": "of a run that was killed"}) + "\n")
-    begun()
-    assert (tmp_path / "run/rollouts.jsonl").read_text() == ""
+def test_old_rollouts_are_cut_when_a_run_begins(tmp_path):
+    (tmp_path / "rollouts.jsonl").write_text(json.dumps({"step": 4, "query": "of a run that was killed"}) + "\n")
+    RolloutLog(tmp_path, None, RlOutputSettings(), step=0, active=False)
+    assert (tmp_path / "rollouts.jsonl").read_text()
+    RolloutLog(tmp_path, None, RlOutputSettings(), step=0, active=True)
+    assert (tmp_path / "rollouts.jsonl").read_text() == ""

@@ -1,0 +1,45 @@
+"""Rollouts written down to be read: `rollouts.jsonl`, one rollout per line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from train.config.run import RlOutputSettings
+from train.losses.grpo import Advantages
+from train.run.log import cut
+from train.stage2.environment import Judged
+from train.stage2.rollouts import Groups
+
+FILE = "rollouts.jsonl"
+
+
+class RolloutLog:
+    """A few rollouts every so many steps: query, reasoning, reward, top documents. On the main process alone (`active`)."""
+
+    def __init__(self, folder: Path, tokenizer: Any, settings: RlOutputSettings, *, step: int, active: bool) -> None:
+        self._path, self._tokenizer, self._settings, self._active = folder / FILE, tokenizer, settings, active
+        if active:
+            cut(self._path, step)  # what was written after the checkpoint that the run resumed from
+
+    def write(self, groups: Groups, judged: Judged, advantages: Advantages, step: int) -> None:
+        """Append the step's first rollouts where they are due."""
+        settings = self._settings
+        if not (self._active and settings.rollouts_every and step % settings.rollouts_every == 0):
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            for rollout in range(min(settings.rollouts, len(groups.prompt))):
+                record = {"step": step} | self._record(groups, judged, advantages, rollout)
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def _record(self, groups: Groups, judged: Judged, advantages: Advantages, rollout: int) -> dict[str, Any]:
+        row = groups.query(rollout)
+        return {
+            "query": row.query,
+            "hops": row.hops,
+            "reasoning": self._tokenizer.decode(groups.rollouts.token_ids[rollout][:-1]),
+            "finished": groups.rollouts.finished[rollout],
+            "reward": float(judged.rewards.total[rollout]),
+            "advantage": float(advantages.values[rollout]),
+            "relevant": sorted(judged.relevance[groups.prompt[rollout]]),
+            "top": judged.top(rollout, 5),
+        }

@@ -150,7 +150,7 @@ def sample(run: Run, engine: Engine, rows: Sequence[TrainingRow], number: int) -
             config.rollout,
             step=number,
             seed=config.optimization.seed,
-            process=run.accelerator.process_index,
+            process=collectives.rank(),
         )
 
 

@@ -8,11 +8,14 @@ It rests on torch.distributed's default group, which accelerate initialises (glo
 `all_gather_with_grad` wants equal shapes on all processes and rests on a function that torch 2.13 deprecates.
 """
 
-from collections.abc import Callable, Iterable
+import io
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from jaxtyping import Shaped
 from torch import Tensor
 
 Result = TypeVar("Result")
@@ -60,6 +63,31 @@ def gather(value: Result) -> list[Result]:
     values: list[Any] = [None] * world_size()
     dist.gather_object(value, values if rank() == 0 else None, dst=0)
     return values if rank() == 0 else []
+
+
+def gather_arrays(arrays: Mapping[str, Shaped[np.ndarray, "..."]], device: Any) -> list[dict[str, Any]]:
+    """The named arrays of every process, in the order of rank; shapes may differ. Every process must call it.
+
+    All arrays travel as one message of bytes: lengths first, then the bytes padded to the longest.
+    """
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)
+    message = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8).to(device)
+    lengths = row_counts(len(message), device)
+    padded = torch.cat([message, message.new_zeros(max(lengths) - len(message))])
+    messages = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(messages, padded)
+    gathered = []
+    for length, received in zip(lengths, messages, strict=True):
+        with np.load(io.BytesIO(received[:length].cpu().numpy().tobytes()), allow_pickle=False) as loaded:
+            gathered.append({name: loaded[name] for name in loaded.files})
+    return gathered
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if in_group():
+        dist.barrier()
 
 
 class _AllGather(torch.autograd.Function):

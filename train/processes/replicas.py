@@ -5,7 +5,6 @@ What travels in a refresh: the hits of each process (row numbers and counts, so 
 one process, the writer, writes the memory maps; the others map the same files read-only, so that the matrix lies in memory once a machine.
 """
 
-import io
 import os
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -84,30 +83,16 @@ class ProcessGroup:
         self._device = device
 
     def gather(self, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> list[Arrays]:
-        """All arrays as one message of bytes: lengths first, then the bytes padded to the longest."""
-        import torch
-        import torch.distributed as dist
+        """The arrays of every process."""
+        from train.processes import collectives
 
-        stream = io.BytesIO()
-        np.savez(stream, allow_pickle=False, **arrays)
-        message = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8).to(self._device)
-        lengths = [torch.zeros(1, dtype=torch.long, device=self._device) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(message)], device=self._device))
-        longest = max(int(length) for length in lengths)
-        padded = torch.cat([message, message.new_zeros(longest - len(message))])
-        messages = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(messages, padded)
-        gathered = []
-        for length, received in zip(lengths, messages, strict=True):
-            with np.load(io.BytesIO(received[: int(length)].cpu().numpy().tobytes()), allow_pickle=False) as loaded:
-                gathered.append({name: loaded[name] for name in loaded.files})
-        return gathered
+        return collectives.gather_arrays(arrays, self._device)
 
     def barrier(self) -> None:
         """Wait for all."""
-        import torch.distributed as dist
+        from train.processes import collectives
 
-        dist.barrier()
+        collectives.barrier()
 
 
 def all_processes() -> Replicas:

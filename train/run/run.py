@@ -70,8 +70,8 @@ class Run:
             _with_mined(settings, checkpoint, renderer) if mine and settings.data.mining is not None else settings.data,
             batch_size=_batch_size(settings),
             seed=optimization.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
+            rank=collectives.rank(),
+            world_size=collectives.world_size(),
             unit=unit,
         )
         return cls(
@@ -150,7 +150,7 @@ class Run:
         try:
             yield
         except (ValueError, FloatingPointError) as error:
-            place = self.folder / f"failed-batch-step-{step}-process-{self.accelerator.process_index}.json"
+            place = self.folder / f"failed-batch-step-{step}-process-{collectives.rank()}.json"
             place.parent.mkdir(parents=True, exist_ok=True)
             write_json(place, {"step": step, "error": str(error), "rows": [asdict(row) for row in rows]})
             raise FloatingPointError(f"Step {step} failed, its batch is in {place}: {error}") from error

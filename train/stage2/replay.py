@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from train.data.mixing import TrainingData, load_training_data
+from train.processes import collectives
 from train.run.run import Run
 from train.stage1.step import SupervisedStep
 
@@ -24,8 +25,8 @@ class Replay:
             run.config.data.replaced(sources=settings.sources),
             batch_size=settings.rows_per_step,
             seed=run.config.optimization.seed,
-            rank=run.accelerator.process_index,
-            world_size=run.accelerator.num_processes,
+            rank=collectives.rank(),
+            world_size=collectives.world_size(),
         )
         run.streams["replay"] = data
         return cls(run, data)

@@ -8,7 +8,7 @@ RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install evaluate test test-slow lint format bench bench-cache results nano mini clean
+.PHONY: install evaluate test test-slow lint format structure bench bench-cache results nano mini clean
 
 install: $(VENV)/.installed
 
@@ -33,10 +33,14 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+structure: install  ## files, lines, imports between rooms, circles, names with two meanings
+	$(RUN) results/house/structure.py
 
 bench: install  ## what we do against what you would otherwise run, on the same weights, in turns
 	$(BIN)/search-r3 bench --json runs/bench.json

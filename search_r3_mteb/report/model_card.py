@@ -16,6 +16,7 @@ from typing import Any
 
 from search_r3_mteb.atomic import write_json, write_text
 from search_r3_mteb.report.records import Evidence
+from search_r3_mteb.report.run_file import RunFile
 from search_r3_mteb.report.tables import count, score, span
 from search_r3_mteb.report.training_logs import read_log
 
@@ -135,7 +136,8 @@ def facts_of_run(
         )
     text = path.read_text(encoding="utf-8")
     config = tomllib.loads(text)
-    log = read_log(run / "log.jsonl", str(run / "log.jsonl"), Evidence()) if (run / "log.jsonl").exists() else None
+    log_file = RunFile(run / "log.jsonl", Evidence())
+    log = read_log(log_file) if log_file.path.exists() else None
     last = log.evaluations[-1]["step"] if log and log.evaluations else None
     logged = [row for row in log.evaluations if row["step"] == last] if log else []
     seed = config.get("optimization", {}).get("seed")

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from search_r3_mteb.report.mteb_results import judge, means, read_predictions, read_result
-from search_r3_mteb.report.parsing import load_json
 from search_r3_mteb.report.records import EvaluationRecord, Evidence, QueryOutcome
 from search_r3_mteb.report.repeats import settle_repeats
+from search_r3_mteb.report.run_file import RunFile
 from search_r3_mteb.report.run_folder import NOT_RESULTS, is_run_folder, read_run_folder, summary_rows
 from search_r3_mteb.report.training_logs import read_log
 
@@ -71,27 +71,27 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def _read_file(path: Path, evidence: Evidence, *, asked_for: bool = False) -> None:
     """One file of any known kind. JSON of other kinds is passed over, unless the user named the file."""
-    where = str(path)
+    file = RunFile(path, evidence)
     if path.name == "summary.json":
         read_run_folder(path.parent, evidence)
     elif path.name == "log.jsonl" or (path.suffix == ".jsonl" and asked_for):
-        log = read_log(path, where, evidence)
+        log = read_log(file)
         if log is not None:
             evidence.logs.append(log)
     elif path.name.endswith("_predictions.json"):
-        evidence.evaluations.extend(read_predictions(path, where, evidence))
+        evidence.evaluations.extend(read_predictions(file))
     elif path.suffix == ".json" and path.name.startswith("diagnose"):
-        data = load_json(path, where, evidence)
+        data = file.json()
         if isinstance(data, dict):
-            evidence.diagnoses.append({**data, "source": where})
+            evidence.diagnoses.append({**data, "source": file.where})
     elif path.suffix == ".json" and asked_for and not _in_mteb_folder(path):
-        data = load_json(path, where, evidence)
+        data = file.json()
         if isinstance(data, dict) and "scores" in data:
-            evidence.evaluations.extend(read_result(path, where, evidence))
+            evidence.evaluations.extend(read_result(file))
         else:
-            evidence.evaluations.extend(summary_rows(data, where, evidence))
+            evidence.evaluations.extend(summary_rows(data, file))
     elif path.suffix == ".json" and _in_mteb_folder(path):
-        evidence.evaluations.extend(read_result(path, where, evidence))
+        evidence.evaluations.extend(read_result(file))
 
 
 def _in_mteb_folder(path: Path) -> bool:

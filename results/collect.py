@@ -16,7 +16,7 @@ from typing import Any
 from make_readme import missing_provenance
 
 from search_r3_mteb.atomic import write_json
-from search_r3_mteb.report.comparisons import ReasoningDifference, Row, reasoning_differences, table_rows
+from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow, reasoning_differences, table_rows
 from search_r3_mteb.report.runs import read_runs
 
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def row_record(row: Row) -> dict[str, Any]:
+def row_record(row: ScoreRow) -> dict[str, Any]:
     """One row of the table with what it takes to make it again; None fields are left out."""
     run = row.first
     record = {

@@ -10,16 +10,16 @@ from search_r3_mteb.report.figures import HELPED, HURT, NEUTRAL, PALETTE, Figure
 from search_r3_mteb.report.page import _Group
 from search_r3_mteb.report.records import Evidence
 
-VERSION = 1
+_VERSION_READ = 1
 _MOST_POINTS = 1_500
-_CONTROLS = {
+_CONTROL_LABELS = {
     "own": "own reasoning",
     "other": "another query's",
     "shuffled": "own, words shuffled",
     "none": "empty reasoning",
     "direct": "direct template",
 }
-Record = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 
 def diagnose_groups(evidence: Evidence) -> list[_Group]:
@@ -27,10 +27,10 @@ def diagnose_groups(evidence: Evidence) -> list[_Group]:
     groups = []
     for number, data in enumerate(evidence.diagnoses):
         where = str(data.get("source"))
-        if data.get("version") != VERSION:
+        if data.get("version") != _VERSION_READ:
             evidence.error(
                 where,
-                f"is no diagnosis of version {VERSION} (its version is {data.get('version')!r}): left out. Run search-r3 diagnose "
+                f"is no diagnosis of version {_VERSION_READ} (its version is {data.get('version')!r}): left out. Run search-r3 diagnose "
                 "again.",
             )
             continue
@@ -44,7 +44,7 @@ def diagnose_groups(evidence: Evidence) -> list[_Group]:
     return groups
 
 
-def _group(data: Record, number: int) -> _Group:
+def _group(data: JsonObject, number: int) -> _Group:
     first, name = data["groups"][0], f"diagnose-{number}"
     drawn = len(data["per_query"]["query_id"])
     text = f"{data['verdict']['text']} {drawn:,} of {data['queries_in_task']:,} judged queries, commit {data['commit'][:12]}."
@@ -64,13 +64,13 @@ def _group(data: Record, number: int) -> _Group:
     )
 
 
-def _controls_figure(name: str, groups: Sequence[Record]) -> Figure:
+def _controls_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
     import plotly.graph_objects as go
 
     plot = _figure("", "nDCG@10")
     labels = [_label(group) for group in groups]
     colours = (HELPED, HURT, *PALETTE[2:4], NEUTRAL)
-    for (key, label), colour in zip(_CONTROLS.items(), colours, strict=True):
+    for (key, label), colour in zip(_CONTROL_LABELS.items(), colours, strict=True):
         qualities = [group["controls"][key]["ndcg_at_10"] for group in groups]
         plot.add_trace(
             go.Bar(
@@ -80,12 +80,14 @@ def _controls_figure(name: str, groups: Sequence[Record]) -> Figure:
         )  # fmt: skip
     plot.update_layout(barmode="group", bargap=0.2)
     controls = groups[0]["controls"]
-    said = "; ".join(f"{_CONTROLS[key]} {_shown(controls[key]['own_minus_this'])}" for key in list(_CONTROLS)[1:])
+    said = "; ".join(
+        f"{_CONTROL_LABELS[key]} {_shown(controls[key]['own_minus_this'])}" for key in list(_CONTROL_LABELS)[1:]
+    )
     caption = f"All queries, own reasoning minus: {said}. Bars are 95 % bootstrap intervals."
     return Figure(name, "The same queries after another reasoning", caption, caption, _json(plot))
 
 
-def _cosine_figure(name: str, columns: Record, movement: Record) -> Figure:
+def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figure:
     import numpy as np
     import plotly.graph_objects as go
 
@@ -120,7 +122,7 @@ def _cosine_figure(name: str, columns: Record, movement: Record) -> Figure:
     return Figure(name, "Does the vector move with the reasoning?", caption, caption, _json(plot))
 
 
-def _spread_figure(name: str, columns: Record, movement: Record) -> Figure:
+def _spread_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figure:
     import plotly.graph_objects as go
 
     points = list(zip(columns["query_id"], columns["cosine_same"], columns["ndcg_spread"], strict=True))
@@ -147,7 +149,7 @@ def _spread_figure(name: str, columns: Record, movement: Record) -> Figure:
     return Figure(name, "What different rollouts are worth", caption, caption, _json(plot))
 
 
-def _budget_figure(name: str, groups: Sequence[Record]) -> Figure:
+def _budget_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
     import plotly.graph_objects as go
 
     plot = _figure("Budget (reasoning tokens)", "nDCG@10")
@@ -174,7 +176,7 @@ def _budget_figure(name: str, groups: Sequence[Record]) -> Figure:
     return Figure(name, "Quality by budget", caption, caption, _json(plot))
 
 
-def _pooling_figure(name: str, group: Record) -> Figure:
+def _pooling_figure(name: str, group: JsonObject) -> Figure:
     import plotly.graph_objects as go
 
     runs = group["pooling"]
@@ -196,7 +198,7 @@ def _pooling_figure(name: str, group: Record) -> Figure:
     return Figure(name, "What averaging rollouts gains", caption, caption, _json(plot))
 
 
-def _length_figure(name: str, bins: Sequence[Record]) -> Figure:
+def _length_figure(name: str, bins: Sequence[JsonObject]) -> Figure:
     import plotly.graph_objects as go
 
     plot = _figure("Reasoning tokens", "nDCG@10")
@@ -217,17 +219,17 @@ def _length_figure(name: str, bins: Sequence[Record]) -> Figure:
     return Figure(name, "Quality by length of the reasoning", caption, caption, _json(plot))
 
 
-def _length(each: Record) -> str:
+def _length(each: JsonObject) -> str:
     low, high = each["tokens"]
     return (str(low) if low == high else f"{low} to {high}") + (" (forced)" if each["forced"] else "")
 
 
-def _label(group: Record) -> str:
+def _label(group: JsonObject) -> str:
     hops = group["hops"]
     return "all queries" if hops is None else f"{hops} hop" if hops == 1 else f"{hops} hops"
 
 
-def _bars(qualities: Sequence[Record]) -> dict[str, Any]:
+def _bars(qualities: Sequence[JsonObject]) -> dict[str, Any]:
     return {
         "array": [max(0.0, each["interval"][1] - each["mean"]) for each in qualities],
         "arrayminus": [max(0.0, each["mean"] - each["interval"][0]) for each in qualities],
@@ -237,7 +239,7 @@ def _bars(qualities: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _shown(record: Record) -> str:
+def _shown(record: JsonObject) -> str:
     low, high = record["interval"]
     mark = "" if record["significant"] else ", not significant"
     return f"{record['difference']:+.3f} [{low:+.3f}, {high:+.3f}{mark}]"

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search_r3_mteb.report.comparisons import Row
+from search_r3_mteb.report.comparisons import ScoreRow
 from search_r3_mteb.report.records import QueryOutcome, mean
 
 
@@ -22,11 +22,11 @@ from search_r3_mteb.report.records import QueryOutcome, mean
 class Pair:
     """One model on one task: its direct row, its reasoning row (largest budget), or only one of the two."""
 
-    direct: Row | None
-    reason: Row | None
+    direct: ScoreRow | None
+    reason: ScoreRow | None
 
     @property
-    def row(self) -> Row:
+    def row(self) -> ScoreRow:
         """The row that names model and task."""
         row = self.reason or self.direct
         if row is None:
@@ -81,11 +81,11 @@ LADDER = (
 )
 
 
-def find_pairs(rows: Sequence[Row]) -> list[Pair]:
+def find_pairs(rows: Sequence[ScoreRow]) -> list[Pair]:
     """One pair a model and task that has per-query results; those with both modes come first."""
     usable = [row for row in rows if row.first.hops is None and row.first.outcomes]
     direct = {(row.place, row.first.label): row for row in usable if row.first.mode == "direct"}
-    reason: dict[tuple[Any, ...], Row] = {}
+    reason: dict[tuple[Any, ...], ScoreRow] = {}
     for row in usable:
         if row.first.mode == "reason":
             key = (row.place, row.first.label)
@@ -211,7 +211,7 @@ def _notes(limits: Limits, pairs: Sequence[Pair]) -> list[str]:
     return notes
 
 
-def _query_means(row: Row) -> dict[str, float]:
+def _query_means(row: ScoreRow) -> dict[str, float]:
     """Mean nDCG@10 of each query over the seeds that have it."""
     runs = [run.values() or {} for run in row.runs]
     keys = dict.fromkeys(key for run in runs for key in run)
@@ -219,7 +219,7 @@ def _query_means(row: Row) -> dict[str, float]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _budget(row: Row) -> float:
+def _budget(row: ScoreRow) -> float:
     tokens = row.first.max_reasoning_tokens
     return math.inf if tokens is None else tokens
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from search_r3_mteb.report.comparisons import Row
+from search_r3_mteb.report.comparisons import ScoreRow
 from search_r3_mteb.report.records import QueryOutcome, TrainingLog
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def length_figure(name: str, outcomes: Mapping[str, QueryOutcome]) -> Figure | N
     )
 
 
-def cost_figure(name: str, task: str, rows: Sequence[Row]) -> Figure | None:
+def cost_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None:
     """Quality over reasoning tokens per query, one point a budget, one line a model. None with fewer than two points."""
     import plotly.graph_objects as go
 
@@ -148,9 +148,9 @@ def cost_figure(name: str, task: str, rows: Sequence[Row]) -> Figure | None:
     )
 
 
-def _cost_points(rows: Sequence[Row]) -> dict[str, list[tuple[float, Row]]]:
+def _cost_points(rows: Sequence[ScoreRow]) -> dict[str, list[tuple[float, ScoreRow]]]:
     """(tokens, row) by model; a model shown in several variants shares the direct row that none of them has of its own."""
-    points: dict[str, list[tuple[float, Row]]] = {}
+    points: dict[str, list[tuple[float, ScoreRow]]] = {}
     for row in rows:
         tokens = 0.0 if row.first.mode != "reason" else row.average("reasoning_tokens_per_query")
         if tokens is not None and not math.isnan(tokens) and _is_number(row.ndcg_at_10):
@@ -162,7 +162,7 @@ def _cost_points(rows: Sequence[Row]) -> dict[str, list[tuple[float, Row]]]:
     return points
 
 
-def hops_figure(name: str, task: str, rows: Sequence[Row]) -> Figure | None:
+def hops_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None:
     """Quality by hop count, for each model direct and with its largest budget. None where no row has a hop count."""
     import plotly.graph_objects as go
 
@@ -170,7 +170,7 @@ def hops_figure(name: str, task: str, rows: Sequence[Row]) -> Figure | None:
     for row in rows:
         if row.first.mode == "reason":
             budgets[row.first.label] = max(budgets.get(row.first.label, -1.0), _tokens(row))
-    lines: dict[str, list[Row]] = {}
+    lines: dict[str, list[ScoreRow]] = {}
     for row in rows:
         largest = row.first.mode != "reason" or _tokens(row) == budgets[row.first.label]
         if row.first.hops is not None and largest and _is_number(row.ndcg_at_10):
@@ -204,7 +204,7 @@ def hops_figure(name: str, task: str, rows: Sequence[Row]) -> Figure | None:
     return Figure(name, f"Quality by hop count: {task}", caption, f"nDCG@10 by hops on {task}. {spoken}.", _json(plot))
 
 
-def forced_figure(name: str, rows: Sequence[Row]) -> Figure | None:
+def forced_figure(name: str, rows: Sequence[ScoreRow]) -> Figure | None:
     """Share of queries whose reasoning was cut at the budget, with Wilson intervals. None where no row reasons."""
     import plotly.graph_objects as go
     from scipy.stats import binomtest
@@ -351,19 +351,19 @@ def _json(plot: go.Figure) -> dict[str, Any]:
     return result
 
 
-def _budget(row: Row) -> str:
+def _budget(row: ScoreRow) -> str:
     if row.first.mode != "reason":
         return row.first.mode
     tokens = row.first.max_reasoning_tokens
     return "reasoning" if tokens is None else f"reasoning ≤ {tokens}"
 
 
-def _tokens(row: Row) -> float:
+def _tokens(row: ScoreRow) -> float:
     tokens = row.first.max_reasoning_tokens
     return math.inf if tokens is None else tokens
 
 
-def _most(row: Row) -> str:
+def _most(row: ScoreRow) -> str:
     tokens = row.first.max_reasoning_tokens
     return "" if tokens is None else f" ≤ {tokens}"
 

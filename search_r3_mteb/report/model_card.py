@@ -21,7 +21,7 @@ from search_r3_mteb.report.tables import count, score, span
 from search_r3_mteb.report.training_logs import read_log
 
 FACTS_FILE = "model_card.json"
-LIMITS = (
+LIMITATIONS = (
     "It was trained with the prompts of its profile (search_r3.json); with other prompts it may not emit the embed token. "
     "The encoder then appends the token and counts the query as forced.",
     "Texts longer than the trained length are cut; the authors report weak results on long texts.",
@@ -54,7 +54,7 @@ class Facts:
     losses: tuple[str, ...] = ()
     config: str = ""
     results: tuple[Mapping[str, Any], ...] = ()
-    limits: tuple[str, ...] = LIMITS
+    limits: tuple[str, ...] = LIMITATIONS
     max_reasoning_tokens: int | None = None
     training: tuple[tuple[str, str], ...] = ()  # what else is known: steps, seed, commit, command
     exported: bool = False

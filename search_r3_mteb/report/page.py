@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.atomic import write_text
 from search_r3_mteb.report import figures as drawing
-from search_r3_mteb.report.comparisons import ReasoningDifference, Row
+from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
 from search_r3_mteb.report.explorer import Pair, build_payload, compress, find_pairs
 from search_r3_mteb.report.figures import Figure
 from search_r3_mteb.report.peers import Peer
@@ -75,7 +75,7 @@ class Content:
     """What the page shows."""
 
     evidence: Evidence
-    rows: Sequence[Row]
+    rows: Sequence[ScoreRow]
     differences: Sequence[ReasoningDifference]
     peers: Sequence[Peer] = ()
     title: str = "Search-R3: what the runs show"
@@ -176,7 +176,7 @@ def _pair_figures(pairs: Sequence[Pair]) -> list[Figure]:
 
 def _figure_groups(content: Content) -> list[_Group]:
     rows = content.rows
-    places: dict[tuple[Any, ...], list[Row]] = {}
+    places: dict[tuple[Any, ...], list[ScoreRow]] = {}
     for row in rows:
         places.setdefault(row.place[:3], []).append(row)
     cost: list[Figure | None] = []
@@ -287,7 +287,7 @@ def _difference_table(differences: Sequence[ReasoningDifference]) -> _Table:
     return _Table("difference-table", columns, lines)
 
 
-def _provenance_table(rows: Sequence[Row]) -> _Table:
+def _provenance_table(rows: Sequence[ScoreRow]) -> _Table:
     columns = _columns(
         ("Task", ""), ("Model", "wrap"), ("Mode", ""), ("Seeds", ""), ("Commit", ""), ("Command", "wrap"), ("File", "wrap")
     )  # fmt: skip

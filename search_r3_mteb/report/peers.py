@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from search_r3_mteb.report.comparisons import Row
+from search_r3_mteb.report.comparisons import ScoreRow
 from search_r3_mteb.report.query_files import plain
 from search_r3_mteb.report.records import Evidence
 
@@ -40,7 +40,7 @@ class _Corpus:
     queries: int | None
 
 
-def read_peers(path: Path, rows: Sequence[Row], evidence: Evidence) -> list[Peer]:
+def read_peers(path: Path, rows: Sequence[ScoreRow], evidence: Evidence) -> list[Peer]:
     """Peers of every task in `rows`, from a CSV with columns model, task, split, subset, ndcg_at_10, recall_at_10.
 
     Raises FileNotFoundError where there is no such file and ValueError where it lacks a column. Tasks of ours that the file
@@ -48,7 +48,7 @@ def read_peers(path: Path, rows: Sequence[Row], evidence: Evidence) -> list[Peer
     """
     if not path.is_file():
         raise FileNotFoundError(f"--peers {path}: no such file. Give the CSV of published MTEB retrieval scores.")
-    ours: dict[tuple[str, str], list[Row]] = {}
+    ours: dict[tuple[str, str], list[ScoreRow]] = {}
     for row in rows:
         if row.first.hops is None and row.first.subset is None:
             ours.setdefault((row.first.task, row.first.split), []).append(row)
@@ -89,7 +89,7 @@ def _read(path: Path, tasks: set[str], evidence: Evidence) -> list[dict[str, str
     return good
 
 
-def _select(task: str, split: str, entries: list[dict[str, str]], mine: list[Row]) -> list[Peer]:
+def _select(task: str, split: str, entries: list[dict[str, str]], mine: list[ScoreRow]) -> list[Peer]:
     """One peer a model, with those marked `shown` that name one of our models, are lexical, or are the best or the median."""
     models: dict[str, list[dict[str, str]]] = {}
     for entry in entries:  # several revisions of one model are several peers: their mean would be nobody's score
@@ -111,7 +111,7 @@ def _select(task: str, split: str, entries: list[dict[str, str]], mine: list[Row
     return [replace(peer, shown=True) if peer.model in landmarks else peer for peer in found]
 
 
-def _comparable(rows: list[dict[str, str]], mine: list[Row], same_size: tuple[bool, str]) -> tuple[bool, str]:
+def _comparable(rows: list[dict[str, str]], mine: list[ScoreRow], same_size: tuple[bool, str]) -> tuple[bool, str]:
     """Whether a peer searched our corpus: by its dataset revision where we know ours for an MTEB one, else by size."""
     if any(row["subset"] != "default" for row in rows):
         return False, "MTEB scores several subsets of this task, ours is one corpus"
@@ -124,7 +124,7 @@ def _comparable(rows: list[dict[str, str]], mine: list[Row], same_size: tuple[bo
     return same_size
 
 
-def _same_size(split: str, task: str, mine: list[Row]) -> tuple[bool, str]:
+def _same_size(split: str, task: str, mine: list[ScoreRow]) -> tuple[bool, str]:
     sizes = {_Corpus(row.first.documents, row.first.queries) for row in mine if row.first.documents is not None}
     theirs = _mteb_corpus(task, split)
     if theirs is None or not sizes:

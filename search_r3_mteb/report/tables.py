@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from search_r3_mteb.report.comparisons import ReasoningDifference, Row
+from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
 from search_r3_mteb.report.peers import Peer
 from search_r3_mteb.report.records import Message
 
@@ -65,7 +65,7 @@ BOLD_NOTE = (
 )
 
 
-def score_frame(rows: Sequence[Row], peers: Sequence[Peer] = ()) -> pd.DataFrame:
+def score_frame(rows: Sequence[ScoreRow], peers: Sequence[Peer] = ()) -> pd.DataFrame:
     """One line a row, then the peers of its task; numbers as numbers, None where a source does not give one."""
     order = {place: position for position, place in enumerate(dict.fromkeys(row.place[:2] for row in rows))}
     records = [_score_record(row) for row in rows] + [_peer_record(peer) for peer in peers]
@@ -104,7 +104,7 @@ def difference_frame(differences: Sequence[ReasoningDifference]) -> pd.DataFrame
 
 
 def render(
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     differences: Sequence[ReasoningDifference],
     peers: Sequence[Peer],
     messages: Sequence[Message],
@@ -214,7 +214,7 @@ def _csv(frame: pd.DataFrame) -> str:
     return str(_frame(records, list(frame.columns)).to_csv(index=False))
 
 
-def _score_record(row: Row) -> dict[str, Any]:
+def _score_record(row: ScoreRow) -> dict[str, Any]:
     run = row.first
     low, high = row.interval or (None, None)
     return {

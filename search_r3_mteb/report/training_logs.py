@@ -8,7 +8,7 @@ from typing import Any
 from search_r3_mteb.report.records import TrainingLog
 from search_r3_mteb.report.run_file import RunFile
 
-_KINDS = {"step": 0, "evaluate": 1, "audit": 2}
+_EVENTS = {"step": 0, "evaluate": 1, "audit": 2}
 
 
 def read_log(file: RunFile) -> TrainingLog | None:
@@ -17,7 +17,7 @@ def read_log(file: RunFile) -> TrainingLog | None:
     infinite: dict[str, int] = {}
     stepless = 0
     for row in file.json_lines():
-        kind = _KINDS.get(str(row.get("event")))
+        kind = _EVENTS.get(str(row.get("event")))
         if kind is None:
             continue  # start, stop, checkpoint and other events carry nothing to draw
         if isinstance(row.get("step"), bool) or not isinstance(row.get("step"), int):

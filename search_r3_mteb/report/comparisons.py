@@ -34,6 +34,12 @@ class ScoreRow:
         run = self.first
         return (run.task, run.split, run.subset, run.hops)
 
+    @property
+    def budget(self) -> float:
+        """The most reasoning tokens of one query, infinite where no budget is known."""
+        tokens = self.first.max_reasoning_tokens
+        return math.inf if tokens is None else tokens
+
     def average(self, name: str) -> float | None:
         """Mean of a field over the seeds that have it."""
         return mean(getattr(run, name) for run in self.runs)

@@ -6,12 +6,23 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search_r3_mteb.report.figures import HELPED, HURT, NEUTRAL, PALETTE, Figure, _figure, _json, _plain_text
-from search_r3_mteb.report.page import _Group
+from search_r3_mteb.report.plot import (
+    HELPED,
+    HURT,
+    MOST_POINTS,
+    NEUTRAL,
+    PALETTE,
+    Figure,
+    FigureGroup,
+    blank_plot,
+    error_bars,
+    line_colour,
+    plain_label,
+    plot_json,
+)
 from search_r3_mteb.report.records import Evidence
 
 _VERSION_READ = 1
-_MOST_POINTS = 1_500
 _CONTROL_LABELS = {
     "own": "own reasoning",
     "other": "another query's",
@@ -22,7 +33,7 @@ _CONTROL_LABELS = {
 JsonObject = Mapping[str, Any]
 
 
-def diagnose_groups(evidence: Evidence) -> list[_Group]:
+def diagnose_groups(evidence: Evidence) -> list[FigureGroup]:
     """One group of figures for each diagnose.json; a message in `evidence` for each that cannot be used."""
     groups = []
     for number, data in enumerate(evidence.diagnoses):
@@ -44,12 +55,12 @@ def diagnose_groups(evidence: Evidence) -> list[_Group]:
     return groups
 
 
-def _group(data: JsonObject, number: int) -> _Group:
+def _group(data: JsonObject, number: int) -> FigureGroup:
     first, name = data["groups"][0], f"diagnose-{number}"
     drawn = len(data["per_query"]["query_id"])
     text = f"{data['verdict']['text']} {drawn:,} of {data['queries_in_task']:,} judged queries, commit {data['commit'][:12]}."
     skipped = "; ".join(f"budget {each['max_reasoning_tokens']}: {each['why']}" for each in data["skipped"])
-    return _Group(
+    return FigureGroup(
         name,
         f"Does the reasoning matter? {data['model']} on {data['task']}",
         [
@@ -67,7 +78,7 @@ def _group(data: JsonObject, number: int) -> _Group:
 def _controls_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
     import plotly.graph_objects as go
 
-    plot = _figure("", "nDCG@10")
+    plot = blank_plot("", "nDCG@10")
     labels = [_label(group) for group in groups]
     colours = (HELPED, HURT, *PALETTE[2:4], NEUTRAL)
     for (key, label), colour in zip(_CONTROL_LABELS.items(), colours, strict=True):
@@ -84,7 +95,7 @@ def _controls_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
         f"{_CONTROL_LABELS[key]} {_shown(controls[key]['own_minus_this'])}" for key in list(_CONTROL_LABELS)[1:]
     )
     caption = f"All queries, own reasoning minus: {said}. Bars are 95 % bootstrap intervals."
-    return Figure(name, "The same queries after another reasoning", caption, caption, _json(plot))
+    return Figure(name, "The same queries after another reasoning", caption, caption, plot_json(plot))
 
 
 def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figure:
@@ -94,7 +105,7 @@ def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figu
     same, different = (np.array(columns[key], dtype=float) for key in ("cosine_same", "cosine_different"))
     lowest = min(float(same.min()), float(different.min()))
     edges = np.linspace(math.floor(lowest * 20) / 20, 1.0, 41)
-    plot = _figure("Mean cosine", "Queries")
+    plot = blank_plot("Mean cosine", "Queries")
     pairs = (
         ("the same query, other rollouts", same, HELPED),
         ("other queries", different, NEUTRAL),
@@ -119,19 +130,19 @@ def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figu
         f"{movement['different_queries']['mean']:.3f} between queries; {movement['distinct_reasonings']['mean']:.1f} different "
         f"reasonings a query.{moved}"
     )
-    return Figure(name, "Does the vector move with the reasoning?", caption, caption, _json(plot))
+    return Figure(name, "Does the vector move with the reasoning?", caption, caption, plot_json(plot))
 
 
 def _spread_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figure:
     import plotly.graph_objects as go
 
     points = list(zip(columns["query_id"], columns["cosine_same"], columns["ndcg_spread"], strict=True))
-    stride = max(1, math.ceil(len(points) / _MOST_POINTS))
+    stride = max(1, math.ceil(len(points) / MOST_POINTS))
     points = points[::stride]
-    plot = _figure("Cosine between rollouts of the query", "Standard deviation of nDCG@10")
+    plot = blank_plot("Cosine between rollouts of the query", "Standard deviation of nDCG@10")
     plot.add_trace(
         go.Scatter(
-            x=[x for _, x, _ in points], y=[y for *_, y in points], customdata=[_plain_text(key) for key, *_ in points],
+            x=[x for _, x, _ in points], y=[y for *_, y in points], customdata=[plain_label(key) for key, *_ in points],
             mode="markers", marker={"color": HELPED, "size": 6, "opacity": 0.5}, showlegend=False,
             hovertemplate="%{customdata}: cosine %{x:.3f}, spread %{y:.3f}<extra></extra>",
         )
@@ -146,13 +157,13 @@ def _spread_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figu
         f"{movement['worst_rollout']['mean']:.3f}; quality varies in {movement['queries_with_spread']['mean']:.0%} of the "
         f"queries.{within}{related}{thinned}"
     )
-    return Figure(name, "What different rollouts are worth", caption, caption, _json(plot))
+    return Figure(name, "What different rollouts are worth", caption, caption, plot_json(plot))
 
 
 def _budget_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
     import plotly.graph_objects as go
 
-    plot = _figure("Budget (reasoning tokens)", "nDCG@10")
+    plot = blank_plot("Budget (reasoning tokens)", "nDCG@10")
     for number, group in enumerate(groups):
         runs = group["budgets"]
         qualities = [run["ndcg_at_10"] for run in runs]
@@ -160,7 +171,7 @@ def _budget_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
             go.Scatter(
                 x=[str(run["max_reasoning_tokens"]) for run in runs], y=[each["mean"] for each in qualities],
                 name=_label(group), mode="lines+markers", error_y=_bars(qualities),
-                line={"color": PALETTE[number % len(PALETTE)], "width": 2},
+                line={"color": line_colour(number), "width": 2},
                 marker={"size": 8, "symbol": number % 6},
                 text=[f"{run['reasoning_tokens']['mean']:.1f} tokens, {run['forced']['mean']:.0%} forced" for run in runs],
                 hovertemplate="budget %{x}: %{y:.3f}, %{text}<extra></extra>",
@@ -173,7 +184,7 @@ def _budget_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
         for run in groups[0]["budgets"]
     )
     caption = f"All queries, nDCG@10 by budget: {said}. Bars are 95 % bootstrap intervals."
-    return Figure(name, "Quality by budget", caption, caption, _json(plot))
+    return Figure(name, "Quality by budget", caption, caption, plot_json(plot))
 
 
 def _pooling_figure(name: str, group: JsonObject) -> Figure:
@@ -181,7 +192,7 @@ def _pooling_figure(name: str, group: JsonObject) -> Figure:
 
     runs = group["pooling"]
     qualities, own = [run["ndcg_at_10"] for run in runs], group["controls"]["own"]["ndcg_at_10"]
-    plot = _figure("Rollouts whose vectors are averaged", "nDCG@10")
+    plot = blank_plot("Rollouts whose vectors are averaged", "nDCG@10")
     plot.add_trace(
         go.Scatter(
             x=[str(run["rollouts"]) for run in runs], y=[each["mean"] for each in qualities], name="mean of sampled rollouts",
@@ -195,13 +206,13 @@ def _pooling_figure(name: str, group: JsonObject) -> Figure:
         f"{run['rollouts']} over one {_shown(run['minus_single'])}" for run in runs if "minus_single" in run
     )
     caption = (f"Gain of {gains}. " if gains else "") + f"Dotted: the own reasoning, {own['mean']:.3f}."
-    return Figure(name, "What averaging rollouts gains", caption, caption, _json(plot))
+    return Figure(name, "What averaging rollouts gains", caption, caption, plot_json(plot))
 
 
 def _length_figure(name: str, bins: Sequence[JsonObject]) -> Figure:
     import plotly.graph_objects as go
 
-    plot = _figure("Reasoning tokens", "nDCG@10")
+    plot = blank_plot("Reasoning tokens", "nDCG@10")
     labels = [_length(each) for each in bins]
     for key, label, colour in (("ndcg_at_10", "own reasoning", HELPED), ("direct", "direct template", NEUTRAL)):
         qualities = [each[key] for each in bins]
@@ -216,7 +227,7 @@ def _length_figure(name: str, bins: Sequence[JsonObject]) -> Figure:
     plot.update_xaxes(type="category")
     said = "; ".join(f"{_length(each)}: {_shown(each['own_minus_direct'])}" for each in bins)
     caption = f"Own reasoning minus direct on the same queries, by tokens: {said}. Bars are 95 % bootstrap intervals."
-    return Figure(name, "Quality by length of the reasoning", caption, caption, _json(plot))
+    return Figure(name, "Quality by length of the reasoning", caption, caption, plot_json(plot))
 
 
 def _length(each: JsonObject) -> str:
@@ -230,13 +241,7 @@ def _label(group: JsonObject) -> str:
 
 
 def _bars(qualities: Sequence[JsonObject]) -> dict[str, Any]:
-    return {
-        "array": [max(0.0, each["interval"][1] - each["mean"]) for each in qualities],
-        "arrayminus": [max(0.0, each["mean"] - each["interval"][0]) for each in qualities],
-        "symmetric": False,
-        "thickness": 1,
-        "width": 3,
-    }
+    return error_bars([each["mean"] for each in qualities], [each["interval"] for each in qualities])
 
 
 def _shown(record: JsonObject) -> str:

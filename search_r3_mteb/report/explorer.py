@@ -89,7 +89,7 @@ def find_pairs(rows: Sequence[ScoreRow]) -> list[Pair]:
     for row in usable:
         if row.first.mode == "reason":
             key = (row.place, row.first.label)
-            if key not in reason or _budget(row) > _budget(reason[key]):
+            if key not in reason or row.budget > reason[key].budget:
                 reason[key] = row
     pairs, used = [], set()
     for key, row in reason.items():
@@ -217,11 +217,6 @@ def _query_means(row: ScoreRow) -> dict[str, float]:
     keys = dict.fromkeys(key for run in runs for key in run)
     found = {key: mean(run.get(key) for run in runs) for key in keys}
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _budget(row: ScoreRow) -> float:
-    tokens = row.first.max_reasoning_tokens
-    return math.inf if tokens is None else tokens
 
 
 def _cut(text: str, most: int | None) -> str:

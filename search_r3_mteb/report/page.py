@@ -18,8 +18,8 @@ from search_r3_mteb.atomic import write_text
 from search_r3_mteb.report import figures as drawing
 from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
 from search_r3_mteb.report.explorer import Pair, build_payload, compress, find_pairs
-from search_r3_mteb.report.figures import Figure
 from search_r3_mteb.report.peers import Peer
+from search_r3_mteb.report.plot import Figure, FigureGroup
 from search_r3_mteb.report.records import Evidence
 from search_r3_mteb.report.tables import (
     count,
@@ -30,6 +30,7 @@ from search_r3_mteb.report.tables import (
     span,
     table_notes,
 )
+from search_r3_mteb.report.training_figures import training_figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,14 +64,6 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Group:
-    id: str
-    title: str
-    figures: list[Figure]
-    text: str = ""
-
-
-@dataclass(frozen=True)
 class Content:
     """What the page shows."""
 
@@ -79,7 +72,7 @@ class Content:
     differences: Sequence[ReasoningDifference]
     peers: Sequence[Peer] = ()
     title: str = "Search-R3: what the runs show"
-    extra_groups: Sequence[_Group] = field(default_factory=tuple)
+    extra_groups: Sequence[FigureGroup] = field(default_factory=tuple)
 
 
 def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> int:
@@ -116,7 +109,7 @@ def _plotly() -> str:
     return compress(get_plotlyjs())
 
 
-def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[_Group]) -> dict[str, Any]:
+def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGroup]) -> dict[str, Any]:
     evidence, rows = content.evidence, content.rows
     few = [peer for peer in content.peers if peer.shown]
     differences = _difference_table(content.differences)
@@ -174,7 +167,7 @@ def _pair_figures(pairs: Sequence[Pair]) -> list[Figure]:
     return [figure for figure in found if figure is not None]
 
 
-def _figure_groups(content: Content) -> list[_Group]:
+def _figure_groups(content: Content) -> list[FigureGroup]:
     rows = content.rows
     places: dict[tuple[Any, ...], list[ScoreRow]] = {}
     for row in rows:
@@ -186,12 +179,10 @@ def _figure_groups(content: Content) -> list[_Group]:
         cost.append(drawing.cost_figure(f"cost-{number}", label, whole))
         cost.append(drawing.hops_figure(f"hops-{number}", label, mine))
     cost.append(drawing.forced_figure("forced", rows))
-    training = [
-        figure for number, log in enumerate(content.evidence.logs) for figure in drawing.training_figures(log, number)
-    ]
+    training = [figure for number, log in enumerate(content.evidence.logs) for figure in training_figures(log, number)]
     groups = [
-        _Group("cost", "Cost of reasoning", [figure for figure in cost if figure is not None]),
-        _Group(
+        FigureGroup("cost", "Cost of reasoning", [figure for figure in cost if figure is not None]),
+        FigureGroup(
             "training",
             "Training runs",
             training,

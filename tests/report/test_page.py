@@ -17,10 +17,10 @@ from search_r3_mteb.report.figures import (
     forced_figure,
     hops_figure,
     length_figure,
-    training_figures,
 )
 from search_r3_mteb.report.page import Content, write_page
 from search_r3_mteb.report.runs import read_runs
+from search_r3_mteb.report.training_figures import training_figures
 
 
 def unpacked(text, name="data"):

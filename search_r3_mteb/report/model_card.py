@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_json, write_text
+from search_r3_mteb.report.number_text import count, score, span
 from search_r3_mteb.report.records import Evidence
 from search_r3_mteb.report.run_file import RunFile
-from search_r3_mteb.report.tables import count, score, span
 from search_r3_mteb.report.training_logs import read_log
 
 FACTS_FILE = "model_card.json"

@@ -7,60 +7,26 @@ bundle would have had to be copied into the repository. A content security polic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search_r3_mteb.atomic import write_text
 from search_r3_mteb.report import figures as drawing
 from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
 from search_r3_mteb.report.explorer import Pair, build_payload, compress, find_pairs
+from search_r3_mteb.report.number_text import p_value, signed
+from search_r3_mteb.report.page_tables import difference_table, provenance_table, score_table
 from search_r3_mteb.report.peers import Peer
 from search_r3_mteb.report.plot import Figure, FigureGroup
 from search_r3_mteb.report.records import Evidence
-from search_r3_mteb.report.tables import (
-    count,
-    difference_frame,
-    score,
-    score_frame,
-    signed,
-    span,
-    table_notes,
-)
+from search_r3_mteb.report.tables import score_frame, table_notes
 from search_r3_mteb.report.training_figures import training_figures
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MOST_BYTES = 4_900_000  # of the finished file
 _HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class _Cell:
-    text: str
-    sort: str | float = ""
-    kind: str = ""
-    strong: bool = False
-    small: str = ""
-    hint: str = ""
-
-
-@dataclass(frozen=True)
-class _Line:
-    cells: list[_Cell]
-    kind: str = ""
-    hidden: bool = False
-
-
-@dataclass(frozen=True)
-class _Table:
-    id: str
-    columns: list[dict[str, str]]
-    rows: list[_Line]
 
 
 @dataclass(frozen=True)
@@ -112,7 +78,7 @@ def _plotly() -> str:
 def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGroup]) -> dict[str, Any]:
     evidence, rows = content.evidence, content.rows
     few = [peer for peer in content.peers if peer.shown]
-    differences = _difference_table(content.differences)
+    differences = difference_table(content.differences)
     sections = [("scores", "Scores")]
     if differences.rows or pairs:
         sections.append(("reasoning", "Reasoning against direct"))
@@ -129,7 +95,7 @@ def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGro
         "sections": sections,
         "messages": _message_groups(evidence),
         "messages_title": f"{_plural(len(evidence.messages), 'message')} about these runs",
-        "scores": _score_table(
+        "scores": score_table(
             score_frame(rows, content.peers), {(p.model, p.task) for p in content.peers if not p.shown}
         ),
         "by_hops": any(row.first.hops is not None for row in rows),
@@ -140,7 +106,7 @@ def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGro
         "has_pairs": bool(pairs),
         "pair_titles": [pair.title for pair in pairs],
         "figure_groups": groups,
-        "provenance": _provenance_table(rows),
+        "provenance": provenance_table(rows),
         "footer": "Written by search-r3 report. This file is complete: it loads nothing.",
         "css": (_HERE / "page.css").read_text(encoding="utf-8"),
         "script": (_HERE / "page.js").read_text(encoding="utf-8"),
@@ -209,106 +175,9 @@ def _verdict(item: ReasoningDifference) -> str:
     seeds = len(item.reason.runs)
     return (
         f"{subject}: reasoning {effect}: nDCG@10 {signed(result.difference)} "
-        f"(95 % interval {signed(result.low)} to {signed(result.high)}, p = {result.p:.2g}, "
+        f"(95 % interval {signed(result.low)} to {signed(result.high)}, p = {p_value(result.p)}, "
         f"{_plural(result.queries, 'query', 'queries')}, {_plural(seeds, 'seed')})."
     )
-
-
-def _score_table(frame: pd.DataFrame, further: set[tuple[str, str]]) -> _Table:
-    columns = _columns(
-        ("Task", ""), ("Model", "wrap"), ("Mode", ""), ("nDCG@10", "number"), ("Recall@10", "number"), ("Tokens/query", "number"),
-        ("Forced", "number"), ("Queries/s", "number"), ("Queries", "number"), ("From", ""),
-    )  # fmt: skip
-    lines = []
-    for row in frame.to_dict("records"):
-        mode = row["mode"] if row["max_reasoning_tokens"] is None else f"{row['mode']} ≤ {row['max_reasoning_tokens']}"
-        interval = "" if row["low"] is None else f"[{span(row['low'], row['high']).replace(' to ', ', ')}]"
-        forced = row["forced_share"] if row["mode"] == "reason" else None
-        cells = [
-            _Cell(row["task"], row["task"]),
-            _Cell(row["model"], row["model"], "wrap"),
-            _Cell(mode, f"{row['mode']} {row['max_reasoning_tokens'] or 0:08d}"),
-            _number(
-                row["ndcg_at_10"], score(row["ndcg_at_10"]), strong=row["best"], small=interval, hint=row["note"] or ""
-            ),
-            _number(row["recall_at_10"], score(row["recall_at_10"])),
-            _number(row["reasoning_tokens"], count(row["reasoning_tokens"], 1)),
-            _number(forced, "–" if forced is None or math.isnan(forced) else f"{forced:.1%}"),
-            _number(row["queries_per_second"], count(row["queries_per_second"], 1)),
-            _number(
-                row["queries"], count(row["queries"]), small=f"{row['seeds']} seeds" if (row["seeds"] or 1) > 1 else ""
-            ),
-            _Cell(row["origin"], row["origin"], hint=row["note"] if row["published"] else ""),
-        ]
-        more = row["published"] and (row["model"], row["task_name"]) in further
-        kinds = {"published": row["published"], "other-corpus": not row["comparable"], "further": more}
-        kinds["hops"] = row["hops"] is not None
-        names = [name for name, on in kinds.items() if on]
-        lines.append(_Line(cells, " ".join(names), hidden="further" in names or "hops" in names))
-    return _Table("score-table", columns, lines)
-
-
-def _difference_table(differences: Sequence[ReasoningDifference]) -> _Table:
-    columns = _columns(
-        ("Task", ""), ("Model", "wrap"), ("Budget", "number"), ("Direct", "number"), ("Reasoning", "number"),
-        ("Difference", "number"), ("p", "number"), ("Queries", "number"), ("Seeds", "number"),
-    )  # fmt: skip
-    lines = []
-    for row in difference_frame(differences).to_dict("records"):
-        interval = "" if row["low"] is None else f"[{signed(row['low'])}, {signed(row['high'])}]"
-        cells = [
-            _Cell(row["task"], row["task"]),
-            _Cell(row["model"], row["model"], "wrap"),
-            _number(row["budget"], count(row["budget"])),
-            _number(row["direct"], score(row["direct"])),
-            _number(row["reason"], score(row["reason"])),
-            _number(
-                row["difference"],
-                signed(row["difference"]),
-                strong=row["significant"],
-                small=interval,
-                hint=row["note"],
-            ),
-            _number(row["p"], "–" if row["p"] is None else f"{row['p']:.2g}"),
-            _number(row["queries"], count(row["queries"])),
-            _number(row["seeds"], count(row["seeds"])),
-        ]
-        by_hops = row["hops"] is not None
-        lines.append(_Line(cells, "hops" * by_hops, hidden=by_hops))
-    return _Table("difference-table", columns, lines)
-
-
-def _provenance_table(rows: Sequence[ScoreRow]) -> _Table:
-    columns = _columns(
-        ("Task", ""), ("Model", "wrap"), ("Mode", ""), ("Seeds", ""), ("Commit", ""), ("Command", "wrap"), ("File", "wrap")
-    )  # fmt: skip
-    lines = []
-    for row in rows:
-        if row.first.hops is not None:
-            continue
-        runs = row.runs
-        commits = ", ".join(dict.fromkeys(run.commit[:12] for run in runs if run.commit)) or "–"
-        texts = [
-            row.first.task_label,
-            row.first.label,
-            row.first.mode,
-            ", ".join(str(run.seed) for run in runs),
-            commits,
-            row.first.command or "–",
-            ", ".join(dict.fromkeys(run.source for run in runs)),
-        ]
-        cells = [_Cell(text, text, column["kind"]) for text, column in zip(texts, columns, strict=True)]
-        lines.append(_Line(cells))
-    return _Table("provenance-table", columns, lines)
-
-
-def _columns(*titles: tuple[str, str]) -> list[dict[str, str]]:
-    return [{"title": title, "kind": kind} for title, kind in titles]
-
-
-def _number(value: Any, text: str, *, strong: bool = False, small: str = "", hint: str = "") -> _Cell:
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return _Cell(text, "" if missing else value, "number", strong, small, hint)
 
 
 def _plural(number: int, one: str, many: str | None = None) -> str:

@@ -6,11 +6,11 @@ difference, where its p is below 0.05. Published scores have no per-query values
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
+from search_r3_mteb.report.number_text import count, is_nan, p_value, score, signed, span
 from search_r3_mteb.report.peers import Peer
 from search_r3_mteb.report.records import Message
 
@@ -176,30 +176,6 @@ def bold(text: str, form: TextFormat) -> str:
     return {"md": f"**{text}**", "latex": f"\\textbf{{{text}}}", "csv": text}[form]
 
 
-def score(value: Any) -> str:
-    """A quality to three decimals, NaN said as such, a dash for what was not measured."""
-    if value is None:
-        return "–"
-    return "NaN" if _is_nan(value) else f"{value:.3f}"
-
-
-def signed(value: Any) -> str:
-    """A difference with its sign."""
-    return "–" if value is None or _is_nan(value) else f"{value:+.3f}".replace("-", "−")
-
-
-def span(low: Any, high: Any) -> str:
-    """An interval of qualities."""
-    return "–" if low is None or high is None or _is_nan(low) else f"{low:.3f} to {high:.3f}"
-
-
-def count(value: Any, digits: int = 0) -> str:
-    """A number with thousands separators."""
-    if value is None:
-        return "–"
-    return "NaN" if _is_nan(value) else f"{value:,.{digits}f}"
-
-
 def _frame(records: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
     """A frame of Python objects: None stays "not measured", NaN stays NaN, whole numbers stay whole."""
     import pandas as pd
@@ -209,7 +185,7 @@ def _frame(records: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
 
 def _csv(frame: pd.DataFrame) -> str:
     records = [
-        {key: "NaN" if _is_nan(value) else value for key, value in row.items()} for row in frame.to_dict("records")
+        {key: "NaN" if is_nan(value) else value for key, value in row.items()} for row in frame.to_dict("records")
     ]
     return str(_frame(records, list(frame.columns)).to_csv(index=False))
 
@@ -268,7 +244,7 @@ def _cell(key: str, value: Any) -> str:
     if key in ("recall_at_10", "direct", "reason"):
         return score(value)
     if key == "p":
-        return "–" if value is None else f"{value:.2g}"
+        return p_value(value)
     if key in ("reasoning_tokens", "queries_per_second"):
         return count(value, 1)
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -319,7 +295,3 @@ def _latex_escape(text: str) -> str:
         "–": "--", "−": "$-$", "‡": "$\\ddagger$", "·": "$\\cdot$", "<": "$<$", ">": "$>$",
     }  # fmt: skip
     return "".join(table.get(character, character) for character in text)
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from search_r3_mteb.report.plot import (
     HELPED,
     HURT,
@@ -76,18 +78,14 @@ def _group(data: JsonObject, number: int) -> FigureGroup:
 
 
 def _controls_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
-    import plotly.graph_objects as go
-
     plot = blank_plot("", "nDCG@10")
     labels = [_label(group) for group in groups]
     colours = (HELPED, HURT, *PALETTE[2:4], NEUTRAL)
     for (key, label), colour in zip(_CONTROL_LABELS.items(), colours, strict=True):
         qualities = [group["controls"][key]["ndcg_at_10"] for group in groups]
-        plot.add_trace(
-            go.Bar(
-                x=labels, y=[each["mean"] for each in qualities], name=label, marker_color=colour, error_y=_bars(qualities),
-                hovertemplate="%{x}: %{y:.3f}<extra>" + label + "</extra>",
-            )
+        plot.add_bar(
+            x=labels, y=[each["mean"] for each in qualities], name=label, marker_color=colour, error_y=_bars(qualities),
+            hovertemplate="%{x}: %{y:.3f}<extra>" + label + "</extra>",
         )  # fmt: skip
     plot.update_layout(barmode="group", bargap=0.2)
     controls = groups[0]["controls"]
@@ -99,9 +97,6 @@ def _controls_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
 
 
 def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figure:
-    import numpy as np
-    import plotly.graph_objects as go
-
     same, different = (np.array(columns[key], dtype=float) for key in ("cosine_same", "cosine_different"))
     lowest = min(float(same.min()), float(different.min()))
     edges = np.linspace(math.floor(lowest * 20) / 20, 1.0, 41)
@@ -112,11 +107,9 @@ def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figu
     )
     for label, values, colour in pairs:
         counts, _ = np.histogram(values.clip(max=1.0), edges)
-        plot.add_trace(
-            go.Bar(
-                x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1] - edges[0], name=label, marker_color=colour, opacity=0.75,
-                hovertemplate="%{x:.3f}: %{y} queries<extra>" + label + "</extra>",
-            )
+        plot.add_bar(
+            x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1] - edges[0], name=label, marker_color=colour, opacity=0.75,
+            hovertemplate="%{x:.3f}: %{y} queries<extra>" + label + "</extra>",
         )  # fmt: skip
     plot.update_layout(barmode="overlay", bargap=0)
     reworded = movement["same_query_other_words"]
@@ -134,18 +127,14 @@ def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figu
 
 
 def _spread_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figure:
-    import plotly.graph_objects as go
-
     points = list(zip(columns["query_id"], columns["cosine_same"], columns["ndcg_spread"], strict=True))
     stride = max(1, math.ceil(len(points) / MOST_POINTS))
     points = points[::stride]
     plot = blank_plot("Cosine between rollouts of the query", "Standard deviation of nDCG@10")
-    plot.add_trace(
-        go.Scatter(
-            x=[x for _, x, _ in points], y=[y for *_, y in points], customdata=[plain_label(key) for key, *_ in points],
-            mode="markers", marker={"color": HELPED, "size": 6, "opacity": 0.5}, showlegend=False,
-            hovertemplate="%{customdata}: cosine %{x:.3f}, spread %{y:.3f}<extra></extra>",
-        )
+    plot.add_scatter(
+        x=[x for _, x, _ in points], y=[y for *_, y in points], customdata=[plain_label(key) for key, *_ in points],
+        mode="markers", marker={"color": HELPED, "size": 6, "opacity": 0.5}, showlegend=False,
+        hovertemplate="%{customdata}: cosine %{x:.3f}, spread %{y:.3f}<extra></extra>",
     )  # fmt: skip
     share = movement["variance_within_queries"]
     within = "" if share is None else f" {share:.0%} of the variance of nDCG@10 lies within queries."
@@ -161,21 +150,17 @@ def _spread_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figu
 
 
 def _budget_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
-    import plotly.graph_objects as go
-
     plot = blank_plot("Budget (reasoning tokens)", "nDCG@10")
     for number, group in enumerate(groups):
         runs = group["budgets"]
         qualities = [run["ndcg_at_10"] for run in runs]
-        plot.add_trace(
-            go.Scatter(
-                x=[str(run["max_reasoning_tokens"]) for run in runs], y=[each["mean"] for each in qualities],
-                name=_label(group), mode="lines+markers", error_y=_bars(qualities),
-                line={"color": line_colour(number), "width": 2},
-                marker={"size": 8, "symbol": number % 6},
-                text=[f"{run['reasoning_tokens']['mean']:.1f} tokens, {run['forced']['mean']:.0%} forced" for run in runs],
-                hovertemplate="budget %{x}: %{y:.3f}, %{text}<extra></extra>",
-            )
+        plot.add_scatter(
+            x=[str(run["max_reasoning_tokens"]) for run in runs], y=[each["mean"] for each in qualities],
+            name=_label(group), mode="lines+markers", error_y=_bars(qualities),
+            line={"color": line_colour(number), "width": 2},
+            marker={"size": 8, "symbol": number % 6},
+            text=[f"{run['reasoning_tokens']['mean']:.1f} tokens, {run['forced']['mean']:.0%} forced" for run in runs],
+            hovertemplate="budget %{x}: %{y:.3f}, %{text}<extra></extra>",
         )  # fmt: skip
     plot.update_xaxes(type="category")
     plot.update_layout(showlegend=True)
@@ -188,17 +173,13 @@ def _budget_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
 
 
 def _pooling_figure(name: str, group: JsonObject) -> Figure:
-    import plotly.graph_objects as go
-
     runs = group["pooling"]
     qualities, own = [run["ndcg_at_10"] for run in runs], group["controls"]["own"]["ndcg_at_10"]
     plot = blank_plot("Rollouts whose vectors are averaged", "nDCG@10")
-    plot.add_trace(
-        go.Scatter(
-            x=[str(run["rollouts"]) for run in runs], y=[each["mean"] for each in qualities], name="mean of sampled rollouts",
-            mode="lines+markers", error_y=_bars(qualities), line={"color": HELPED, "width": 2}, marker={"size": 9},
-            hovertemplate="%{x} rollouts: %{y:.3f}<extra></extra>",
-        )
+    plot.add_scatter(
+        x=[str(run["rollouts"]) for run in runs], y=[each["mean"] for each in qualities], name="mean of sampled rollouts",
+        mode="lines+markers", error_y=_bars(qualities), line={"color": HELPED, "width": 2}, marker={"size": 9},
+        hovertemplate="%{x} rollouts: %{y:.3f}<extra></extra>",
     )  # fmt: skip
     plot.add_hline(y=own["mean"], line={"color": NEUTRAL, "dash": "dot"})
     plot.update_xaxes(type="category")
@@ -210,18 +191,14 @@ def _pooling_figure(name: str, group: JsonObject) -> Figure:
 
 
 def _length_figure(name: str, bins: Sequence[JsonObject]) -> Figure:
-    import plotly.graph_objects as go
-
     plot = blank_plot("Reasoning tokens", "nDCG@10")
     labels = [_length(each) for each in bins]
     for key, label, colour in (("ndcg_at_10", "own reasoning", HELPED), ("direct", "direct template", NEUTRAL)):
         qualities = [each[key] for each in bins]
-        plot.add_trace(
-            go.Bar(
-                x=labels, y=[each["mean"] for each in qualities], name=label, marker_color=colour, error_y=_bars(qualities),
-                text=[f"{each['queries']} queries" for each in qualities], textposition="none",
-                hovertemplate="%{x} tokens: %{y:.3f}, %{text}<extra>" + label + "</extra>",
-            )
+        plot.add_bar(
+            x=labels, y=[each["mean"] for each in qualities], name=label, marker_color=colour, error_y=_bars(qualities),
+            text=[f"{each['queries']} queries" for each in qualities], textposition="none",
+            hovertemplate="%{x} tokens: %{y:.3f}, %{text}<extra>" + label + "</extra>",
         )  # fmt: skip
     plot.update_layout(barmode="group", bargap=0.2)
     plot.update_xaxes(type="category")

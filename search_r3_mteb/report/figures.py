@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from search_r3_mteb.report.comparisons import ScoreRow
 from search_r3_mteb.report.plot import (
     HELPED,
@@ -22,9 +24,6 @@ from search_r3_mteb.report.records import QueryOutcome
 
 def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Figure:
     """Per-query nDCG@10 with reasoning minus without, sorted. `differences` are (query id, difference)."""
-    import numpy as np
-    import plotly.graph_objects as go
-
     ordered = sorted(differences, key=lambda item: (-item[1], item[0]))
     values = np.round(np.array([value for _, value in ordered], dtype=np.float32), 4)
     rank = np.arange(1, len(values) + 1, dtype=np.int32)
@@ -32,17 +31,13 @@ def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Fi
     same = len(values) - helped - hurt
     plot = blank_plot("Queries, sorted by difference", "nDCG@10: reasoning minus direct")
     for label, part, colour in (("helped", values.clip(min=0), HELPED), ("hurt", values.clip(max=0), HURT)):
-        plot.add_trace(
-            go.Scatter(
-                x=rank, y=part, name=label, mode="lines", fill="tozeroy", line={"shape": "hvh", "width": 1, "color": colour},
-                hoverinfo="skip",
-            )
+        plot.add_scatter(
+            x=rank, y=part, name=label, mode="lines", fill="tozeroy", line={"shape": "hvh", "width": 1, "color": colour},
+            hoverinfo="skip",
         )  # fmt: skip
-    plot.add_trace(
-        go.Scatter(
-            x=rank, y=values, customdata=[key for key, _ in ordered], mode="lines", showlegend=False,
-            line={"width": 0, "color": NEUTRAL}, hovertemplate="query %{customdata}: %{y:+.3f}<extra></extra>",
-        )
+    plot.add_scatter(
+        x=rank, y=values, customdata=[key for key, _ in ordered], mode="lines", showlegend=False,
+        line={"width": 0, "color": NEUTRAL}, hovertemplate="query %{customdata}: %{y:+.3f}<extra></extra>",
     )  # fmt: skip
     # The line without width is what the pointer finds; ten thousand markers would take a browser seconds to draw.
     plot.update_layout(hovermode="x")
@@ -63,9 +58,6 @@ def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Fi
 
 def length_figure(name: str, outcomes: Mapping[str, QueryOutcome]) -> Figure | None:
     """Histogram of reasoning lengths, forced rows apart. None where no query has a length."""
-    import numpy as np
-    import plotly.graph_objects as go
-
     known = [item for item in outcomes.values() if item.reasoning_tokens is not None]
     if not known:
         return None
@@ -76,11 +68,9 @@ def length_figure(name: str, outcomes: Mapping[str, QueryOutcome]) -> Figure | N
     plot = blank_plot("Reasoning tokens", "Queries")
     for label, part, colour in (("finished by itself", lengths[~forced], HELPED), ("forced", lengths[forced], HURT)):
         counts, _ = np.histogram(part, edges)
-        plot.add_trace(
-            go.Bar(
-                x=edges[:-1] + step / 2, y=counts, width=step, name=label, marker_color=colour, customdata=edges[:-1],
-                hovertemplate="from %{customdata} tokens: %{y} queries<extra></extra>",
-            )
+        plot.add_bar(
+            x=edges[:-1] + step / 2, y=counts, width=step, name=label, marker_color=colour, customdata=edges[:-1],
+            hovertemplate="from %{customdata} tokens: %{y} queries<extra></extra>",
         )  # fmt: skip
     plot.update_layout(barmode="stack", bargap=0.05)
     middle, share = float(np.median(lengths)), _share(int(forced.sum()), len(known))
@@ -96,8 +86,6 @@ def length_figure(name: str, outcomes: Mapping[str, QueryOutcome]) -> Figure | N
 
 def cost_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None:
     """Quality over reasoning tokens per query, one point a budget, one line a model. None with fewer than two points."""
-    import plotly.graph_objects as go
-
     points = _cost_points(rows)
     if sum(map(len, points.values())) < 2 or not any(
         row.first.mode == "reason" for p in points.values() for _, row in p
@@ -107,14 +95,12 @@ def cost_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
     for number, (model, items) in enumerate(sorted(points.items())):
         items.sort(key=lambda item: item[0])
         scores = [row.ndcg_at_10 or 0.0 for _, row in items]
-        plot.add_trace(
-            go.Scatter(
-                x=[tokens for tokens, _ in items], y=scores, name=plain_label(model), mode="lines+markers",
-                line={"color": line_colour(number), "width": 2}, marker={"size": 9, "symbol": number % 6},
-                error_y=error_bars(scores, [row.interval for _, row in items]),
-                text=[_budget(row) for _, row in items],
-                hovertemplate="%{text}: %{x:.1f} tokens, nDCG@10 %{y:.3f}<extra>" + plain_label(model) + "</extra>",
-            )
+        plot.add_scatter(
+            x=[tokens for tokens, _ in items], y=scores, name=plain_label(model), mode="lines+markers",
+            line={"color": line_colour(number), "width": 2}, marker={"size": 9, "symbol": number % 6},
+            error_y=error_bars(scores, [row.interval for _, row in items]),
+            text=[_budget(row) for _, row in items],
+            hovertemplate="%{text}: %{x:.1f} tokens, nDCG@10 %{y:.3f}<extra>" + plain_label(model) + "</extra>",
         )  # fmt: skip
     spoken = "; ".join(
         f"{model}: " + ", ".join(f"{row.ndcg_at_10:.3f} at {tokens:.0f} tokens" for tokens, row in items)
@@ -145,8 +131,6 @@ def _cost_points(rows: Sequence[ScoreRow]) -> dict[str, list[tuple[float, ScoreR
 
 def hops_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None:
     """Quality by hop count, for each model direct and with its largest budget. None where no row has a hop count."""
-    import plotly.graph_objects as go
-
     budgets: dict[str, float] = {}
     for row in rows:
         if row.first.mode == "reason":
@@ -162,14 +146,12 @@ def hops_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
     for number, (label, items) in enumerate(sorted(lines.items())):
         items.sort(key=lambda row: row.first.hops or 0)
         scores = [row.ndcg_at_10 or 0.0 for row in items]
-        plot.add_trace(
-            go.Scatter(
-                x=[row.first.hops for row in items], y=scores, name=label, mode="lines+markers",
-                line={"color": line_colour(number), "width": 2, "dash": "dot" if items[0].first.mode == "direct" else "solid"},
-                marker={"size": 8, "symbol": number % 6},
-                error_y=error_bars(scores, [row.interval for row in items]),
-                hovertemplate="%{x} hops: nDCG@10 %{y:.3f}<extra>" + plain_label(label) + "</extra>",
-            )
+        plot.add_scatter(
+            x=[row.first.hops for row in items], y=scores, name=label, mode="lines+markers",
+            line={"color": line_colour(number), "width": 2, "dash": "dot" if items[0].first.mode == "direct" else "solid"},
+            marker={"size": 8, "symbol": number % 6},
+            error_y=error_bars(scores, [row.interval for row in items]),
+            hovertemplate="%{x} hops: nDCG@10 %{y:.3f}<extra>" + plain_label(label) + "</extra>",
         )  # fmt: skip
     plot.update_xaxes(dtick=1)
     plot.update_layout(height=280 + 20 * len(lines))  # room for the legend on a narrow screen
@@ -185,7 +167,6 @@ def hops_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
 
 def forced_figure(name: str, rows: Sequence[ScoreRow]) -> Figure | None:
     """Share of queries whose reasoning was cut at the budget, with Wilson intervals. None where no row reasons."""
-    import plotly.graph_objects as go
     from scipy.stats import binomtest
 
     shown = [
@@ -201,12 +182,10 @@ def forced_figure(name: str, rows: Sequence[ScoreRow]) -> Figure | None:
         test = binomtest(round(share * queries), queries).proportion_ci(method="wilson") if queries else None
         bounds.append((test.low, test.high) if test else (share, share))
     plot = blank_plot("Share of queries", "")
-    plot.add_trace(
-        go.Bar(
-            y=labels, x=[share for _, share in bars], orientation="h", marker_color=HURT, showlegend=False,
-            error_x=error_bars([share for _, share in bars], bounds) | {"color": NEUTRAL},
-            hovertemplate="%{x:.1%} forced<extra></extra>",
-        )
+    plot.add_bar(
+        y=labels, x=[share for _, share in bars], orientation="h", marker_color=HURT, showlegend=False,
+        error_x=error_bars([share for _, share in bars], bounds) | {"color": NEUTRAL},
+        hovertemplate="%{x:.1%} forced<extra></extra>",
     )  # fmt: skip
     plot.update_xaxes(tickformat=".0%", range=[0, 1])
     plot.update_yaxes(autorange="reversed")

@@ -50,8 +50,6 @@ def _quality_curve(name: str, title: str, log: TrainingLog) -> Figure | None:
 def _curves(
     name: str, title: str, keys: Sequence[str], rows: Sequence[Mapping[str, Any]], axis: str = ""
 ) -> Figure | None:
-    import plotly.graph_objects as go
-
     plot = blank_plot("Optimizer step", axis)
     ends, thinned, drawn = [], 0, 0
     for number, key in enumerate(keys):
@@ -61,13 +59,11 @@ def _curves(
         stride = max(1, math.ceil(len(points) / MOST_POINTS))
         thinned = max(thinned, stride)
         points = [*points[::stride], *(points[-1:] if (len(points) - 1) % stride else [])]
-        plot.add_trace(
-            go.Scatter(
-                x=[step for step, _ in points], y=[value for _, value in points], name=plain_label(key.replace("_", " ")),
-                mode="lines+markers" if len(points) < 40 else "lines",
-                line={"color": line_colour(drawn), "width": 2, "dash": ("solid", "dash", "dot")[number // len(PALETTE) % 3]},
-                hovertemplate="step %{x}: %{y:.4g}<extra>" + plain_label(key) + "</extra>",
-            )
+        plot.add_scatter(
+            x=[step for step, _ in points], y=[value for _, value in points], name=plain_label(key.replace("_", " ")),
+            mode="lines+markers" if len(points) < 40 else "lines",
+            line={"color": line_colour(drawn), "width": 2, "dash": ("solid", "dash", "dot")[number // len(PALETTE) % 3]},
+            hovertemplate="step %{x}: %{y:.4g}<extra>" + plain_label(key) + "</extra>",
         )  # fmt: skip
         drawn += 1
         last = next(value for _, value in reversed(points) if value is not None)

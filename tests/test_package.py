@@ -61,7 +61,7 @@ def test_public_names_are_few_and_all_of_them_exist():
         assert spec is not None, f"{name} has no home"
         if module.startswith(
             "search_r3_mteb.encoder."
-        ):  # the others load mteb or sentence-transformers: their own tests do
+        ):  # the others load mteb or sentence-transformers: see their tests
             assert getattr(search_r3_mteb, name) is getattr(importlib.import_module(module), name)
     with pytest.raises(AttributeError, match=r"has no attribute 'Encoder'; it has __version__, BeirFolder"):
         search_r3_mteb.Encoder  # noqa: B018 - the access is the test

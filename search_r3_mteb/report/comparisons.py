@@ -45,7 +45,7 @@ class ScoreRow:
         return mean(getattr(run, name) for run in self.runs)
 
     def values(self) -> list[dict[str, float]] | None:
-        """One mapping query id -> nDCG@10 a seed, or None unless every seed has one."""
+        """For each seed, nDCG@10 by query id; None unless every seed has one."""
         found = [run.values() for run in self.runs]
         return [item for item in found if item is not None] if all(found) else None
 
@@ -79,7 +79,7 @@ def table_rows(evidence: Evidence) -> list[ScoreRow]:
 
 
 def reasoning_differences(rows: Sequence[ScoreRow]) -> list[ReasoningDifference]:
-    """Reasoning against direct for every model that has both on the same task, one entry a budget."""
+    """Reasoning against direct for every model that has both on the same task, one entry per budget."""
     direct = {(row.place, row.first.label): row for row in rows if row.first.mode == "direct"}
     found = []
     for row in rows:
@@ -90,7 +90,7 @@ def reasoning_differences(rows: Sequence[ScoreRow]) -> list[ReasoningDifference]
 
 
 def resamples(queries: int) -> int:
-    """Bootstrap resamples for a number of queries."""
+    """The number of bootstrap resamples for a number of queries."""
     return 10_000 if queries <= _FAST_QUERIES else 2_000
 
 
@@ -138,7 +138,7 @@ def _places(rows: Sequence[ScoreRow]) -> list[list[ScoreRow]]:
 
 
 def _mark_best(rows: list[ScoreRow]) -> list[ScoreRow]:
-    """Marks the row that beats every other row of its task, each by a paired bootstrap, Holm-adjusted for their number."""
+    """The rows of one task; one that beats every other by a paired bootstrap (Holm-adjusted) is marked."""
     scored = [row for row in rows if row.ndcg_at_10 is not None and not math.isnan(row.ndcg_at_10)]
     if len(scored) < 2:
         return rows
@@ -150,7 +150,7 @@ def _mark_best(rows: list[ScoreRow]) -> list[ScoreRow]:
         if other is leader:
             continue
         if mine is None or theirs is None:
-            return rows  # without its queries nobody can say by how much it loses
+            return rows  # without its queries the difference cannot be tested
         ids, (first, second) = align(mine, theirs)
         if not ids:
             return rows

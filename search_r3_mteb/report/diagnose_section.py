@@ -1,4 +1,4 @@
-"""The report's section on a `search-r3 diagnose`: the verdict and what it rests on, one section for each diagnosis."""
+"""The report's sections on `search-r3 diagnose`: the verdict and the figures behind it, one section per diagnosis."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from search_r3_mteb.report.plot import (
 from search_r3_mteb.report.records import Evidence
 
 _VERSION_READ = 1
+_ADVICE = "Run search-r3 diagnose again."
 _CONTROL_LABELS = {
     "own": "own reasoning",
     "other": "another query's",
@@ -41,26 +42,21 @@ def diagnose_groups(evidence: Evidence) -> list[FigureGroup]:
     for number, data in enumerate(evidence.diagnoses):
         where = str(data.get("source"))
         if data.get("version") != _VERSION_READ:
-            evidence.error(
-                where,
-                f"is no diagnosis of version {_VERSION_READ} (its version is {data.get('version')!r}): left out. Run search-r3 diagnose "
-                "again.",
-            )
+            problem = f"is not a diagnosis of version {_VERSION_READ} (its version is {data.get('version')!r})"
+            evidence.error(where, f"{problem}: left out. {_ADVICE}")
             continue
         try:
             groups.append(_group(data, number))
-        except (KeyError, TypeError, IndexError, ValueError) as problem:
-            evidence.error(
-                where,
-                f"lacks a part of a diagnosis ({type(problem).__name__}: {problem}): left out. Run search-r3 diagnose again.",
-            )
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            problem = f"lacks a part of a diagnosis ({type(error).__name__}: {error})"
+            evidence.error(where, f"{problem}: left out. {_ADVICE}")
     return groups
 
 
 def _group(data: JsonObject, number: int) -> FigureGroup:
     first, name = data["groups"][0], f"diagnose-{number}"
     drawn = len(data["per_query"]["query_id"])
-    text = f"{data['verdict']['text']} {drawn:,} of {data['queries_in_task']:,} judged queries, commit {data['commit'][:12]}."
+    origin = f"{drawn:,} of {data['queries_in_task']:,} judged queries, commit {data['commit'][:12]}."
     skipped = "; ".join(f"budget {each['max_reasoning_tokens']}: {each['why']}" for each in data["skipped"])
     return FigureGroup(
         name,
@@ -73,7 +69,7 @@ def _group(data: JsonObject, number: int) -> FigureGroup:
             _pooling_figure(f"{name}-pooling", first),
             _length_figure(f"{name}-lengths", first["lengths"]),
         ],
-        text + (f" Not measured: {skipped}." if skipped else ""),
+        f"{data['verdict']['text']} {origin}" + (f" Not measured: {skipped}." if skipped else ""),
     )
 
 
@@ -84,7 +80,7 @@ def _controls_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
     for (key, label), colour in zip(_CONTROL_LABELS.items(), colours, strict=True):
         qualities = [group["controls"][key]["ndcg_at_10"] for group in groups]
         plot.add_bar(
-            x=labels, y=[each["mean"] for each in qualities], name=label, marker_color=colour, error_y=_bars(qualities),
+            x=labels, **_means(qualities), name=label, marker_color=colour,
             hovertemplate="%{x}: %{y:.3f}<extra>" + label + "</extra>",
         )  # fmt: skip
     plot.update_layout(barmode="group", bargap=0.2)
@@ -108,20 +104,18 @@ def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figu
     for label, values, colour in pairs:
         counts, _ = np.histogram(values.clip(max=1.0), edges)
         plot.add_bar(
-            x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1] - edges[0], name=label, marker_color=colour, opacity=0.75,
-            hovertemplate="%{x:.3f}: %{y} queries<extra>" + label + "</extra>",
+            x=(edges[:-1] + edges[1:]) / 2, y=counts, width=edges[1] - edges[0], name=label, marker_color=colour,
+            opacity=0.75, hovertemplate="%{x:.3f}: %{y} queries<extra>" + label + "</extra>",
         )  # fmt: skip
     plot.update_layout(barmode="overlay", bargap=0)
     reworded = movement["same_query_other_words"]
     between = "" if reworded is None else f", {reworded['mean']:.3f} where the words differ"
     ratio = movement["distance_ratio"]
-    moved = (
-        "" if ratio is None else f" Rollouts of one query lie {ratio['mean']:.0%} as far apart as different queries do."
-    )
+    moved = f" Rollouts of one query lie {ratio['mean']:.0%} as far apart as different queries do." if ratio else ""
     caption = (
-        f"Mean cosine {movement['same_query']['mean']:.3f} between {movement['rollouts']} rollouts of one query{between}, "
-        f"{movement['different_queries']['mean']:.3f} between queries; {movement['distinct_reasonings']['mean']:.1f} different "
-        f"reasonings a query.{moved}"
+        f"Mean cosine {movement['same_query']['mean']:.3f} between {movement['rollouts']} rollouts of one query"
+        f"{between}, {movement['different_queries']['mean']:.3f} between queries; "
+        f"{movement['distinct_reasonings']['mean']:.1f} different reasonings per query.{moved}"
     )
     return Figure(name, "Does the vector move with the reasoning?", caption, caption, plot_json(plot))
 
@@ -142,9 +136,9 @@ def _spread_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figu
     related = "" if rank is None else f" Movement and spread of the margin: rank correlation {rank:+.2f}."
     thinned = f" One query in {stride} is drawn." if stride > 1 else ""
     caption = (
-        f"Best rollout {movement['best_rollout']['mean']:.3f}, mean {movement['ndcg_at_10']['mean']:.3f}, worst "
-        f"{movement['worst_rollout']['mean']:.3f}; quality varies in {movement['queries_with_spread']['mean']:.0%} of the "
-        f"queries.{within}{related}{thinned}"
+        f"Best rollout {movement['best_rollout']['mean']:.3f}, mean {movement['ndcg_at_10']['mean']:.3f}, "
+        f"worst {movement['worst_rollout']['mean']:.3f}; "
+        f"quality varies in {movement['queries_with_spread']['mean']:.0%} of the queries.{within}{related}{thinned}"
     )
     return Figure(name, "What different rollouts are worth", caption, caption, plot_json(plot))
 
@@ -155,8 +149,8 @@ def _budget_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
         runs = group["budgets"]
         qualities = [run["ndcg_at_10"] for run in runs]
         plot.add_scatter(
-            x=[str(run["max_reasoning_tokens"]) for run in runs], y=[each["mean"] for each in qualities],
-            name=_label(group), mode="lines+markers", error_y=_bars(qualities),
+            x=[str(run["max_reasoning_tokens"]) for run in runs], **_means(qualities),
+            name=_label(group), mode="lines+markers",
             line={"color": line_colour(number), "width": 2},
             marker={"size": 8, "symbol": number % 6},
             text=[f"{run['reasoning_tokens']['mean']:.1f} tokens, {run['forced']['mean']:.0%} forced" for run in runs],
@@ -177,8 +171,8 @@ def _pooling_figure(name: str, group: JsonObject) -> Figure:
     qualities, own = [run["ndcg_at_10"] for run in runs], group["controls"]["own"]["ndcg_at_10"]
     plot = blank_plot("Rollouts whose vectors are averaged", "nDCG@10")
     plot.add_scatter(
-        x=[str(run["rollouts"]) for run in runs], y=[each["mean"] for each in qualities], name="mean of sampled rollouts",
-        mode="lines+markers", error_y=_bars(qualities), line={"color": HELPED, "width": 2}, marker={"size": 9},
+        x=[str(run["rollouts"]) for run in runs], name="mean of sampled rollouts", **_means(qualities),
+        mode="lines+markers", line={"color": HELPED, "width": 2}, marker={"size": 9},
         hovertemplate="%{x} rollouts: %{y:.3f}<extra></extra>",
     )  # fmt: skip
     plot.add_hline(y=own["mean"], line={"color": NEUTRAL, "dash": "dot"})
@@ -196,7 +190,7 @@ def _length_figure(name: str, bins: Sequence[JsonObject]) -> Figure:
     for key, label, colour in (("ndcg_at_10", "own reasoning", HELPED), ("direct", "direct template", NEUTRAL)):
         qualities = [each[key] for each in bins]
         plot.add_bar(
-            x=labels, y=[each["mean"] for each in qualities], name=label, marker_color=colour, error_y=_bars(qualities),
+            x=labels, **_means(qualities), name=label, marker_color=colour,
             text=[f"{each['queries']} queries" for each in qualities], textposition="none",
             hovertemplate="%{x} tokens: %{y:.3f}, %{text}<extra>" + label + "</extra>",
         )  # fmt: skip
@@ -217,8 +211,10 @@ def _label(group: JsonObject) -> str:
     return "all queries" if hops is None else f"{hops} hop" if hops == 1 else f"{hops} hops"
 
 
-def _bars(qualities: Sequence[JsonObject]) -> dict[str, Any]:
-    return error_bars([each["mean"] for each in qualities], [each["interval"] for each in qualities])
+def _means(qualities: Sequence[JsonObject]) -> dict[str, Any]:
+    """The height of each mark, and its interval."""
+    means = [each["mean"] for each in qualities]
+    return {"y": means, "error_y": error_bars(means, [each["interval"] for each in qualities])}
 
 
 def _shown(record: JsonObject) -> str:

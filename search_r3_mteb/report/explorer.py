@@ -1,7 +1,7 @@
-"""The query explorer's data: for every query its reasoning and its top documents without and with it, small enough for one page.
+"""The query explorer's data: every query's reasoning and its top documents without and with it, cut to fit one page.
 
-Documents stand once in a shared list and are referred to by number. Texts are shortened, and as a last resort queries are
-thinned, until the compressed data fits; `Payload.notes` says what was cut.
+Documents stand once in a shared list and are referred to by number. Texts are shortened, and as a last resort queries
+are thinned, until the compressed data fits; `Payload.notes` says what was cut.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ LADDER = (
 
 
 def find_pairs(rows: Sequence[ScoreRow]) -> list[Pair]:
-    """One pair a model and task that has per-query results; those with both modes come first."""
+    """One pair for each model and task with per-query results; those with both modes come first."""
     usable = [row for row in rows if row.first.hops is None and row.first.outcomes]
     direct = {(row.place, row.first.label): row for row in usable if row.first.mode == "direct"}
     reason: dict[tuple[Any, ...], ScoreRow] = {}
@@ -224,7 +224,7 @@ def _cut(text: str, most: int | None) -> str:
 
 
 def _tidy(value: float | None) -> float | int | None:
-    """Three decimals, no fraction where there is none, nothing where it is no number."""
+    """The value to three decimals, an int where it is whole, None where it is not a finite number."""
     if value is None or not math.isfinite(value):
         return None
     short = round(value, 3)

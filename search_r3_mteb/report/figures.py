@@ -1,4 +1,4 @@
-"""The report's figures on evaluations: what reasoning changes for each query, what it costs, and how often it is cut."""
+"""The report's figures on evaluations: what reasoning changes per query, what it costs, and how often it is cut."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Fi
     plot = blank_plot("Queries, sorted by difference", "nDCG@10: reasoning minus direct")
     for label, part, colour in (("helped", values.clip(min=0), HELPED), ("hurt", values.clip(max=0), HURT)):
         plot.add_scatter(
-            x=rank, y=part, name=label, mode="lines", fill="tozeroy", line={"shape": "hvh", "width": 1, "color": colour},
-            hoverinfo="skip",
+            x=rank, y=part, name=label, mode="lines", fill="tozeroy", hoverinfo="skip",
+            line={"shape": "hvh", "width": 1, "color": colour},
         )  # fmt: skip
     plot.add_scatter(
         x=rank, y=values, customdata=[key for key, _ in ordered], mode="lines", showlegend=False,
@@ -85,7 +85,7 @@ def length_figure(name: str, outcomes: Mapping[str, QueryOutcome]) -> Figure | N
 
 
 def cost_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None:
-    """Quality over reasoning tokens per query, one point a budget, one line a model. None with fewer than two points."""
+    """Quality over reasoning tokens per query: one line per model, one point per budget. None below two points."""
     points = _cost_points(rows)
     if sum(map(len, points.values())) < 2 or not any(
         row.first.mode == "reason" for p in points.values() for _, row in p
@@ -109,14 +109,14 @@ def cost_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
     return Figure(
         name,
         f"Quality against cost: {task}",
-        "One point a budget; direct embedding is the point at zero. Bars are 95 % bootstrap intervals.",
+        "One point per budget; direct embedding is the point at zero. Bars are 95 % bootstrap intervals.",
         f"nDCG@10 over reasoning tokens per query on {task}. {spoken}.",
         plot_json(plot),
     )
 
 
 def _cost_points(rows: Sequence[ScoreRow]) -> dict[str, list[tuple[float, ScoreRow]]]:
-    """(tokens, row) by model; a model shown in several variants shares the direct row that none of them has of its own."""
+    """(tokens, row) by model; variants of a model without a direct row of their own share the model's."""
     points: dict[str, list[tuple[float, ScoreRow]]] = {}
     for row in rows:
         tokens = 0.0 if row.first.mode != "reason" else row.average("reasoning_tokens_per_query")
@@ -146,10 +146,10 @@ def hops_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
     for number, (label, items) in enumerate(sorted(lines.items())):
         items.sort(key=lambda row: row.first.hops or 0)
         scores = [row.ndcg_at_10 or 0.0 for row in items]
+        dash = "dot" if items[0].first.mode == "direct" else "solid"
         plot.add_scatter(
             x=[row.first.hops for row in items], y=scores, name=label, mode="lines+markers",
-            line={"color": line_colour(number), "width": 2, "dash": "dot" if items[0].first.mode == "direct" else "solid"},
-            marker={"size": 8, "symbol": number % 6},
+            line={"color": line_colour(number), "width": 2, "dash": dash}, marker={"size": 8, "symbol": number % 6},
             error_y=error_bars(scores, [row.interval for row in items]),
             hovertemplate="%{x} hops: nDCG@10 %{y:.3f}<extra>" + plain_label(label) + "</extra>",
         )  # fmt: skip

@@ -16,7 +16,7 @@ _BUDGET = re.compile(r"(?:^|_)max_reasoning_tokens_(\d+)(?:_|$)")
 
 
 def read_result(file: RunFile) -> list[EvaluationRecord]:
-    """One evaluation for each split and subset of an MTEB result file; empty where the file is no such thing."""
+    """One evaluation for each split and subset of an MTEB result file, none for any other file."""
     data = file.json()
     if data is None:
         return []
@@ -55,7 +55,7 @@ def read_result(file: RunFile) -> list[EvaluationRecord]:
 
 
 def read_predictions(file: RunFile) -> list[EvaluationRecord]:
-    """Rankings of an MTEB prediction file (the first ten documents of each query), still without quality: see `judge`."""
+    """The rankings of an MTEB prediction file, ten documents per query, without quality: `judge` adds it."""
     data = file.json()
     if data is None:
         return []
@@ -95,9 +95,10 @@ def read_predictions(file: RunFile) -> list[EvaluationRecord]:
 
 
 def split_mark(model: str) -> tuple[str, str]:
-    """`nano@1a2b3c4d` as ("nano", "1a2b3c4d"): a second budget of one model is a point on that model's line.
+    """Name and mark of a model: ("nano", "1a2b3c4d") for `nano@1a2b3c4d`, and an empty mark without `@`.
 
-    Two checkpoints of one name come out as one model evaluated twice, and `repeats` tells them apart by this mark.
+    A second budget of one model is a point on that model's line, so it must have the model's name. Two checkpoints of
+    one name come out as one model evaluated twice, and `repeats` tells them apart by this mark.
     """
     found = re.fullmatch(r"(.+)@([0-9a-f]{8})", model)
     return (found.group(1), found.group(2)) if found else (model, "")
@@ -133,7 +134,7 @@ def judge(outcomes: Mapping[str, QueryOutcome], judgements: Mapping[str, QueryOu
 
 
 def means(outcomes: Mapping[str, QueryOutcome]) -> dict[str, Any]:
-    """The summary numbers that per-query results give."""
+    """The fields of an evaluation that its queries give."""
     tokens = mean(item.reasoning_tokens for item in outcomes.values())
     flags = [item.finished for item in outcomes.values() if item.finished is not None]
     return {
@@ -146,7 +147,7 @@ def means(outcomes: Mapping[str, QueryOutcome]) -> dict[str, Any]:
 
 
 def _subset(name: Any) -> str | None:
-    """MTEB calls the only subset of a task "default"; everything else here leaves it unnamed."""
+    """The name of a subset, None for "default": that is what MTEB calls the only subset of a task."""
     return None if name in (None, "default") else str(name)
 
 
@@ -158,7 +159,7 @@ def _rankings(rankings: Any) -> tuple[dict[str, QueryOutcome], int]:
         if not numbers or not scores:
             broken += 1
             continue
-        # trec_eval breaks ties by document id, the larger first: the same order here, so that the top ten are the scored ten.
+        # trec_eval breaks ties by document id, the larger first: with its order, the top ten are the scored ten.
         top = sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)[:10]
         outcomes[query_id] = QueryOutcome(query_id=query_id, text="", top=tuple((key, float(v)) for key, v in top))
     return outcomes, broken

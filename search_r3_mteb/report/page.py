@@ -1,8 +1,8 @@
 """The report as one HTML file that needs nothing else: tables, figures and the query explorer, below 5 MB.
 
-plotly.js comes out of the installed plotly package; it and the data stand in the page as gzip in base64 and the browser
-unpacks them (DecompressionStream, in every browser since 2023). Uncompressed, plotly.js alone would fill the 5 MB; a smaller
-bundle would have had to be copied into the repository. A content security policy forbids the page to load anything.
+plotly.js comes from the installed plotly package; it and the data stand in the page as gzip in base64, which the
+browser unpacks (DecompressionStream, in every browser since 2023). Uncompressed, plotly.js alone would fill the 5 MB;
+a smaller bundle would have to be copied into the repository. A content security policy keeps it from loading anything.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> 
     bare = len(template.render(**context, data="", explorer_notes="").encode("utf-8", "replace"))
     payload = build_payload(pairs, content.evidence.texts, plots, most_bytes - bare - 2_000)
     page = template.render(**context, data=payload.encoded, explorer_notes=" ".join(payload.notes))
-    encoded = page.encode("utf-8", "replace")  # a lone surrogate in a text must not cost the page
+    encoded = page.encode("utf-8", "replace")  # a lone surrogate in a text must not stop the page
     write_text(output, encoded.decode("utf-8"))
     return len(encoded)
 
@@ -164,7 +164,7 @@ def _packed(figure: Figure) -> dict[str, Any]:
 
 
 def _verdict(item: ReasoningDifference) -> str:
-    """One sentence on one difference, with its interval."""
+    """One sentence on a difference, with its interval."""
     run, result = item.reason.first, item.result
     budget = "" if run.max_reasoning_tokens is None else f" (at most {run.max_reasoning_tokens} tokens)"
     subject = f"{run.label} on {run.task_label}{budget}"

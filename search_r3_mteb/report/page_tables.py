@@ -1,4 +1,4 @@
-"""The tables of the HTML page: cells with their text, the value they are sorted by, and what stands beside it."""
+"""The tables of the HTML page, each cell with its text and the value it is sorted by."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _PROVENANCE_COLUMNS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, the value it is sorted by, its CSS class; `small` stands beside the text, `hint` over it."""
+    """One cell: its text, the value it is sorted by, its CSS class; `small` follows the text, `hint` is a tooltip."""
 
     text: str
     sort: str | float = ""

@@ -1,4 +1,4 @@
-"""Per-query files of an evaluation: `queries/TASK__MODEL__MODE.jsonl`, one record a query."""
+"""Per-query files of an evaluation: `queries/TASK__MODEL__MODE.jsonl`, one record per query."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from search_r3_mteb.report.run_file import RunFile
 
 
 def plain(text: str) -> str:
-    """Text reduced to lower-case letters and digits with single dashes: file names and model names meet here."""
+    """The text in lower-case letters, digits and single dashes, as file names and model names are compared."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 

@@ -1,4 +1,4 @@
-"""One file of a run, possibly half written or not ours: what cannot be used becomes a message, never a crash."""
+"""One file of a run, which may be half written: what cannot be used becomes a message, never a crash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from search_r3_mteb.report.records import Evidence
 
 @dataclass(frozen=True)
 class RunFile:
-    """Reads the file at `path`; every message goes to `evidence` and names the file, and its `entry` where one is set."""
+    """The file at `path`; messages about it go to `evidence` and name it, and its `entry` where one is set."""
 
     path: Path
     evidence: Evidence
@@ -22,7 +22,7 @@ class RunFile:
 
     @property
     def where(self) -> str:
-        """The place that messages name: the path as the user gave it, with the number of the entry."""
+        """The path as the user gave it, with the number of the entry: what messages name."""
         return str(self.path) if self.entry is None else f"{self.path} entry {self.entry}"
 
     def error(self, text: str) -> None:
@@ -48,16 +48,15 @@ class RunFile:
         try:
             return json.loads(text)
         except json.JSONDecodeError as problem:
-            self.error(
-                f"is not valid JSON (line {problem.lineno}, column {problem.colno}: {problem.msg}): probably half written. "
-                "Left out; run that evaluation again."
-            )
+            place = f"line {problem.lineno}, column {problem.colno}: {problem.msg}"
+            advice = "Left out; run that evaluation again."
+            self.error(f"is not valid JSON ({place}): probably half written. {advice}")
         except RecursionError:
             self.error("is nested too deeply to be a result file. Left out.")
         return None
 
     def json_lines(self) -> list[dict[str, Any]]:
-        """The objects of the readable lines; one message says how many lines are not readable, and which is the first."""
+        """The objects of the readable lines; one message counts the other lines and names the first."""
         text = self._text()
         rows: list[dict[str, Any]] = []
         unreadable: list[int] = []

@@ -37,10 +37,8 @@ def read_run_folder(folder: Path, evidence: Evidence) -> None:
             continue
         for row in read_result(RunFile(path, evidence)):
             if not any(_same_result(row, other) for other in rows if other.origin != "mteb"):
-                evidence.warn(
-                    row.source,
-                    f"{row.task} ({row.model}, {row.mode}) is not in the run's summary.json: shown from MTEB's own file.",
-                )
+                name = f"{row.task} ({row.model}, {row.mode})"
+                evidence.warn(row.source, f"{name} is not in the run's summary.json: shown from MTEB's own file.")
                 rows.append(row)
     for path in sorted((folder / "predictions").rglob("*_predictions.json")):
         if not _has_queries(path, rows):
@@ -74,7 +72,7 @@ def _read_summary(folder: Path, evidence: Evidence) -> list[EvaluationRecord]:
 
 
 def _same_result(ours: EvaluationRecord, other: EvaluationRecord) -> bool:
-    """MTEB's folders name a model by organisation and fingerprint, so equal scores identify it where names differ."""
+    """Whether MTEB's result is `other`: its folders name models by other names, so equal scores count as well."""
     if (plain(ours.task), ours.mode) != (plain(other.task), other.mode):
         return False
     x, y = ours.ndcg_at_10, other.ndcg_at_10
@@ -172,7 +170,7 @@ def _with_outcomes(
 
 
 def _has_queries(path: Path, rows: Sequence[EvaluationRecord]) -> bool:
-    """Whether the rows of a prediction file have per-query results already, which say more. Its folders are MODEL/MODE."""
+    """Whether the rows of a prediction file, MODEL/MODE/TASK, have per-query results already, which say more."""
     task = plain(path.name.removesuffix("_predictions.json"))
     mine = [row for row in rows if plain(row.task) == task]
     named = [row for row in mine if (plain(_written_name(row)), row.mode) == (plain(path.parts[-3]), path.parts[-2])]
@@ -180,7 +178,7 @@ def _has_queries(path: Path, rows: Sequence[EvaluationRecord]) -> bool:
 
 
 def _merge_predictions(rows: list[EvaluationRecord], ranking: EvaluationRecord) -> list[EvaluationRecord]:
-    """The ranking joins the row it belongs to (same task and mode, one candidate), or stands as a row of its own."""
+    """The rows with the ranking in the one that lacks it (same task and mode), or as a row of its own."""
     same = [
         i
         for i, row in enumerate(rows)

@@ -1,7 +1,7 @@
-"""Finds and reads what a report is made of: run folders, summaries, MTEB results, prediction files and training logs.
+"""Reading of everything a report is made of: run folders, summaries, MTEB results, predictions and training logs.
 
-Every path may be one of those files or a folder that holds any number of them. Nothing here raises over the content of a
-file: what is missing, half written, repeated or not a number becomes a message in the returned `Evidence`.
+Every path may be one of those files or a folder that holds any number of them. Nothing here raises over the content of
+a file: what is missing, half written, repeated or not a number becomes a message in the returned `Evidence`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _read_file(path: Path, evidence: Evidence, *, asked_for: bool = False) -> None:
-    """One file of any known kind. JSON of other kinds is passed over, unless the user named the file."""
+    """Read a file of any known kind. JSON of other kinds is passed over, unless the user named the file."""
     file = RunFile(path, evidence)
     if path.name == "summary.json":
         read_run_folder(path.parent, evidence)
@@ -95,12 +95,12 @@ def _read_file(path: Path, evidence: Evidence, *, asked_for: bool = False) -> No
 
 
 def _in_mteb_folder(path: Path) -> bool:
-    """MTEB writes model_meta.json beside its results, or above them for experiments."""
+    """Whether MTEB's model_meta.json stands beside the file, or above it, as for experiments."""
     return any((folder / "model_meta.json").exists() for folder in (path.parent, path.parent.parent.parent))
 
 
 def _judge_predictions(evidence: Evidence) -> list[EvaluationRecord]:
-    """Rankings scored with the judgements that other runs of the same task hold; a message where there are none."""
+    """The evaluations, rankings scored with the judgements of other runs; a message where there are none."""
     known: dict[tuple[str, str], dict[str, QueryOutcome]] = {}
     for row in evidence.evaluations:
         if row.outcomes and row.hops is None:
@@ -125,7 +125,7 @@ def _judge_predictions(evidence: Evidence) -> list[EvaluationRecord]:
 
 
 def _name_missing_tasks(evidence: Evidence) -> None:
-    """Says which model and mode lacks a task that another one has."""
+    """Add a note for each model and mode without a task that another one has."""
     rows = [row for row in evidence.evaluations if row.hops is None]
     tasks = {(row.task, row.split) for row in rows}
     for label, mode in sorted({(row.label, row.mode) for row in rows}):

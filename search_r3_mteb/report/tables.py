@@ -66,7 +66,7 @@ BOLD_NOTE = (
 
 
 def score_frame(rows: Sequence[ScoreRow], peers: Sequence[Peer] = ()) -> pd.DataFrame:
-    """One line a row, then the peers of its task; numbers as numbers, None where a source does not give one."""
+    """One line per row, then the peers of its task; numbers as numbers, None where a source does not give one."""
     order = {place: position for position, place in enumerate(dict.fromkeys(row.place[:2] for row in rows))}
     records = [_score_record(row) for row in rows] + [_peer_record(peer) for peer in peers]
     records.sort(key=lambda item: (order[(item["task_name"], item["split"])], item["published"]))
@@ -110,7 +110,7 @@ def render(
     messages: Sequence[Message],
     form: str,
 ) -> dict[str, str]:
-    """File-name ending -> text. CSV gives two files ("" and "-differences"), Markdown and LaTeX one with both tables.
+    """Texts by the ending of the file's name: CSV gives two ("" and "-differences"), Markdown and LaTeX one.
 
     Markdown and LaTeX hold the peers marked as shown; CSV holds all of them. Raises ValueError for another format.
     """
@@ -127,7 +127,7 @@ def render(
 
 
 def display_scores(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
-    """The score table as it is read: rounded, with marks for bold and for peers on another corpus."""
+    """The score table for readers: rounded, with marks for bold and for peers on another corpus."""
     import pandas as pd
 
     shown = pd.DataFrame(index=frame.index)
@@ -143,7 +143,7 @@ def display_scores(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
 
 
 def display_differences(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
-    """The table of differences as it is read."""
+    """The table of differences for readers."""
     import pandas as pd
 
     shown = pd.DataFrame(index=frame.index)
@@ -161,7 +161,7 @@ def display_differences(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
 
 
 def table_notes(peers: Sequence[Peer], hidden: int) -> list[str]:
-    """What stands below the tables."""
+    """The notes below the tables."""
     notes = [BOLD_NOTE]
     for task, name, comparable, why in dict.fromkeys((p.task, p.published_as, p.comparable, p.why) for p in peers):
         verdict = "comparable" if comparable else "‡ NOT comparable"
@@ -286,7 +286,7 @@ def _latex(scores: pd.DataFrame, deltas: pd.DataFrame, notes: Sequence[str], mes
 
 
 def _latex_escape(text: str) -> str:
-    """Special characters escaped, our own bold mark left alone, typographic signs as LaTeX writes them."""
+    """The text for LaTeX: special characters escaped, except in our own mark for bold."""
     opening = "\\textbf{"
     if text.startswith(opening) and text.endswith("}"):
         return opening + _latex_escape(text[len(opening) : -1]) + "}"

@@ -9,6 +9,8 @@ from typing import Any
 from search_r3_mteb.report.plot import MOST_POINTS, PALETTE, Figure, blank_plot, line_colour, plain_label, plot_json
 from search_r3_mteb.report.records import TrainingLog
 
+_DASHES = ("solid", "dash", "dot")
+
 
 def training_figures(log: TrainingLog, number: int) -> list[Figure]:
     """Losses, rewards, retrieval quality, and the age and error of the corpus cache of one training run."""
@@ -62,7 +64,7 @@ def _curves(
         plot.add_scatter(
             x=[step for step, _ in points], y=[value for _, value in points], name=plain_label(key.replace("_", " ")),
             mode="lines+markers" if len(points) < 40 else "lines",
-            line={"color": line_colour(drawn), "width": 2, "dash": ("solid", "dash", "dot")[number // len(PALETTE) % 3]},
+            line={"color": line_colour(drawn), "width": 2, "dash": _DASHES[number // len(PALETTE) % len(_DASHES)]},
             hovertemplate="step %{x}: %{y:.4g}<extra>" + plain_label(key) + "</extra>",
         )  # fmt: skip
         drawn += 1
@@ -78,7 +80,7 @@ def _curves(
 
 
 def _gap(row: Mapping[str, Any], key: str) -> bool:
-    """A value that was NaN is a gap in the curve; a step that never had the key is not."""
+    """Whether the curve has a gap here: the value was NaN, not absent."""
     return key in row and row[key] is None
 
 

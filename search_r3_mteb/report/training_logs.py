@@ -1,4 +1,4 @@
-"""Training logs: the `log.jsonl` that sft and rl runs write, one JSON object an event."""
+"""Training logs: the `log.jsonl` that sft and rl runs write, one JSON object per event."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_log(file: RunFile) -> TrainingLog | None:
 
 
 def _clean(row: dict[str, Any], infinite: dict[str, int]) -> dict[str, Any]:
-    """The row with None for NaN and infinity; `infinite` remembers where each key first went wrong."""
+    """The row with None for NaN and infinity; `infinite` gets the first such step of each key."""
     for key, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):
             infinite.setdefault(key, row["step"])
@@ -56,6 +56,6 @@ def _clean(row: dict[str, Any], infinite: dict[str, int]) -> dict[str, Any]:
 
 
 def _latest(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The last row for every step (and value of the keys), in order of steps."""
+    """The last row of every step (and value of the keys), in order of steps."""
     kept = {(row["step"], *(str(row.get(key)) for key in keys)): row for row in rows}
     return sorted(kept.values(), key=lambda row: row["step"])

@@ -28,8 +28,7 @@ BudgetOption = Annotated[
     int | None, typer.Option("--max-reasoning-tokens", help="Budget of a query's reasoning, in tokens.", min=0)
 ]
 CacheFolderOption = Annotated[
-    Path | None,
-    typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False),
+    Path | None, typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False)
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -118,8 +117,7 @@ def embed(
 def explain(
     question: Annotated[str, typer.Argument(help="The question, in quotes.")],
     corpus: Annotated[
-        str,
-        typer.Option(help="A BEIR folder, a corpus.jsonl, a text file of one document per line, or a task."),
+        str, typer.Option(help="A BEIR folder, a corpus.jsonl, a text file of one document per line, or a task.")
     ],
     model: ModelOption = "nano",
     top: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 5,

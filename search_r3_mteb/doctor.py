@@ -9,16 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 import search_r3_mteb
 
 PACKAGES = (
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "mteb",
-    "beir",
-    "faiss-cpu",
-    "peft",
-    "bm25s",
-    "numpy",
-    "pandas",
+    *("torch", "transformers", "sentence-transformers", "mteb", "beir"),
+    *("faiss-cpu", "peft", "bm25s", "numpy", "pandas"),
 )
 
 

@@ -14,16 +14,8 @@ import search_r3_mteb
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
-    "torch",
-    "mteb",
-    "faiss",
-    "transformers",
-    "sentence_transformers",
-    "datasets",
-    "pandas",
-    "peft",
-    "accelerate",
-    "numpy",
+    *("torch", "mteb", "faiss", "transformers", "sentence_transformers"),
+    *("datasets", "pandas", "peft", "accelerate", "numpy"),
 )
 LOOK = f"import sys; print(','.join(name for name in {HEAVY!r} if name in sys.modules))"
 

@@ -97,10 +97,7 @@ def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figu
     lowest = min(float(same.min()), float(different.min()))
     edges = np.linspace(math.floor(lowest * 20) / 20, 1.0, 41)
     plot = blank_plot("Mean cosine", "Queries")
-    pairs = (
-        ("the same query, other rollouts", same, HELPED),
-        ("other queries", different, NEUTRAL),
-    )
+    pairs = (("the same query, other rollouts", same, HELPED), ("other queries", different, NEUTRAL))
     for label, values, colour in pairs:
         counts, _ = np.histogram(values.clip(max=1.0), edges)
         plot.add_bar(

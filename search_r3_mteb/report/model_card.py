@@ -206,20 +206,9 @@ def _result_cells(row: Mapping[str, Any]) -> list[str]:
     low, high = row.get("interval") or (None, None)
     task = ", ".join([_task(row), *_hops(row)])
     tokens = row.get("reasoning_tokens_per_query", row.get("reasoning_tokens"))
-    cells = [
-        task,
-        str(row.get("split", "test")),
-        str(row.get("mode", "–")),
-        score(row.get("ndcg_at_10")),
-        span(low, high),
-    ]
-    seed = row.get("seed")
-    cells += [
-        score(row.get("recall_at_10")),
-        count(tokens, 1),
-        count(row.get("queries")),
-        "–" if seed is None else str(seed),
-    ]
+    seed = "–" if row.get("seed") is None else str(row["seed"])
+    cells = [task, str(row.get("split", "test")), str(row.get("mode", "–")), score(row.get("ndcg_at_10"))]
+    cells += [span(low, high), score(row.get("recall_at_10")), count(tokens, 1), count(row.get("queries")), seed]
     return [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
 
 

@@ -26,7 +26,8 @@ from search_r3_mteb.report.tables import score_frame, table_notes
 from search_r3_mteb.report.training_figures import training_figures
 
 MOST_BYTES = 4_900_000  # of the finished file
-_HERE = Path(__file__).parent
+_FILES = Path(__file__).parent
+_TRAINING_TEXT = "Losses and rewards, quality while training, age and error of the cache."
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,11 @@ def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> 
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(_FILES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     pairs = find_pairs(content.rows)
     groups = _figure_groups(content)
@@ -78,14 +83,14 @@ def _plotly() -> str:
 def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGroup]) -> dict[str, Any]:
     evidence, rows = content.evidence, content.rows
     few = [peer for peer in content.peers if peer.shown]
+    further = {(peer.model, peer.task) for peer in content.peers if not peer.shown}
     differences = difference_table(content.differences)
     sections = [("scores", "Scores")]
     if differences.rows or pairs:
         sections.append(("reasoning", "Reasoning against direct"))
     sections += [(group.id, group.title) for group in groups]
-    sections += [("explorer", "Query explorer")] * bool(pairs) + [("provenance", "Where the numbers come from")] * bool(
-        rows
-    )
+    sections += [("explorer", "Query explorer")] * bool(pairs)
+    sections += [("provenance", "Where the numbers come from")] * bool(rows)
     models = {row.first.label for row in rows}
     tasks = {(row.first.task, row.first.split) for row in rows}
     return {
@@ -95,9 +100,7 @@ def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGro
         "sections": sections,
         "messages": _message_groups(evidence),
         "messages_title": f"{_plural(len(evidence.messages), 'message')} about these runs",
-        "scores": score_table(
-            score_frame(rows, content.peers), {(p.model, p.task) for p in content.peers if not p.shown}
-        ),
+        "scores": score_table(score_frame(rows, content.peers), further),
         "by_hops": any(row.first.hops is not None for row in rows),
         "further": len(content.peers) - len(few),
         "notes": table_notes(few, 0) if rows else [],
@@ -108,8 +111,8 @@ def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGro
         "figure_groups": groups,
         "provenance": provenance_table(rows),
         "footer": "Written by search-r3 report. This file is complete: it loads nothing.",
-        "css": (_HERE / "page.css").read_text(encoding="utf-8"),
-        "script": (_HERE / "page.js").read_text(encoding="utf-8"),
+        "css": (_FILES / "page.css").read_text(encoding="utf-8"),
+        "script": (_FILES / "page.js").read_text(encoding="utf-8"),
     }
 
 
@@ -141,19 +144,14 @@ def _figure_groups(content: Content) -> list[FigureGroup]:
     cost: list[Figure | None] = []
     for number, mine in enumerate(places.values()):
         whole = [row for row in mine if row.first.hops is None]
-        label = (whole or mine)[0].first.task_label if whole else mine[0].first.task
+        label = whole[0].first.task_label if whole else mine[0].first.task
         cost.append(drawing.cost_figure(f"cost-{number}", label, whole))
         cost.append(drawing.hops_figure(f"hops-{number}", label, mine))
     cost.append(drawing.forced_figure("forced", rows))
     training = [figure for number, log in enumerate(content.evidence.logs) for figure in training_figures(log, number)]
     groups = [
         FigureGroup("cost", "Cost of reasoning", [figure for figure in cost if figure is not None]),
-        FigureGroup(
-            "training",
-            "Training runs",
-            training,
-            "Losses and rewards, quality while training, age and error of the cache.",
-        ),
+        FigureGroup("training", "Training runs", training, _TRAINING_TEXT),
         *content.extra_groups,
     ]
     return [group for group in groups if group.figures]

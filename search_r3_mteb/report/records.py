@@ -134,6 +134,11 @@ class Evidence:
     messages: list[Message] = field(default_factory=list)
     not_numbers: dict[str, list[str]] = field(default_factory=dict)  # where -> fields that held NaN or infinity
 
+    @property
+    def size(self) -> int:
+        """The number of things that were read or said."""
+        return len(self.evaluations) + len(self.logs) + len(self.diagnoses) + len(self.messages)
+
     def error(self, where: str, text: str) -> None:
         """Record that something could not be used."""
         self.messages.append(Message("error", where, text))

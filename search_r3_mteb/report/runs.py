@@ -28,20 +28,17 @@ def read_runs(paths: Sequence[Path]) -> Evidence:
     Raises FileNotFoundError for a path that does not exist, and ValueError for no path at all.
     """
     if not paths:
-        raise ValueError(
-            "report got no run: name at least one run folder, summary.json, MTEB results folder or log.jsonl."
-        )
+        raise ValueError("report got no run: name at least one run folder, summary.json, MTEB folder or log.jsonl.")
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise FileNotFoundError(f"report: no such file or folder: {', '.join(missing)}. Check the path of each run.")
     evidence = Evidence()
     for path in dict.fromkeys(paths):
-        before = len(evidence.evaluations) + len(evidence.logs) + len(evidence.diagnoses) + len(evidence.messages)
+        before = evidence.size
         _read_path(path, evidence)
-        if before == len(evidence.evaluations) + len(evidence.logs) + len(evidence.diagnoses) + len(evidence.messages):
-            evidence.error(
-                str(path), "holds no summary.json, MTEB results, prediction files or log.jsonl: nothing to show."
-            )
+        if evidence.size == before:
+            kinds = "summary.json, MTEB results, prediction files or log.jsonl"
+            evidence.error(str(path), f"holds no {kinds}: nothing to show.")
     evidence.evaluations = settle_repeats(_judge_predictions(evidence), evidence)
     _name_missing_tasks(evidence)
     evidence.name_not_numbers()
@@ -108,18 +105,15 @@ def _judge_predictions(evidence: Evidence) -> list[EvaluationRecord]:
             known.setdefault((row.task, row.split), {}).update(judged)
     result = []
     for row in evidence.evaluations:
-        unjudged = row.outcomes and not any(
-            item.judged or item.ndcg_at_10 is not None for item in row.outcomes.values()
-        )
-        if unjudged and row.outcomes:
+        found = (row.outcomes or {}).values()
+        if row.outcomes and not any(item.judged or item.ndcg_at_10 is not None for item in found):
             outcomes = judge(row.outcomes, known.get((row.task, row.split), {}))
             row = replace(row, outcomes=outcomes)
             if row.origin == "predictions":
                 row = replace(row, **means(outcomes))
             if not any(item.judged for item in outcomes.values()):
-                evidence.warn(
-                    row.source, f"no run holds judgements for {row.task}: its rankings are shown without quality."
-                )
+                problem = f"no run holds judgements for {row.task}"
+                evidence.warn(row.source, f"{problem}: its rankings are shown without quality.")
         result.append(row)
     return result
 

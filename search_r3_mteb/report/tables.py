@@ -47,16 +47,9 @@ DIFFERENCE_COLUMNS = {
 }
 _SCORE_FIELDS = (
     *("task", "model", "mode", "max_reasoning_tokens", "ndcg_at_10", "low", "high", "best", "recall_at_10"),
-    *(
-        "reasoning_tokens",
-        "forced_share",
-        "queries_per_second",
-        "documents_per_second",
-        "queries",
-        "documents",
-        "seeds",
-    ),
-    *("origin", "published", "comparable", "note", "task_name", "split", "hops", "commit", "command", "source"),
+    *("reasoning_tokens", "forced_share", "queries_per_second", "documents_per_second", "queries", "documents"),
+    *("seeds", "origin", "published", "comparable", "note", "task_name", "split", "hops", "commit", "command"),
+    "source",
 )
 BOLD_NOTE = (
     "Bold: the row beats every other measured row of its task, each by a paired bootstrap over queries (and seeds), "
@@ -78,6 +71,7 @@ def difference_frame(differences: Sequence[ReasoningDifference]) -> pd.DataFrame
     records = []
     for item in differences:
         run, result = item.reason.first, item.result
+        left_out = f"{item.left_out} queries without a value on one side" if item.left_out else ""
         records.append(
             {
                 "task": run.task_label,
@@ -93,14 +87,11 @@ def difference_frame(differences: Sequence[ReasoningDifference]) -> pd.DataFrame
                 "queries": result.queries if result else None,
                 "seeds": len(item.reason.runs),
                 "significant": bool(result and result.significant),
-                "note": item.why_untested
-                or (f"{item.left_out} queries without a value on one side" * bool(item.left_out)),
+                "note": item.why_untested or left_out,
             }
         )
-    return _frame(
-        records,
-        [key for key in DIFFERENCE_COLUMNS if key != "interval"] + ["low", "high", "significant", "hops", "note"],
-    )
+    columns = [key for key in DIFFERENCE_COLUMNS if key != "interval"]
+    return _frame(records, [*columns, "low", "high", "significant", "hops", "note"])
 
 
 def render(

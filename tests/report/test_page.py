@@ -11,13 +11,7 @@ import pytest
 from search_r3_mteb.report import report
 from search_r3_mteb.report.comparisons import reasoning_differences, table_rows
 from search_r3_mteb.report.explorer import LADDER, build_payload, find_pairs
-from search_r3_mteb.report.figures import (
-    cost_figure,
-    difference_figure,
-    forced_figure,
-    hops_figure,
-    length_figure,
-)
+from search_r3_mteb.report.figures import cost_figure, difference_figure, forced_figure, hops_figure, length_figure
 from search_r3_mteb.report.page import Content, write_page
 from search_r3_mteb.report.runs import read_runs
 from search_r3_mteb.report.training_figures import training_figures

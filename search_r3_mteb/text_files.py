@@ -15,7 +15,7 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}, is not UTF-8 ({error.reason}). Convert the file to UTF-8.") from error
-    lines = text.split("\n")  # not splitlines: U+2028 and others end no line in a text file
+    lines = text.split("\n")  # not splitlines: U+2028 and others do not end a line
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 

@@ -13,20 +13,20 @@ from search_r3_mteb.report.tables import difference_frame
 if TYPE_CHECKING:
     import pandas as pd
 
-# Title -> CSS class.
-_SCORE_COLUMNS = {
+# Title of a column -> its CSS class.
+_SCORE_CLASSES = {
     "Task": "",
     "Model": "wrap",
     "Mode": "",
     **dict.fromkeys(("nDCG@10", "Recall@10", "Tokens/query", "Forced", "Queries/s", "Queries"), "number"),
     "From": "",
 }
-_DIFFERENCE_COLUMNS = {
+_DIFFERENCE_CLASSES = {
     "Task": "",
     "Model": "wrap",
     **dict.fromkeys(("Budget", "Direct", "Reasoning", "Difference", "p", "Queries", "Seeds"), "number"),
 }
-_PROVENANCE_COLUMNS = {
+_PROVENANCE_CLASSES = {
     "Task": "",
     "Model": "wrap",
     "Mode": "",
@@ -93,7 +93,7 @@ def score_table(frame: pd.DataFrame, further: set[tuple[str, str]]) -> PageTable
         kinds["hops"] = row["hops"] is not None
         names = [name for name, on in kinds.items() if on]
         lines.append(TableLine(cells, " ".join(names), hidden="further" in names or "hops" in names))
-    return PageTable("score-table", _SCORE_COLUMNS, lines)
+    return PageTable("score-table", _SCORE_CLASSES, lines)
 
 
 def difference_table(differences: Sequence[ReasoningDifference]) -> PageTable:
@@ -114,7 +114,7 @@ def difference_table(differences: Sequence[ReasoningDifference]) -> PageTable:
         ]
         by_hops = row["hops"] is not None
         lines.append(TableLine(cells, "hops" * by_hops, hidden=by_hops))
-    return PageTable("difference-table", _DIFFERENCE_COLUMNS, lines)
+    return PageTable("difference-table", _DIFFERENCE_CLASSES, lines)
 
 
 def provenance_table(rows: Sequence[ScoreRow]) -> PageTable:
@@ -132,9 +132,9 @@ def provenance_table(rows: Sequence[ScoreRow]) -> PageTable:
             row.first.command or "–",
             ", ".join(dict.fromkeys(run.source for run in row.runs)),
         ]
-        cells = zip(texts, _PROVENANCE_COLUMNS.values(), strict=True)
+        cells = zip(texts, _PROVENANCE_CLASSES.values(), strict=True)
         lines.append(TableLine([Cell(text, text, kind) for text, kind in cells]))
-    return PageTable("provenance-table", _PROVENANCE_COLUMNS, lines)
+    return PageTable("provenance-table", _PROVENANCE_CLASSES, lines)
 
 
 def _number(value: Any, show: Callable[[Any], str], *, strong: bool = False, small: str = "", hint: str = "") -> Cell:

@@ -19,7 +19,7 @@ _NUMBERS = (
 )
 _WHOLE_NUMBERS = ("hops", "max_reasoning_tokens", "seed", "queries", "documents")
 _TEXTS = ("split", "subset", "commit", "command", "fingerprint", "dataset_revision", "queries_file")
-_ROUNDING = 5e-3  # a summary and the mean of its queries may differ by rounding, not by more
+_MOST_DISAGREEMENT = 5e-3  # a summary and the mean of its queries may differ by rounding, not by more
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -153,7 +153,7 @@ def _with_outcomes(
             return row
     measured = means(outcomes)
     theirs, ours = row.ndcg_at_10, measured["ndcg_at_10"]
-    if theirs is not None and ours is not None and abs(theirs - ours) > _ROUNDING:
+    if theirs is not None and ours is not None and abs(theirs - ours) > _MOST_DISAGREEMENT:
         evidence.warn(
             row.source,
             f"{row.task_label} ({row.model}, {row.mode}): the summary says nDCG@10 {theirs:.4f}, the mean of its "

@@ -1,4 +1,4 @@
-"""Turns run folders into one JSON file of this folder: rows with interval and provenance, and their tested differences.
+"""One JSON file of this folder from run folders: rows with interval and provenance, and their tested differences.
 
     python results/collect.py RUN... --title "nano on hopworld" --output results/nano_hopworld.json
 
@@ -16,12 +16,12 @@ from typing import Any
 from make_readme import missing_provenance
 
 from search_r3_mteb.atomic import write_json
-from search_r3_mteb.report.comparisons import ReasoningDifference, Row, reasoning_differences, table_rows
+from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow, reasoning_differences, table_rows
 from search_r3_mteb.report.runs import read_runs
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 when rows lack provenance."""
+    """Run the command line; returns 1 when rows lack provenance."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--title", required=True)
@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def row_record(row: Row) -> dict[str, Any]:
-    """One row of the table with what it takes to make it again; None fields are left out."""
+def row_record(row: ScoreRow) -> dict[str, Any]:
+    """One row of the table with what it takes to measure it again; fields that are None are left out."""
     run = row.first
     record = {
         "task": run.task,
@@ -98,7 +98,7 @@ def difference_record(item: ReasoningDifference) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Six digits, as MTEB stores; NaN becomes None, which is then missing."""
+    """The value to six digits, as MTEB stores it; None for NaN, which then counts as missing."""
     return None if value is None or value != value else round(value, 6)
 
 

@@ -1,6 +1,6 @@
 """Search-R3: a causal LM reasons about a query in text, then one token's hidden state is the query's embedding.
 
-The names below are loaded when first used; importing the package loads none of torch, mteb, faiss and transformers.
+The names below are loaded when first used; importing the package does not load torch, mteb, faiss or transformers.
 """
 
 from importlib import import_module
@@ -30,12 +30,12 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
-    """The public name, from the module that holds it, imported at this moment and not before."""
+    """A public name, from the module that holds it, which is imported now."""
     if name not in _HOMES:
         raise AttributeError(f"module 'search_r3_mteb' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    """What completion shows."""
+    """The public names."""
     return __all__

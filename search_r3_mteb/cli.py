@@ -1,4 +1,4 @@
-"""The command `search-r3`: parses, calls, prints."""
+"""The command line `search-r3`: parses arguments, calls the library, prints results."""
 
 import logging
 import shlex
@@ -28,8 +28,7 @@ BudgetOption = Annotated[
     int | None, typer.Option("--max-reasoning-tokens", help="Budget of a query's reasoning, in tokens.", min=0)
 ]
 CacheFolderOption = Annotated[
-    Path | None,
-    typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False),
+    Path | None, typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False)
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -62,7 +61,7 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes there.")] = Path(
         "runs/evaluate"
     ),
-    split: Annotated[str | None, typer.Option(help="One split of the tasks, where it is not their own.")] = None,
+    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
     cache_folder: CacheFolderOption = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
@@ -89,7 +88,7 @@ def evaluate(
 
 @app.command()
 def embed(
-    input: Annotated[Path, typer.Option(help="A text a line, or .jsonl with 'text' and perhaps 'title'.")],
+    input: Annotated[Path, typer.Option(help="One text per line, or .jsonl with 'text' and perhaps 'title'.")],
     output: Annotated[Path, typer.Option(help="A .npy file: float32 (texts, dim), unit length.")],
     model: ModelOption = "nano",
     role: Annotated[str, typer.Option(help="query (reasons) or document (is embedded directly).")] = "query",
@@ -118,8 +117,7 @@ def embed(
 def explain(
     question: Annotated[str, typer.Argument(help="The question, in quotes.")],
     corpus: Annotated[
-        str,
-        typer.Option(help="A BEIR folder, a corpus.jsonl, a text file with a document a line, or a task (hopworld)."),
+        str, typer.Option(help="A BEIR folder, a corpus.jsonl, a text file of one document per line, or a task.")
     ],
     model: ModelOption = "nano",
     top: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 5,
@@ -189,7 +187,7 @@ def diagnose(
         Path | None,
         typer.Option(help="Folder of diagnose.json. [default: runs/diagnose/TASK__MODEL]", show_default=False),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="One split of the task, where it is not its own.")] = None,
+    split: Annotated[str | None, typer.Option(help="One split of the task, instead of its own.")] = None,
     max_queries: Annotated[
         int, typer.Option(help="Queries drawn at random (--set seed=...); 0 for all.", min=0)
     ] = 1000,
@@ -262,7 +260,7 @@ def bench(
     json: Annotated[Path | None, typer.Option("--json", help="A file for the list of measurements.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Each case once, on nano: about a minute.")] = False,
 ) -> None:
-    """Time us against what you would otherwise run, on the same weights, in turns. A ratio above 1: we are faster, or smaller."""
+    """Time us against what you would otherwise run, on the same weights, in turns. Above 1: faster, or smaller."""
     from search_r3_mteb.evaluation.bench import bench as run
     from search_r3_mteb.evaluation.bench_cases import KINDS
 
@@ -287,7 +285,7 @@ def doctor(model: ModelOption = "nano") -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. A mistake of the caller gives one message and exit code 2; `--debug` shows where it arose."""
+    """Run the command line. A mistake of the caller gives one message and exit code 2; `--debug` gives a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     sys.argv[1:] = [each for each in given if each != "--debug"]
@@ -305,13 +303,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class _WithoutBars:
-    """A log without the progress bars that every library draws on standard error; all else passes."""
+    """Standard error of a log: without the progress bars that every library draws, with everything else."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Bars begin with a carriage return and end with an empty line."""
+        """Write the text, unless it is part of a bar: those begin with a carriage return and end with an empty line."""
         return len(text) if text.startswith("\r") or text == "\n" else self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -320,7 +318,7 @@ class _WithoutBars:
 
 @contextmanager
 def _progress_lines() -> Iterator[None]:
-    """What is being done, on standard error: hours may pass before the table."""
+    """Log what is being done on standard error while the block runs: hours may pass before the table."""
     logger, handler = logging.getLogger("search_r3_mteb"), logging.StreamHandler()
     before = logger.level
     logger.addHandler(handler)

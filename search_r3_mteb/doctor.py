@@ -1,4 +1,4 @@
-"""What a machine has: versions, device, threads, the model, and one vector that was really computed."""
+"""Examination of a machine: versions, device, threads, the model, and one vector that is really computed."""
 
 import os
 import platform
@@ -9,23 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 import search_r3_mteb
 
 PACKAGES = (
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "mteb",
-    "beir",
-    "faiss-cpu",
-    "peft",
-    "bm25s",
-    "numpy",
-    "pandas",
+    *("torch", "transformers", "sentence-transformers", "mteb", "beir"),
+    *("faiss-cpu", "peft", "bm25s", "numpy", "pandas"),
 )
 
 
 def examine(model: str = "nano") -> Iterator[tuple[str, str]]:
-    """Pairs of a name and what was found, as they are found: the last ones load `model` and compute a vector.
+    """Pairs of a name and what was found, one by one: the last ones load `model` and compute a vector.
 
-    Raises what loading raises, so that the caller can say so after everything that was fine.
+    Raises what loading raises, after everything that was fine.
     """
     yield "search-r3-mteb", search_r3_mteb.__version__
     yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"

@@ -1,4 +1,4 @@
-"""A file of texts to a file of vectors."""
+"""Embedding of a file of texts into a file of vectors."""
 
 import os
 import time
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What was written, in how many seconds; `thoughts` pairs each query with its thought where they were asked for."""
+    """The shape that was written, the seconds it took, and each query with its thought where they were asked for."""
 
     shape: tuple[int, int]
     seconds: float
@@ -31,8 +31,8 @@ def embed_file(
 ) -> Embedded:
     """Embed the texts of `source` as `role` ("query" or "document") and write float32 (texts, dim) to `output` (.npy).
 
-    Row n belongs to line n: empty lines are texts, too. `settings` are those of SearchR3Encoder; `think` returns the thoughts.
-    Raises ValueError and FileNotFoundError, before the model is loaded where possible.
+    Row n belongs to line n: empty lines are texts, too. `settings` are those of SearchR3Encoder; `think` adds the
+    thoughts to the result. Raises ValueError and FileNotFoundError, before the model is loaded where possible.
     """
     reasons = role == "query" and settings.get("mode", "reason") == "reason"
     if think and not reasons:
@@ -59,7 +59,7 @@ def embed_file(
 
 
 def _write(path: Path, vectors: NDArray[np.float32]) -> None:
-    """The array, there completely or not at all."""
+    """Write the array completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:

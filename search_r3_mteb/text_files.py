@@ -1,4 +1,4 @@
-"""Texts from files, line by line."""
+"""Texts of files, line by line."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from search_r3_mteb.encoder.documents import document_text
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file. Raises ValueError where it is none: a wrong decoding would be embedded unnoticed."""
+    """The lines of a text file. Raises ValueError where it is not UTF-8: a wrong decoding would go unnoticed."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Check the path.")
     try:
@@ -15,12 +15,12 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}, is not UTF-8 ({error.reason}). Convert the file to UTF-8.") from error
-    lines = text.split("\n")  # not splitlines: U+2028 and others end no line in a text file
+    lines = text.split("\n")  # not splitlines: U+2028 and others do not end a line
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
 def read_texts(source: Path) -> list[str]:
-    """The texts of a file: one a line, or one JSON object a line with "text" and perhaps "title" (.jsonl)."""
+    """The texts of a file: one per line, or one JSON object per line with "text" and perhaps "title" (.jsonl)."""
     lines = read_lines(source)
     if source.suffix != ".jsonl":
         return lines

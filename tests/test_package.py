@@ -14,16 +14,8 @@ import search_r3_mteb
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
-    "torch",
-    "mteb",
-    "faiss",
-    "transformers",
-    "sentence_transformers",
-    "datasets",
-    "pandas",
-    "peft",
-    "accelerate",
-    "numpy",
+    *("torch", "mteb", "faiss", "transformers", "sentence_transformers"),
+    *("datasets", "pandas", "peft", "accelerate", "numpy"),
 )
 LOOK = f"import sys; print(','.join(name for name in {HEAVY!r} if name in sys.modules))"
 
@@ -61,7 +53,7 @@ def test_public_names_are_few_and_all_of_them_exist():
         assert spec is not None, f"{name} has no home"
         if module.startswith(
             "search_r3_mteb.encoder."
-        ):  # the others load mteb or sentence-transformers: their own tests do
+        ):  # the others load mteb or sentence-transformers: see their tests
             assert getattr(search_r3_mteb, name) is getattr(importlib.import_module(module), name)
     with pytest.raises(AttributeError, match=r"has no attribute 'Encoder'; it has __version__, BeirFolder"):
         search_r3_mteb.Encoder  # noqa: B018 - the access is the test

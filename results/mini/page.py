@@ -1,17 +1,16 @@
-r"""results/mini/README.md, curves.png and samples.md: what search-r3-mini reaches, stage by stage, and whether its reasoning matters.
+r"""results/mini/README.md, curves.png and samples.md: search-r3-mini's scores by stage, and what its reasoning does.
 
-    python results/mini/page.py --gather   # after results/mini/mini.py and the commands below; copies what they wrote into this folder
+    python results/mini/page.py --gather   # after mini.py and the commands below: copies what they wrote to this folder
     python results/mini/page.py            # the page alone, from the files here
 
-What it gathers is written by
+What it gathers is written by these commands, the last one for each of both tasks:
 
-    search-r3 evaluate --model minilm=runs/mini/teacher --model mini=runs/mini/model --task beir:../shared/data/scifact \
-        --task beir:../shared/data/cosqa --max-reasoning-tokens 48 --set max_length=256 --output runs/mini/evaluate
+    search-r3 evaluate --model minilm=runs/mini/teacher --model mini=runs/mini/model \
+        --task beir:../shared/data/scifact --task beir:../shared/data/cosqa \
+        --max-reasoning-tokens 48 --set max_length=256 --output runs/mini/evaluate
     python results/collect.py runs/mini/evaluate --title ... --output results/mini.json
-    search-r3 diagnose --model runs/mini/model --task beir:../shared/data/scifact --max-reasoning-tokens 48 --set max_length=256 \
-        --output runs/mini/diagnose-scifact
-    search-r3 diagnose --model runs/mini/model --task beir:../shared/data/cosqa --max-reasoning-tokens 48 --set max_length=256 \
-        --output runs/mini/diagnose-cosqa
+    search-r3 diagnose --model runs/mini/model --task beir:../shared/data/scifact \
+        --max-reasoning-tokens 48 --set max_length=256 --output runs/mini/diagnose-scifact
 """
 
 import argparse
@@ -19,44 +18,37 @@ import json
 from pathlib import Path
 from typing import Any
 
+from results.pages import REASONINGS, table, with_interval
+
 HERE = Path(__file__).resolve().parent
 RUN = HERE.parent.parent / "runs" / "mini"
 TASKS = {"scifact": "SciFact", "cosqa": "CosQA"}
-STAGES = {
+# Stage -> its title and the losses that are drawn.
+CURVES = {
     "sft": ("Stage 1, first half", ("distill", "distill_similarity", "infonce", "reply")),
     "long": ("Stage 1, second half", ("distill", "distill_similarity", "infonce", "reply")),
     "rl": ("Stage 2", ("reward", "contrastive")),
 }
-SAMPLES = 10
-CONTROLS = {
-    "own": "its own",
-    "other": "another query's",
-    "shuffled": "its own words shuffled",
-    "none": "none",
-    "direct": "direct",
-}
+SAMPLED_QUERIES = 10
 
 
 def gather() -> None:
     """Copy what the runs wrote: learning curves, what decontamination dropped, diagnoses, samples of reasoning."""
     curves: dict[str, Any] = {}
-    for stage in STAGES:
+    for stage in CURVES:
         with (RUN / stage / "log.jsonl").open(encoding="utf-8") as lines:
             curves[stage] = [json.loads(line) for line in lines]
-        data = json.loads((RUN / stage / "data.json").read_text(encoding="utf-8"))
-        write(f"overlap-{stage}.json", data)
+        write(f"overlap-{stage}.json", read(RUN / stage / "data.json"))
     write("curves.json", curves)
     for task in TASKS:
-        found = json.loads((RUN / f"diagnose-{task}" / "diagnose.json").read_text(encoding="utf-8"))
-        write(
-            f"diagnose-{task}.json",
-            {key: value for key, value in found.items() if key not in ("per_query", "examples")},
-        )
+        found = read(RUN / f"diagnose-{task}" / "diagnose.json")
+        kept = {key: value for key, value in found.items() if key not in ("per_query", "examples")}
+        write(f"diagnose-{task}.json", kept)
     samples()
 
 
 def samples() -> None:
-    """The first queries of both tests with what the model says, as it says it."""
+    """Write samples.md: the first queries of both tests with the model's reasoning, unedited."""
     from search_r3_mteb import SearchR3Encoder
     from search_r3_mteb.tasks.beir_folder import read_queries, read_relevance
 
@@ -64,12 +56,12 @@ def samples() -> None:
     lines = [
         "# Twenty reasonings, unedited",
         "",
-        f"The first {SAMPLES} test queries of each task, by id. Greedy, at most 48 tokens.",
+        f"The first {SAMPLED_QUERIES} test queries of each task, by id. Greedy, at most 48 tokens.",
         "",
     ]
     for task, name in TASKS.items():
         folder = RUN / "test" / task
-        asked = sorted(read_relevance(folder, "test"))[:SAMPLES]
+        asked = sorted(read_relevance(folder, "test"))[:SAMPLED_QUERIES]
         texts = {query.id: query.text for query in read_queries(folder)}
         lines += [f"## {name}", ""]
         for query, thought in zip(asked, encoder.think([texts[query] for query in asked]), strict=True):
@@ -80,34 +72,33 @@ def samples() -> None:
 
 
 def page() -> str:
-    """README.md."""
-    scores = json.loads((HERE.parent / "mini.json").read_text(encoding="utf-8"))
-    return "\n".join(
-        [
-            "# search-r3-mini: real text, 22 million weights, two cores",
-            "",
-            "Generated by `python results/mini/page.py`; all-MiniLM-L6-v2 made causal, then both stages of this project",
-            "(`python results/mini/mini.py --data ../shared/data`, configurations train/configs/mini_sft.toml, mini_long.toml and mini_rl.toml). What was",
-            "tried and what failed: [LOG.md](LOG.md). What it says: [samples.md](samples.md).",
-            "",
-            *quality(scores),
-            *dev(),
-            "![losses over the steps of all stages](curves.png)",
-            "",
-            *diagnoses(),
-            *overlap(),
-        ]
-    )
+    """The text of README.md."""
+    lines = [
+        "# search-r3-mini: real text, 22 million weights, two cores",
+        "",
+        "Generated by `python results/mini/page.py`; all-MiniLM-L6-v2 made causal, then both stages of this project",
+        "(`python results/mini/mini.py --data ../shared/data`, configurations train/configs/mini_sft.toml,",
+        "mini_long.toml and mini_rl.toml). What was tried and what failed: [LOG.md](LOG.md). What it says:",
+        "[samples.md](samples.md).",
+        "",
+        *quality(read(HERE.parent / "mini.json")),
+        *dev(),
+        "![losses over the steps of all stages](curves.png)",
+        "",
+        *diagnoses(),
+        *overlap(),
+    ]
+    return "\n".join(lines)
 
 
 def quality(scores: dict[str, Any]) -> list[str]:
-    """Full test sets: quality, cost, and reasoning minus direct."""
+    """The section on the full test sets: quality, cost, and reasoning minus direct."""
     rows = [
         [
             _task(one["task"]),
             one["model"],
             one["mode"],
-            f"{one['ndcg_at_10']:.3f} ({one['interval'][0]:.3f} to {one['interval'][1]:.3f})",
+            with_interval(one["ndcg_at_10"], one["interval"]),
             f"{one['recall_at_10']:.3f}",
             f"{one['reasoning_tokens_per_query']:.1f}",
             f"{one.get('forced_share', 0):.1%}",
@@ -116,37 +107,24 @@ def quality(scores: dict[str, Any]) -> list[str]:
         ]
         for one in scores["rows"]
     ]
-    differences = [
-        [
-            _task(one["task"]),
-            one["model"],
-            f"{one['difference']:+.4f}",
-            f"{one['interval'][0]:+.4f} to {one['interval'][1]:+.4f}",
-            f"{one['p']:.4f}",
-        ]
-        for one in scores["differences"]
-    ]
+    differences = []
+    for one in scores["differences"]:
+        low, high = one["interval"]
+        cells = [f"{one['difference']:+.4f}", f"{low:+.4f} to {high:+.4f}", f"{one['p']:.4f}"]
+        differences.append([_task(one["task"]), one["model"], *cells])
     origin = scores["rows"][0]
-    head = [
-        "task",
-        "model",
-        "mode",
-        "nDCG@10 (95 %)",
-        "recall@10",
-        "tokens a query",
-        "forced",
-        "queries/s",
-        "documents/s",
-    ]
+    head = ["task", "model", "mode", "nDCG@10 (95 %)", "recall@10", "tokens per query", "forced"]
     return [
         "## Test sets",
         "",
-        f"`{origin['commands'][0]}`, commit {origin['commit'][:7]}. minilm is all-MiniLM-L6-v2 as sentence-transformers runs it in float32; mini is",
-        "what is shipped, in bfloat16; 256 tokens a text. Queries and documents a second are those of these runs on two cores with AVX512-BF16;",
-        "other work ran beside minilm's SciFact for a part of the time, so CosQA's speeds are the ones to compare. mini's documents had been",
-        "encoded minutes before, for the dev sets, into the cache folder, which keeps the seconds that they took.",
+        f"`{origin['commands'][0]}`, commit {origin['commit'][:7]}. minilm is all-MiniLM-L6-v2 as",
+        "sentence-transformers runs it in float32; mini is what is shipped, in bfloat16; 256 tokens per text.",
+        "Queries and documents per second are those of these runs on two cores with AVX512-BF16; other work ran",
+        "beside minilm's SciFact for a part of the time, so CosQA's speeds are the ones to compare. mini's",
+        "documents had been encoded minutes before, for the dev sets, into the cache folder, which keeps the",
+        "seconds that they took.",
         "",
-        *table(head, rows),
+        *table([*head, "queries/s", "documents/s"], rows),
         "Reasoning minus direct, paired bootstrap over queries:",
         "",
         *table(["task", "model", "difference", "95 %", "p"], differences),
@@ -154,20 +132,16 @@ def quality(scores: dict[str, Any]) -> list[str]:
 
 
 def diagnoses() -> list[str]:
-    """Does the reasoning matter: exchanged, shuffled, left out, sampled."""
+    """The section on queries whose reasoning is exchanged, shuffled, left out and sampled."""
     lines = ["## Does the reasoning matter?", ""]
     for task, name in TASKS.items():
-        found = json.loads((HERE / f"diagnose-{task}.json").read_text(encoding="utf-8"))
+        found = read(HERE / f"diagnose-{task}.json")
         group = next(one for one in found["groups"] if one.get("hops") is None)
-        rows = []
-        for key, what in CONTROLS.items():
+        move, rows = group["movement"], []
+        for key, what in {**REASONINGS, "direct": "direct"}.items():
             one = group["controls"][key]
             against = one.get("own_minus_this")
-            difference = (
-                ""
-                if against is None
-                else f"{against['difference']:+.3f} ({against['interval'][0]:+.3f} to {against['interval'][1]:+.3f})"
-            )
+            difference = "" if against is None else with_interval(against["difference"], against["interval"], "+.3f")
             rows.append([what, f"{one['ndcg_at_10']['mean']:.3f}", difference])
         lines += [
             f"{name}, {found['queries']} queries: {found['verdict']['text']}",
@@ -181,61 +155,60 @@ def diagnoses() -> list[str]:
                 ["budget in tokens", "nDCG@10"],
                 [[str(one["max_reasoning_tokens"]), f"{one['ndcg_at_10']['mean']:.3f}"] for one in group["budgets"]],
             ),
-            f"The best of {group['movement']['rollouts']} sampled reasonings, chosen with the judgements: "
-            f"{group['movement']['best_rollout']['mean']:.3f}; the worst: {group['movement']['worst_rollout']['mean']:.3f}.",
+            f"The best of {move['rollouts']} sampled reasonings, chosen with the judgements: "
+            f"{move['best_rollout']['mean']:.3f}; the worst: {move['worst_rollout']['mean']:.3f}.",
             "",
         ]
     return lines
 
 
 def dev() -> list[str]:
-    """Dev nDCG@10 at the end of each stage, from its own log."""
-    curves = json.loads((HERE / "curves.json").read_text(encoding="utf-8"))
+    """The section on the dev sets: nDCG@10 at the end of each stage, from its log."""
+    curves = read(HERE / "curves.json")
     columns = [(task, mode) for task in TASKS for mode in ("direct", "reason")]
     rows = []
-    for stage, (title, _) in STAGES.items():
-        ends = {
-            (one["task"].split("/")[0], one["mode"]): one for one in curves[stage] if one["event"] == "evaluate"
-        }  # the last of each
+    for stage, (title, _) in CURVES.items():
+        evaluations = [one for one in curves[stage] if one["event"] == "evaluate"]
+        ends = {(one["task"].split("/")[0], one["mode"]): one for one in evaluations}  # the last of each
         rows.append([title, *(f"{ends[column]['ndcg_at_10']:.3f}" for column in columns)])
     return [
         "## Dev sets at the end of each stage",
         "",
-        "nDCG@10 over the whole corpora, as the runs evaluate themselves (81 and 250 queries; 128 tokens a text, in stage 1's second half 256).",
+        "nDCG@10 over the whole corpora, as the runs evaluate themselves (81 and 250 queries; 128 tokens per text, in",
+        "stage 1's second half 256).",
         "",
         *table(["stage", *(f"{TASKS[task]}, {mode}" for task, mode in columns)], rows),
     ]
 
 
 def overlap() -> list[str]:
-    """What decontamination dropped from the training rows."""
-    rows = [
-        [title, name, f"{found['rows']:,}", " and ".join(found["against"]), str(found["exact"]), str(found["near"])]
-        for stage, (title, _) in STAGES.items()
-        for name, found in json.loads((HERE / f"overlap-{stage}.json").read_text(encoding="utf-8"))["decontamination"][
-            "sources"
-        ].items()
-    ]
+    """The section on the training rows that decontamination dropped."""
+    rows = []
+    for stage, (title, _) in CURVES.items():
+        for name, found in read(HERE / f"overlap-{stage}.json")["decontamination"]["sources"].items():
+            counts = [f"{found['rows']:,}", " and ".join(found["against"]), str(found["exact"]), str(found["near"])]
+            rows.append([title, name, *counts])
     return [
         "## Overlap of training rows and evaluation texts",
         "",
-        "Rows that repeat a query or document of the dev and test sets (3-word shingles, Jaccard 0.8) are dropped. The corpora of SciFact and",
-        "CosQA are those of the test, so of their rows only the queries are compared. The dropped rows: `overlap-*.json`.",
+        "Rows that repeat a query or document of the dev and test sets (3-word shingles, Jaccard 0.8) are dropped.",
+        "The corpora of SciFact and CosQA are those of the test, so of their rows only the queries are compared.",
+        "The dropped rows: `overlap-*.json`.",
         "",
         *table(["stage", "source", "rows read", "compared with evaluation's", "exact", "near"], rows),
     ]
 
 
 def figure() -> None:
-    """curves.png: losses over the steps of every stage."""
+    """Draw curves.png: losses over the steps of every stage."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    curves = json.loads((HERE / "curves.json").read_text(encoding="utf-8"))
-    chart, axes = plt.subplots(1, len(STAGES), figsize=(13, 4))
-    for axis, (stage, (title, losses)) in zip(axes, STAGES.items(), strict=True):
+    curves = read(HERE / "curves.json")
+    chart, axes = plt.subplots(1, len(CURVES), figsize=(13, 4))
+    for axis, (stage, (title, losses)) in zip(axes, CURVES.items(), strict=True):
         steps = [one for one in curves[stage] if one["event"] == "step"]
         for loss in losses:
             axis.plot([one["step"] for one in steps], [one[loss] for one in steps], label=loss)
@@ -249,13 +222,13 @@ def figure() -> None:
     plt.close(chart)
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table and an empty line."""
-    return [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write(name: str, value: Any) -> None:
-    """A JSON file of this folder."""
+    """Write a JSON file of this folder."""
     (HERE / name).write_text(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Evidence people can look at: one HTML page, or its tables as Markdown, CSV and LaTeX."""
+"""Report on runs: one HTML page, or its tables as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ FORMATS = ("html", "md", "csv", "latex")
 def report(runs: Sequence[Path], output: Path, format: str = "html", peers: Path | None = None) -> list[Message]:
     """Write the report on `runs` to `output` and return the messages about what was missing, repeated or unreadable.
 
-    `runs` are run folders, summary.json files, MTEB result folders or files, prediction files, diagnose.json files and training
-    logs. `format` is html, md, csv (a second file OUTPUT-differences.csv holds reasoning against direct) or latex. `peers` is
-    a CSV of published MTEB scores. Raises FileNotFoundError for a path that does not exist and ValueError for an unknown format.
+    `runs` are run folders, summary.json files, MTEB result folders or files, prediction files, diagnose.json files and
+    training logs. `format` is html, md, csv (OUTPUT-differences.csv then holds reasoning against direct) or latex.
+    `peers` is a CSV of published MTEB scores.
+
+    Raises FileNotFoundError for a path that does not exist and ValueError for an unknown format.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is not one of {', '.join(FORMATS)}: pass one of these with --format.")

@@ -14,7 +14,7 @@ _FAST_QUERIES = 2_000  # above, fewer resamples keep a report of 10,000 queries 
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One line of the table: one model, mode and budget on one task, its seeds merged."""
 
     runs: tuple[EvaluationRecord, ...]
@@ -34,12 +34,18 @@ class Row:
         run = self.first
         return (run.task, run.split, run.subset, run.hops)
 
+    @property
+    def budget(self) -> float:
+        """The most reasoning tokens of one query, infinite where no budget is known."""
+        tokens = self.first.max_reasoning_tokens
+        return math.inf if tokens is None else tokens
+
     def average(self, name: str) -> float | None:
         """Mean of a field over the seeds that have it."""
         return mean(getattr(run, name) for run in self.runs)
 
     def values(self) -> list[dict[str, float]] | None:
-        """One mapping query id -> nDCG@10 a seed, or None unless every seed has one."""
+        """For each seed, nDCG@10 by query id; None unless every seed has one."""
         found = [run.values() for run in self.runs]
         return [item for item in found if item is not None] if all(found) else None
 
@@ -48,8 +54,8 @@ class Row:
 class ReasoningDifference:
     """Reasoning minus direct for one model on one task, at one budget. `result` is None where it cannot be tested."""
 
-    reason: Row
-    direct: Row
+    reason: ScoreRow
+    direct: ScoreRow
     result: Difference | None
     left_out: int  # queries without a value on one side
     why_untested: str = ""
@@ -62,7 +68,7 @@ class ReasoningDifference:
         return self.reason.ndcg_at_10 - self.direct.ndcg_at_10
 
 
-def table_rows(evidence: Evidence) -> list[Row]:
+def table_rows(evidence: Evidence) -> list[ScoreRow]:
     """All rows, sorted by task and quality, with the significantly best of each task marked."""
     groups: dict[tuple[Any, ...], list[EvaluationRecord]] = {}
     for run in [*evidence.evaluations, *_by_hops(evidence.evaluations)]:
@@ -72,8 +78,8 @@ def table_rows(evidence: Evidence) -> list[Row]:
     return sorted(marked, key=lambda row: (_text_key(row.place), -_or_low(row.ndcg_at_10)))
 
 
-def reasoning_differences(rows: Sequence[Row]) -> list[ReasoningDifference]:
-    """Reasoning against direct for every model that has both on the same task, one entry a budget."""
+def reasoning_differences(rows: Sequence[ScoreRow]) -> list[ReasoningDifference]:
+    """Reasoning against direct for every model that has both on the same task, one entry per budget."""
     direct = {(row.place, row.first.label): row for row in rows if row.first.mode == "direct"}
     found = []
     for row in rows:
@@ -84,14 +90,14 @@ def reasoning_differences(rows: Sequence[Row]) -> list[ReasoningDifference]:
 
 
 def resamples(queries: int) -> int:
-    """Bootstrap resamples for a number of queries."""
+    """The number of bootstrap resamples for a number of queries."""
     return 10_000 if queries <= _FAST_QUERIES else 2_000
 
 
-def _row(runs: tuple[EvaluationRecord, ...]) -> Row:
+def _row(runs: tuple[EvaluationRecord, ...]) -> ScoreRow:
     scores = [run.ndcg_at_10 for run in runs if run.ndcg_at_10 is not None]
     if len(scores) == 1 and math.isnan(scores[0]):
-        return Row(runs, math.nan, None)
+        return ScoreRow(runs, math.nan, None)
     score = mean(scores)
     values = [run.values() for run in runs]
     bounds = runs[0].interval if len(runs) == 1 else None
@@ -100,7 +106,7 @@ def _row(runs: tuple[EvaluationRecord, ...]) -> Row:
         if table.size:
             result = interval(table, resamples=resamples(table.shape[1]))
             bounds = (result.low, result.high)
-    return Row(runs, score, bounds)
+    return ScoreRow(runs, score, bounds)
 
 
 def _by_hops(runs: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
@@ -124,15 +130,15 @@ def _restricted(run: EvaluationRecord, hops: int, part: dict[str, QueryOutcome])
     return replace(run, hops=hops, outcomes=part, interval=None, queries_per_second=None, **means(part))
 
 
-def _places(rows: Sequence[Row]) -> list[list[Row]]:
-    places: dict[tuple[Any, ...], list[Row]] = {}
+def _places(rows: Sequence[ScoreRow]) -> list[list[ScoreRow]]:
+    places: dict[tuple[Any, ...], list[ScoreRow]] = {}
     for row in rows:
         places.setdefault(row.place, []).append(row)
     return list(places.values())
 
 
-def _mark_best(rows: list[Row]) -> list[Row]:
-    """Marks the row that beats every other row of its task, each by a paired bootstrap, Holm-adjusted for their number."""
+def _mark_best(rows: list[ScoreRow]) -> list[ScoreRow]:
+    """The rows of one task; one that beats every other by a paired bootstrap (Holm-adjusted) is marked."""
     scored = [row for row in rows if row.ndcg_at_10 is not None and not math.isnan(row.ndcg_at_10)]
     if len(scored) < 2:
         return rows
@@ -144,7 +150,7 @@ def _mark_best(rows: list[Row]) -> list[Row]:
         if other is leader:
             continue
         if mine is None or theirs is None:
-            return rows  # without its queries nobody can say by how much it loses
+            return rows  # without its queries the difference cannot be tested
         ids, (first, second) = align(mine, theirs)
         if not ids:
             return rows
@@ -156,7 +162,7 @@ def _mark_best(rows: list[Row]) -> list[Row]:
     return [replace(row, best=True, best_reason=reason) if row is leader else row for row in rows]
 
 
-def _difference(reason: Row, direct: Row) -> ReasoningDifference:
+def _difference(reason: ScoreRow, direct: ScoreRow) -> ReasoningDifference:
     first, second = reason.values(), direct.values()
     if first is None or second is None:
         return ReasoningDifference(reason, direct, None, 0, "no per-query results for both modes")

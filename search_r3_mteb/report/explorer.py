@@ -1,7 +1,7 @@
-"""The query explorer's data: for every query its reasoning and its top documents without and with it, small enough for one page.
+"""The query explorer's data: every query's reasoning and its top documents without and with it, cut to fit one page.
 
-Documents stand once in a shared list and are referred to by number. Texts are shortened, and as a last resort queries are
-thinned, until the compressed data fits; `Payload.notes` says what was cut.
+Documents stand once in a shared list and are referred to by number. Texts are shortened, and as a last resort queries
+are thinned, until the compressed data fits; `Payload.notes` says what was cut.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search_r3_mteb.report.comparisons import Row
+from search_r3_mteb.report.comparisons import ScoreRow
 from search_r3_mteb.report.records import QueryOutcome, mean
 
 
@@ -22,11 +22,11 @@ from search_r3_mteb.report.records import QueryOutcome, mean
 class Pair:
     """One model on one task: its direct row, its reasoning row (largest budget), or only one of the two."""
 
-    direct: Row | None
-    reason: Row | None
+    direct: ScoreRow | None
+    reason: ScoreRow | None
 
     @property
-    def row(self) -> Row:
+    def row(self) -> ScoreRow:
         """The row that names model and task."""
         row = self.reason or self.direct
         if row is None:
@@ -81,15 +81,15 @@ LADDER = (
 )
 
 
-def find_pairs(rows: Sequence[Row]) -> list[Pair]:
-    """One pair a model and task that has per-query results; those with both modes come first."""
+def find_pairs(rows: Sequence[ScoreRow]) -> list[Pair]:
+    """One pair for each model and task with per-query results; those with both modes come first."""
     usable = [row for row in rows if row.first.hops is None and row.first.outcomes]
     direct = {(row.place, row.first.label): row for row in usable if row.first.mode == "direct"}
-    reason: dict[tuple[Any, ...], Row] = {}
+    reason: dict[tuple[Any, ...], ScoreRow] = {}
     for row in usable:
         if row.first.mode == "reason":
             key = (row.place, row.first.label)
-            if key not in reason or _budget(row) > _budget(reason[key]):
+            if key not in reason or row.budget > reason[key].budget:
                 reason[key] = row
     pairs, used = [], set()
     for key, row in reason.items():
@@ -211,7 +211,7 @@ def _notes(limits: Limits, pairs: Sequence[Pair]) -> list[str]:
     return notes
 
 
-def _query_means(row: Row) -> dict[str, float]:
+def _query_means(row: ScoreRow) -> dict[str, float]:
     """Mean nDCG@10 of each query over the seeds that have it."""
     runs = [run.values() or {} for run in row.runs]
     keys = dict.fromkeys(key for run in runs for key in run)
@@ -219,17 +219,12 @@ def _query_means(row: Row) -> dict[str, float]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _budget(row: Row) -> float:
-    tokens = row.first.max_reasoning_tokens
-    return math.inf if tokens is None else tokens
-
-
 def _cut(text: str, most: int | None) -> str:
     return text if most is None or len(text) <= most else text[: most - 1] + "…"
 
 
 def _tidy(value: float | None) -> float | int | None:
-    """Three decimals, no fraction where there is none, nothing where it is no number."""
+    """The value to three decimals, an int where it is whole, None where it is not a finite number."""
     if value is None or not math.isfinite(value):
         return None
     short = round(value, 3)

@@ -1,8 +1,8 @@
-"""Model cards for every trained or exported checkpoint: data, losses, configuration, results, licence, limits.
+"""Model cards of trained and exported checkpoints: data, losses, configuration, results, licence, limits.
 
-The header with its model index is written by huggingface_hub's card classes, on which sentence-transformers builds its own.
-sentence-transformers' template is not used: it describes a model by the trainer of that library, and its usage section would
-load ours without the reasoning. The facts also stand in `model_card.json`, so that an export keeps what is known of its source.
+huggingface_hub's card classes write the header with its model index. sentence-transformers' template is not used: it
+describes a model by the trainer of that library, and its usage section would load ours without the reasoning. The facts
+also stand in `model_card.json`, so that an export keeps what is known of its source.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_json, write_text
+from search_r3_mteb.report.number_text import count, score, span
 from search_r3_mteb.report.records import Evidence
-from search_r3_mteb.report.tables import count, score, span
+from search_r3_mteb.report.run_file import RunFile
 from search_r3_mteb.report.training_logs import read_log
 
 FACTS_FILE = "model_card.json"
-LIMITS = (
-    "It was trained with the prompts of its profile (search_r3.json); with other prompts it may not emit the embed token. "
-    "The encoder then appends the token and counts the query as forced.",
+LIMITATIONS = (
+    "It was trained with the prompts of its profile (search_r3.json); with other prompts it may not emit the embed "
+    "token. The encoder then appends the token and counts the query as forced.",
     "Texts longer than the trained length are cut; the authors report weak results on long texts.",
     "Reasoning costs generated tokens for every query; direct embedding of queries (mode=\"direct\") costs none.",
-    "The reasoning is a means of retrieval. It may state falsehoods and is no explanation of the ranking.",
+    "The reasoning is a means of retrieval. It may state falsehoods and is not an explanation of the ranking.",
 )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ class Facts:
     losses: tuple[str, ...] = ()
     config: str = ""
     results: tuple[Mapping[str, Any], ...] = ()
-    limits: tuple[str, ...] = LIMITS
+    limits: tuple[str, ...] = LIMITATIONS
     max_reasoning_tokens: int | None = None
     training: tuple[tuple[str, str], ...] = ()  # what else is known: steps, seed, commit, command
     exported: bool = False
@@ -62,15 +63,13 @@ class Facts:
 def write_model_card(folder: Path, facts: Facts, called: str | None = None) -> Path:
     """Write README.md and model_card.json into `folder` and return the path of the card.
 
-    `called` is what the example gives to `SearchR3Encoder`; by default the folder's name.
-
-    Raises FileNotFoundError where the folder does not exist and ValueError for facts without name or licence: a checkpoint that
-    nobody may use is not published.
+    `called` is what the example gives to `SearchR3Encoder`; by default the folder's name. Raises FileNotFoundError
+    where the folder does not exist and ValueError for facts without name, licence or stage.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder: save the checkpoint first, then write its card.")
+        raise FileNotFoundError(f"{folder} is not a folder: save the checkpoint first, then write its card.")
     for key in ("name", "license", "stage"):
         if not str(getattr(facts, key)).strip():
             raise ValueError(f"a model card needs a {key}, got {getattr(facts, key)!r}.")
@@ -97,7 +96,7 @@ def write_model_card(folder: Path, facts: Facts, called: str | None = None) -> P
 
 
 def read_facts(folder: Path) -> Facts | None:
-    """The facts of a checkpoint that has a card of ours, else None. Raises ValueError for a file that is none."""
+    """The facts in `folder`, None where it has none. Raises ValueError for a model_card.json that we did not write."""
     path = folder / FACTS_FILE
     if not path.exists():
         return None
@@ -125,17 +124,16 @@ def facts_of_run(
 ) -> Facts:
     """The facts that a training run's folder holds: config.toml and log.jsonl.
 
-    `licences` maps the name of a data source to its licence; generated data need none. `results` are rows of summary.json;
-    without them the last evaluation of the log is taken. Raises FileNotFoundError for a run without config.toml.
+    `licences` maps the name of a data source to its licence; generated data need none. `results` are rows of
+    summary.json; without them the last evaluation of the log is taken. Raises FileNotFoundError without config.toml.
     """
     path = run / "config.toml"
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing: {run} is no training run, or it was stopped before its first step."
-        )
+        raise FileNotFoundError(f"{path} is missing: {run} is not a training run, or it stopped before its first step.")
     text = path.read_text(encoding="utf-8")
     config = tomllib.loads(text)
-    log = read_log(run / "log.jsonl", str(run / "log.jsonl"), Evidence()) if (run / "log.jsonl").exists() else None
+    log_file = RunFile(run / "log.jsonl", Evidence())
+    log = read_log(log_file) if log_file.path.exists() else None
     last = log.evaluations[-1]["step"] if log and log.evaluations else None
     logged = [row for row in log.evaluations if row["step"] == last] if log else []
     seed = config.get("optimization", {}).get("seed")
@@ -156,10 +154,8 @@ def facts_of_run(
 
 
 def exported_facts(source: Path, *, name: str, license: str, max_reasoning_tokens: int | None = None) -> Facts:
-    """The facts of a sentence-transformers export: those of its source where it has a card, else only what is known here."""
-    known = read_facts(source) or Facts(
-        name=name, license=license, stage="exported", training=(("Source", source.name),)
-    )
+    """The facts of a sentence-transformers export: those of its source where that has a card, else the given ones."""
+    known = read_facts(source) or Facts(name, license, "exported", training=(("Source", source.name),))
     budget = max_reasoning_tokens or known.max_reasoning_tokens
     return replace(known, exported=True, name=name, max_reasoning_tokens=budget)
 
@@ -172,7 +168,7 @@ def _metadata(facts: Facts) -> str:
             task_type="Retrieval",
             dataset_type=_task(row),
             dataset_name=_task(row),
-            # The model index joins results of one data set and configuration: modes and hop counts are configurations here.
+            # The model index joins results of one data set and configuration: here modes and hops are configurations.
             dataset_config=", ".join([str(row.get("mode", "direct")), *_hops(row)]),
             dataset_split=str(row.get("split", "test")),
             metric_type=metric,
@@ -188,7 +184,7 @@ def _metadata(facts: Facts) -> str:
         library_name="sentence-transformers" if facts.exported else "search-r3-mteb",
         pipeline_tag="sentence-similarity",
         tags=["search-r3", "reasoning", "retrieval", *(["sentence-transformers"] if facts.exported else [])],
-        base_model=facts.base_model if facts.base_model and "/" in facts.base_model else None,  # a hub id, no folder
+        base_model=facts.base_model if facts.base_model and "/" in facts.base_model else None,  # a hub id, not a folder
         datasets=None,
         model_name=facts.name if results else None,
         eval_results=results or None,
@@ -201,8 +197,8 @@ def _opening(facts: Facts) -> str:
     made = "exported" if facts.stage == "exported" else made
     kind = " for sentence-transformers" if facts.exported else ""
     return (
-        f"A Search-R3 model{kind}, {made}: a causal language model that reasons about a query in text and then emits one special "
-        "token, whose last hidden state is the query's embedding. Documents are embedded directly."
+        f"A Search-R3 model{kind}, {made}: a causal language model that reasons about a query in text and then emits "
+        "one special token, whose last hidden state is the query's embedding. Documents are embedded directly."
     )
 
 
@@ -210,20 +206,9 @@ def _result_cells(row: Mapping[str, Any]) -> list[str]:
     low, high = row.get("interval") or (None, None)
     task = ", ".join([_task(row), *_hops(row)])
     tokens = row.get("reasoning_tokens_per_query", row.get("reasoning_tokens"))
-    cells = [
-        task,
-        str(row.get("split", "test")),
-        str(row.get("mode", "–")),
-        score(row.get("ndcg_at_10")),
-        span(low, high),
-    ]
-    seed = row.get("seed")
-    cells += [
-        score(row.get("recall_at_10")),
-        count(tokens, 1),
-        count(row.get("queries")),
-        "–" if seed is None else str(seed),
-    ]
+    seed = "–" if row.get("seed") is None else str(row["seed"])
+    cells = [task, str(row.get("split", "test")), str(row.get("mode", "–")), score(row.get("ndcg_at_10"))]
+    cells += [span(low, high), score(row.get("recall_at_10")), count(tokens, 1), count(row.get("queries")), seed]
     return [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
 
 
@@ -244,7 +229,7 @@ def _result_note(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _base_name(path: str | None) -> str | None:
-    """A hub id as it is, a folder by its last part: a card names no place on somebody's machine."""
+    """A hub id as it is, a folder by its last part: a card does not name paths of the machine it was made on."""
     if path is None or (path.count("/") == 1 and not Path(path).exists() and not path.startswith((".", "/"))):
         return path
     return Path(path).name
@@ -259,7 +244,7 @@ def _source(item: Mapping[str, Any], licences: Mapping[str, str]) -> DataSource:
 
 
 def _losses(config: Mapping[str, Any]) -> list[str]:
-    """What was minimised or rewarded, with weights, in the order of the configuration; what has weight 0 is not named."""
+    """The losses and rewards whose weight is not 0, with their weights, in the order of the configuration."""
     found = _supervised(config.get("loss", {}))
     for section, title in (
         ("policy", "policy gradient (GRPO)"),
@@ -272,9 +257,8 @@ def _losses(config: Mapping[str, Any]) -> list[str]:
             found.append(f"{title}: {numbers}")
     replay = config.get("replay", {})
     if replay.get("rows_per_step"):
-        found.append(
-            f"stage 1 replayed on {replay['rows_per_step']} rows a step: " + "; ".join(_supervised(replay["loss"]))
-        )
+        losses = "; ".join(_supervised(replay["loss"]))
+        found.append(f"stage 1 replayed on {replay['rows_per_step']} rows per step: {losses}")
     return found
 
 

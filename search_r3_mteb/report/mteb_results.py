@@ -5,77 +5,64 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_r3_mteb.report.parsing import load_json, number
-from search_r3_mteb.report.records import EvaluationRecord, Evidence, QueryOutcome, mean
+from search_r3_mteb.report.records import EvaluationRecord, QueryOutcome, mean
+from search_r3_mteb.report.run_file import RunFile
 
 _MODE = re.compile(r"(?:^|_)mode_(reason|direct)(?:_|$)")
 _BUDGET = re.compile(r"(?:^|_)max_reasoning_tokens_(\d+)(?:_|$)")
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Which model an MTEB file belongs to, as far as the files beside it say."""
-
-    model: str
-    mode: str
-    max_reasoning_tokens: int | None = None
-    seed: int = 0
-
-
-def read_result(path: Path, where: str, evidence: Evidence) -> list[EvaluationRecord]:
-    """One evaluation for each split and subset of an MTEB result file; empty where the file is no such thing."""
-    data = load_json(path, where, evidence)
+def read_result(file: RunFile) -> list[EvaluationRecord]:
+    """One evaluation for each split and subset of an MTEB result file, none for any other file."""
+    data = file.json()
     if data is None:
         return []
     if not isinstance(data, dict) or "scores" not in data or "task_name" not in data:
-        evidence.note(where, "is not an MTEB result file (no task_name and scores): left out.")
+        file.note("is not an MTEB result file (no task_name and scores): left out.")
         return []
     scores = data["scores"]
     if not isinstance(scores, dict) or not scores:
-        evidence.error(where, f"holds no scores for {data['task_name']}: left out.")
+        file.error(f"holds no scores for {data['task_name']}: left out.")
         return []
-    identity = _identity(path)
+    identity = _identity(file.path)
     found = []
     for split, entries in scores.items():
         for entry in entries if isinstance(entries, list) else []:
             if not isinstance(entry, dict):
                 continue
-            ndcg = number(entry, "ndcg_at_10", where, evidence)
+            ndcg = file.number(entry, "ndcg_at_10")
             if ndcg is None:
-                evidence.warn(where, f"split {split} has no ndcg_at_10 (not a retrieval task?): left out.")
+                file.warn(f"split {split} has no ndcg_at_10 (not a retrieval task?): left out.")
                 continue
             found.append(
                 EvaluationRecord(
                     task=str(data["task_name"]),
-                    model=identity.model,
-                    mode=identity.mode,
-                    source=where,
+                    source=file.where,
                     origin="mteb",
                     split=str(split),
                     subset=_subset(entry.get("hf_subset")),
-                    max_reasoning_tokens=identity.max_reasoning_tokens,
-                    seed=identity.seed,
                     ndcg_at_10=ndcg,
-                    recall_at_10=number(entry, "recall_at_10", where, evidence),
-                    seconds=number(data, "evaluation_time", where, evidence),
+                    recall_at_10=file.number(entry, "recall_at_10"),
+                    seconds=file.number(data, "evaluation_time"),
                     dataset_revision=str(data["dataset_revision"]) if data.get("dataset_revision") else None,
+                    **identity,
                 )
             )
     return found
 
 
-def read_predictions(path: Path, where: str, evidence: Evidence) -> list[EvaluationRecord]:
-    """Rankings of an MTEB prediction file (the first ten documents of each query), still without quality: see `judge`."""
-    data = load_json(path, where, evidence)
+def read_predictions(file: RunFile) -> list[EvaluationRecord]:
+    """The rankings of an MTEB prediction file, ten documents per query, without quality: `judge` adds it."""
+    data = file.json()
     if data is None:
         return []
     if not isinstance(data, dict):
-        evidence.error(where, "is not an MTEB prediction file (no object at the top): left out.")
+        file.error("is not an MTEB prediction file (no object at the top): left out.")
         return []
+    path = file.path
     meta = data.get("mteb_model_meta")
     named = str(meta.get("model_name")) if isinstance(meta, dict) and meta.get("model_name") else path.parent.name
     mode = path.parent.name if path.parent.name in ("reason", "direct") else "direct"
@@ -88,16 +75,16 @@ def read_predictions(path: Path, where: str, evidence: Evidence) -> list[Evaluat
         for split, rankings in splits.items():
             outcomes, broken = _rankings(rankings)
             if broken:
-                evidence.warn(where, f"{broken} queries of {subset}/{split} hold no ranking: left out.")
+                file.warn(f"{broken} queries of {subset}/{split} hold no ranking: left out.")
             if outcomes:
                 found.append(
                     EvaluationRecord(
                         task=task,
                         model=named,
-                        mark=mark,
                         mode=mode,
-                        source=where,
+                        source=file.where,
                         origin="predictions",
+                        mark=mark,
                         split=str(split),
                         subset=_subset(subset),
                         queries=len(outcomes),
@@ -108,9 +95,10 @@ def read_predictions(path: Path, where: str, evidence: Evidence) -> list[Evaluat
 
 
 def split_mark(model: str) -> tuple[str, str]:
-    """`nano@1a2b3c4d` as ("nano", "1a2b3c4d"): a second budget of one model is a point on that model's line.
+    """Name and mark of a model: ("nano", "1a2b3c4d") for `nano@1a2b3c4d`, and an empty mark without `@`.
 
-    Two checkpoints of one name come out as one model evaluated twice, and `repeats` tells them apart by this mark.
+    A second budget of one model is a point on that model's line, so it must have the model's name. Two checkpoints of
+    one name come out as one model evaluated twice, and `repeats` tells them apart by this mark.
     """
     found = re.fullmatch(r"(.+)@([0-9a-f]{8})", model)
     return (found.group(1), found.group(2)) if found else (model, "")
@@ -146,7 +134,7 @@ def judge(outcomes: Mapping[str, QueryOutcome], judgements: Mapping[str, QueryOu
 
 
 def means(outcomes: Mapping[str, QueryOutcome]) -> dict[str, Any]:
-    """The summary numbers that per-query results give."""
+    """The fields of an evaluation that its queries give."""
     tokens = mean(item.reasoning_tokens for item in outcomes.values())
     flags = [item.finished for item in outcomes.values() if item.finished is not None]
     return {
@@ -159,7 +147,7 @@ def means(outcomes: Mapping[str, QueryOutcome]) -> dict[str, Any]:
 
 
 def _subset(name: Any) -> str | None:
-    """MTEB calls the only subset of a task "default"; everything else here leaves it unnamed."""
+    """The name of a subset, None for "default": that is what MTEB calls the only subset of a task."""
     return None if name in (None, "default") else str(name)
 
 
@@ -171,14 +159,14 @@ def _rankings(rankings: Any) -> tuple[dict[str, QueryOutcome], int]:
         if not numbers or not scores:
             broken += 1
             continue
-        # trec_eval breaks ties by document id, the larger first: the same order here, so that the top ten are the scored ten.
+        # trec_eval breaks ties by document id, the larger first: with its order, the top ten are the scored ten.
         top = sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)[:10]
         outcomes[query_id] = QueryOutcome(query_id=query_id, text="", top=tuple((key, float(v)) for key, v in top))
     return outcomes, broken
 
 
-def _identity(path: Path) -> Identity:
-    """Model, mode and budget from model_meta.json where it is readable, otherwise from the folder names."""
+def _identity(path: Path) -> dict[str, Any]:
+    """Model, mode, seed and budget from model_meta.json where it is readable, otherwise from the folder names."""
     experiment = path.parent.name if path.parent.parent.name == "experiments" else ""
     folder = path.parent.parent.parent if experiment else path.parent
     model = folder.parent.name.replace("__", "/", 1) or folder.name
@@ -196,9 +184,9 @@ def _identity(path: Path) -> Identity:
     mode, budget = _MODE.search(experiment), _BUDGET.search(experiment)
     tokens = settings.get("max_reasoning_tokens", int(budget.group(1)) if budget else None)
     seed = settings.get("seed", 0)
-    return Identity(
-        model=model,
-        mode=str(settings.get("mode") or (mode.group(1) if mode else "direct")),
-        max_reasoning_tokens=tokens if isinstance(tokens, int) else None,
-        seed=seed if isinstance(seed, int) else 0,
-    )
+    return {
+        "model": model,
+        "mode": str(settings.get("mode") or (mode.group(1) if mode else "direct")),
+        "max_reasoning_tokens": tokens if isinstance(tokens, int) else None,
+        "seed": seed if isinstance(seed, int) else 0,
+    }

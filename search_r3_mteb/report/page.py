@@ -1,73 +1,33 @@
 """The report as one HTML file that needs nothing else: tables, figures and the query explorer, below 5 MB.
 
-plotly.js comes out of the installed plotly package; it and the data stand in the page as gzip in base64 and the browser
-unpacks them (DecompressionStream, in every browser since 2023). Uncompressed, plotly.js alone would fill the 5 MB; a smaller
-bundle would have had to be copied into the repository. A content security policy forbids the page to load anything.
+plotly.js comes from the installed plotly package; it and the data stand in the page as gzip in base64, which the
+browser unpacks (DecompressionStream, in every browser since 2023). Uncompressed, plotly.js alone would fill the 5 MB;
+a smaller bundle would have to be copied into the repository. A content security policy keeps it from loading anything.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search_r3_mteb.atomic import write_text
 from search_r3_mteb.report import figures as drawing
-from search_r3_mteb.report.comparisons import ReasoningDifference, Row
+from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
 from search_r3_mteb.report.explorer import Pair, build_payload, compress, find_pairs
-from search_r3_mteb.report.figures import Figure
+from search_r3_mteb.report.number_text import p_value, signed
+from search_r3_mteb.report.page_tables import difference_table, provenance_table, score_table
 from search_r3_mteb.report.peers import Peer
+from search_r3_mteb.report.plot import Figure, FigureGroup
 from search_r3_mteb.report.records import Evidence
-from search_r3_mteb.report.tables import (
-    count,
-    difference_frame,
-    score,
-    score_frame,
-    signed,
-    span,
-    table_notes,
-)
-
-if TYPE_CHECKING:
-    import pandas as pd
+from search_r3_mteb.report.tables import score_frame, table_notes
+from search_r3_mteb.report.training_figures import training_figures
 
 MOST_BYTES = 4_900_000  # of the finished file
-_HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class _Cell:
-    text: str
-    sort: str | float = ""
-    kind: str = ""
-    strong: bool = False
-    small: str = ""
-    hint: str = ""
-
-
-@dataclass(frozen=True)
-class _Line:
-    cells: list[_Cell]
-    kind: str = ""
-    hidden: bool = False
-
-
-@dataclass(frozen=True)
-class _Table:
-    id: str
-    columns: list[dict[str, str]]
-    rows: list[_Line]
-
-
-@dataclass(frozen=True)
-class _Group:
-    id: str
-    title: str
-    figures: list[Figure]
-    text: str = ""
+_FILES = Path(__file__).parent
+_TRAINING_TEXT = "Losses and rewards, quality while training, age and error of the cache."
 
 
 @dataclass(frozen=True)
@@ -75,11 +35,11 @@ class Content:
     """What the page shows."""
 
     evidence: Evidence
-    rows: Sequence[Row]
+    rows: Sequence[ScoreRow]
     differences: Sequence[ReasoningDifference]
     peers: Sequence[Peer] = ()
     title: str = "Search-R3: what the runs show"
-    extra_groups: Sequence[_Group] = field(default_factory=tuple)
+    extra_groups: Sequence[FigureGroup] = field(default_factory=tuple)
 
 
 def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> int:
@@ -90,7 +50,11 @@ def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> 
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(_FILES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     pairs = find_pairs(content.rows)
     groups = _figure_groups(content)
@@ -103,7 +67,7 @@ def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> 
     bare = len(template.render(**context, data="", explorer_notes="").encode("utf-8", "replace"))
     payload = build_payload(pairs, content.evidence.texts, plots, most_bytes - bare - 2_000)
     page = template.render(**context, data=payload.encoded, explorer_notes=" ".join(payload.notes))
-    encoded = page.encode("utf-8", "replace")  # a lone surrogate in a text must not cost the page
+    encoded = page.encode("utf-8", "replace")  # a lone surrogate in a text must not stop the page
     write_text(output, encoded.decode("utf-8"))
     return len(encoded)
 
@@ -116,17 +80,17 @@ def _plotly() -> str:
     return compress(get_plotlyjs())
 
 
-def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[_Group]) -> dict[str, Any]:
+def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGroup]) -> dict[str, Any]:
     evidence, rows = content.evidence, content.rows
     few = [peer for peer in content.peers if peer.shown]
-    differences = _difference_table(content.differences)
+    further = {(peer.model, peer.task) for peer in content.peers if not peer.shown}
+    differences = difference_table(content.differences)
     sections = [("scores", "Scores")]
     if differences.rows or pairs:
         sections.append(("reasoning", "Reasoning against direct"))
     sections += [(group.id, group.title) for group in groups]
-    sections += [("explorer", "Query explorer")] * bool(pairs) + [("provenance", "Where the numbers come from")] * bool(
-        rows
-    )
+    sections += [("explorer", "Query explorer")] * bool(pairs)
+    sections += [("provenance", "Where the numbers come from")] * bool(rows)
     models = {row.first.label for row in rows}
     tasks = {(row.first.task, row.first.split) for row in rows}
     return {
@@ -136,9 +100,7 @@ def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[_Group]) 
         "sections": sections,
         "messages": _message_groups(evidence),
         "messages_title": f"{_plural(len(evidence.messages), 'message')} about these runs",
-        "scores": _score_table(
-            score_frame(rows, content.peers), {(p.model, p.task) for p in content.peers if not p.shown}
-        ),
+        "scores": score_table(score_frame(rows, content.peers), further),
         "by_hops": any(row.first.hops is not None for row in rows),
         "further": len(content.peers) - len(few),
         "notes": table_notes(few, 0) if rows else [],
@@ -147,10 +109,10 @@ def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[_Group]) 
         "has_pairs": bool(pairs),
         "pair_titles": [pair.title for pair in pairs],
         "figure_groups": groups,
-        "provenance": _provenance_table(rows),
+        "provenance": provenance_table(rows),
         "footer": "Written by search-r3 report. This file is complete: it loads nothing.",
-        "css": (_HERE / "page.css").read_text(encoding="utf-8"),
-        "script": (_HERE / "page.js").read_text(encoding="utf-8"),
+        "css": (_FILES / "page.css").read_text(encoding="utf-8"),
+        "script": (_FILES / "page.js").read_text(encoding="utf-8"),
     }
 
 
@@ -174,29 +136,22 @@ def _pair_figures(pairs: Sequence[Pair]) -> list[Figure]:
     return [figure for figure in found if figure is not None]
 
 
-def _figure_groups(content: Content) -> list[_Group]:
+def _figure_groups(content: Content) -> list[FigureGroup]:
     rows = content.rows
-    places: dict[tuple[Any, ...], list[Row]] = {}
+    places: dict[tuple[Any, ...], list[ScoreRow]] = {}
     for row in rows:
         places.setdefault(row.place[:3], []).append(row)
     cost: list[Figure | None] = []
     for number, mine in enumerate(places.values()):
         whole = [row for row in mine if row.first.hops is None]
-        label = (whole or mine)[0].first.task_label if whole else mine[0].first.task
+        label = whole[0].first.task_label if whole else mine[0].first.task
         cost.append(drawing.cost_figure(f"cost-{number}", label, whole))
         cost.append(drawing.hops_figure(f"hops-{number}", label, mine))
     cost.append(drawing.forced_figure("forced", rows))
-    training = [
-        figure for number, log in enumerate(content.evidence.logs) for figure in drawing.training_figures(log, number)
-    ]
+    training = [figure for number, log in enumerate(content.evidence.logs) for figure in training_figures(log, number)]
     groups = [
-        _Group("cost", "Cost of reasoning", [figure for figure in cost if figure is not None]),
-        _Group(
-            "training",
-            "Training runs",
-            training,
-            "Losses and rewards, quality while training, age and error of the cache.",
-        ),
+        FigureGroup("cost", "Cost of reasoning", [figure for figure in cost if figure is not None]),
+        FigureGroup("training", "Training runs", training, _TRAINING_TEXT),
         *content.extra_groups,
     ]
     return [group for group in groups if group.figures]
@@ -207,7 +162,7 @@ def _packed(figure: Figure) -> dict[str, Any]:
 
 
 def _verdict(item: ReasoningDifference) -> str:
-    """One sentence on one difference, with its interval."""
+    """One sentence on a difference, with its interval."""
     run, result = item.reason.first, item.result
     budget = "" if run.max_reasoning_tokens is None else f" (at most {run.max_reasoning_tokens} tokens)"
     subject = f"{run.label} on {run.task_label}{budget}"
@@ -218,106 +173,9 @@ def _verdict(item: ReasoningDifference) -> str:
     seeds = len(item.reason.runs)
     return (
         f"{subject}: reasoning {effect}: nDCG@10 {signed(result.difference)} "
-        f"(95 % interval {signed(result.low)} to {signed(result.high)}, p = {result.p:.2g}, "
+        f"(95 % interval {signed(result.low)} to {signed(result.high)}, p = {p_value(result.p)}, "
         f"{_plural(result.queries, 'query', 'queries')}, {_plural(seeds, 'seed')})."
     )
-
-
-def _score_table(frame: pd.DataFrame, further: set[tuple[str, str]]) -> _Table:
-    columns = _columns(
-        ("Task", ""), ("Model", "wrap"), ("Mode", ""), ("nDCG@10", "number"), ("Recall@10", "number"), ("Tokens/query", "number"),
-        ("Forced", "number"), ("Queries/s", "number"), ("Queries", "number"), ("From", ""),
-    )  # fmt: skip
-    lines = []
-    for row in frame.to_dict("records"):
-        mode = row["mode"] if row["max_reasoning_tokens"] is None else f"{row['mode']} ≤ {row['max_reasoning_tokens']}"
-        interval = "" if row["low"] is None else f"[{span(row['low'], row['high']).replace(' to ', ', ')}]"
-        forced = row["forced_share"] if row["mode"] == "reason" else None
-        cells = [
-            _Cell(row["task"], row["task"]),
-            _Cell(row["model"], row["model"], "wrap"),
-            _Cell(mode, f"{row['mode']} {row['max_reasoning_tokens'] or 0:08d}"),
-            _number(
-                row["ndcg_at_10"], score(row["ndcg_at_10"]), strong=row["best"], small=interval, hint=row["note"] or ""
-            ),
-            _number(row["recall_at_10"], score(row["recall_at_10"])),
-            _number(row["reasoning_tokens"], count(row["reasoning_tokens"], 1)),
-            _number(forced, "–" if forced is None or math.isnan(forced) else f"{forced:.1%}"),
-            _number(row["queries_per_second"], count(row["queries_per_second"], 1)),
-            _number(
-                row["queries"], count(row["queries"]), small=f"{row['seeds']} seeds" if (row["seeds"] or 1) > 1 else ""
-            ),
-            _Cell(row["origin"], row["origin"], hint=row["note"] if row["published"] else ""),
-        ]
-        more = row["published"] and (row["model"], row["task_name"]) in further
-        kinds = {"published": row["published"], "other-corpus": not row["comparable"], "further": more}
-        kinds["hops"] = row["hops"] is not None
-        names = [name for name, on in kinds.items() if on]
-        lines.append(_Line(cells, " ".join(names), hidden="further" in names or "hops" in names))
-    return _Table("score-table", columns, lines)
-
-
-def _difference_table(differences: Sequence[ReasoningDifference]) -> _Table:
-    columns = _columns(
-        ("Task", ""), ("Model", "wrap"), ("Budget", "number"), ("Direct", "number"), ("Reasoning", "number"),
-        ("Difference", "number"), ("p", "number"), ("Queries", "number"), ("Seeds", "number"),
-    )  # fmt: skip
-    lines = []
-    for row in difference_frame(differences).to_dict("records"):
-        interval = "" if row["low"] is None else f"[{signed(row['low'])}, {signed(row['high'])}]"
-        cells = [
-            _Cell(row["task"], row["task"]),
-            _Cell(row["model"], row["model"], "wrap"),
-            _number(row["budget"], count(row["budget"])),
-            _number(row["direct"], score(row["direct"])),
-            _number(row["reason"], score(row["reason"])),
-            _number(
-                row["difference"],
-                signed(row["difference"]),
-                strong=row["significant"],
-                small=interval,
-                hint=row["note"],
-            ),
-            _number(row["p"], "–" if row["p"] is None else f"{row['p']:.2g}"),
-            _number(row["queries"], count(row["queries"])),
-            _number(row["seeds"], count(row["seeds"])),
-        ]
-        by_hops = row["hops"] is not None
-        lines.append(_Line(cells, "hops" * by_hops, hidden=by_hops))
-    return _Table("difference-table", columns, lines)
-
-
-def _provenance_table(rows: Sequence[Row]) -> _Table:
-    columns = _columns(
-        ("Task", ""), ("Model", "wrap"), ("Mode", ""), ("Seeds", ""), ("Commit", ""), ("Command", "wrap"), ("File", "wrap")
-    )  # fmt: skip
-    lines = []
-    for row in rows:
-        if row.first.hops is not None:
-            continue
-        runs = row.runs
-        commits = ", ".join(dict.fromkeys(run.commit[:12] for run in runs if run.commit)) or "–"
-        texts = [
-            row.first.task_label,
-            row.first.label,
-            row.first.mode,
-            ", ".join(str(run.seed) for run in runs),
-            commits,
-            row.first.command or "–",
-            ", ".join(dict.fromkeys(run.source for run in runs)),
-        ]
-        cells = [_Cell(text, text, column["kind"]) for text, column in zip(texts, columns, strict=True)]
-        lines.append(_Line(cells))
-    return _Table("provenance-table", columns, lines)
-
-
-def _columns(*titles: tuple[str, str]) -> list[dict[str, str]]:
-    return [{"title": title, "kind": kind} for title, kind in titles]
-
-
-def _number(value: Any, text: str, *, strong: bool = False, small: str = "", hint: str = "") -> _Cell:
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return _Cell(text, "" if missing else value, "number", strong, small, hint)
 
 
 def _plural(number: int, one: str, many: str | None = None) -> str:

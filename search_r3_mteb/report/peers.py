@@ -1,4 +1,4 @@
-"""Published MTEB scores beside ours: shown where MTEB has the task, marked where its corpus is not the one that we searched."""
+"""Published MTEB scores beside ours, marked where their corpus is not the one that we searched."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from search_r3_mteb.report.comparisons import Row
+from search_r3_mteb.report.comparisons import ScoreRow
 from search_r3_mteb.report.query_files import plain
 from search_r3_mteb.report.records import Evidence
 
@@ -40,15 +40,15 @@ class _Corpus:
     queries: int | None
 
 
-def read_peers(path: Path, rows: Sequence[Row], evidence: Evidence) -> list[Peer]:
+def read_peers(path: Path, rows: Sequence[ScoreRow], evidence: Evidence) -> list[Peer]:
     """Peers of every task in `rows`, from a CSV with columns model, task, split, subset, ndcg_at_10, recall_at_10.
 
-    Raises FileNotFoundError where there is no such file and ValueError where it lacks a column. Tasks of ours that the file
-    does not hold get a note, as do scores that are not numbers.
+    Tasks of ours that the file does not hold get a note, as do scores that are not numbers. Raises FileNotFoundError
+    where the file does not exist and ValueError where it lacks a column.
     """
     if not path.is_file():
         raise FileNotFoundError(f"--peers {path}: no such file. Give the CSV of published MTEB retrieval scores.")
-    ours: dict[tuple[str, str], list[Row]] = {}
+    ours: dict[tuple[str, str], list[ScoreRow]] = {}
     for row in rows:
         if row.first.hops is None and row.first.subset is None:
             ours.setdefault((row.first.task, row.first.split), []).append(row)
@@ -65,9 +65,9 @@ def read_peers(path: Path, rows: Sequence[Row], evidence: Evidence) -> list[Peer
 
 
 def published_name(task: str) -> str:
-    """What MTEB may call a task of ours: `beir-scifact-1a2b3c4d`, read from a folder, is `scifact`; case does not count.
+    """MTEB's probable name for a task of ours: `scifact` for `beir-scifact-1a2b3c4d`, which was read from a folder.
 
-    A name is only a candidate; whether the corpus is the same is looked at separately.
+    Case does not count. The corpora may still differ: that is examined separately.
     """
     found = re.fullmatch(r"(?:beir-)?(.+)-[0-9a-f]{8}(?:-[\w.-]+)?", task)
     return found.group(1) if found else task
@@ -78,8 +78,9 @@ def _read(path: Path, tasks: set[str], evidence: Evidence) -> list[dict[str, str
         reader = csv.DictReader(file)
         absent = [name for name in _COLUMNS if name not in (reader.fieldnames or [])]
         if absent:
+            found = ", ".join(reader.fieldnames or []) or "none"
             raise ValueError(
-                f"--peers {path}: no column {', '.join(absent)} (found: {', '.join(reader.fieldnames or []) or 'none'}). "
+                f"--peers {path}: no column {', '.join(absent)} (found: {found}). "
                 "It must be a CSV of MTEB scores with a header."
             )
         entries = [entry for entry in reader if plain(entry["task"]) in tasks]
@@ -89,10 +90,10 @@ def _read(path: Path, tasks: set[str], evidence: Evidence) -> list[dict[str, str
     return good
 
 
-def _select(task: str, split: str, entries: list[dict[str, str]], mine: list[Row]) -> list[Peer]:
-    """One peer a model, with those marked `shown` that name one of our models, are lexical, or are the best or the median."""
+def _select(task: str, split: str, entries: list[dict[str, str]], mine: list[ScoreRow]) -> list[Peer]:
+    """One peer per model; `shown` are BM25, those named like a model of ours, the best and the median."""
     models: dict[str, list[dict[str, str]]] = {}
-    for entry in entries:  # several revisions of one model are several peers: their mean would be nobody's score
+    for entry in entries:  # several revisions of one model are several peers: their mean is not a score of any
         name, revision = entry["model"].replace("__", "/", 1), entry.get("revision") or ""
         others = {other.get("revision") for other in entries if other["model"] == entry["model"]}
         models.setdefault(f"{name} @ {revision[:8]}" if len(others) > 1 else name, []).append(entry)
@@ -111,8 +112,8 @@ def _select(task: str, split: str, entries: list[dict[str, str]], mine: list[Row
     return [replace(peer, shown=True) if peer.model in landmarks else peer for peer in found]
 
 
-def _comparable(rows: list[dict[str, str]], mine: list[Row], same_size: tuple[bool, str]) -> tuple[bool, str]:
-    """Whether a peer searched our corpus: by its dataset revision where we know ours for an MTEB one, else by size."""
+def _comparable(rows: list[dict[str, str]], mine: list[ScoreRow], same_size: tuple[bool, str]) -> tuple[bool, str]:
+    """Whether a peer searched our corpus, and why: by dataset revision where ours is one of MTEB's, else by size."""
     if any(row["subset"] != "default" for row in rows):
         return False, "MTEB scores several subsets of this task, ours is one corpus"
     ours = {row.first.dataset_revision for row in mine}
@@ -124,7 +125,7 @@ def _comparable(rows: list[dict[str, str]], mine: list[Row], same_size: tuple[bo
     return same_size
 
 
-def _same_size(split: str, task: str, mine: list[Row]) -> tuple[bool, str]:
+def _same_size(split: str, task: str, mine: list[ScoreRow]) -> tuple[bool, str]:
     sizes = {_Corpus(row.first.documents, row.first.queries) for row in mine if row.first.documents is not None}
     theirs = _mteb_corpus(task, split)
     if theirs is None or not sizes:
@@ -139,7 +140,7 @@ def _same_size(split: str, task: str, mine: list[Row]) -> tuple[bool, str]:
 
 
 def _mteb_corpus(task: str, split: str) -> _Corpus | None:
-    """Size of MTEB's corpus from the statistics inside the installed mteb (no download), None for tasks it does not know."""
+    """The size of MTEB's corpus, from the statistics in the installed package; None for tasks that it does not know."""
     import mteb
 
     try:

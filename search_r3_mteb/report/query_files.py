@@ -1,4 +1,4 @@
-"""Per-query files of an evaluation: `queries/TASK__MODEL__MODE.jsonl`, one record a query."""
+"""Per-query files of an evaluation: `queries/TASK__MODEL__MODE.jsonl`, one record per query."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from search_r3_mteb.report.parsing import load_json_lines
-from search_r3_mteb.report.records import Evidence, QueryOutcome
+from search_r3_mteb.report.records import QueryOutcome
+from search_r3_mteb.report.run_file import RunFile
 
 
 def plain(text: str) -> str:
-    """Text reduced to lower-case letters and digits with single dashes: file names and model names meet here."""
+    """The text in lower-case letters, digits and single dashes, as file names and model names are compared."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
@@ -23,27 +23,27 @@ def split_name(path: Path) -> tuple[str, str, str] | None:
     return (parts[0], "__".join(parts[1:-1]), parts[-1]) if len(parts) >= 3 else None
 
 
-def read_outcomes(path: Path, where: str, task: str, evidence: Evidence) -> dict[str, QueryOutcome]:
+def read_outcomes(file: RunFile, task: str) -> dict[str, QueryOutcome]:
     """The file's queries by id. Repeated ids, missing ids and values that are not numbers each give one message."""
     outcomes: dict[str, QueryOutcome] = {}
     nameless = repeated = broken = not_a_number = 0
-    for row in load_json_lines(path, where, evidence):
+    for row in file.json_lines():
         if row.get("query_id") is None:
             nameless += 1
             continue
-        outcome, clean = _outcome(row, task, evidence.texts)
+        outcome, clean = _outcome(row, task, file.evidence.texts)
         broken += not clean
         not_a_number += outcome.ndcg_at_10 is not None and math.isnan(outcome.ndcg_at_10)
         repeated += outcome.query_id in outcomes
         outcomes[outcome.query_id] = outcome
     if nameless:
-        evidence.warn(where, f"{nameless} records have no query_id: left out.")
+        file.warn(f"{nameless} records have no query_id: left out.")
     if repeated:
-        evidence.warn(where, f"{repeated} records repeat a query_id: the last of each is used.")
+        file.warn(f"{repeated} records repeat a query_id: the last of each is used.")
     if broken:
-        evidence.warn(where, f"{broken} records hold fields of an unexpected type: those fields are left out.")
+        file.warn(f"{broken} records hold fields of an unexpected type: those fields are left out.")
     if not_a_number:
-        evidence.warn(where, f"nDCG@10 is NaN for {not_a_number} of {len(outcomes)} queries: left out of comparisons.")
+        file.warn(f"nDCG@10 is NaN for {not_a_number} of {len(outcomes)} queries: left out of comparisons.")
     return outcomes
 
 

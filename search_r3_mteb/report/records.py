@@ -1,4 +1,4 @@
-"""What a report is made of: evaluations, their queries, training logs, and messages about what could not be read."""
+"""Records of a report: evaluations, their queries, training logs, and messages about what could not be read."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class QueryOutcome:
-    """One query of one evaluation: what was thought, what was retrieved, how good it was.
+    """One query of one evaluation: its reasoning, its ranking, and their quality.
 
-    `reasoning` is None in direct mode; `reasoning_tokens` counts generated tokens without the embed token; `finished` is False
-    where the token was forced; the metrics are None where no judgements are known and NaN where the run wrote NaN.
+    `reasoning` is None in direct mode; `reasoning_tokens` counts generated tokens without the embed token; `finished`
+    is False where the token was forced; metrics are None without judgements and NaN where the run wrote NaN.
     """
 
     query_id: str
@@ -42,7 +42,7 @@ class QueryOutcome:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One line of a summary: one model, one mode, one task split, one seed. Fields that a source does not give are None."""
+    """One model, mode, task split and seed, as one entry of a summary. Fields that a source does not give are None."""
 
     task: str
     model: str
@@ -69,7 +69,7 @@ class EvaluationRecord:
     fingerprint: str | None = None
     dataset_revision: str | None = None
     queries_file: str | None = None
-    mark: str = ""  # the fingerprint that `evaluate` puts behind the name of a second model or budget of that name
+    mark: str = ""  # the fingerprint that `evaluate` appends to the name of a second model or budget of that name
     variant: str = ""  # set where one name stands for two different results, so that both stay visible
     outcomes: dict[str, QueryOutcome] | None = field(default=None, repr=False)
 
@@ -92,7 +92,7 @@ class EvaluationRecord:
 
     @property
     def condition(self) -> tuple[Any, ...]:
-        """What is the same for all seeds of one row of the table."""
+        """The fields that all seeds of one row of the table share."""
         return (
             self.task,
             self.split,
@@ -133,6 +133,11 @@ class Evidence:
     texts: dict[tuple[str, str], str] = field(default_factory=dict)
     messages: list[Message] = field(default_factory=list)
     not_numbers: dict[str, list[str]] = field(default_factory=dict)  # where -> fields that held NaN or infinity
+
+    @property
+    def size(self) -> int:
+        """The number of things that were read or said."""
+        return len(self.evaluations) + len(self.logs) + len(self.diagnoses) + len(self.messages)
 
     def error(self, where: str, text: str) -> None:
         """Record that something could not be used."""

@@ -1,4 +1,4 @@
-"""One model evaluated more than once: seeds are replicates, the same result twice is one, different results stay apart."""
+"""Repeated evaluations of one model: equal results become one, different results stay apart, seeds are replicates."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from search_r3_mteb.report.records import EvaluationRecord, Evidence
 
 
 def settle_repeats(rows: Sequence[EvaluationRecord], evidence: Evidence) -> list[EvaluationRecord]:
-    """Rows in which every (condition, seed) occurs once; each repeat gives a message.
+    """The rows, every (condition, seed) once; each repeat gives a message.
 
-    The same numbers twice are shown once. Different numbers under one name are both shown, each labelled with the run it came
-    from: choosing one would be choosing a result.
+    The same numbers twice are shown once. Different numbers under one name are both shown, each labelled with its run:
+    choosing one would be choosing a result.
     """
     groups: dict[tuple[object, ...], list[EvaluationRecord]] = {}
     for row in rows:
@@ -58,7 +58,7 @@ def _distinct(same: list[EvaluationRecord], evidence: Evidence) -> list[Evaluati
 
 
 def _equal(a: EvaluationRecord, b: EvaluationRecord) -> bool:
-    """The same value for every query; where those are not known, the same mean from the same fingerprint."""
+    """Whether every query has the same value; where those are not known, whether mean and fingerprint agree."""
     if a.outcomes is not None and b.outcomes is not None:
         first, second = a.values() or {}, b.values() or {}
         same = (first.get(key, math.nan) == value for key, value in second.items())

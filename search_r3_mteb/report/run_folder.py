@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.report.mteb_results import means, read_predictions, read_result, split_mark
-from search_r3_mteb.report.parsing import load_json, number, string, whole
 from search_r3_mteb.report.query_files import plain, read_outcomes, split_name
 from search_r3_mteb.report.records import EvaluationRecord, Evidence, QueryOutcome
+from search_r3_mteb.report.run_file import RunFile, string
 
 NOT_RESULTS = frozenset({"model_meta.json", "manifest.json", "config.json", "tokenizer.json", "search_r3.json"})
-_AGREE = 5e-3  # a summary and the mean of its queries may differ by rounding, not by more
+_NUMBERS = (
+    *("ndcg_at_10", "recall_at_10", "reasoning_tokens_per_query", "forced_share", "seconds"),
+    *("queries_per_second", "documents_per_second"),
+)
+_WHOLE_NUMBERS = ("hops", "max_reasoning_tokens", "seed", "queries", "documents")
+_TEXTS = ("split", "subset", "commit", "command", "fingerprint", "dataset_revision", "queries_file")
+_MOST_DISAGREEMENT = 5e-3  # a summary and the mean of its queries may differ by rounding, not by more
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -29,48 +35,44 @@ def read_run_folder(folder: Path, evidence: Evidence) -> None:
     for path in sorted((folder / "mteb").rglob("*.json")) if (folder / "mteb").is_dir() else []:
         if path.name in NOT_RESULTS:
             continue
-        for row in read_result(path, str(path), evidence):
+        for row in read_result(RunFile(path, evidence)):
             if not any(_same_result(row, other) for other in rows if other.origin != "mteb"):
-                evidence.warn(
-                    row.source,
-                    f"{row.task} ({row.model}, {row.mode}) is not in the run's summary.json: shown from MTEB's own file.",
-                )
+                name = f"{row.task} ({row.model}, {row.mode})"
+                evidence.warn(row.source, f"{name} is not in the run's summary.json: shown from MTEB's own file.")
                 rows.append(row)
     for path in sorted((folder / "predictions").rglob("*_predictions.json")):
         if not _has_queries(path, rows):
-            for row in read_predictions(path, str(path), evidence):
+            for row in read_predictions(RunFile(path, evidence)):
                 rows = _merge_predictions(rows, row)
     evidence.evaluations.extend(rows)
 
 
-def summary_rows(data: Any, source: str, evidence: Evidence) -> list[EvaluationRecord]:
+def summary_rows(data: Any, file: RunFile) -> list[EvaluationRecord]:
     """The evaluations of a parsed summary: a list of results, or one result."""
     if isinstance(data, dict) and "task" in data:
         data = [data]
     if data is not None and not isinstance(data, list):
-        evidence.error(source, f"holds {type(data).__name__} instead of a list of results: left out.")
+        file.error(f"holds {type(data).__name__} instead of a list of results: left out.")
     rows: list[EvaluationRecord] = []
     for position, entry in enumerate(data if isinstance(data, list) else [], start=1):
         absent = [key for key in ("task", "model", "mode") if not isinstance(entry, dict) or not entry.get(key)]
         if absent:
-            evidence.error(source, f"entry {position} has no {', '.join(absent)}: left out.")
+            file.error(f"entry {position} has no {', '.join(absent)}: left out.")
             continue
-        rows.append(_summary_row(entry, source, f"{source} entry {position}", evidence))
+        rows.append(_summary_row(entry, replace(file, entry=position)))
     return rows
 
 
 def _read_summary(folder: Path, evidence: Evidence) -> list[EvaluationRecord]:
-    path = folder / "summary.json"
-    if not path.exists():
-        evidence.error(
-            str(path), "is missing (the run did not finish?): its rows are rebuilt from the per-query files."
-        )
-        return []
-    return summary_rows(load_json(path, str(path), evidence), str(path), evidence)
+    file = RunFile(folder / "summary.json", evidence)
+    if file.path.exists():
+        return summary_rows(file.json(), file)
+    file.error("is missing (the run did not finish?): its rows are rebuilt from the per-query files.")
+    return []
 
 
 def _same_result(ours: EvaluationRecord, other: EvaluationRecord) -> bool:
-    """MTEB's folders name a model by organisation and fingerprint, so equal scores identify it where names differ."""
+    """Whether MTEB's result is `other`: its folders name models by other names, so equal scores count as well."""
     if (plain(ours.task), ours.mode) != (plain(other.task), other.mode):
         return False
     x, y = ours.ndcg_at_10, other.ndcg_at_10
@@ -81,42 +83,24 @@ def _written_name(row: EvaluationRecord) -> str:
     return f"{row.model}@{row.mark}" if row.mark else row.model
 
 
-def _summary_row(entry: dict[str, Any], source: str, where: str, evidence: Evidence) -> EvaluationRecord:
+def _summary_row(entry: dict[str, Any], file: RunFile) -> EvaluationRecord:
     bounds = entry.get("interval")
     numeric = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(value, int | float) for value in bounds)
     if bounds is not None and not numeric:
-        evidence.warn(where, f"interval is {bounds!r} instead of two numbers: left out.")
-    reals: dict[str, Any] = {
-        key: number(entry, key, where, evidence)
-        for key in ("ndcg_at_10", "recall_at_10", "reasoning_tokens_per_query", "forced_share", "seconds")
-    }
-    if reals["ndcg_at_10"] is None:
-        evidence.warn(where, f"{entry['task']} ({entry['model']}, {entry['mode']}) has no nDCG@10.")
+        file.warn(f"interval is {bounds!r} instead of two numbers: left out.")
+    values: dict[str, Any] = {key: file.number(entry, key) for key in _NUMBERS}
+    values |= {key: file.whole(entry, key) for key in _WHOLE_NUMBERS}
+    values |= {key: string(entry, key) for key in _TEXTS}
+    if values["ndcg_at_10"] is None:
+        file.warn(f"{entry['task']} ({entry['model']}, {entry['mode']}) has no nDCG@10.")
+    values["seed"] = values["seed"] or 0
+    values["split"] = values["split"] or "test"
+    values["subset"] = None if values["subset"] == "default" else values["subset"]
+    if bounds is not None and numeric:
+        values["interval"] = (float(bounds[0]), float(bounds[1]))
     model, mark = split_mark(str(entry["model"]))
-    return EvaluationRecord(
-        task=str(entry["task"]),
-        model=model,
-        mark=mark,
-        mode=str(entry["mode"]),
-        source=source,
-        origin="summary",
-        split=string(entry, "split") or "test",
-        subset=None if entry.get("subset") == "default" else string(entry, "subset"),
-        hops=whole(entry, "hops", where, evidence),
-        max_reasoning_tokens=whole(entry, "max_reasoning_tokens", where, evidence),
-        seed=whole(entry, "seed", where, evidence) or 0,
-        interval=(float(bounds[0]), float(bounds[1])) if bounds is not None and numeric else None,
-        queries=whole(entry, "queries", where, evidence),
-        documents=whole(entry, "documents", where, evidence),
-        queries_per_second=number(entry, "queries_per_second", where, evidence),
-        documents_per_second=number(entry, "documents_per_second", where, evidence),
-        commit=string(entry, "commit"),
-        command=string(entry, "command"),
-        fingerprint=string(entry, "fingerprint"),
-        dataset_revision=string(entry, "dataset_revision"),
-        queries_file=string(entry, "queries_file"),
-        **reals,
-    )
+    task, mode = str(entry["task"]), str(entry["mode"])
+    return EvaluationRecord(task, model, mode, str(file.path), "summary", mark=mark, **values)
 
 
 def _attach_queries(
@@ -126,7 +110,7 @@ def _attach_queries(
     matched: dict[int, dict[str, QueryOutcome]] = {}
     rebuilt: list[EvaluationRecord] = []
     for path in files:
-        place = str(path)
+        file = RunFile(path, evidence)
         names = {f"queries/{path.name}", path.name}
         owners = [i for i, row in enumerate(rows) if row.queries_file in names] or [
             i
@@ -135,28 +119,17 @@ def _attach_queries(
         ]
         name = split_name(path)
         if not owners and name is None:
-            evidence.warn(
-                place, "is not named TASK__MODEL__MODE.jsonl, so it cannot be told what it measures: left out."
-            )
+            file.warn("is not named TASK__MODEL__MODE.jsonl, so it cannot be told what it measures: left out.")
             continue
         task, model, mode = (rows[owners[0]].task, "", "") if owners or name is None else name
-        outcomes = read_outcomes(path, place, task, evidence)
+        outcomes = read_outcomes(file, task)
         if not outcomes:
-            evidence.error(place, "holds no readable query.")
+            file.error("holds no readable query.")
             continue
         if not owners:
-            evidence.warn(place, "has no entry in summary.json: its row is computed from its queries.")
-            rebuilt.append(
-                EvaluationRecord(
-                    task=task,
-                    model=model,
-                    mode=mode,
-                    source=place,
-                    origin="queries",
-                    outcomes=outcomes,
-                    **means(outcomes),
-                )
-            )
+            file.warn("has no entry in summary.json: its row is computed from its queries.")
+            row = EvaluationRecord(task, model, mode, file.where, "queries", outcomes=outcomes, **means(outcomes))
+            rebuilt.append(row)
         for index in owners:
             matched[index] = outcomes
     attached = [_with_outcomes(row, matched.get(index), evidence) for index, row in enumerate(rows)]
@@ -180,7 +153,7 @@ def _with_outcomes(
             return row
     measured = means(outcomes)
     theirs, ours = row.ndcg_at_10, measured["ndcg_at_10"]
-    if theirs is not None and ours is not None and abs(theirs - ours) > _AGREE:
+    if theirs is not None and ours is not None and abs(theirs - ours) > _MOST_DISAGREEMENT:
         evidence.warn(
             row.source,
             f"{row.task_label} ({row.model}, {row.mode}): the summary says nDCG@10 {theirs:.4f}, the mean of its "
@@ -197,7 +170,7 @@ def _with_outcomes(
 
 
 def _has_queries(path: Path, rows: Sequence[EvaluationRecord]) -> bool:
-    """Whether the rows of a prediction file have per-query results already, which say more. Its folders are MODEL/MODE."""
+    """Whether the rows of a prediction file, MODEL/MODE/TASK, have per-query results already, which say more."""
     task = plain(path.name.removesuffix("_predictions.json"))
     mine = [row for row in rows if plain(row.task) == task]
     named = [row for row in mine if (plain(_written_name(row)), row.mode) == (plain(path.parts[-3]), path.parts[-2])]
@@ -205,7 +178,7 @@ def _has_queries(path: Path, rows: Sequence[EvaluationRecord]) -> bool:
 
 
 def _merge_predictions(rows: list[EvaluationRecord], ranking: EvaluationRecord) -> list[EvaluationRecord]:
-    """The ranking joins the row it belongs to (same task and mode, one candidate), or stands as a row of its own."""
+    """The rows with the ranking in the one that lacks it (same task and mode), or as a row of its own."""
     same = [
         i
         for i, row in enumerate(rows)

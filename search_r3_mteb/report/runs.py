@@ -1,7 +1,7 @@
-"""Finds and reads what a report is made of: run folders, summaries, MTEB results, prediction files and training logs.
+"""Reading of everything a report is made of: run folders, summaries, MTEB results, predictions and training logs.
 
-Every path may be one of those files or a folder that holds any number of them. Nothing here raises over the content of a
-file: what is missing, half written, repeated or not a number becomes a message in the returned `Evidence`.
+Every path may be one of those files or a folder that holds any number of them. Nothing here raises over the content of
+a file: what is missing, half written, repeated or not a number becomes a message in the returned `Evidence`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from search_r3_mteb.report.mteb_results import judge, means, read_predictions, read_result
-from search_r3_mteb.report.parsing import load_json
 from search_r3_mteb.report.records import EvaluationRecord, Evidence, QueryOutcome
 from search_r3_mteb.report.repeats import settle_repeats
+from search_r3_mteb.report.run_file import RunFile
 from search_r3_mteb.report.run_folder import NOT_RESULTS, is_run_folder, read_run_folder, summary_rows
 from search_r3_mteb.report.training_logs import read_log
 
@@ -28,20 +28,17 @@ def read_runs(paths: Sequence[Path]) -> Evidence:
     Raises FileNotFoundError for a path that does not exist, and ValueError for no path at all.
     """
     if not paths:
-        raise ValueError(
-            "report got no run: name at least one run folder, summary.json, MTEB results folder or log.jsonl."
-        )
+        raise ValueError("report got no run: name at least one run folder, summary.json, MTEB folder or log.jsonl.")
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise FileNotFoundError(f"report: no such file or folder: {', '.join(missing)}. Check the path of each run.")
     evidence = Evidence()
     for path in dict.fromkeys(paths):
-        before = len(evidence.evaluations) + len(evidence.logs) + len(evidence.diagnoses) + len(evidence.messages)
+        before = evidence.size
         _read_path(path, evidence)
-        if before == len(evidence.evaluations) + len(evidence.logs) + len(evidence.diagnoses) + len(evidence.messages):
-            evidence.error(
-                str(path), "holds no summary.json, MTEB results, prediction files or log.jsonl: nothing to show."
-            )
+        if evidence.size == before:
+            kinds = "summary.json, MTEB results, prediction files or log.jsonl"
+            evidence.error(str(path), f"holds no {kinds}: nothing to show.")
     evidence.evaluations = settle_repeats(_judge_predictions(evidence), evidence)
     _name_missing_tasks(evidence)
     evidence.name_not_numbers()
@@ -70,37 +67,37 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _read_file(path: Path, evidence: Evidence, *, asked_for: bool = False) -> None:
-    """One file of any known kind. JSON of other kinds is passed over, unless the user named the file."""
-    where = str(path)
+    """Read a file of any known kind. JSON of other kinds is passed over, unless the user named the file."""
+    file = RunFile(path, evidence)
     if path.name == "summary.json":
         read_run_folder(path.parent, evidence)
     elif path.name == "log.jsonl" or (path.suffix == ".jsonl" and asked_for):
-        log = read_log(path, where, evidence)
+        log = read_log(file)
         if log is not None:
             evidence.logs.append(log)
     elif path.name.endswith("_predictions.json"):
-        evidence.evaluations.extend(read_predictions(path, where, evidence))
+        evidence.evaluations.extend(read_predictions(file))
     elif path.suffix == ".json" and path.name.startswith("diagnose"):
-        data = load_json(path, where, evidence)
+        data = file.json()
         if isinstance(data, dict):
-            evidence.diagnoses.append({**data, "source": where})
+            evidence.diagnoses.append({**data, "source": file.where})
     elif path.suffix == ".json" and asked_for and not _in_mteb_folder(path):
-        data = load_json(path, where, evidence)
+        data = file.json()
         if isinstance(data, dict) and "scores" in data:
-            evidence.evaluations.extend(read_result(path, where, evidence))
+            evidence.evaluations.extend(read_result(file))
         else:
-            evidence.evaluations.extend(summary_rows(data, where, evidence))
+            evidence.evaluations.extend(summary_rows(data, file))
     elif path.suffix == ".json" and _in_mteb_folder(path):
-        evidence.evaluations.extend(read_result(path, where, evidence))
+        evidence.evaluations.extend(read_result(file))
 
 
 def _in_mteb_folder(path: Path) -> bool:
-    """MTEB writes model_meta.json beside its results, or above them for experiments."""
+    """Whether MTEB's model_meta.json stands beside the file, or above it, as for experiments."""
     return any((folder / "model_meta.json").exists() for folder in (path.parent, path.parent.parent.parent))
 
 
 def _judge_predictions(evidence: Evidence) -> list[EvaluationRecord]:
-    """Rankings scored with the judgements that other runs of the same task hold; a message where there are none."""
+    """The evaluations, rankings scored with the judgements of other runs; a message where there are none."""
     known: dict[tuple[str, str], dict[str, QueryOutcome]] = {}
     for row in evidence.evaluations:
         if row.outcomes and row.hops is None:
@@ -108,24 +105,21 @@ def _judge_predictions(evidence: Evidence) -> list[EvaluationRecord]:
             known.setdefault((row.task, row.split), {}).update(judged)
     result = []
     for row in evidence.evaluations:
-        unjudged = row.outcomes and not any(
-            item.judged or item.ndcg_at_10 is not None for item in row.outcomes.values()
-        )
-        if unjudged and row.outcomes:
+        found = (row.outcomes or {}).values()
+        if row.outcomes and not any(item.judged or item.ndcg_at_10 is not None for item in found):
             outcomes = judge(row.outcomes, known.get((row.task, row.split), {}))
             row = replace(row, outcomes=outcomes)
             if row.origin == "predictions":
                 row = replace(row, **means(outcomes))
             if not any(item.judged for item in outcomes.values()):
-                evidence.warn(
-                    row.source, f"no run holds judgements for {row.task}: its rankings are shown without quality."
-                )
+                problem = f"no run holds judgements for {row.task}"
+                evidence.warn(row.source, f"{problem}: its rankings are shown without quality.")
         result.append(row)
     return result
 
 
 def _name_missing_tasks(evidence: Evidence) -> None:
-    """Says which model and mode lacks a task that another one has."""
+    """Add a note for each model and mode without a task that another one has."""
     rows = [row for row in evidence.evaluations if row.hops is None]
     tasks = {(row.task, row.split) for row in rows}
     for label, mode in sorted({(row.label, row.mode) for row in rows}):

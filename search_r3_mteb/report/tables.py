@@ -6,11 +6,11 @@ difference, where its p is below 0.05. Published scores have no per-query values
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from search_r3_mteb.report.comparisons import ReasoningDifference, Row
+from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
+from search_r3_mteb.report.number_text import count, is_nan, p_value, score, signed, span
 from search_r3_mteb.report.peers import Peer
 from search_r3_mteb.report.records import Message
 
@@ -47,16 +47,9 @@ DIFFERENCE_COLUMNS = {
 }
 _SCORE_FIELDS = (
     *("task", "model", "mode", "max_reasoning_tokens", "ndcg_at_10", "low", "high", "best", "recall_at_10"),
-    *(
-        "reasoning_tokens",
-        "forced_share",
-        "queries_per_second",
-        "documents_per_second",
-        "queries",
-        "documents",
-        "seeds",
-    ),
-    *("origin", "published", "comparable", "note", "task_name", "split", "hops", "commit", "command", "source"),
+    *("reasoning_tokens", "forced_share", "queries_per_second", "documents_per_second", "queries", "documents"),
+    *("seeds", "origin", "published", "comparable", "note", "task_name", "split", "hops", "commit", "command"),
+    "source",
 )
 BOLD_NOTE = (
     "Bold: the row beats every other measured row of its task, each by a paired bootstrap over queries (and seeds), "
@@ -65,8 +58,8 @@ BOLD_NOTE = (
 )
 
 
-def score_frame(rows: Sequence[Row], peers: Sequence[Peer] = ()) -> pd.DataFrame:
-    """One line a row, then the peers of its task; numbers as numbers, None where a source does not give one."""
+def score_frame(rows: Sequence[ScoreRow], peers: Sequence[Peer] = ()) -> pd.DataFrame:
+    """One line per row, then the peers of its task; numbers as numbers, None where a source does not give one."""
     order = {place: position for position, place in enumerate(dict.fromkeys(row.place[:2] for row in rows))}
     records = [_score_record(row) for row in rows] + [_peer_record(peer) for peer in peers]
     records.sort(key=lambda item: (order[(item["task_name"], item["split"])], item["published"]))
@@ -78,6 +71,7 @@ def difference_frame(differences: Sequence[ReasoningDifference]) -> pd.DataFrame
     records = []
     for item in differences:
         run, result = item.reason.first, item.result
+        left_out = f"{item.left_out} queries without a value on one side" if item.left_out else ""
         records.append(
             {
                 "task": run.task_label,
@@ -93,24 +87,21 @@ def difference_frame(differences: Sequence[ReasoningDifference]) -> pd.DataFrame
                 "queries": result.queries if result else None,
                 "seeds": len(item.reason.runs),
                 "significant": bool(result and result.significant),
-                "note": item.why_untested
-                or (f"{item.left_out} queries without a value on one side" * bool(item.left_out)),
+                "note": item.why_untested or left_out,
             }
         )
-    return _frame(
-        records,
-        [key for key in DIFFERENCE_COLUMNS if key != "interval"] + ["low", "high", "significant", "hops", "note"],
-    )
+    columns = [key for key in DIFFERENCE_COLUMNS if key != "interval"]
+    return _frame(records, [*columns, "low", "high", "significant", "hops", "note"])
 
 
 def render(
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     differences: Sequence[ReasoningDifference],
     peers: Sequence[Peer],
     messages: Sequence[Message],
     form: str,
 ) -> dict[str, str]:
-    """File-name ending -> text. CSV gives two files ("" and "-differences"), Markdown and LaTeX one with both tables.
+    """Texts by the ending of the file's name: CSV gives two ("" and "-differences"), Markdown and LaTeX one.
 
     Markdown and LaTeX hold the peers marked as shown; CSV holds all of them. Raises ValueError for another format.
     """
@@ -127,7 +118,7 @@ def render(
 
 
 def display_scores(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
-    """The score table as it is read: rounded, with marks for bold and for peers on another corpus."""
+    """The score table for readers: rounded, with marks for bold and for peers on another corpus."""
     import pandas as pd
 
     shown = pd.DataFrame(index=frame.index)
@@ -143,7 +134,7 @@ def display_scores(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
 
 
 def display_differences(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
-    """The table of differences as it is read."""
+    """The table of differences for readers."""
     import pandas as pd
 
     shown = pd.DataFrame(index=frame.index)
@@ -161,7 +152,7 @@ def display_differences(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
 
 
 def table_notes(peers: Sequence[Peer], hidden: int) -> list[str]:
-    """What stands below the tables."""
+    """The notes below the tables."""
     notes = [BOLD_NOTE]
     for task, name, comparable, why in dict.fromkeys((p.task, p.published_as, p.comparable, p.why) for p in peers):
         verdict = "comparable" if comparable else "‡ NOT comparable"
@@ -176,30 +167,6 @@ def bold(text: str, form: TextFormat) -> str:
     return {"md": f"**{text}**", "latex": f"\\textbf{{{text}}}", "csv": text}[form]
 
 
-def score(value: Any) -> str:
-    """A quality to three decimals, NaN said as such, a dash for what was not measured."""
-    if value is None:
-        return "–"
-    return "NaN" if _is_nan(value) else f"{value:.3f}"
-
-
-def signed(value: Any) -> str:
-    """A difference with its sign."""
-    return "–" if value is None or _is_nan(value) else f"{value:+.3f}".replace("-", "−")
-
-
-def span(low: Any, high: Any) -> str:
-    """An interval of qualities."""
-    return "–" if low is None or high is None or _is_nan(low) else f"{low:.3f} to {high:.3f}"
-
-
-def count(value: Any, digits: int = 0) -> str:
-    """A number with thousands separators."""
-    if value is None:
-        return "–"
-    return "NaN" if _is_nan(value) else f"{value:,.{digits}f}"
-
-
 def _frame(records: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
     """A frame of Python objects: None stays "not measured", NaN stays NaN, whole numbers stay whole."""
     import pandas as pd
@@ -209,12 +176,12 @@ def _frame(records: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
 
 def _csv(frame: pd.DataFrame) -> str:
     records = [
-        {key: "NaN" if _is_nan(value) else value for key, value in row.items()} for row in frame.to_dict("records")
+        {key: "NaN" if is_nan(value) else value for key, value in row.items()} for row in frame.to_dict("records")
     ]
     return str(_frame(records, list(frame.columns)).to_csv(index=False))
 
 
-def _score_record(row: Row) -> dict[str, Any]:
+def _score_record(row: ScoreRow) -> dict[str, Any]:
     run = row.first
     low, high = row.interval or (None, None)
     return {
@@ -268,7 +235,7 @@ def _cell(key: str, value: Any) -> str:
     if key in ("recall_at_10", "direct", "reason"):
         return score(value)
     if key == "p":
-        return "–" if value is None else f"{value:.2g}"
+        return p_value(value)
     if key in ("reasoning_tokens", "queries_per_second"):
         return count(value, 1)
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -310,7 +277,7 @@ def _latex(scores: pd.DataFrame, deltas: pd.DataFrame, notes: Sequence[str], mes
 
 
 def _latex_escape(text: str) -> str:
-    """Special characters escaped, our own bold mark left alone, typographic signs as LaTeX writes them."""
+    """The text for LaTeX: special characters escaped, except in our own mark for bold."""
     opening = "\\textbf{"
     if text.startswith(opening) and text.endswith("}"):
         return opening + _latex_escape(text[len(opening) : -1]) + "}"
@@ -319,7 +286,3 @@ def _latex_escape(text: str) -> str:
         "–": "--", "−": "$-$", "‡": "$\\ddagger$", "·": "$\\cdot$", "<": "$<$", ">": "$>$",
     }  # fmt: skip
     return "".join(table.get(character, character) for character in text)
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)

@@ -1,4 +1,4 @@
-"""Made-up runs in the layout of `search-r3 evaluate`, `train/sft.py`, `train/rl.py` and MTEB: no model, no download."""
+"""Made-up runs in the layout of `search-r3 evaluate`, `train/sft.py`, `train/rl.py` and MTEB: no model is run."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class FakeRuns:
                     "queries": queries, "documents": documents,
                     "reasoning_tokens_per_query": float(np.mean([r["reasoning_tokens"] for r in records])),
                     "forced_share": float(np.mean([not r["finished"] for r in records])) if reasoning else 0.0,
-                    "seconds": 3.5, "queries_per_second": 8.0 if reasoning else 120.0, "seed": seed, "commit": self.commit,
-                    "max_reasoning_tokens": budget if reasoning else None,
+                    "seconds": 3.5, "queries_per_second": 8.0 if reasoning else 120.0, "seed": seed,
+                    "commit": self.commit, "max_reasoning_tokens": budget if reasoning else None,
                     "command": f"search-r3 evaluate --model {model} --task {task} --mode {mode} --seed {seed}",
                     "fingerprint": f"{model}-{mode}-{seed}-{budget}", **extra,
                 })  # fmt: skip
@@ -90,8 +90,8 @@ class FakeRuns:
                 "recall_at_10": float(rank < 10),
                 **({"hops": 1 + index % 4} if hops else {}),
                 "top": [
-                    {"id": key, "score": round(0.9 - 0.03 * k, 4), "relevance": int(key == answer), "text": self.text(key)}
-                    for k, key in enumerate(ids[:10])
+                    {"id": d, "score": round(0.9 - 0.03 * k, 4), "relevance": int(d == answer), "text": self.text(d)}
+                    for k, d in enumerate(ids[:10])
                 ],
                 "judged": [{"id": answer, "relevance": 1, "text": self.text(answer)}],
             }  # fmt: skip
@@ -144,23 +144,16 @@ class FakeRuns:
     @staticmethod
     def text(key):
         number = int(key[1:])
-        return f"Document {number}. The {TOPICS[number % 10]} was described by author {number % 37} in the year {1500 + number % 500}."
+        topic, author, year = TOPICS[number % 10], number % 37, 1500 + number % 500
+        return f"Document {number}. The {topic} was described by author {author} in the year {year}."
 
     def _mteb(self, folder, task, model, mode, ndcg):
-        place = (
-            folder
-            / "mteb"
-            / "results"
-            / f"search-r3__{model.replace('/', '_')}"
-            / "0f0f"
-            / "experiments"
-            / f"mode_{mode}"
-        )
+        place = folder / "mteb" / "results" / f"search-r3__{model.replace('/', '_')}" / "0f0f" / "experiments"
+        place /= f"mode_{mode}"
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{task}.json").write_text(json.dumps(self.mteb_result(task, ndcg)))
-        (place / "model_meta.json").write_text(
-            json.dumps({"name": f"search-r3/{model}", "experiment_kwargs": {"mode": mode}})
-        )
+        meta = {"name": f"search-r3/{model}", "experiment_kwargs": {"mode": mode}}
+        (place / "model_meta.json").write_text(json.dumps(meta))
 
     @staticmethod
     def mteb_result(task, ndcg):
@@ -187,8 +180,9 @@ class FakeRuns:
                     events.append({"event": "evaluate", "step": step, "mode": mode, "hops": None,
                                    "ndcg_at_10": level + step / 400})  # fmt: skip
                 if kind == "rl":
-                    events.append({"event": "audit", "step": step, "recall_at_10": 0.97, "reward_error": 0.01 + step / 9000,
-                                   "age_mean": step / 4, "age_max": float(step)})  # fmt: skip
+                    error = {"recall_at_10": 0.97, "reward_error": 0.01 + step / 9000}
+                    age = {"age_mean": step / 4, "age_max": float(step)}
+                    events.append({"event": "audit", "step": step, **error, **age})
         (folder / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
         return folder
 

@@ -24,9 +24,10 @@ def made():
     tokens, forced = rng.integers(3, 60, QUERIES), (np.arange(QUERIES) % 10 == 0).astype(float)
     same, different = rng.uniform(0.6, 0.9, QUERIES), rng.uniform(0.1, 0.4, QUERIES)
     rollouts = rng.random((4, QUERIES))
+    runs = {b: ((ndcg["own"] - (64 - b) / 200).clip(0, 1), tokens.clip(max=b), forced) for b in (0, 16, 64)}
     measured = Measured(
         ndcg=ndcg, cosine_to_own=dict.fromkeys(level, same), tokens=tokens, forced=forced,
-        budgets={b: BudgetRun((ndcg["own"] - (64 - b) / 200).clip(0, 1), tokens.clip(max=b), forced) for b in (0, 16, 64)},
+        budgets={budget: BudgetRun(*run) for budget, run in runs.items()},
         cosines=Cosines(same, same - 0.1, different, np.full(QUERIES, 3)), rollout_ndcg=rollouts,
         rollout_margin=rollouts / 4, rollout_forced=rollouts * 0, pools={1: rollouts.mean(0), 4: ndcg["own"]},
     )  # fmt: skip
@@ -35,8 +36,9 @@ def made():
     columns = {"query_id": [f"q{n}<b>" for n in range(QUERIES)], "cosine_same": same.tolist()}
     columns |= {"cosine_different": different.tolist(), "ndcg_spread": rollouts.std(axis=0).tolist()}
     return {
-        "version": 1, "task": "Made", "split": "test", "model": "nano", "commit": "0123456789abcdef", "queries_in_task": 90,
-        "skipped": [], "verdict": verdict(groups[0], "nano", "Made"), "groups": groups, "per_query": columns,
+        "version": 1, "task": "Made", "split": "test", "model": "nano", "commit": "0123456789abcdef",
+        "queries_in_task": 90, "skipped": [], "verdict": verdict(groups[0], "nano", "Made"), "groups": groups,
+        "per_query": columns,
     }  # fmt: skip
 
 

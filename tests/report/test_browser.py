@@ -23,12 +23,8 @@ webdriver = pytest.importorskip(
 
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *(
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-dev-shm-usage",
-        "--window-size=1400,1000",
-    ),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+    "--window-size=1400,1000",
 )
 
 
@@ -136,7 +132,8 @@ def count(driver):
 
 def type_search(driver, text):
     driver.execute_script(
-        "const box = document.getElementById('search'); box.value = arguments[0]; box.dispatchEvent(new Event('input'))",
+        """const box = document.getElementById('search');
+        box.value = arguments[0]; box.dispatchEvent(new Event('input'))""",
         text,
     )
 
@@ -165,8 +162,10 @@ def test_every_figure_is_drawn_with_a_description(opened):
     draw_everything(opened)
     wait(opened, "return !!document.querySelector('#difference-figure svg.main-svg')")
     titles = opened.execute_script("return [...document.querySelectorAll('figure h3')].map((node) => node.textContent)")
-    for expected in ("Difference for every query", "Length of the reasoning", "Share of forced rows", "Quality against cost",
-                     "Quality by hop count", "Loss", "Reward", "Quality while training", "Age of the cached", "Error of the"):  # fmt: skip
+    for expected in (
+        *("Difference for every query", "Length of the reasoning", "Share of forced rows", "Quality against cost"),
+        *("Quality by hop count", "Loss", "Reward", "Quality while training", "Age of the cached", "Error of the"),
+    ):
         assert any(expected in title for title in titles), expected
     unlabelled = "return [...document.querySelectorAll('.plot')].filter((n) => !n.getAttribute('aria-label')).length"
     assert opened.execute_script(unlabelled) == 0

@@ -34,7 +34,7 @@ def test_a_section_with_the_verdict_and_its_figures(tmp_path):
     assert "<b>" not in json.dumps(group.figures[2].plot["data"])
 
 
-def test_the_page_holds_one_section_a_diagnosis(tmp_path):
+def test_the_page_holds_one_section_per_diagnosis(tmp_path):
     write(tmp_path / "a", diagnosis())
     write(tmp_path / "b", diagnosis(model="mini"))
     output = tmp_path / "report.html"
@@ -48,7 +48,7 @@ def test_the_page_holds_one_section_a_diagnosis(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"version": 2}, "is no diagnosis of version 1"),
+        ({"version": 2}, "is not a diagnosis of version 1"),
         ({"groups": []}, "lacks a part of a diagnosis"),
         ({"per_query": None}, "lacks a part of a diagnosis"),
         ('{"version": 1, "gro', "is not valid JSON"),

@@ -38,8 +38,9 @@ max_reasoning_tokens = 64
 """
 
 ROW = {
-    "task": "SciFact", "split": "test", "mode": "reason", "ndcg_at_10": 0.51234, "recall_at_10": 0.7, "interval": [0.47, 0.55],
-    "queries": 300, "reasoning_tokens_per_query": 41.26, "seed": 0, "commit": "0123456789abcdef0",
+    "task": "SciFact", "split": "test", "mode": "reason", "ndcg_at_10": 0.51234, "recall_at_10": 0.7,
+    "interval": [0.47, 0.55], "queries": 300, "reasoning_tokens_per_query": 41.26, "seed": 0,
+    "commit": "0123456789abcdef0",
 }  # fmt: skip
 
 

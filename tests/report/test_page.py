@@ -11,16 +11,10 @@ import pytest
 from search_r3_mteb.report import report
 from search_r3_mteb.report.comparisons import reasoning_differences, table_rows
 from search_r3_mteb.report.explorer import LADDER, build_payload, find_pairs
-from search_r3_mteb.report.figures import (
-    cost_figure,
-    difference_figure,
-    forced_figure,
-    hops_figure,
-    length_figure,
-    training_figures,
-)
+from search_r3_mteb.report.figures import cost_figure, difference_figure, forced_figure, hops_figure, length_figure
 from search_r3_mteb.report.page import Content, write_page
 from search_r3_mteb.report.runs import read_runs
+from search_r3_mteb.report.training_figures import training_figures
 
 
 def unpacked(text, name="data"):
@@ -179,7 +173,7 @@ def test_length_figure_counts_forced_rows_apart(runs):
     assert length_figure("f", {}) is None
 
 
-def test_cost_figure_has_one_point_a_budget(runs):
+def test_cost_figure_has_one_point_per_budget(runs):
     rows = table_rows(read_runs([runs.evaluate(f"b{budget}", budget=budget, hops=False) for budget in (4, 16, 64)]))
     [line] = cost_figure("f", "hopworld", rows).plot["data"]
     assert line["x"][0] == 0
@@ -202,15 +196,8 @@ def test_forced_figure_tells_the_share_of_every_budget(runs):
 def test_training_figures_cover_losses_quality_and_cache(runs):
     log = read_runs([runs.training("rl")]).logs[0]
     titles = [figure.title.split(":")[0] for figure in training_figures(log, 0)]
-    assert titles == [
-        "Loss",
-        "Reward",
-        "Rollouts",
-        "Share forced",
-        "Age of the cached vectors (optimizer steps)",
-        "Error of the cached vectors",
-        "Quality while training",
-    ]
+    cache = ["Age of the cached vectors (optimizer steps)", "Error of the cached vectors"]
+    assert titles == ["Loss", "Reward", "Rollouts", "Share forced", *cache, "Quality while training"]
     quality = training_figures(log, 0)[-1]
     assert {trace["name"] for trace in quality.plot["data"]} == {"reason", "direct"}
 

@@ -53,7 +53,7 @@ def test_no_bold_for_one_row_alone_or_for_equals(runs):
 
 
 def test_one_row_without_queries_forbids_bold(runs):
-    # It scores lower, but nobody can say how surely.
+    # It scores lower, but whether by chance cannot be tested.
     folder = runs.evaluate("run", models=("nano", "mini"), modes=("reason",), hops=False)
     assert any(row.best for row in of([folder])[0])
     next((folder / "queries").glob("*mini*")).unlink()
@@ -69,11 +69,7 @@ def test_csv_holds_numbers(runs):
     assert {row["model"] for row in table} == {"nano", 'odd,"name"\n|'}
     reason = next(row for row in table if row["mode"] == "reason")
     assert float(reason["low"]) < float(reason["ndcg_at_10"]) < float(reason["high"])
-    assert (reason["queries"], reason["max_reasoning_tokens"], reason["best"]) == (
-        "60",
-        "64",
-        "True",
-    )
+    assert (reason["queries"], reason["max_reasoning_tokens"], reason["best"]) == ("60", "64", "True")
     assert next(row for row in table if row["model"] != "nano")["ndcg_at_10"] == "NaN"
     assert next(row for row in table if row["mode"] == "direct")["max_reasoning_tokens"] == ""
     deltas = list(csv.DictReader(io.StringIO((runs.root / "scores-differences.csv").read_text())))
@@ -125,9 +121,10 @@ def test_unknown_format(runs):
 
 
 def test_importing_the_report_is_light():
+    heavy = ["torch", "transformers", "mteb", "pandas", "plotly", "scipy", "jinja2"]
     code = (
         "import json, sys; import search_r3_mteb.report, search_r3_mteb.report.runs, search_r3_mteb.report.page; "
-        "print(json.dumps(sorted(m for m in ('torch', 'mteb', 'pandas', 'plotly', 'scipy', 'jinja2') if m in sys.modules)))"
+        f"print(json.dumps(sorted(m for m in {heavy} if m in sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []

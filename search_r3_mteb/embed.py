@@ -1,16 +1,14 @@
 """Embedding of a file of texts into a file of vectors."""
 
-import os
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from search_r3_mteb.atomic import write_array
 from search_r3_mteb.text_files import read_texts
 
 if TYPE_CHECKING:
@@ -54,19 +52,5 @@ def embed_file(
     else:
         vectors = encoder.encode_query(texts) if role == "query" else encoder.encode_document(texts)
     seconds = time.perf_counter() - start
-    _write(output, vectors)
+    write_array(output, vectors)
     return Embedded(vectors.shape, seconds, list(zip(texts, thoughts, strict=False)))
-
-
-def _write(path: Path, vectors: NDArray[np.float32]) -> None:
-    """Write the array completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as stream:
-            np.save(stream, vectors, allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -74,7 +74,7 @@ def build() -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-    from train.model.scratch import CHAT_TEMPLATE, PROFILE
+    from train.model.scratch import CHAT_TEMPLATE, SCRATCH_PROFILE
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -95,7 +95,7 @@ def build() -> None:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(MODEL)
     tokenizer.save_pretrained(MODEL)
-    PROFILE.save(MODEL)
+    SCRATCH_PROFILE.save(MODEL)
     print(f"{MODEL}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 

@@ -25,7 +25,7 @@ class _Judged(NamedTuple):
 class BeirSource(RowSource):
     """Training judgements of a BEIR folder; relevance above 0 makes a positive.
 
-    Only judged texts are copied to the temporary file, however large the corpus. A judgement that names an unknown query or
+    Only judged texts are copied to the temporary file, however large the corpus. A judgement of an unknown query or
     document is a malformed row.
     """
 
@@ -43,8 +43,8 @@ class BeirSource(RowSource):
         self.count = len(self._rows)
         if not self.count:
             raise ValueError(
-                f"{self._folder.name}: qrels/{settings.split}.tsv judges no document relevant, so there is nothing to train on. "
-                "Name another split."
+                f"{self._folder.name}: qrels/{settings.split}.tsv judges no document relevant, so there is nothing to "
+                "train on. Name another split."
             )
 
     def at(self, position: int) -> tuple[int, int]:
@@ -107,7 +107,7 @@ class _AllBut:
 class _BeirReader:
     """The three files of a folder.
 
-    Without `reject` the package's readers stop at the first fault; with it, faulty lines are handed to `reject` and left out.
+    Without `reject` the package's readers stop at the first fault; with it, faulty lines go to `reject` instead.
     """
 
     def __init__(self, folder: Path, split: str, reject: Callable[[str], None] | None) -> None:

@@ -1,4 +1,4 @@
-"""Training rows, how one is read from a record with columns of the user's naming, and what a source of rows is."""
+"""Training rows, their reader from records with columns of the user's naming, and the interface of a source of rows."""
 
 import json
 import tempfile
@@ -17,7 +17,7 @@ _ID_KEYS = ("id", "_id", "docid", "doc_id")
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """A query with a relevant document, as texts; a document's title stands before its text, as the encoder joins them."""
+    """A query with a relevant document, as texts; a document's title precedes its text, as the encoder joins them."""
 
     query: str
     positive: str
@@ -133,7 +133,7 @@ def limit_negatives(row: TrainingRow, count: int, *parts: object) -> tuple[str, 
 
 
 class _Reason(Exception):  # noqa: N818  never leaves this module
-    """Why a record is no row."""
+    """Why a record is not a row."""
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:
@@ -163,7 +163,7 @@ def _checked(value: Any, name: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise _Reason(f"{name!r} holds a lone surrogate, which is no text") from None
+        raise _Reason(f"{name!r} holds a lone surrogate, which is not text") from None
     return value
 
 

@@ -1,7 +1,7 @@
-"""A causal LM from nothing, for `[model.scratch]`: a Qwen2 shape with random weights and a tokenizer of one token per word.
+"""A causal LM from nothing, for `[model.scratch]`: a Qwen2 shape with random weights and one token per word.
 
-Only the bundled nano begins like this. Its vocabulary is hopworld's word lists; any other text falls back to letters and bytes,
-so that nothing is lost and every text has a finite vector.
+Only the bundled nano begins like this. Its vocabulary is hopworld's word lists; any other text falls back to letters
+and bytes, so that nothing is lost and every text has a finite vector.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # Our choice: short, since a model of this size learns the role from one word, and every word of a prompt costs time.
-PROFILE = Profile(
+SCRATCH_PROFILE = Profile(
     embed_token=EMBED_TOKEN,
     reason=Template(system="reason", reply="{reasoning}{embed_token}"),
     direct=Template(system="embed", reply="{embed_token}"),
@@ -53,7 +53,7 @@ def build(shape: "ScratchSettings", seed: int) -> "Checkpoint":
     )
     model = Qwen2ForCausalLM(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return Checkpoint(model, tokenizer, PROFILE, "search-r3-mteb/scratch")
+    return Checkpoint(model, tokenizer, SCRATCH_PROFILE, "search-r3-mteb/scratch")
 
 
 def word_tokenizer() -> Any:
@@ -63,11 +63,12 @@ def word_tokenizer() -> Any:
 
     from search_r3_mteb.tasks.hopworld import HopWorld
 
-    template_words = ["system", "user", "assistant", PROFILE.reason.system, PROFILE.direct.system]
+    systems = [SCRATCH_PROFILE.reason.system, SCRATCH_PROFILE.direct.system]
+    template_words = ["system", "user", "assistant", *systems]
     words = sorted({*HopWorld.words(), *template_words})
     letters = [chr(code) for code in range(0x21, 0x7F)]
     # Unigram takes the segmentation with the highest sum: one whole word beats its letters, a letter beats its bytes.
-    # The control tokens are no pieces: a text that spells one out must fall into letters.
+    # The control tokens are not pieces: a text that spells one out must fall into letters.
     pieces: dict[str, float] = {"<unk>": -100.0}
     pieces |= {f"<0x{byte:02X}>": -50.0 for byte in range(256)}
     pieces |= {"▁": -20.0, "▁\n": -1.0}

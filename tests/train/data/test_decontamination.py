@@ -23,7 +23,7 @@ def find(text, *texts, threshold=0.8):
     return index_of(*texts, threshold=threshold).find(SIGNER.sign(text))
 
 
-# --- near duplicates ---------------------------------------------------------------------------------------------------
+# --- near duplicates --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_an_empty_index_finds_nothing():
         Signer(0)
 
 
-# --- decontamination ---------------------------------------------------------------------------------------------------
+# --- decontamination --------------------------------------------------------------------------------------------------
 
 QUERY = "which proteins bind to the receptor of the immune cells"
 DOCUMENT = "The receptor is bound by several proteins that were found in immune cells of mice."

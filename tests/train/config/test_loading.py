@@ -212,7 +212,7 @@ def test_any_text_and_number_survives_dump(name, rate, modules, tmp_path_factory
     )
     try:
         text = dump(config).encode()
-    except UnicodeEncodeError:  # a lone surrogate is no text that a file can hold
+    except UnicodeEncodeError:  # a file cannot hold a lone surrogate
         return
     path = tmp_path_factory.mktemp("dump") / "x.toml"
     path.write_bytes(text)

@@ -1,4 +1,4 @@
-"""Per-query nDCG@10 of a checkpoint on hopworld, by mode and hop count, and records of it, for scripts of sft/ and rl/."""
+"""Per-query nDCG@10 of a checkpoint on hopworld, by mode and hop count, for the scripts of sft/ and rl/."""
 
 import json
 import subprocess

@@ -26,8 +26,7 @@ class CorpusCacheSettings(Settings):
     sweep_share: Share = 0.5
     """Part of the budget for the oldest rows, whatever the queries touch. Our choice: no row is forgotten."""
     map_ridge: Positive = 0.3
-    """Ridge of the drift map, times pairs / dimensions + 3. Our choice: 0.3, which cut the held-out reward error to a
-    third on simulated drift."""
+    """Ridge of the drift map, times pairs / dimensions + 3. Our choice: 0.3, measured on simulated drift."""
     map_memory: Memory = 0.5
     """How much of the earlier refreshes' Gram matrix the drift map's fit keeps; 0 fits each refresh alone. Our choice:
     0.5, measured on held-out queries along a real run (results/corpus_cache)."""

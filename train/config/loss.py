@@ -20,8 +20,7 @@ class LossSettings(Settings):
     """Weight of the cross-entropy on the documents' own text. Our choice: 0, a pretrained model has read enough; nano
     sets it, since its reasoning recalls facts that it can only have from the documents."""
     reading_documents: Count = 8
-    """Documents packed into one sequence, each twice in a random order, so that names are copied and not learned as
-    pairs of words. Our choice: 8 of nano's facts fill two thirds of its rows."""
+    """Documents packed into one sequence, each twice. Our choice: 8 of nano's facts fill two thirds of its rows."""
     distill: Weight = 0.0
     """Weight of the distance to a sentence encoder's vectors and similarities (train/stage1/distillation.py). Our
     choice: 0, the paper distils nothing; it is for models that start from that encoder's weights."""
@@ -70,8 +69,7 @@ class ReplayLossSettings(LossSettings):
     kl: Weight = 0.0
     """Our choice: 0, not used here: policy.kl_weight holds the policy near its start."""
     infonce: Weight = 0.0
-    """Weight of InfoNCE over cosine. Our choice: off, the reply alone keeps the reasoning; nano sets it, which keeps
-    the vectors."""
+    """Weight of InfoNCE over cosine. Our choice: off, the reply alone keeps the reasoning; nano sets it for vectors."""
     triplet: Weight = 0.0
     """Weight of the triplet margin loss. Our choice: off, as in nano's stage 1."""
 

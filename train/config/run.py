@@ -11,9 +11,8 @@ class OptimizationSettings(Settings):
     """The optimizer and its schedule, counted in optimizer steps."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW (arXiv 1711.05101), or, for full fine-tuning, Muon (arXiv 2502.16982) for the layers' matrices beside AdamW
-    for embeddings, norms and biases. Our choice: adamw, the trainer default of transformers; nano learns faster with
-    Muon (results/rl/LOG.md)."""
+    """AdamW (arXiv 1711.05101), or, for full fine-tuning, Muon (arXiv 2502.16982) on the layers' matrices beside AdamW.
+    Our choice: adamw, the trainer default of transformers; nano learns faster with Muon (results/rl/LOG.md)."""
     steps: Count = 1000
     """Optimizer steps of the whole run. Our choice; the paper's number is not known."""
     learning_rate: Positive = 1e-5

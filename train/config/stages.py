@@ -129,7 +129,6 @@ def check_precision(model: ModelSettings, optimization: OptimizationSettings) ->
     """ValueError for bf16 compute over bf16 weights: mixed precision keeps float32 weights."""
     if optimization.mixed_precision == "bf16" and model.dtype == "bfloat16":
         raise ValueError(
-            'optimization.mixed_precision = "bf16" keeps float32 weights and computes in bf16, which model.dtype = '
-            '"bfloat16" excludes: small updates would be rounded away. Set model.dtype = "float32", or mixed_precision '
-            '= "no".'
+            'optimization.mixed_precision = "bf16" is for float32 weights: with model.dtype = "bfloat16" small updates '
+            'would be rounded away. Set model.dtype = "float32", or mixed_precision = "no".'
         )

@@ -62,7 +62,7 @@ class RowAges:
     def oldest(self, enough: Callable[[RowNumbers], int], newest: int) -> RowNumbers:
         """The oldest rows in order, none encoded after step `newest`.
 
-        `enough(rows)` is the number of the rows found so far that are wanted; a number below their count ends the walk.
+        `enough(rows)` is how many of the rows found so far are wanted; a number below their count ends the walk.
         """
         found: RowNumbers = np.zeros(0, np.int64)
         self._drop_stale_front()

@@ -286,12 +286,10 @@ def check_origin(scalars: Mapping[str, Any], folder: Path, fingerprint: str, dim
     if scalars["fingerprint"] != fingerprint:
         raise ValueError(
             f"The cache in {folder} was saved with weights {scalars['fingerprint']!r}, the model's are "
-            f"{fingerprint!r}: its vectors would be compared with those of other weights. Load the checkpoint that it "
-            "was saved with, or build it again."
+            f"{fingerprint!r}: its vectors are those of other weights. Load the weights it was saved with, or rebuild."
         )
     if scalars["n"] != len(texts) or scalars["texts"] != texts.digest():
         raise ValueError(
             f"The cache in {folder} was built for {scalars['n']} documents that are not the {len(texts)} given ones "
-            "(hash of texts and ids): its rows would name other documents. Give the same corpus in the same order, or "
-            "build the cache again."
+            "(hash of texts and ids): its rows would name other documents. Give the same corpus, or build it again."
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.tasks.beir_folder import choose_split, read_corpus, read_qrels, read_queries
 from train.config.data import SourceSettings
 from train.data.jsonl import JsonlFile
 from train.data.rows import BadRowError, RowSource, Spill, TrainingRow
@@ -111,36 +112,27 @@ class _BeirReader:
     """
 
     def __init__(self, folder: Path, split: str, reject: Callable[[str], None] | None) -> None:
-        from search_r3_mteb.tasks.beir_folder import choose_split
 
         self._folder, self._split, self._reject = folder, choose_split(folder, split), reject
 
     def judgements(self) -> Iterable[tuple[str, str, int]]:
         """(query id, document id, relevance) in file order."""
-        from search_r3_mteb.tasks.beir_folder import read_qrels
-
         return read_qrels(self._folder, self._split) if self._reject is None else self._lenient_qrels(self._reject)
 
     def queries(self) -> Iterable[tuple[str, str]]:
         """(id, text) in file order."""
-        from search_r3_mteb.tasks.beir_folder import read_queries
-
         if self._reject is None:
             return read_queries(self._folder)
         return ((id_, text) for id_, _, text in self._lenient("queries.jsonl", self._reject))
 
     def documents(self) -> Iterable[tuple[str, str, str]]:
         """(id, title, text) in file order."""
-        from search_r3_mteb.tasks.beir_folder import read_corpus
-
         return read_corpus(self._folder) if self._reject is None else self._lenient("corpus.jsonl", self._reject)
 
     def check(
         self, grades: Mapping[str, Mapping[str, int]], queries: Mapping[str, int], documents: Mapping[str, int]
     ) -> None:
         """Stop at, or reject, judgements of queries and documents that are not there."""
-        from search_r3_mteb.tasks.beir_folder import read_qrels
-
         for query_id, judged in grades.items():
             for document_id in judged:
                 if query_id in queries and document_id in documents:

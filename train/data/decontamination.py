@@ -20,7 +20,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from search_r3_mteb.atomic import write_json
+from search_r3_mteb.tasks.beir_folder import read_qrels, read_queries
+from search_r3_mteb.tasks.hopworld import HopWorld
 from train.config.data import DataSettings, DecontaminationSettings, JudgedSetSettings, SourceSettings
+from train.config.loading import load_config
+from train.config.stages import RlConfig, SftConfig
 from train.data.near_duplicates import DuplicateIndex, Signer, Twin
 from train.data.rows import TrainingRow
 from train.data.sources import all_rows, documents_of, open_source
@@ -171,12 +175,8 @@ def evaluation_texts(evaluation: JudgedSetSettings, role: Role) -> Iterator[tupl
     if role == "documents":
         return documents_of(evaluation)
     if evaluation.kind == "hopworld":
-        from search_r3_mteb.tasks.hopworld import HopWorld
-
         world = HopWorld(evaluation.documents, evaluation.world_seed)
         return ((query.id, query.text) for query in world.iterate_queries(evaluation.split, evaluation.hops))
-    from search_r3_mteb.tasks.beir_folder import read_qrels, read_queries
-
     folder = str(evaluation.path)
     judged = {judgement.query_id for judgement in read_qrels(folder, evaluation.split)}
     return ((query.id, query.text) for query in read_queries(folder) if query.id in judged)
@@ -213,9 +213,6 @@ def scan(data: DataSettings) -> DecontaminationReport:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    from train.config.loading import load_config
-    from train.config.stages import RlConfig, SftConfig
-
     parser = argparse.ArgumentParser(description="Report which training rows repeat evaluation texts.")
     parser.add_argument("--config", required=True, help="a configuration of train/sft.py or train/rl.py")
     parser.add_argument("--stage", choices=("sft", "rl"), default="sft", help="which of the two it is")

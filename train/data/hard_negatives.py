@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 
 from search_r3_mteb.atomic import write_json
 from train.config.data import DataSettings, MiningSettings, SourceSettings
+from train.config.loading import load_config
+from train.config.stages import SftConfig
 from train.data.decontamination import roles_of
 from train.data.jsonl import write_rows
 from train.data.order import key_of
@@ -234,8 +236,6 @@ def _report(folder: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
-    from train.config.loading import load_config
-    from train.config.stages import SftConfig
 
     parser = argparse.ArgumentParser(description="Mine hard negatives for the sources of a configuration.")
     parser.add_argument("--config", required=True, help="a configuration of train/sft.py with [data.mining]")

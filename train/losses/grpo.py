@@ -14,7 +14,7 @@ from train.config.grpo import PolicySettings
 from train.losses.checks import require_finite, share
 from train.processes import collectives
 
-POLICY_DEFAULTS = PolicySettings()
+DEFAULTS = PolicySettings()
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ class PolicyBatch:
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(
-                    f"`{name}` has shape {tuple(getattr(self, name).shape)}, but log_probs have shape "
-                    f"{tuple(self.log_probs.shape)}: {tuple(shape)} is needed, one row per rollout, one column per "
-                    "token."
+                    f"`{name}` has shape {tuple(getattr(self, name).shape)} instead of {tuple(shape)}, which fits "
+                    f"log_probs of shape {tuple(self.log_probs.shape)}: rows are rollouts, columns are tokens."
                 )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"`mask` is {self.mask.dtype}; it must be bool, True where the model chose the token.")
@@ -85,7 +84,7 @@ def group_advantages(
     rewards: Float[Tensor, " rollouts"],
     groups: Int[Tensor, " rollouts"],
     *,
-    standardise: bool = POLICY_DEFAULTS.standardise,
+    standardise: bool = DEFAULTS.standardise,
     epsilon: float = 1e-4,
     equal_within: float = 1e-6,
 ) -> Advantages:
@@ -120,10 +119,7 @@ def group_advantages(
 
 
 def gathered_advantages(
-    rewards: Float[Tensor, " rollouts"],
-    groups: Int[Tensor, " rollouts"],
-    *,
-    standardise: bool = POLICY_DEFAULTS.standardise,
+    rewards: Float[Tensor, " rollouts"], groups: Int[Tensor, " rollouts"], *, standardise: bool = DEFAULTS.standardise
 ) -> Advantages:
     """Advantages of this process's rollouts in groups that may span processes; group counts are those of all.
 

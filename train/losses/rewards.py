@@ -59,9 +59,8 @@ def grade(
     A document that was not judged for the query, or judged negatively, gains 0. With `corpus`, the ids that exist,
     every retrieved and judged document must be among them.
 
-    Raises ValueError for an unknown query, a query without relevant document, an empty or unknown document id, a
-    document twice in one ranking, NaN, or a similarity that is not a cosine; TypeError when ids and judgements have
-    different types.
+    Raises ValueError for an unknown query, one without relevant document, an empty or unknown document id, a document
+    twice in one ranking, or a similarity that is not a cosine; TypeError when ids and judgements differ in type.
     """
     similarities = _array(rankings.similarities)
     documents = _ids(rankings.document_ids)
@@ -71,8 +70,7 @@ def grade(
     if similarities.shape != shape or len(documents) != rollouts or len({len(row) for row in documents}) > 1:
         raise ValueError(
             f"{rollouts} query ids, {len(documents)} rankings of {sorted({len(row) for row in documents})} documents "
-            f"and similarities of shape {similarities.shape} do not fit together: one row per rollout, one column per "
-            "rank."
+            f"and similarities of shape {similarities.shape} do not fit together: rows are rollouts, columns ranks."
         )
     k = similarities.shape[1] if k is None else k
     if not 1 <= k <= similarities.shape[1]:
@@ -80,9 +78,9 @@ def grade(
             f"k={k}, but {similarities.shape[1]} documents were retrieved for each rollout. Search for at least k."
         )
     gains, ideal = np.zeros((rollouts, k)), np.zeros((rollouts, k))
-    lookups = {query: _judged(query, judgements, corpus) for query in dict.fromkeys(queries)}
+    judgements_of = {query: _judged(query, judgements, corpus) for query in dict.fromkeys(queries)}
     for row, (query, retrieved) in enumerate(zip(queries, documents, strict=True)):
-        judged = lookups[query]
+        judged = judgements_of[query]
         _check_retrieved(retrieved, row, next(iter(judged)), corpus)
         gains[row] = [max(judged.get(document, 0.0), 0.0) for document in retrieved[:k]]
         best = sorted((gain for gain in judged.values() if gain > 0), reverse=True)[:k]
@@ -221,8 +219,7 @@ def _check_retrieved(retrieved: Sequence[Id], row: int, judged: Id, corpus: Cont
         if type(document) is not type(judged):
             raise TypeError(
                 f"Rollout {row} retrieved document {document!r} ({type(document).__name__}), but judgements name "
-                f"documents like {judged!r} ({type(judged).__name__}): none would ever match. Translate rows of the "
-                "corpus to its ids."
+                f"documents like {judged!r} ({type(judged).__name__}): none would ever match. Map rows to ids."
             )
         if document in ("", -1):
             raise ValueError(

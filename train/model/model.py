@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token
+from search_r3_mteb.encoder import checkpoints
+from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine, unwrap
 from search_r3_mteb.encoder.head import Head
-from search_r3_mteb.encoder.prompts import Renderer
+from search_r3_mteb.encoder.prompts import Profile, Renderer
 from train.config.model import LoraSettings, ModelSettings
+from train.model import scratch
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,7 @@ def prepare(config: ModelSettings, seed: int, device: str | torch.device = "cpu"
 
     With LoRA only the adapter and, where asked, the token's own row are trainable (peft's `trainable_token_indices`).
     """
-    if config.scratch is not None:
-        from train.model.scratch import build
-
-        checkpoint = build(config.scratch, seed)
-    else:
-        checkpoint = _load(config)
+    checkpoint = _load(config) if config.scratch is None else scratch.build(config.scratch, seed)
     if config.gradient_checkpointing:
         checkpoint.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         checkpoint.model.enable_input_require_grads()  # a frozen embedding gives no gradient to recompute from
@@ -168,9 +165,6 @@ def trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
 
 def _load(config: ModelSettings) -> Checkpoint:
     """A checkpoint that has the token, or an ordinary causal LM that gets it."""
-    from search_r3_mteb.encoder import checkpoints
-    from search_r3_mteb.encoder.prompts import Profile
-
     if config.path is None:
         raise ValueError("model.path is empty, and there is no [model.scratch]: set one of the two.")
     folder = checkpoints.resolve(config.path, config.revision)
@@ -184,7 +178,7 @@ def _load(config: ModelSettings) -> Checkpoint:
     model = checkpoints.load_model(folder, config.dtype, config.trust_remote_code)
     tokenizer = checkpoints.load_tokenizer(folder, config.trust_remote_code)
     known = profile.embed_token in tokenizer.get_vocab()
-    add_embed_token(model, tokenizer, profile.embed_token)
+    checkpoints.add_embed_token(model, tokenizer, profile.embed_token)
     if not known and config.lora is not None and not config.lora.train_embed_token:
         raise ValueError(
             f"{folder.name} has no {profile.embed_token} yet, and lora.train_embed_token = false: its new row would "

@@ -4,13 +4,14 @@ Only the bundled nano begins like this. Its vocabulary is hopworld's word lists;
 and bytes, so that nothing is lost and every text has a finite vector.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.prompts import EMBED_TOKEN, Profile, Template
-
-if TYPE_CHECKING:
-    from search_r3_mteb.encoder.checkpoints import Checkpoint
-    from train.config.model import ScratchSettings
+from search_r3_mteb.tasks.hopworld import HopWorld
+from train.config.model import ScratchSettings
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", EMBED_TOKEN)
 WINDOW = 1024  # positions; hopworld needs some hundred, real text is truncated
@@ -29,12 +30,9 @@ SCRATCH_PROFILE = Profile(
 )
 
 
-def build(shape: "ScratchSettings", seed: int) -> "Checkpoint":
+def build(shape: ScratchSettings, seed: int) -> Checkpoint:
     """A random checkpoint of this shape, its tokenizer and its profile; the same for the same seed."""
-    import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from search_r3_mteb.encoder.checkpoints import Checkpoint
 
     tokenizer = word_tokenizer()
     torch.manual_seed(seed)
@@ -60,8 +58,6 @@ def word_tokenizer() -> Any:
     """One token per word of hopworld and of the templates; other words in letters, other characters in bytes."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-
-    from search_r3_mteb.tasks.hopworld import HopWorld
 
     systems = [SCRATCH_PROFILE.reason.system, SCRATCH_PROFILE.direct.system]
     template_words = ["system", "user", "assistant", *systems]

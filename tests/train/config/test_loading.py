@@ -67,8 +67,7 @@ def test_overrides_take_toml_values_bare_words_positions_and_none(toml):
             "data.sources.1.weight=3",
             "model.lora.rank=4",
             "optimization.betas=[0.8, 0.95]",
-            "model.revision=2024",
-        ][:-1],
+        ],
     )
     assert config.optimization.steps == 7
     assert config.optimization.learning_rate == 1e-3

@@ -762,7 +762,7 @@ def test_10_million_rows(tmp_path):
 
 @pytest.mark.slow
 def test_bench_measures_every_policy_along_a_real_run(tmp_path):
-    """The whole of `make bench-cache` with a random model, three steps and 1,000 documents."""
+    """The whole of `make bench-cache` with a random model, three steps and 2,000 documents."""
     from search_r3_mteb.encoder.checkpoints import save
     from train.config.model import ScratchSettings
     from train.model.scratch import build as build_model
@@ -774,7 +774,7 @@ def test_bench_measures_every_policy_along_a_real_run(tmp_path):
         tmp_path / "model",
     )
     script(
-        "bench", "--rows", "1000", "--steps", "3", "--at", "2", "3", "--heldout", "8",
+        "bench", "--rows", "2000", "--steps", "3", "--at", "2", "3", "--heldout", "8",
         "--model", str(tmp_path / "model"), "--work", str(tmp_path / "work"), "--output", str(tmp_path / "output"),
         "--set", "rollout.prompts_per_step=2", "rollout.group_size=2", "data.evaluation=[]", "replay.rows_per_step=2",
     )  # fmt: skip

@@ -18,11 +18,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from results.measure import commit
+
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = Path("runs/one-step")
 RANDOM_MODEL = PLACE / "qwen2.5-1.5b-random"
 # Qwen/Qwen2.5-1.5B-Instruct, config.json.
-QWEN_SHAPE = {
+PUBLISHED_SHAPE = {
     "vocab_size": 151936,
     "hidden_size": 1536,
     "intermediate_size": 8960,
@@ -91,7 +93,7 @@ def build() -> None:
     tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    model = Qwen2ForCausalLM(Qwen2Config(**QWEN_SHAPE))
+    model = Qwen2ForCausalLM(Qwen2Config(**PUBLISHED_SHAPE))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(RANDOM_MODEL)
     tokenizer.save_pretrained(RANDOM_MODEL)
@@ -117,8 +119,6 @@ def step(stage: str) -> None:
 
 def report(stage: str, config: str, settings: list[str], seconds: float, event: dict[str, Any]) -> None:
     """Write the page of one stage."""
-    from measure import commit
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     adapter = sum(path.stat().st_size for path in (PLACE / stage / "last").glob("adapter_model*")) / 2**20
@@ -155,7 +155,6 @@ def report(stage: str, config: str, settings: list[str], seconds: float, event: 
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "results"))
     PLACE.mkdir(parents=True, exist_ok=True)
     if len(sys.argv) != 2 or sys.argv[1] not in ("build", "sft", "rl"):
         raise SystemExit("Say what to do: build, sft or rl.")

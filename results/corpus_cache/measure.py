@@ -71,8 +71,8 @@ class TrajectoryEncoder:
         return self.encoder.encode_query(texts, max_reasoning_tokens=self.reasoning_tokens)
 
 
-class RecordedEncoder:
-    """An encoder that gives known vectors in row order: the caches of all policies are built from one encoding."""
+class KnownVectors:
+    """An encoder that gives these vectors in row order: the caches of all policies are built from one encoding."""
 
     def __init__(self, vectors: np.ndarray) -> None:
         self.vectors, self.at = vectors, 0
@@ -103,7 +103,7 @@ def measure(plan: Measurement, trajectory: Trajectory, folder: Path) -> Iterator
     caches = {
         name: CorpusCache.build(
             texts,
-            RecordedEncoder(beginning),
+            KnownVectors(beginning),
             folder=folder / name,
             settings=CorpusCacheSettings(policy=name, **plan.cache),
         )

@@ -8,17 +8,14 @@ The negative controls replace what the loop computes: rewards shuffled between r
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
-from measure import measure, record, write_json
 
+from results.measure import measure, record, write_json
 from train import rl
 from train.config.loading import load_config
 from train.config.stages import RlConfig

@@ -9,14 +9,11 @@ curves.png. Runs lie in runs/proof.
 """
 
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
-from measure import ScoresByQuery, measure, record, write_json
 
+from results.measure import ScoresByQuery, measure, record, write_json
 from search_r3_mteb.evaluation.significance import align, compare
 from train import rl, sft
 from train.config.loading import load_config

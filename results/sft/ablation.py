@@ -9,14 +9,11 @@ runs/sft-ablation.
 """
 
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
-from measure import measure, record, write_json
 
+from results.measure import measure, record, write_json
 from search_r3_mteb.evaluation.significance import align, compare
 from train.config.loading import load_config
 from train.config.stages import SftConfig

@@ -105,7 +105,7 @@ _EXPECTED = {
     "string_type": "text in quotes",
     "tuple_type": "a list",
 }
-_GIVEN = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
+_INPUT = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
 
 
 def _unknown_key(path: tuple[str, ...], cls: type[Settings]) -> str:
@@ -129,7 +129,7 @@ def _reason(problem: Any, cls: type[Settings]) -> str:
         why = _field_at(path, cls).description or ""
         return f"is missing and has no default. It is: {_one_line(why)} Add {path[-1]} = ... there."
     if kind in _EXPECTED:
-        rule = f"{got} ({_GIVEN.get(type(value), type(value).__name__)}), but it must be {_EXPECTED[kind]}."
+        rule = f"{got} ({_INPUT.get(type(value), type(value).__name__)}), but it must be {_EXPECTED[kind]}."
     elif kind == "literal_error":
         choices = choices_of(path, cls)
         near = difflib.get_close_matches(str(value), choices, n=1)

@@ -165,9 +165,9 @@ def new_state(path: Path, settings: CorpusCacheSettings, n: int, dim: int, m: in
     return CacheState(folder, settings, DriftMap(dim, settings), step=0, fingerprint="", digest="", seed=seed)
 
 
-def opened_state(folder: CacheFolder, settings: CorpusCacheSettings) -> CacheState:
-    """The state that the folder's manifest describes."""
-    arrays, scalars = folder.arrays, folder.scalars
+def opened_state(folder: CacheFolder, settings: CorpusCacheSettings | None) -> CacheState:
+    """The state that the folder's manifest describes, under `settings` where they fit it (see `checked_settings`)."""
+    arrays, scalars, settings = folder.arrays, folder.scalars, checked_settings(folder, settings)
     drift = DriftMap(int(scalars["dim"]), settings)
     drift.keys, drift.composed, drift.gram = arrays["map_keys"], arrays["map_composed"], arrays["map_gram"]
     return CacheState(
@@ -186,20 +186,19 @@ def loaded_state(
     source: Path, settings: CorpusCacheSettings | None, working: Path | None, replicas: Replicas
 ) -> CacheState:
     """The state in `source` after its last complete record; with `working`, a copy there that is written instead."""
-    if replicas.writes:
-        if working is not None:
-            open_folder(source, writable=False)[0].copy_to(Path(working))
-        # The writer completes the work of a killed process before the others open the folder.
-        opened, records = open_folder(Path(working or source))
-        state = opened_state(opened, checked_settings(opened, settings))
-        opened.durable = state.settings.durable
-        if records:
-            state.redo(records)
-            state.checkpoint()
-    replicas.barrier()
+    path = Path(working or source)
     if not replicas.writes:
-        opened, _ = open_folder(Path(working or source), writable=False)
-        state = opened_state(opened, checked_settings(opened, settings))
+        replicas.barrier()  # the writer completes the work of a killed process before the others open the folder
+        return opened_state(open_folder(path, writable=False)[0], settings)
+    if working is not None:
+        open_folder(source, writable=False)[0].copy_to(path)
+    folder, records = open_folder(path)
+    state = opened_state(folder, settings)
+    folder.durable = state.settings.durable
+    if records:
+        state.redo(records)
+        state.checkpoint()
+    replicas.barrier()
     return state
 
 

@@ -58,9 +58,11 @@ class BeirSource(RowSource):
 
     def parse(self, raw: tuple[int, int], epoch: int) -> TrainingRow:
         """The row; with one row per query each epoch takes the next of its most relevant documents."""
-        judged = self._queries[raw[0]]
-        best = [d for d in judged.documents if d[1] == max(grade for _, grade, _ in judged.documents)]
-        id_, _, place = judged.documents[raw[1]] if raw[1] >= 0 else best[epoch % len(best)]
+        query, document = raw
+        judged = self._queries[query]
+        highest = max(grade for _, grade, _ in judged.documents)
+        best = [one for one in judged.documents if one[1] == highest]
+        id_, _, place = judged.documents[document] if document >= 0 else best[epoch % len(best)]
         return TrainingRow(
             query=self._spill.get(judged.query),
             positive=self._spill.get(place),

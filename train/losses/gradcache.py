@@ -56,8 +56,7 @@ def cached_backward(
     backward: Callable[[Tensor], object] = torch.Tensor.backward,
     no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> CachedLoss:
-    """Add the gradient of `contrastive(vectors of each column) + all local losses` to the parameters; return the
-    losses.
+    """Add the gradient of `contrastive(vectors of each column)` + all local losses to the parameters; both losses.
 
     When every column is one mini-batch, each runs once, with a graph; memory is then that of the batch.
 

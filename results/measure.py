@@ -12,12 +12,12 @@ from search_r3_mteb.evaluation.significance import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("direct", "reason")
-ScoresByQuery = dict[tuple[str, int], dict[str, float]]
+HopScores = dict[tuple[str, int], dict[str, float]]
 
 
 def measure(
     model: Path | str, *, documents: int = 1000, hops: Sequence[int] = (1, 2, 3, 4), split: str = "test"
-) -> ScoresByQuery:
+) -> HopScores:
     """{(mode, hops): {query id: nDCG@10}}; the corpus is encoded once, queries greedily with a budget of 96 tokens."""
     from search_r3_mteb.encoder.checkpoints import load
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
@@ -28,7 +28,7 @@ def measure(
     texts = {id_: document["text"] for id_, document in world.corpus.items()}
     checkpoint = load(model, device="cpu")
     corpus: Any = None
-    found: ScoresByQuery = {}
+    found: HopScores = {}
     for mode in MODES:
         encoder = SearchR3Encoder(
             checkpoint, mode=mode, max_length=256, max_reasoning_tokens=96, show_progress_bar=False

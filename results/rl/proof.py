@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from results.measure import ScoresByQuery, measure, record, write_json
+from results.measure import HopScores, measure, record, write_json
 from search_r3_mteb.evaluation.significance import align, compare
 from train import rl, sft
 from train.config.loading import load_config
@@ -44,7 +44,7 @@ def train_seed(seed: int) -> dict[str, Path]:
 
 def main() -> None:
     """Train what is missing, measure, write everything."""
-    measured: dict[tuple[str, int], ScoresByQuery] = {}
+    measured: dict[tuple[str, int], HopScores] = {}
     summary = []
     for seed in SEEDS:
         for stage, model in train_seed(seed).items():
@@ -56,7 +56,7 @@ def main() -> None:
     curves()
 
 
-def comparisons(measured: dict[tuple[str, int], ScoresByQuery]) -> list[dict]:
+def comparisons(measured: dict[tuple[str, int], HopScores]) -> list[dict]:
     """Reasoning against direct after RL, and after RL against after SFT, by hop count."""
     found = []
     for hops in HOPS:

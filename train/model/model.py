@@ -15,7 +15,8 @@ from search_r3_mteb.encoder import checkpoints
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine, unwrap
 from search_r3_mteb.encoder.head import Head
-from search_r3_mteb.encoder.prompts import Profile, Renderer
+from search_r3_mteb.encoder.profiles import Profile
+from search_r3_mteb.encoder.prompts import Renderer
 from train.config.model import LoraSettings, ModelSettings
 from train.model import scratch
 

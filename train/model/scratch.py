@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint
-from search_r3_mteb.encoder.prompts import EMBED_TOKEN, Profile, Template
+from search_r3_mteb.encoder.profiles import EMBED_TOKEN, Profile, Template
 from search_r3_mteb.tasks.hopworld import HopWorld
 from train.config.model import ScratchSettings
 

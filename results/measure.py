@@ -1,4 +1,4 @@
-"""Per-query nDCG@10 of a checkpoint on hopworld's test queries, by mode and hop count: what the scripts of sft/ and rl/ share."""
+"""Per-query nDCG@10 of a checkpoint on hopworld, by mode and hop count, for the scripts of sft/ and rl/."""
 
 import json
 import subprocess
@@ -12,12 +12,12 @@ from search_r3_mteb.evaluation.significance import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("direct", "reason")
-Values = dict[tuple[str, int], dict[str, float]]
+HopScores = dict[tuple[str, int], dict[str, float]]
 
 
 def measure(
     model: Path | str, *, documents: int = 1000, hops: Sequence[int] = (1, 2, 3, 4), split: str = "test"
-) -> Values:
+) -> HopScores:
     """{(mode, hops): {query id: nDCG@10}}; the corpus is encoded once, queries greedily with a budget of 96 tokens."""
     from search_r3_mteb.encoder.checkpoints import load
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
@@ -25,20 +25,21 @@ def measure(
     from train.run.evaluation import JudgedSet, per_query_ndcg
 
     world = HopWorld(documents)
+    texts = {id_: document["text"] for id_, document in world.corpus.items()}
     checkpoint = load(model, device="cpu")
     corpus: Any = None
-    found: Values = {}
+    found: HopScores = {}
     for mode in MODES:
         encoder = SearchR3Encoder(
             checkpoint, mode=mode, max_length=256, max_reasoning_tokens=96, show_progress_bar=False
         )
         if corpus is None:
-            corpus = encoder.encode_document([document["text"] for document in world.corpus.values()])
+            corpus = encoder.encode_document(list(texts.values()))
         for count in hops:
             queries = world.queries(split, count)
             judged = JudgedSet(
                 "hopworld",
-                {id_: document["text"] for id_, document in world.corpus.items()},
+                texts,
                 {query.id: query.text for query in queries},
                 {query.id: {query.positive_id: 1} for query in queries},
                 {},

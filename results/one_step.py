@@ -1,11 +1,11 @@
-"""One full optimizer step of the real 1.5B architecture on the CPU: the path that a user's GPU takes, with random weights.
+"""One full optimizer step of the real 1.5B architecture on the CPU, with random weights: the path that a GPU takes.
 
-    python results/one_step.py build     # a folder as the hub's: Qwen2.5-1.5B's published shape in bfloat16, 3.1 GB, no embed token
-    python results/one_step.py sft       # train/sft.py: LoRA, 2 rows with a hard negative and a trace, all four losses, one step
-    python results/one_step.py rl        # train/rl.py: LoRA, 2 prompts x 2 rollouts, cache, KL, contrastive term, one step
+    python results/one_step.py build  # a folder like the hub's: Qwen2.5-1.5B's published shape in bfloat16, 3.1 GB
+    python results/one_step.py sft    # train/sft.py: LoRA, 2 rows with a hard negative and a trace, all four losses
+    python results/one_step.py rl     # train/rl.py: LoRA, 2 prompts x 2 rollouts, cache, KL, contrastive term
 
-Everything is the ordinary program under the shipped configuration, cut down by --set; only the weights mean nothing. The model
-folder and the runs lie in runs/one-step; `sft` and `rl` write results/sft/one_step_1.5b.md and results/rl/one_step_1.5b.md.
+Everything is the ordinary program under the shipped configuration, cut down by --set; only the weights mean nothing.
+The model folder and the runs lie in runs/one-step; `sft` and `rl` write one_step_1.5b.md in results/sft and results/rl.
 """
 
 import json
@@ -18,11 +18,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from results.measure import commit
+
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = Path("runs/one-step")
-MODEL = PLACE / "qwen2.5-1.5b-random"
+RANDOM_MODEL = PLACE / "qwen2.5-1.5b-random"
 # Qwen/Qwen2.5-1.5B-Instruct, config.json.
-SHAPE = {
+PUBLISHED_SHAPE = {
     "vocab_size": 151936,
     "hidden_size": 1536,
     "intermediate_size": 8960,
@@ -40,9 +42,9 @@ ROWS = [
     {"query": "when was it?", "positive": "Last year.", "negatives": ["In Rome."], "reasoning": "A date."},
     {"query": "how far is it?", "positive": "Two miles.", "negatives": ["A week."], "reasoning": "A length."},
 ]
-LORA = ["model.dtype=bfloat16", "model.lora.rank=16", "model.lora.alpha=32.0", "optimization.mixed_precision=no"]
+ADAPTER = ["model.dtype=bfloat16", "model.lora.rank=16", "model.lora.alpha=32.0", "optimization.mixed_precision=no"]
 SMALL = [
-    f"model.path={MODEL}",
+    f"model.path={RANDOM_MODEL}",
     f'data.sources=[{{kind = "jsonl", path = "{PLACE / "rows.jsonl"}"}}]',
     "data.evaluation=[]",
     "data.max_length=64",
@@ -69,12 +71,12 @@ RL = [
 
 
 def build() -> None:
-    """The folder: weights drawn under seed 0, a byte-level ChatML tokenizer without the embed token, short prompts."""
+    """Write the folder: weights drawn under seed 0, a byte-level tokenizer without the embed token, short prompts."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-    from train.model.scratch import CHAT_TEMPLATE, PROFILE
+    from train.model.scratch import CHAT_TEMPLATE, SCRATCH_PROFILE
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -91,12 +93,12 @@ def build() -> None:
     tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    model = Qwen2ForCausalLM(Qwen2Config(**SHAPE))
+    model = Qwen2ForCausalLM(Qwen2Config(**PUBLISHED_SHAPE))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(MODEL)
-    tokenizer.save_pretrained(MODEL)
-    PROFILE.save(MODEL)
-    print(f"{MODEL}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    model.save_pretrained(RANDOM_MODEL)
+    tokenizer.save_pretrained(RANDOM_MODEL)
+    SCRATCH_PROFILE.save(RANDOM_MODEL)
+    print(f"{RANDOM_MODEL}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
 def step(stage: str) -> None:
@@ -106,7 +108,7 @@ def step(stage: str) -> None:
     config = f"train/configs/{'rl_' if stage == 'rl' else ''}qwen2.5-1.5b.toml"
     shutil.rmtree(PLACE / stage, ignore_errors=True)
     (PLACE / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    settings = [*LORA, *SMALL, *(SFT if stage == "sft" else RL), f"output.folder={PLACE / stage}"]
+    settings = [*ADAPTER, *SMALL, *(SFT if stage == "sft" else RL), f"output.folder={PLACE / stage}"]
     arguments = ["--config", config, *(part for one in settings for part in ("--set", one))]
     began = perf_counter()
     (sft if stage == "sft" else rl).main(arguments)
@@ -116,26 +118,26 @@ def step(stage: str) -> None:
 
 
 def report(stage: str, config: str, settings: list[str], seconds: float, event: dict[str, Any]) -> None:
-    """The page."""
-    from measure import commit
-
+    """Write the page of one stage."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     adapter = sum(path.stat().st_size for path in (PLACE / stage / "last").glob("adapter_model*")) / 2**20
     losses = {k: v for k, v in event.items() if k not in ("event", "step", "seconds")}
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
     lines = [
         f"# One step of the real 1.5B architecture, {'stage 1' if stage == 'sft' else 'stage 2'}",
         "",
-        f"`python results/one_step.py build` and `python results/one_step.py {stage}`: random weights of Qwen2.5-1.5B's published",
-        "shape in bfloat16 with LoRA on every linear layer and the new token's row, through the ordinary program and the shipped",
-        f"configuration. Commit {commit()}, torch {version('torch')}, transformers {version('transformers')}, peft {version('peft')}.",
+        f"`python results/one_step.py build` and `python results/one_step.py {stage}`: random weights of",
+        "Qwen2.5-1.5B's published shape in bfloat16 with LoRA on every linear layer and the new token's row, through",
+        f"the ordinary program and the shipped configuration. Commit {commit()}, {versions}.",
         "",
         "| what | |",
         "|---|---|",
-        f"| whole program: load, {'' if stage == 'sft' else 'encode the corpus, '}step, checkpoint, export | {seconds:.0f} s |",
+        f"| whole program: load, {'encode the corpus, ' * (stage == 'rl')}step, checkpoint, export | {seconds:.0f} s |",
         f"| from the loaded model to the end of the step | {event['seconds']:.0f} s |",
         f"| peak resident memory | {peak:.1f} GiB of the machine's {total:.0f} GiB |",
-        f"| processor | {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, shared with other work |",
+        f"| processor | {os.cpu_count()} cores, {threads} threads, shared with other work |",
         f"| exported adapter | {adapter:.0f} MiB |",
         *(f"| {name.replace('_', ' ')} | {value:.4g} |" for name, value in losses.items()),
         "",
@@ -153,7 +155,6 @@ def report(stage: str, config: str, settings: list[str], seconds: float, event: 
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "results"))
     PLACE.mkdir(parents=True, exist_ok=True)
     if len(sys.argv) != 2 or sys.argv[1] not in ("build", "sft", "rl"):
         raise SystemExit("Say what to do: build, sft or rl.")

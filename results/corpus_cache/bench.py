@@ -1,10 +1,10 @@
-"""`make bench-cache`: how true each refresh policy keeps the reward, at which cost, over 100 real training steps of nano.
+"""Benchmark of the refresh policies (`make bench-cache`): error of the reward, and cost, over 100 real steps of nano.
 
-    python results/corpus_cache/bench.py                                    # everything; an hour or more on two cores
+    python results/corpus_cache/bench.py                                           # all; an hour or more on two cores
     python results/corpus_cache/bench.py --rows 10000 --policies none local+map    # replaces these records only
 
-Writes `summary.json`, `table.md` and `figure.png` beside this file (or into --output). The training steps are recorded once, by
-`train/rl.py` with `train/configs/rl_nano.toml`, into --work, and measured again from there.
+Writes `summary.json`, `table.md` and `figure.png` beside this file (or into --output). `train/rl.py` with
+`train/configs/rl_nano.toml` records the training steps once, into --work; they are measured from there.
 """
 
 import argparse
@@ -14,11 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from train.corpus_cache.refresh_policies import POLICIES
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-# Of the corpus's tokens; what a batch touches is shorter than the mean, so its share of the documents is a little larger.
+# Of the corpus's tokens; retrieved documents are shorter than the mean, so the share of documents is a little larger.
 SHARES = {10_000: 0.02, 100_000: 0.018, 1_000_000: 0.002}
-POLICIES = ("none", "random", "local", "random+map", "local+map", "full", "frozen")
 KEYS = ("rows", "policy", "step", "share_reencoded", "refresh_seconds", "reward_error_batch", "reward_error_heldout",
         "reward_correlation", "recall_at_10", "commit", "command")  # fmt: skip
 
@@ -45,7 +46,7 @@ def arguments():
 def main():
     options = arguments()
     import torch
-    from measure import Plan, measure
+    from measure import Measurement, measure
     from trajectory import Trajectory, record
 
     torch.set_num_threads(options.threads)
@@ -59,7 +60,7 @@ def main():
         )
     origin = {"commit": commit(), "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])}
     for rows in options.rows:
-        plan = Plan(
+        plan = Measurement(
             rows=rows,
             policies=options.policies,
             steps=options.steps,
@@ -73,7 +74,7 @@ def main():
 
 
 def commit():
-    """Of the working tree, marked when it has changes."""
+    """The commit of the working tree, marked when it has changes."""
     run = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -87,7 +88,7 @@ def save(output, found):
     kept = json.loads(file.read_text()) if file.is_file() else []
     measured = {(one["rows"], one["policy"]) for one in found}
     records = [one for one in kept if (one["rows"], one["policy"]) not in measured] + found
-    records.sort(key=lambda one: (one["rows"], POLICIES.index(one["policy"]), one["step"]))
+    records.sort(key=lambda one: (one["rows"], list(POLICIES).index(one["policy"]), one["step"]))
     file.write_text(json.dumps([{key: one[key] for key in KEYS} for one in records], indent=1) + "\n")
 
 
@@ -107,8 +108,9 @@ def table(records):
     for one in records:
         correlation = "-" if one["reward_correlation"] is None else f"{one['reward_correlation']:.4f}"
         lines.append(
-            f"| {one['rows']:,} | {one['policy']} | {one['step']} | {one['share_reencoded']:.2%} | {one['refresh_seconds']:.3f} | "
-            f"{one['reward_error_batch']:.4f} | {one['reward_error_heldout']:.4f} | {correlation} | {one['recall_at_10']:.3f} |"
+            f"| {one['rows']:,} | {one['policy']} | {one['step']} | {one['share_reencoded']:.2%} | "
+            f"{one['refresh_seconds']:.3f} | {one['reward_error_batch']:.4f} | {one['reward_error_heldout']:.4f} | "
+            f"{correlation} | {one['recall_at_10']:.3f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -1,9 +1,10 @@
-"""What one refresh costs without the encoder, at 10,000 and 1,000,000 rows, map off and on. Prints JSON.
+"""Cost of one refresh without the encoder, at 10,000 and 1,000,000 rows, map off and on. Prints JSON.
 
-    OMP_NUM_THREADS=1 python results/corpus_cache/cost.py [--rounds 60] [--rows 10000 1000000] [--dim 64] [--output cost.json]
+    OMP_NUM_THREADS=1 python results/corpus_cache/cost.py [--rounds 60] [--rows 10000 1000000] [--output FILE]
 
-The caches are refreshed in turn, so that other load on the machine meets them alike; the ratio is the median over rounds of the
-ratio within a round. Every refresh has its own batch of 64 rollouts whose 10 hits lie anywhere, and the same budget of tokens.
+The caches are refreshed in turn, so that other load on the machine meets them alike; the ratio is the median over
+rounds of the ratio within a round. Every refresh has its own batch of 64 rollouts whose 10 hits lie anywhere, and the
+same budget of tokens.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from synthetic import TOKENS, Encoder, Texts
+from synthetic import TOKENS, SyntheticEncoder, SyntheticTexts
 
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.cache import CorpusCache
@@ -45,10 +46,12 @@ def measure(options, folder):
     for policy, rows in names:
         settings = CorpusCacheSettings(policy=policy)
         target = folder / f"{policy}-{rows}"
-        caches[policy, rows] = CorpusCache.build(Texts(rows), Encoder(options.dim), folder=target, settings=settings)
+        caches[policy, rows] = CorpusCache.build(
+            SyntheticTexts(rows), SyntheticEncoder(options.dim), folder=target, settings=settings
+        )
     seconds = {name: [] for name in names}
     mapping = {name: [] for name in names}
-    encoder = Encoder(options.dim)
+    encoder = SyntheticEncoder(options.dim)
     for step in range(1, options.rounds + WARM_UP + 1):
         encoder.step = step
         for name, cache in caches.items():

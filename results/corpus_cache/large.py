@@ -1,21 +1,22 @@
-"""A corpus of 10 million rows of 64 dimensions: built, refreshed, searched exactly and through IVF, audited, saved and loaded.
+"""Times of a cache of 10 million rows of 64 dimensions: build, refresh, exact and IVF search, audit, save and load.
 
-    OMP_NUM_THREADS=2 python results/corpus_cache/large.py [--rows 10000000] [--storage float16] [--folder DIR] [--output large.json]
+    OMP_NUM_THREADS=2 python results/corpus_cache/large.py [--rows 10000000] [--storage float16] [--folder DIR]
 
-Prints JSON: seconds of each part and the peak resident memory of the process (of which the memory maps are pages of files that
-the kernel may drop). The encoder costs next to nothing; what is measured is the cache.
+Prints JSON: seconds of each part and the peak resident memory of the process (of which the memory maps are pages of
+files that the kernel may drop). The encoder costs next to nothing: the cache is measured.
 """
 
 import argparse
 import json
 import resource
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from synthetic import Encoder, Texts
+from synthetic import SyntheticEncoder, SyntheticTexts
 
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.cache import CorpusCache
@@ -47,7 +48,7 @@ def measure(options, folder):
     """Seconds of each part, recall of the IVF index, peak memory in GiB."""
     found = {"rows": options.rows, "dim": DIM, "storage": options.storage, "policy": options.policy}
     clock = _Clock(found)
-    encoder, texts = Encoder(DIM), Texts(options.rows)
+    encoder, texts = SyntheticEncoder(DIM), SyntheticTexts(options.rows)
     settings = CorpusCacheSettings(policy=options.policy, storage=options.storage, neighbors=8, encode_rows=65536)
     cache = CorpusCache.build(texts, encoder, folder=folder, settings=settings, fingerprint="large")
     clock("build_seconds")
@@ -96,7 +97,7 @@ class _Clock:
         now = time.perf_counter()
         if name:
             self.found[name] = now - self.started
-            print(f"{name}: {now - self.started:.1f}", flush=True, file=__import__("sys").stderr)
+            print(f"{name}: {now - self.started:.1f}", flush=True, file=sys.stderr)
         self.started = now
 
 

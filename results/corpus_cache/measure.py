@@ -1,7 +1,8 @@
 """Every policy on one corpus, step by step through a trajectory, against the corpus encoded afresh.
 
-At step t, as in training: rollouts search the cache, the cache is refreshed around what they found, and the reward is that of a second
-search. The same rollouts then search the corpus as the weights of step t encode it. The difference of the rewards is the error.
+At step t, as in training: rollouts search the cache, the cache is refreshed around what they found, and the reward is
+that of a second search. The same rollouts then search the corpus as the weights of step t encode it. The difference of
+the rewards is the error.
 Held-out queries (dev split, all hop counts) are ranked by both at the same time, without any refresh around them.
 """
 
@@ -29,8 +30,8 @@ REWARD_DEPTH, TOUCHED, TOP = 100, 10, 10
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure. `share`: tokens re-encoded per step over tokens of the corpus; `at`: steps that are compared."""
+class Measurement:
+    """Parameters of one measurement. `share`: tokens re-encoded per step over all tokens; `at`: the compared steps."""
 
     rows: int
     policies: Sequence[str]
@@ -42,7 +43,7 @@ class Plan:
     cache: dict = field(default_factory=dict)
 
 
-class Documents:
+class TrajectoryEncoder:
     """The model as an encoder of documents and queries, at any step of the trajectory."""
 
     def __init__(self, trajectory: Trajectory, reasoning_tokens: int) -> None:
@@ -70,8 +71,8 @@ class Documents:
         return self.encoder.encode_query(texts, max_reasoning_tokens=self.reasoning_tokens)
 
 
-class Replay:
-    """An encoder that knows the corpus's vectors in row order: the caches of all policies are built from one encoding."""
+class KnownVectors:
+    """An encoder that gives these vectors in row order: the caches of all policies are built from one encoding."""
 
     def __init__(self, vectors: np.ndarray) -> None:
         self.vectors, self.at = vectors, 0
@@ -82,11 +83,11 @@ class Replay:
         return self.vectors[self.at - len(texts) : self.at]
 
 
-def measure(plan: Plan, trajectory: Trajectory, folder: Path) -> Iterator[dict]:
+def measure(plan: Measurement, trajectory: Trajectory, folder: Path) -> Iterator[dict]:
     """One record per policy and compared step."""
     world = HopWorld(plan.rows)
-    documents = Documents(trajectory, plan.reasoning_tokens)
-    texts = CorpusTexts(*_columns(world), token_counts=documents.count_tokens)
+    encoder = TrajectoryEncoder(trajectory, plan.reasoning_tokens)
+    texts = CorpusTexts(*_columns(world), token_counts=encoder.count_tokens)
     counts = texts.count()
     texts = CorpusTexts(texts.texts, texts.ids, counts)
     budget = int(plan.share * counts.sum(dtype=np.int64))
@@ -95,14 +96,14 @@ def measure(plan: Plan, trajectory: Trajectory, folder: Path) -> Iterator[dict]:
     heldout_rows = [[row] for row in texts.rows_of([query.positive_id for query in heldout])]
     started = time.perf_counter()
     full = CorpusCache.build(
-        texts, documents, folder=folder / "full", settings=CorpusCacheSettings(policy="full", **plan.cache)
+        texts, encoder, folder=folder / "full", settings=CorpusCacheSettings(policy="full", **plan.cache)
     )
     built = time.perf_counter() - started
     beginning = np.array(full.vectors)
     caches = {
         name: CorpusCache.build(
             texts,
-            Replay(beginning),
+            KnownVectors(beginning),
             folder=folder / name,
             settings=CorpusCacheSettings(policy=name, **plan.cache),
         )
@@ -110,20 +111,20 @@ def measure(plan: Plan, trajectory: Trajectory, folder: Path) -> Iterator[dict]:
         if name != "full"
     }
     reports: dict[str, list] = {name: [] for name in caches}
-    print(f"{plan.rows} documents, {budget} tokens a step, encoded and built in {built:.0f} s", flush=True)
+    print(f"{plan.rows} documents, {budget} tokens per step, encoded and built in {built:.0f} s", flush=True)
     for step in range(1, plan.steps + 1):
-        documents.go_to(step)
+        encoder.go_to(step)
         queries, positives = trajectory.batch(step)
         positive_rows = [texts.rows_of(ids) for ids in positives]
         for name, cache in caches.items():
             hits = Hits(queries, cache.search(queries, TOUCHED).rows, positive_rows)
-            reports[name].append(cache.refresh(hits, documents, budget, step=step))
+            reports[name].append(cache.refresh(hits, encoder, budget, step=step))
         if step not in plan.at:
             continue
         started = time.perf_counter()
-        full.rebuild(documents, step=step)
+        full.rebuild(encoder, step=step)
         rebuilt = time.perf_counter() - started
-        asked = np.concatenate([queries, documents.queries([query.text for query in heldout])])
+        asked = np.concatenate([queries, encoder.queries([query.text for query in heldout])])
         relevant = [*positive_rows, *heldout_rows]
         truth = _ranking(full.vectors, asked, relevant)
         frozen_truth = _ranking(beginning, asked, relevant)

@@ -1,12 +1,12 @@
-"""Documents and an encoder that cost nothing, for measuring the cache itself: what the corpus looks like does not matter there."""
+"""Synthetic documents and an encoder that cost nothing, to measure the cache itself, whatever the corpus looks like."""
 
 import numpy as np
 
 TOKENS = 3  # of each text, as a cache without a tokenizer counts them
 
 
-class Texts:
-    """`n` different short texts that lie nowhere."""
+class SyntheticTexts:
+    """`n` different short texts, made when they are asked for."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -19,7 +19,7 @@ class Texts:
         return [f"d {row:08d}" for row in range(*rows.indices(self.n))] if isinstance(rows, slice) else f"d {rows:08d}"
 
 
-class Encoder:
+class SyntheticEncoder:
     """Vectors around 1,000 centres; `step` turns them a little, all in the same way."""
 
     def __init__(self, dim: int, step: int = 0) -> None:

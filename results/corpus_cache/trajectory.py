@@ -1,7 +1,7 @@
-"""A hundred real training steps, kept: the weights before each update, and what the rollouts of that step were.
+"""A record of a hundred real training steps: the weights before each update, and the rollouts of that step.
 
-The loop is `train/rl.py` itself; only its environment is replaced by one that writes down what passes through it. So the same
-steps can be measured on corpora of any size, for any policy, and the measurement does not disturb the training.
+The loop is `train/rl.py` itself; only its environment is replaced by one that records. So the same steps can be
+measured on corpora of any size, for any policy, and the measurement does not disturb the training.
 """
 
 import json

@@ -3,9 +3,9 @@
     python results/mini/best_of_n.py --config train/configs/mini_rl.toml --queries 3000 --output runs/mini/best.jsonl
         [--set model.path=runs/mini/rl/last --set rollout.group_size=8 --set rollout.temperature=0.7 ...]
 
-Stage 2's configuration names the model, the queries and their corpora, the sampling and the reward. A query gives a row where its best
-reasoning earns more than the mean of all of them by `--gain`; train/sft.py then learns to write it and to embed after it. Source:
-rejection sampling as in RAFT (arXiv 2304.06767); the paper trains with GRPO alone.
+Stage 2's configuration names the model, the queries and their corpora, the sampling and the reward. A query gives a row
+where its best reasoning earns more than the mean of all of them by `--gain`; train/sft.py then learns to write it and
+to embed after it. Source: rejection sampling as in RAFT (arXiv 2304.06767); the paper trains with GRPO alone.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from train.stage2.corpus import SearchedCorpus
 
 
 def best_rows(config: RlConfig, queries: int, gain: float) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Rows (query, positive, reasoning) of at most `queries` different training queries, and what was found on the way."""
+    """Rows (query, positive, reasoning) of at most `queries` different training queries; counts and mean rewards."""
     checkpoint = load(str(config.model.path), dtype=config.model.dtype)
     encoders = [
         SearchR3Encoder(

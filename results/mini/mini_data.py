@@ -1,15 +1,16 @@
-"""Training rows of mini with first reasoning traces, the corpora of its stage 2, and the dev sets that choose between checkpoints.
+"""Training rows of mini with first reasoning traces, corpora of its stage 2, and dev sets that choose checkpoints.
 
-    python results/mini/mini_data.py --data ../shared/data --output runs/mini/data [--traces mixed|both|restated|terms|none]
+    python results/mini/mini_data.py --data ../shared/data --output runs/mini/data [--traces KIND]
 
-Writes one JSONL file a source (query, positive, reasoning), abstracts.jsonl and functions.jsonl, whose positives are corpora of stage 2,
-and two BEIR folders with the splits train and dev. SciFact: a tenth of the training claims is dev; CosQA: half of the dev questions
-trains, the other half is dev. Test judgements are not read here.
+Writes one JSONL file per source (query, positive, reasoning), abstracts.jsonl and functions.jsonl, whose positives are
+corpora of stage 2, and two BEIR folders with the splits train and dev. SciFact: a tenth of the training claims is dev;
+CosQA: half of the dev questions trains, the other half is dev. Test judgements are not read here.
 
-A trace is what a model of this size can learn to say: the query again, whose words a causal model then reads with all of the query
-before them (as in echo embeddings, arXiv 2402.15449), or the key terms of the document that answers it. `mixed` restates in every row and
-adds terms in every second. Questions with sub-queries, which a larger model wrote, have those as traces of every kind but `none`; no document
-is known for them, so the sub-queries stand for it. Source: our choice.
+A trace is what a model of this size can learn to say: the query again, whose words a causal model then reads with all
+of the query before them (as in echo embeddings, arXiv 2402.15449), or the key terms of the document that answers it.
+`mixed` restates in every row and adds terms in every second. Questions with sub-queries, which a larger model wrote,
+have those as traces of every kind but `none`; no document is known for them, so the sub-queries stand for it. Source:
+our choice.
 """
 
 import argparse
@@ -36,18 +37,18 @@ TERMS = 5
 RARE = 2000  # a term is in more than one of so many documents, or the model could never learn to say it
 RESTATED_WORDS = 16
 CORPORA = {"abstracts": ("arxiv", 20_000), "functions": ("code", 10_000)}  # corpora of stage 2: rows of a source
-_WORD = re.compile(r"[a-z][a-z0-9]+(?:-[a-z0-9]+)*")
+_TERM = re.compile(r"[a-z][a-z0-9]+(?:-[a-z0-9]+)*")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_")
 
-Row = dict[str, str]
+TextRow = dict[str, str]
 
 
 def words_of(text: str) -> list[str]:
     """Lower-case words in order; identifiers are cut at humps and underscores."""
-    return _WORD.findall(_HUMP.sub(" ", text).lower())
+    return _TERM.findall(_HUMP.sub(" ", text).lower())
 
 
-def with_traces(pairs: Sequence[tuple[str, str]], kind: str) -> Iterator[Row]:
+def with_traces(pairs: Sequence[tuple[str, str]], kind: str) -> Iterator[TextRow]:
     """A row for each (query, document), its trace of that kind; rarity is counted over the documents."""
     seen = Counter(word for _, document in pairs for word in set(words_of(document)))
     for number, (query, document) in enumerate(pairs):
@@ -65,7 +66,7 @@ def make_trace(query: str, document: str, seen: Counter[str], documents: int, ki
 
 
 def key_terms(query: str, document: str, seen: Counter[str], documents: int, count: int = TERMS) -> list[str]:
-    """Words of the document that the query lacks, by frequency times rarity; words of hardly any document, or of all, are left out."""
+    """Words of the document that the query lacks, by frequency times rarity, without the rarest and those of all."""
     known, here = set(words_of(query)), Counter(words_of(document))
     weight = {
         word: (1 + math.log(times)) * math.log(documents / seen[word])
@@ -82,7 +83,7 @@ def pairs_of(file: Path) -> list[tuple[str, str]]:
         return [(row["query"], row["positive"]) for row in rows]
 
 
-def with_subqueries(file: Path, kind: str) -> Iterator[Row]:
+def with_subqueries(file: Path, kind: str) -> Iterator[TextRow]:
     """A row for each question of a file of questions and their sub-queries."""
     with gzip.open(file, "rt", encoding="utf-8") as stream:
         for row in map(json.loads, stream):
@@ -90,7 +91,7 @@ def with_subqueries(file: Path, kind: str) -> Iterator[Row]:
             yield {"query": row["query"], "positive": listed} | ({"reasoning": listed} if kind != "none" else {})
 
 
-def write_rows(file: Path, rows: Iterable[Row]) -> int:
+def write_rows(file: Path, rows: Iterable[TextRow]) -> int:
     """Write a JSONL file; its number of rows."""
     count = 0
     with file.open("w", encoding="utf-8") as stream:
@@ -101,7 +102,7 @@ def write_rows(file: Path, rows: Iterable[Row]) -> int:
 
 
 def split_in(folder: Path, output: Path, name: str, split: str, every: int, kind: str) -> dict[str, int]:
-    """Every `every`-th judged query of a split becomes dev, the others train: rows with traces, and a BEIR folder with both."""
+    """Make every `every`-th judged query of a split dev, the others train: rows with traces, and one BEIR folder."""
     documents = list(read_corpus(folder))
     corpus = {document.id: join_title(document.title, document.text) for document in documents}
     queries = {query.id: query.text for query in read_queries(folder)}
@@ -126,7 +127,7 @@ def split_in(folder: Path, output: Path, name: str, split: str, every: int, kind
     return {"rows": write_rows(output / f"{name}.jsonl", with_traces(rows, kind)), "dev_queries": len(dev)}
 
 
-def spread(file: Path, count: int) -> Iterator[Row]:
+def spread(file: Path, count: int) -> Iterator[TextRow]:
     """`count` rows spread evenly over a file, without traces."""
     with file.open(encoding="utf-8") as stream:  # not splitlines: it also splits at separators inside a text
         lines = list(stream)

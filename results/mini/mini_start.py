@@ -1,14 +1,14 @@
-"""What mini starts from: a BERT-like sentence encoder, turned into a causal language model that can say the embed token.
+"""The start of mini: a BERT-like sentence encoder, turned into a causal language model that can say the embed token.
 
     python results/mini/mini_start.py --encoder FOLDER --traces runs/mini/data/arxiv.jsonl ... --output runs/mini/start
 
-The weights are the encoder's; attention becomes causal, the word embeddings serve as the head's projection, and the transform before
-it, which sentence encoders do not carry, begins as the identity. Vectors are then far from the encoder's, because each token sees
-only what precedes it: stage 1 brings them back (`loss.distill`).
+The weights are the encoder's; attention becomes causal, the word embeddings serve as the head's projection, and the
+transform before it, which sentence encoders do not carry, begins as the identity. Vectors are then far from the
+encoder's, because each token sees only what precedes it: stage 1 brings them back (`loss.distill`).
 
-The word embeddings stay as they are (`model.freeze`): the reply's gradient would move every row at every step. So what they would have
-to learn is there from the start: the head's bias is the log frequency of the word pieces in the traces, and the embed token's row is as
-long as the others, or nothing could make the model say it.
+The word embeddings stay as they are (`model.freeze`): the reply's gradient would move every row at every step. So what
+they would have to learn is there from the start: the head's bias is the log frequency of the word pieces in the traces,
+and the embed token's row is as long as the others, or nothing could make the model say it.
 
 Source: our choice. The paper starts from Qwen2.5; this is the way to a model of 22M weights that knows real words.
 """
@@ -26,7 +26,7 @@ from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token, save
 from search_r3_mteb.encoder.profiles import EMBED_TOKEN, Profile, Template
 
 # BERT's own frame. One word tells a text to embed from a query to reason about.
-PROFILE = Profile(
+MINI_PROFILE = Profile(
     reason=Template("query", "{reasoning}{embed_token}"),
     direct=Template("text", "{embed_token}"),
     instruction="{instruction} : ",
@@ -35,7 +35,7 @@ PROFILE = Profile(
 
 
 def causal_bert(folder: str | Path, traces: Sequence[str] = (), seed: int = 0) -> Checkpoint:
-    """The encoder in `folder` as a causal LM with the embed token, whose row `seed` draws; `traces` is what it will have to say.
+    """The encoder in `folder` as a causal LM that will say `traces`, with the embed token, whose row `seed` draws.
 
     Raises ValueError for a model that is not BERT's kind, or whose weights lack more than the head.
     """
@@ -44,11 +44,11 @@ def causal_bert(folder: str | Path, traces: Sequence[str] = (), seed: int = 0) -
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type != "bert":
         raise ValueError(
-            f"{Path(folder).name} is of type {config.model_type!r}; only BERT's kind is turned into a causal LM here. A causal LM "
-            "needs no turning: name it in [model] path."
+            f"{Path(folder).name} is of type {config.model_type!r}; only BERT's kind is turned into a causal LM here. "
+            "A causal LM can be named in [model] path as it is."
         )
     config.is_decoder, config.tie_word_embeddings = True, True
-    # What is sampled in stage 2 must be what is trained, and stage 1 sees hardly a text twice.
+    # No dropout: stage 2 must train the model that samples, and stage 1 sees hardly a text twice.
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     torch.manual_seed(seed)
     model, report = BertLMHeadModel.from_pretrained(
@@ -73,7 +73,7 @@ def causal_bert(folder: str | Path, traces: Sequence[str] = (), seed: int = 0) -
         row = torch.randn(config.hidden_size, generator=torch.Generator().manual_seed(seed))
         words[token] = row / row.norm() * words[:token].norm(dim=1).mean()
         head.decoder.bias.copy_(log_frequencies(tokenizer, [trace + EMBED_TOKEN for trace in traces], len(words)))
-    return Checkpoint(model.eval(), tokenizer, PROFILE, f"local/{Path(folder).name}")
+    return Checkpoint(model.eval(), tokenizer, MINI_PROFILE, f"local/{Path(folder).name}")
 
 
 def log_frequencies(tokenizer: Any, texts: Sequence[str], rows: int) -> Tensor:

@@ -8,17 +8,14 @@ The negative controls replace what the loop computes: rewards shuffled between r
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
-from measure import measure, record, write_json
 
+from results.measure import measure, record, write_json
 from train import rl
 from train.config.loading import load_config
 from train.config.stages import RlConfig
@@ -32,7 +29,7 @@ START = Path("runs/proof/sft-0/last")
 STEPS = 80
 MIXED = 'data.sources=[{kind="hopworld", name="mixed", hops=[1, 2, 3], traces=false}]'
 NO_REPLAY = "replay={rows_per_step=0, sources=[]}"
-# Muon is for whole matrices, so an adapter is compared with another adapter: under AdamW, and on the policy gradient alone.
+# Muon is for whole matrices, so an adapter is compared with an adapter: under AdamW, on the policy gradient alone.
 LORA = [
     "model.lora={rank=16}",
     'optimization.optimizer="adamw"',
@@ -65,7 +62,7 @@ VARIANTS: dict[str, list[str]] = {
 
 @contextmanager
 def control(name: str) -> Iterator[None]:
-    """What the negative controls break, on purpose."""
+    """Break what the negative control `name` breaks, inside this context."""
     judge, advantages = Environment.judge, PolicyStep.advantages
     rng = np.random.default_rng(0)
 
@@ -112,7 +109,7 @@ def main() -> None:
         facts = {
             "variant": name,
             "steps": STEPS,
-            # The median: a machine with other work, or a run that was paused, says nothing in its sum.
+            # The median, since other work on the machine and pauses of the run distort a sum.
             "seconds_per_step": round(float(np.median(np.diff([e["seconds"] for e in steps]))), 3),
             "documents_encoded_per_step": round(float(np.mean([e["documents_encoded"] for e in steps])), 1),
             "reward_first_20": round(float(np.mean([e["reward"] for e in steps[:20]])), 4),

@@ -1,21 +1,19 @@
 """The proof that stage 2 learns: three seeds from nothing, on hopworld with held-out entities.
 
-    python results/rl/proof.py            # about 20 minutes a seed on two cores; resumes where it was stopped
+    python results/rl/proof.py            # about 20 minutes per seed on two cores; resumes where it was stopped
 
-Stage 1 (train/configs/nano.toml) sees traces for 1- and 2-hop queries; stage 2 (train/configs/rl_nano.toml) gets 3-hop queries with
-judgements and no traces. Measured on the test split: no entity of a multi-hop test query occurs in a multi-hop training query.
-Writes summary.json, comparisons.json (paired bootstrap over queries, seeds as second level), curves.png. Runs lie in runs/proof.
+Stage 1 (train/configs/nano.toml) sees traces for 1- and 2-hop queries; stage 2 (train/configs/rl_nano.toml) gets 3-hop
+queries with judgements and no traces. Measured on the test split: no entity of a multi-hop test query occurs in a
+multi-hop training query. Writes summary.json, comparisons.json (paired bootstrap over queries, seeds as second level),
+curves.png. Runs lie in runs/proof.
 """
 
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
-from measure import Values, measure, record, write_json
 
+from results.measure import HopScores, measure, record, write_json
 from search_r3_mteb.evaluation.significance import align, compare
 from train import rl, sft
 from train.config.loading import load_config
@@ -46,7 +44,7 @@ def train_seed(seed: int) -> dict[str, Path]:
 
 def main() -> None:
     """Train what is missing, measure, write everything."""
-    measured: dict[tuple[str, int], Values] = {}
+    measured: dict[tuple[str, int], HopScores] = {}
     summary = []
     for seed in SEEDS:
         for stage, model in train_seed(seed).items():
@@ -58,7 +56,7 @@ def main() -> None:
     curves()
 
 
-def comparisons(measured: dict[tuple[str, int], Values]) -> list[dict]:
+def comparisons(measured: dict[tuple[str, int], HopScores]) -> list[dict]:
     """Reasoning against direct after RL, and after RL against after SFT, by hop count."""
     found = []
     for hops in HOPS:
@@ -90,7 +88,7 @@ def comparisons(measured: dict[tuple[str, int], Values]) -> list[dict]:
 
 
 def curves() -> None:
-    """nDCG@10 on the dev split over RL steps, reasoning, by hop count; one thin line a seed, the mean thick."""
+    """nDCG@10 on the dev split over RL steps, reasoning, by hop count: one thin line per seed, the mean thick."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,21 +1,19 @@
 """Ablation of stage 1 at nano scale: each loss term off in turn, in-batch against hard negatives, temperature.
 
-    python results/sft/ablation.py            # three seeds, about 13 minutes each on one core; resumes where it was stopped
+    python results/sft/ablation.py    # three seeds, about 13 minutes each on one core; resumes where it was stopped
 
-As in the paper, stage 1 starts from a causal LM: for each seed a base is trained with the reply cross-entropy alone (it knows the
-facts and writes traces, its vectors mean nothing), then every variant continues from this base for the same number of steps.
-World: 500 documents, so that 30 runs fit into an hour; queries: test split. Runs lie in runs/sft-ablation.
+As in the paper, stage 1 starts from a causal LM: for each seed a base is trained with the reply cross-entropy alone (it
+knows the facts and writes traces, its vectors mean nothing), then every variant continues from this base for the same
+number of steps. World: 500 documents, so that 30 runs fit into an hour; queries: test split. Runs lie in
+runs/sft-ablation.
 """
 
 import json
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
-from measure import measure, record, write_json
 
+from results.measure import measure, record, write_json
 from search_r3_mteb.evaluation.significance import align, compare
 from train.config.loading import load_config
 from train.config.stages import SftConfig
@@ -39,17 +37,19 @@ VARIANTS: dict[str, list[str]] = {
     "temperature 0.2": ["loss.temperature=0.2"],
 }
 
-# By hand, from the run that is committed: written anew when the numbers change.
+# By hand, from the run that is committed: to be rewritten when the numbers change.
 READING = [
-    "Read from it, with no correction for the number of comparisons: the largest effects are those of InfoNCE and its in-batch negatives. Direct, two hops, half",
-    "is lost without the term and three quarters with hard negatives alone; temperature 0.2 loses 0.05. With one hop, hard beside in-batch negatives gain 0.012.",
-    "Reasoning with two hops gains 0.10 without InfoNCE, perhaps because the chain is not learned to the end in 100 steps and both draw on the same weights: not",
-    "tested. Dropping the reply loss, KL or the triplet margin changes nothing that these runs could show. `OMP_NUM_THREADS=1` throughout.",
+    "Read from it, with no correction for the number of comparisons: the largest effects are those of InfoNCE and its",
+    "in-batch negatives. Direct, two hops, half is lost without the term and three quarters with hard negatives alone;",
+    "temperature 0.2 loses 0.05. With one hop, hard beside in-batch negatives gain 0.012. Reasoning with two hops",
+    "gains 0.10 without InfoNCE, perhaps because the chain is not learned to the end in 100 steps and both draw on the",
+    "same weights: not tested. Dropping the reply loss, KL or the triplet margin changes nothing that these runs could",
+    "show. `OMP_NUM_THREADS=1` throughout.",
 ]
 
 
 def rows_with_negatives() -> Path:
-    """The training rows as JSONL with four hard negatives each: facts about the same subject, then of the same relation."""
+    """The training rows as JSONL with four hard negatives each: facts of one subject, then of one relation."""
     from search_r3_mteb.tasks.hopworld import HopWorld
 
     path = RUNS / "rows.jsonl"
@@ -109,10 +109,11 @@ def page(results: list[dict], measured: dict[tuple[str, str, int], list[dict[str
     lines = [
         "# Ablation of stage 1 at nano scale",
         "",
-        f"`python results/sft/ablation.py`, commit {results[0]['commit']}, seeds {', '.join(map(str, SEEDS))}. A base that knows the facts and",
-        f"writes traces ({BASE_STEPS} steps of reply and reading losses) is trained on for {STEPS} steps under each variant; hopworld of",
-        f"{DOCUMENTS} documents, test split, {len(measured['base', 'direct', 2][0])} questions of two hops. nDCG@10, mean over seeds; in brackets the",
-        "difference from all terms with its 95 % interval (bootstrap over queries and seeds). Single runs: ablation.json.",
+        f"`python results/sft/ablation.py`, commit {results[0]['commit']}, seeds {', '.join(map(str, SEEDS))}.",
+        f"A base that knows the facts and writes traces ({BASE_STEPS} steps of reply and reading losses) is trained on",
+        f"for {STEPS} steps under each variant; hopworld of {DOCUMENTS} documents, test split,",
+        f"{len(measured['base', 'direct', 2][0])} questions of two hops. nDCG@10, mean over seeds; in brackets the",
+        "difference from all terms with its 95 % interval (bootstrap over queries and seeds). Runs: ablation.json.",
         "",
         "| variant | 1 hop, direct | 1 hop, reasoning | 2 hops, direct | 2 hops, reasoning |",
         "|---|---|---|---|---|",
@@ -139,9 +140,11 @@ def nano() -> list[str]:
     lines = [
         "## nano after stage 1",
         "",
-        f"`{time['command']}` (seed {time['seed']}) took {time['seconds']} s on {time['machine']} (commit {time['commit']}) and reaches",
-        f"{time['test']['1']:.3f} with one hop and {time['test']['2']:.3f} with two: held-out test queries, with reasoning",
-        f"(`{time['measured']}`); the target is 0.99. Three seeds with one thread each (other sums, so other weights), `{summary[0]['command']}`, commit {summary[0]['commit']}:",
+        f"`{time['command']}` (seed {time['seed']}) took {time['seconds']} s on {time['machine']}",
+        f"(commit {time['commit']}) and reaches {time['test']['1']:.3f} with one hop and {time['test']['2']:.3f}",
+        f"with two: held-out test queries, with reasoning (`{time['measured']}`); the target is",
+        "0.99. Three seeds with one thread each (other sums, so other weights),",
+        f"`{summary[0]['command']}`, commit {summary[0]['commit']}:",
         "",
         "| seed | 1 hop | 2 hops |",
         "|---|---|---|",
@@ -157,7 +160,8 @@ def nano() -> list[str]:
     return [
         *lines,
         "",
-        "What was tried on the way: [../rl/LOG.md](../rl/LOG.md). One step of the 1.5B shape: [one_step_1.5b.md](one_step_1.5b.md).",
+        "What was tried on the way: [../rl/LOG.md](../rl/LOG.md). One step of the 1.5B shape:",
+        "[one_step_1.5b.md](one_step_1.5b.md).",
         "",
     ]
 

@@ -127,14 +127,14 @@ def byte_folder(folder, *, with_embed_token=True, **shape):
     """A random two-layer Qwen2 with a byte-level tokenizer and short prompts, saved as a folder."""
     from search_r3_mteb.encoder.checkpoints import Checkpoint, save
     from tests.conftest import build_model, build_tokenizer
-    from train.model.scratch import PROFILE
+    from train.model.scratch import SCRATCH_PROFILE
 
     model, tokenizer = build_model(**shape), build_tokenizer(with_embed_token)
     if with_embed_token:
-        return save(Checkpoint(model, tokenizer, PROFILE, "tests/bytes"), folder)
+        return save(Checkpoint(model, tokenizer, SCRATCH_PROFILE, "tests/bytes"), folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    PROFILE.save(folder)
+    SCRATCH_PROFILE.save(folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The corpus cache: which document vectors are refreshed, how they are stored and searched, and how they are audited."""
+"""Settings of the corpus cache: which vectors are refreshed, how they are stored and searched, how they are audited."""
 
 from typing import Annotated, Literal
 
@@ -26,24 +26,23 @@ class CorpusCacheSettings(Settings):
     sweep_share: Share = 0.5
     """Part of the budget for the oldest rows, whatever the queries touch. Our choice: no row is forgotten."""
     map_ridge: Positive = 0.3
-    """Ridge of the drift map, times pairs / dimensions + 3. 0.3: the measured setting of the drift map."""
+    """Ridge of the drift map, times pairs / dimensions + 3. Our choice: 0.3, measured on simulated drift."""
     map_memory: Memory = 0.5
-    """How much of the earlier refreshes' Gram matrix the drift map's fit keeps; 0 fits each refresh alone. Our choice: measured
-    on held-out queries along a real run (results/corpus_cache)."""
+    """How much of the earlier refreshes' Gram matrix the drift map's fit keeps; 0 fits each refresh alone. Our choice:
+    0.5, measured on held-out queries along a real run (results/corpus_cache)."""
     max_maps: Count = 64
-    """Composed maps held at once, (dim + 1) x dim float32 each. Our choice: 64, which
-    take 0.6 GB at 1,536 dimensions."""
+    """Composed maps held at once, (dim + 1) x dim float32 each. Our choice: 64, 0.6 GB at 1,536 dimensions."""
     storage: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the vectors that are scanned. In half precision the float32 originals stay on disk and score the best rows. Our
-    choice: float32, halves are for corpora beyond memory."""
+    """Type of the vectors that are scanned. In half precision the float32 originals stay on disk and score the best
+    rows. Our choice: float32, half precision is for corpora that do not fit in memory."""
     keep_originals: StrictBool | None = None
-    """Keep every row's encoded float32 vector beside its value. Our choice: absent, where the policy maps or the storage is half."""
+    """Keep every row's encoded float32 vector beside its value. Our choice: absent, where policy or storage need it."""
     index: Literal["exact", "ivf"] = "exact"
     """exact: every row is scored; ivf: FAISS with in-place updates. Our choice: exact until it no longer fits."""
     index_maps: Count = 50
-    """Drift maps after which the IVF index, whose other rows do not move with them, is rebuilt at the next search. Our choice: 50."""
+    """Drift maps after which the IVF index, which ignores them, is rebuilt at the next search. Our choice: 50."""
     encode_rows: Count = 1024
-    """Documents handed to the encoder at once when the whole corpus is encoded. Our choice: 1,024, the encoder batches by tokens."""
+    """Documents per call of the encoder when the whole corpus is encoded. Our choice: 1,024, it batches by tokens."""
     log_megabytes: CountOrZero = 64
     """Size of the change log at which it is folded into the state. Our choice: 64, read again within a second."""
     durable: StrictBool = False
@@ -53,18 +52,18 @@ class CorpusCacheSettings(Settings):
     audit_rows: Count = 256
     """Documents re-encoded per audit. Our choice: standard error of a share below 0.03."""
     error_bound: Positive = 0.02
-    """Reward error of an audit from which the budget grows. Our choice: a fiftieth of the reward's range, on held-out queries."""
+    """Reward error of an audit above which the budget grows. Our choice: a fiftieth of the reward's range."""
     budget_growth: Positive = 2.0
-    """Factor by which it grows at each such audit, and shrinks again below half of the bound. Our choice: doubling."""
+    """Factor by which the budget grows at such an audit, and shrinks below half of the bound. Our choice: doubling."""
     budget_limit_tokens: Count = 524288
-    """What it never grows beyond; the log then advises a rebuild. Our choice: eight times the start."""
+    """Limit of the growing budget; beyond it the log advises a rebuild. Our choice: eight times the start."""
 
     def check(self) -> None:
-        """A refreshing policy has a budget, the budget can grow, and what values are computed from is kept."""
+        """A refreshing policy has a budget, the budget can grow, and the originals that values need are kept."""
         if self.policy not in ("none", "frozen", "full") and self.budget_tokens == 0:
             raise ValueError(
-                f'policy = "{self.policy}" re-encodes documents, but budget_tokens = 0 lets it encode none. Set a budget, or '
-                'policy = "none".'
+                f'policy = "{self.policy}" re-encodes documents, but budget_tokens = 0 lets it encode none. Set a '
+                'budget, or policy = "none".'
             )
         if self.budget_growth < 1:
             raise ValueError(
@@ -72,17 +71,17 @@ class CorpusCacheSettings(Settings):
             )
         if self.budget_limit_tokens < self.budget_tokens:
             raise ValueError(
-                f"budget_limit_tokens = {self.budget_limit_tokens} is below budget_tokens = {self.budget_tokens}, where it begins."
+                f"budget_limit_tokens = {self.budget_limit_tokens} is below the first budget, {self.budget_tokens}."
             )
         if self.keep_originals is False and self.needs_originals:
             raise ValueError(
-                f'keep_originals = false, but policy = "{self.policy}" with storage = "{self.storage}" computes values from the '
-                "encoded originals. Leave keep_originals out, or choose a policy without map and float32."
+                f'keep_originals = false, but policy = "{self.policy}" with storage = "{self.storage}" computes values '
+                "from the encoded originals. Leave keep_originals out, or choose a policy without map and float32."
             )
 
     @property
     def max_budget_factor(self) -> float:
-        """What audits multiply the budget by at most."""
+        """The largest factor by which audits multiply the budget."""
         return self.budget_limit_tokens / max(self.budget_tokens, 1)
 
     @property

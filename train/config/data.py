@@ -1,4 +1,4 @@
-"""Training rows: where they come from, how they are mixed, and what must not be among them."""
+"""Settings of the training rows: where they come from, how they are mixed, and what must not be among them."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from train.config.settings import Count, CountOrZero, Positive, Settings, Share,
 
 Threshold = Annotated[float, Field(strict=True, gt=0, le=1)]
 SourceKind = Literal["beir", "jsonl", "hub", "hopworld"]
-_OWN_FIELDS = {  # what is meaningful for which kind; anything else set there is a mistake that would go unnoticed
+_OWN_FIELDS = {  # fields that have a meaning for each kind; any other that is set is a mistake
     "beir": {"path", "split"},
     "jsonl": {"path", "columns"},
     "hub": {"path", "split", "columns", "configuration", "revision"},
@@ -22,7 +22,7 @@ class ColumnSettings(Settings):
     query: str = "query"
     """Column of the query's text. Our choice: the name used throughout."""
     positive: str = "positive"
-    """Column of the relevant document: text, {title, text}, or a list of either. Our choice: the name used throughout."""
+    """Column of the relevant document: text, {title, text}, or a list of either. Our choice: the usual name."""
     positive_title: str | None = None
     """Column of the document's title where it is separate. Our choice: absent."""
     positive_id: str = "positive_id"
@@ -39,7 +39,7 @@ class SourceSettings(Settings):
     """Training rows from one place."""
 
     kind: SourceKind
-    """beir: a folder with qrels/train.tsv; jsonl: one row a line, .gz too; hub: a datasets id; hopworld: generated."""
+    """beir: a folder with qrels/train.tsv; jsonl: a row per line, .gz too; hub: a datasets id; hopworld: generated."""
     path: str | None = None
     """Folder, file or hub id, relative to the working directory. Our choice: none, hopworld has no file."""
     name: str | None = None
@@ -55,21 +55,20 @@ class SourceSettings(Settings):
     columns: ColumnSettings = ColumnSettings()
     """Names of the fields in jsonl and hub rows. Our choice: ours."""
     decontaminate: tuple[Literal["queries", "documents"], ...] | None = None
-    """Evaluation texts that rows must not repeat. Our choice: queries and documents; only queries for beir, whose training and
-    test judgements share one corpus; none for hopworld, whose splits share their phrasing and no entity."""
+    """Evaluation texts that rows must not repeat. Our choice: queries and documents; only queries for beir, whose
+    training and test judgements share one corpus; none for hopworld, whose splits share phrasing and no entity."""
     documents: Count = 1000
     """hopworld: number of documents. Our choice: the default world."""
     world_seed: CountOrZero = 0
     """hopworld: seed of the world. Our choice: 0."""
     hops: tuple[Count, ...] = (1, 2)
-    """hopworld: lengths of the query chains. Issue 5: stage 1 sees one and two hops."""
+    """hopworld: lengths of the query chains. Our choice: one and two for stage 1, so that three are new in stage 2."""
     traces: StrictBool = True
-    """hopworld: rows carry the reasoning trace. Issue 5: stage 2 trains without."""
-
+    """hopworld: rows carry the reasoning trace. Our choice: true for stage 1; stage 2 learns without traces."""
     continued: Share = 0.0
-    """hopworld: chance that a row of several hops starts inside its trace. Some sentences, perhaps dropped or doubled, are given, and what follows
-    them is learned. Our choice: 0; nano sets it, since with exactly one sentence per hop a model learns to stop by counting
-    instead of by reading the query, never says a third, and stage 2 has nothing to reward."""
+    """hopworld: chance that a row of several hops starts inside its trace: some sentences, perhaps dropped or doubled,
+    are given, and what follows is learned. Our choice: 0; nano sets it, since with exactly one sentence per hop a
+    model learns to stop by counting instead of reading the query, and stage 2 has no third sentence to reward."""
 
     def check(self) -> None:
         """Each kind has its own fields."""
@@ -110,7 +109,7 @@ class JudgedSetSettings(Settings):
     world_seed: CountOrZero = 0
     """hopworld: seed of the world. Our choice: 0."""
     hops: tuple[Count, ...] = (1, 2)
-    """hopworld: lengths of the query chains. Issue 3: one and two for stage 1."""
+    """hopworld: lengths of the query chains. Our choice: one and two, those that stage 1 trains on."""
 
     def check(self) -> None:
         """A folder for beir, none for hopworld."""
@@ -125,12 +124,12 @@ class JudgedSetSettings(Settings):
 
 
 class DecontaminationSettings(Settings):
-    """Training rows that repeat evaluation texts are dropped and counted."""
+    """Removal of training rows that repeat evaluation texts; dropped rows are counted."""
 
     enabled: StrictBool = True
-    """Our choice: on; a score on texts that were trained on is no score."""
+    """Our choice: on; a score on texts that were trained on means nothing."""
     threshold: Threshold = 0.8
-    """Word-shingle Jaccard from which two texts are near duplicates. 0.8 as in Lee et al. 2022, arXiv 2107.06499, 4.2."""
+    """Word-shingle Jaccard from which texts are near duplicates. 0.8 as in Lee et al. 2022, arXiv 2107.06499, 4.2."""
     shingle_words: Count = 3
     """Words per shingle. Our choice: 3, since queries are short (Lee et al. use 5 on documents)."""
     against: tuple[JudgedSetSettings, ...] = ()
@@ -143,16 +142,16 @@ class MiningSettings(Settings):
     """Hard negatives mined with the current model through sentence_transformers.util.mine_hard_negatives."""
 
     count: Count = 4
-    """Negatives per row. Our choice: a tenth of the candidates looked at; NV-Retriever (arXiv 2407.15831) advises 10 or less."""
+    """Negatives per row. Our choice: a tenth of the candidates; NV-Retriever (arXiv 2407.15831) advises 10 or less."""
     relative_margin: Share = 0.05
-    """Drop candidates scored above 95 % of the positive: probably unjudged positives. NV-Retriever, TopK-PercPos. At 0 only
-    what scores above the positive itself is dropped."""
+    """Drop candidates scored above 95 % of the positive: probably unjudged positives. NV-Retriever, TopK-PercPos. At 0
+    only what scores above the positive itself is dropped."""
     absolute_margin: Share | None = None
-    """Drop candidates within this cosine of the positive. Our choice: absent, the relative margin adapts to the query."""
+    """Drop candidates within this cosine of the positive. Our choice: absent, the relative margin adapts to queries."""
     max_score: Share | None = None
     """Drop candidates above this cosine. Our choice: absent."""
     skip_top: CountOrZero = 0
-    """Ranks passed over before a candidate counts. Our choice: 0, the margin does it."""
+    """Top ranks that are skipped. Our choice: 0, the margin does it."""
     depth: Count | None = None
     """Ranks looked at per query. Our choice: absent, ten per negative wanted."""
     strategy: Literal["top", "random"] = "top"
@@ -169,18 +168,18 @@ class DataSettings(Settings):
     evaluation: tuple[JudgedSetSettings, ...] = ()
     """Evaluated during the run; their texts are removed from the training rows. Our choice: none unless named."""
     mixing: Literal["rows", "batches"] = "rows"
-    """Draw the source per row, or per batch (all in-batch negatives of one kind). Our choice: rows; sources of very different
-    texts make easy negatives, then set batches."""
+    """Draw the source per row, or per batch (all in-batch negatives of one kind). Our choice: rows; where the sources'
+    texts differ much, they make easy negatives of each other: then set batches."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """A malformed row stops the run with file, line and reason, or is skipped and counted. Issue 3 names both; our choice: stop."""
+    """A malformed row stops the run with file, line and reason, or is skipped and counted. Our choice: stop."""
     max_length: Count = 512
     """Tokens of a rendered text; the user's text is truncated, never the markers. The encoder's default."""
     hard_negatives: CountOrZero = 0
-    """At most so many of a row's negatives are used, another draw in every epoch. Our choice: 0, most files have none."""
+    """Negatives used per row, at most; another draw in every epoch. Our choice: 0, most files have none."""
     shuffle_rows: Count = 10_000
     """Rows held in memory to shuffle what can only be read in order (.gz, hub). Our choice: some tens of megabytes."""
     decontamination: DecontaminationSettings = DecontaminationSettings()
-    """Removal of evaluation texts. Issue 3, part 3."""
+    """Removal of rows that repeat evaluation texts."""
     mining: MiningSettings | None = None
     """Mine negatives with the starting model before the run. Our choice: absent, mining reads the whole corpus."""
 
@@ -192,16 +191,17 @@ class DataSettings(Settings):
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ValueError(
-                f"two sources are both called {twice[0]!r}, so their counts could not be told apart. Give each a name = ..."
+                f"two sources are both called {twice[0]!r}, so their counts would be mixed up. Give each a name = ..."
             )
         if self.mining is not None and any(source.continued for source in self.sources):
             raise ValueError(
-                "mining and a source's continued exclude each other: mined rows are written once, with whole traces. Remove one."
+                "mining and a source's continued exclude each other: mined rows are written once, with whole traces. "
+                "Remove one."
             )
         if self.mining is not None and self.hard_negatives == 0:
             raise ValueError(
-                "mining is set but hard_negatives = 0, so what is mined would never be used. Set hard_negatives or remove "
-                "[data.mining]."
+                "mining is set but hard_negatives = 0, so what is mined would never be used. Set hard_negatives or "
+                "remove [data.mining]."
             )
 
 
@@ -212,7 +212,7 @@ class RlDataSettings(DataSettings):
     """Documents that are searched. Our choice: none named, then the corpora of `sources`."""
 
     def check(self) -> None:
-        """Only what has a corpus can be one."""
+        """A searched corpus has document ids, which hub datasets do not."""
         super().check()
         for source in self.corpus:
             if source.kind not in ("beir", "hopworld", "jsonl"):

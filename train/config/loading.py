@@ -1,4 +1,4 @@
-"""Reading of a run's configuration from TOML and `--set key=value`, and writing it back.
+"""Reader and writer of a run's configuration: TOML and `--set key=value` in, TOML out.
 
     config = load_config("train/configs/nano.toml", ["optimization.steps=50", "model.lora.rank=8"], SftConfig)
     Path("config.toml").write_text(dump(config))
@@ -21,7 +21,7 @@ from train.config.stages import SftConfig
 
 Config = TypeVar("Config", bound=Settings)
 
-# A resumed run may change these: they decide what is watched and kept, not which weights come out.
+# A resumed run may change these sections: they decide what is watched and kept, not which weights come out.
 WITHOUT_EFFECT = ("evaluate", "checkpoint", "output")
 
 
@@ -36,8 +36,8 @@ def load_config(
 ) -> Config:
     """The configuration `cls` in the TOML file `path`, after `overrides` of the form "section.key=value".
 
-    Raises FileNotFoundError for a missing file and ConfigError for text that is not TOML, an unknown key (with the nearest
-    one), a value of the wrong type or out of range, and settings that exclude each other.
+    Raises FileNotFoundError for a missing file and ConfigError for text that is not TOML, an unknown key (with the
+    nearest one), a value of the wrong type or out of range, and settings that exclude each other.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,7 +72,7 @@ def dump(config: Settings, *, documented: bool = False) -> str:
 
 
 def flatten(config: Settings) -> dict[str, Any]:
-    """Dotted key -> value, for logs and comparisons; values are what JSON has."""
+    """Dotted key -> JSON value, for logs and comparisons."""
     return dict(_flat(config, ""))
 
 
@@ -112,7 +112,7 @@ def _is_list_of_sections(value: Any) -> bool:
 
 
 def _table(section: Settings, table: Any, documented: bool) -> Any:
-    """The section in a table of tomlkit: plain keys first, since in TOML a key after a table's header belongs to that table."""
+    """The section as a tomlkit table: plain keys first, since a key after a table's header belongs to that table."""
     tables = [(name, value) for name, value in section if isinstance(value, Settings) or _is_list_of_sections(value)]
     for name, value in section:
         if (name, value) in tables:
@@ -134,7 +134,7 @@ def _table(section: Settings, table: Any, documented: bool) -> Any:
     return table
 
 
-# ---- overrides ---------------------------------------------------------------------------------------------------------
+# ---- overrides -------------------------------------------------------------------------------------------------------
 
 
 def _apply(table: dict[str, Any], override: str, cls: type[Settings]) -> None:
@@ -165,21 +165,21 @@ def _step_into(target: Any, part: str, override: str, *, create: bool) -> Any:
     if isinstance(target, list):
         return target[_position(target, part, override)]
     if not isinstance(target, dict):
-        raise ConfigError(f"--set {override!r}: what stands before {part!r} is a value, not a section.")
+        raise ConfigError(f"--set {override!r}: the key before {part!r} is a value, not a section.")
     return target.setdefault(part, {} if create else [])
 
 
 def _position(items: list[Any], part: str, override: str) -> int:
     if not part.isdigit() or int(part) >= len(items):
         raise ConfigError(
-            f"--set {override!r}: {part!r} is not a position in this list of {len(items)}. Count from 0; new entries belong in "
-            "the file."
+            f"--set {override!r}: {part!r} is not a position in this list of {len(items)}. Count from 0; new entries "
+            "belong in the file."
         )
     return int(part)
 
 
 def _value(text: str, override: str) -> Any:
-    """A TOML value. A bare word is text: quotes seldom survive a shell."""
+    """The value of an override: TOML, or a bare word as text, since quotes seldom survive a shell."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as error:

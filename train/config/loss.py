@@ -1,4 +1,4 @@
-"""Weights and shapes of the losses: stage 1, its rows replayed in stage 2, and stage 2's contrastive term."""
+"""Settings of the losses: stage 1, its rows replayed in stage 2, and stage 2's contrastive term."""
 
 from typing import Literal
 
@@ -17,28 +17,28 @@ class LossSettings(Settings):
     triplet: Weight = 1.0
     """Weight of the triplet margin loss. 1: the paper's unit weights [S]."""
     reading: Weight = 0.0
-    """Weight of the cross-entropy on the documents' own text. Our choice: 0, a pretrained model has read enough; nano sets it,
-    since its reasoning recalls facts that it can only have from the documents."""
+    """Weight of the cross-entropy on the documents' own text. Our choice: 0, a pretrained model has read enough; nano
+    sets it, since its reasoning recalls facts that it can only have from the documents."""
     reading_documents: Count = 8
-    """Documents packed into one sequence that is read, each twice. Our choice: 8 of nano's facts fill two thirds of its rows."""
+    """Documents packed into one sequence, each twice. Our choice: 8 of nano's facts fill two thirds of its rows."""
     distill: Weight = 0.0
-    """Weight of the distance to a sentence encoder's vectors and similarities (train/stage1/distillation.py). Our choice: 0, the paper distils
-    nothing; it is for models that start from that encoder's weights."""
+    """Weight of the distance to a sentence encoder's vectors and similarities (train/stage1/distillation.py). Our
+    choice: 0, the paper distils nothing; it is for models that start from that encoder's weights."""
     teacher: str | None = None
-    """Folder or hub id of the sentence-transformers model whose vectors are the target of `distill`; that of a reasoned query is the
-    vector of query and reasoning together. Our choice: absent."""
+    """Folder or hub id of the sentence-transformers model whose vectors `distill` aims at. Our choice: absent; a
+    reasoned query's target is the vector of query and reasoning together, so that what is written matters."""
     kl_direction: Literal["forward", "reverse"] = "reverse"
-    """forward: KL(base || model); reverse: KL(model || base). Open in the paper; our choice: reverse, the divergence that
-    stage 2's estimator measures."""
+    """forward: KL(base || model); reverse: KL(model || base). Open in the paper; our choice: reverse, the divergence
+    that stage 2's estimator measures."""
     temperature: Positive = 0.05
     """InfoNCE divides the cosine by it. Open in the paper; 0.05 is the scale of 20 of sentence-transformers."""
     margin: Positive = 0.1
-    """Cosine by which the positive must beat the negative. Open in the paper; FaceNet's 0.2 (arXiv 1503.03832, 3.1) is on
-    squared distances of unit vectors, 2 - 2 cos: half of it in cosines."""
+    """Cosine by which the positive must beat the negative. Open in the paper; FaceNet's 0.2 (arXiv 1503.03832, 3.3) is
+    on squared distances of unit vectors, 2 - 2 cos: half of it in cosines."""
     in_batch: StrictBool = True
     """The documents of other rows are negatives. Our choice: on, they cost nothing."""
     hard_negatives: StrictBool = True
-    """A row's own negatives are used where it has them. Our choice: on; the paper adds 100k hard-negative triples [S]."""
+    """Use a row's own negatives where it has them. Our choice: on; the paper adds 100k hard-negative triples [S]."""
 
     def check(self) -> None:
         """Something is learned, and a contrastive term has something to contrast with."""
@@ -49,27 +49,27 @@ class LossSettings(Settings):
             )
         if not learned:
             raise ValueError(
-                "only kl is above 0: it pulls the model to where it began. Set reply, infonce, triplet or distill as well."
+                "only kl is above 0: it pulls the model back to its start. Set reply, infonce, triplet or distill too."
             )
         if bool(self.distill) != (self.teacher is not None):
             raise ValueError(
-                f"distill = {self.distill} and teacher = {self.teacher!r} belong together: a teacher is asked where distill has a "
-                "weight, and only there. Set both or neither."
+                f"distill = {self.distill} and teacher = {self.teacher!r} belong together: a teacher is asked only "
+                "where distill has a weight. Set both or neither."
             )
         if (self.infonce or self.triplet) and not (self.in_batch or self.hard_negatives):
             raise ValueError(
-                "in_batch = false and hard_negatives = false exclude a contrastive loss: it would have no negatives and be 0. "
-                "Switch one of them on, or set infonce = 0 and triplet = 0."
+                "in_batch = false and hard_negatives = false exclude a contrastive loss: it would have no negatives "
+                "and be 0. Switch one of them on, or set infonce = 0 and triplet = 0."
             )
 
 
 class ReplayLossSettings(LossSettings):
-    """Stage 1's losses, as they are weighted beside the policy's."""
+    """Stage 1's losses with their weights beside the policy loss."""
 
     kl: Weight = 0.0
-    """Our choice: 0, and not used here: policy.kl_weight holds the policy near its start."""
+    """Our choice: 0, not used here: policy.kl_weight holds the policy near its start."""
     infonce: Weight = 0.0
-    """Weight of InfoNCE over cosine. Our choice: off, the reply alone keeps the reasoning; nano sets it, which keeps the vectors."""
+    """Weight of InfoNCE over cosine. Our choice: off, the reply alone keeps the reasoning; nano sets it for vectors."""
     triplet: Weight = 0.0
     """Weight of the triplet margin loss. Our choice: off, as in nano's stage 1."""
 
@@ -84,11 +84,11 @@ class ContrastiveSettings(Settings):
     """InfoNCE of the rollouts' vectors against their documents, in the same forward as the policy loss."""
 
     weight: Weight = 1.0
-    """0 switches it off. Our choice: 1."""
+    """Weight beside the policy loss; 0 = off. Our choice: 1."""
     temperature: Positive = 0.05
     """InfoNCE divides the cosine by it. As in stage 1."""
     hard_negatives: CountOrZero = 8
     """Negatives per query from the cache, whose vectors are constants. Our choice: 8."""
     min_reward: Number = -1.0
-    """Rollouts with a smaller reward are left out. Our choice: -1, all of them; a bound keeps reasoning that has not found the
-    document from being taught to know it by heart."""
+    """Rollouts with a smaller reward are left out. Our choice: -1, none; with a bound, reasoning that has not found
+    the document does not learn it by heart."""

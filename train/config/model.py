@@ -1,4 +1,4 @@
-"""What is trained: the model, its adapter, or the shape of a model from nothing."""
+"""Settings of the model that is trained: where it comes from, its adapter, or the shape of a model from nothing."""
 
 from typing import Literal
 
@@ -20,7 +20,7 @@ class LoraSettings(Settings):
     """Train the embed token's own row beside the adapter. Our choice: a new token without training stays noise."""
 
     def check(self) -> None:
-        """An adapter without a place is no adapter."""
+        """An adapter has at least one module."""
         if not self.target_modules:
             raise ValueError(
                 'target_modules is empty, so nothing would be trained. Set target_modules = ["all-linear"].'
@@ -52,7 +52,7 @@ class ScratchSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """What is trained."""
+    """The model that is trained."""
 
     path: str | None = None
     """Folder, bundled name or hub id of the model to start from. The paper's: Qwen2.5-1.5B-Instruct [P]."""
@@ -61,14 +61,14 @@ class ModelSettings(Settings):
     scratch: ScratchSettings | None = None
     """Instead of `path`: random weights of this shape. Our choice: only nano uses it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights; "auto" is the checkpoint's. Our choice: float16 is not offered, its range overflows in training."""
+    """Type of the weights; "auto" is the checkpoint's. Our choice: no float16, its range overflows in training."""
     gradient_checkpointing: StrictBool = False
-    """Recompute activations in the backward pass (arXiv 1604.06174): less memory, a third more time. Our choice: off."""
+    """Recompute activations in backward (arXiv 1604.06174): less memory, a third more time. Our choice: off."""
     trust_remote_code: StrictBool = False
     """Run the checkpoint's own Python. Our choice: off, a model folder is not code that you have read."""
     freeze: tuple[str, ...] = ()
-    """Parameters whose names end so are not trained. Our choice: none; mini freezes the word embeddings, which its head shares: the
-    reply's gradient moves every row at every step, and with them all vectors."""
+    """Endings of the names of parameters that are not trained. Our choice: none; mini freezes the word embeddings,
+    which its head shares: the reply's gradient moves every row at every step, and with them all vectors."""
     lora: LoraSettings | None = None
     """Adapter instead of full fine-tuning. Our choice: absent, the paper trains all weights as far as is known [S]."""
 
@@ -76,13 +76,13 @@ class ModelSettings(Settings):
         """Exactly one origin; an adapter needs weights that mean something."""
         if (self.path is None) == (self.scratch is None):
             raise ValueError(
-                "path and scratch exclude each other: weights are either loaded or random. Set exactly one: path to a folder "
-                "or id, or a [model.scratch] section."
+                "path and scratch exclude each other: weights are either loaded or random. Set exactly one: path to a "
+                "folder or id, or a [model.scratch] section."
             )
         if self.scratch is not None and self.lora is not None:
             raise ValueError(
-                "scratch and lora exclude each other: LoRA freezes the base, and a random frozen base never learns. Remove "
-                "[model.lora] to train every weight."
+                "scratch and lora exclude each other: LoRA freezes the base, and a random frozen base never learns. "
+                "Remove [model.lora] to train every weight."
             )
         if self.freeze and self.lora is not None:
             raise ValueError("freeze and lora exclude each other: an adapter trains nothing but itself. Remove freeze.")

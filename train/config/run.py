@@ -1,18 +1,18 @@
-"""A run from outside: optimizer and schedule, evaluation, checkpoints, output."""
+"""Settings of a run: optimizer and schedule, evaluation, checkpoints, output."""
 
 from typing import Literal
 
 from train.config.settings import Count, CountOrZero, Positive, Settings, Share, StrictBool, Weight
 
-Mode = Literal["direct", "reason"]
+QueryMode = Literal["direct", "reason"]
 
 
 class OptimizationSettings(Settings):
     """The optimizer and its schedule, counted in optimizer steps."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW (arXiv 1711.05101), or Muon (arXiv 2502.16982) for the layers' matrices beside AdamW for embeddings, norms and biases;
-    Muon is for full fine-tuning. Our choice: adamw, the trainer default of transformers; nano learns faster with Muon (results/rl/LOG.md)."""
+    """AdamW (arXiv 1711.05101), or, for full fine-tuning, Muon (arXiv 2502.16982) on the layers' matrices beside AdamW.
+    Our choice: adamw, the trainer default of transformers; nano learns faster with Muon (results/rl/LOG.md)."""
     steps: Count = 1000
     """Optimizer steps of the whole run. Our choice; the paper's number is not known."""
     learning_rate: Positive = 1e-5
@@ -40,8 +40,8 @@ class OptimizationSettings(Settings):
         """The schedule can be followed."""
         if self.warmup_steps >= self.steps:
             raise ValueError(
-                f"warmup_steps = {self.warmup_steps} leaves nothing of steps = {self.steps}: the rate would never reach "
-                "learning_rate. Lower warmup_steps."
+                f"warmup_steps = {self.warmup_steps} leaves nothing of steps = {self.steps}: the rate would never "
+                "reach learning_rate. Lower warmup_steps."
             )
         if self.schedule == "constant" and self.final_share:
             raise ValueError(
@@ -59,15 +59,15 @@ class SftOptimizationSettings(OptimizationSettings):
     batch_size: Count = 64
     """Rows per optimizer step over all processes. GRACE (same 1.5B backbone) uses 64."""
     mini_batch_size: Count | None = None
-    """Rows per forward (GradCache, arXiv 2101.06983): memory follows it, the loss does not. Our choice: absent, all at once."""
+    """Rows per forward (GradCache, arXiv 2101.06983): bounds memory, not the loss. Our choice: absent, all at once."""
 
     def check(self) -> None:
-        """The part fits into the whole."""
+        """A mini-batch is no larger than its batch."""
         super().check()
         if self.mini_batch_size is not None and self.mini_batch_size > self.batch_size:
             raise ValueError(
-                f"mini_batch_size = {self.mini_batch_size} is larger than batch_size = {self.batch_size}, of which it is a "
-                "part. Lower it, or remove it to run the batch at once."
+                f"mini_batch_size = {self.mini_batch_size} is larger than batch_size = {self.batch_size}, of which it "
+                "is a part. Lower it, or remove it to run the batch at once."
             )
 
 
@@ -87,23 +87,23 @@ class EvaluateSettings(Settings):
 
     every: CountOrZero = 100
     """Optimizer steps between evaluations; 0 = only at the end. Our choice: about ten in a default run."""
-    modes: tuple[Mode, ...] = ("direct", "reason")
-    """Which query modes. Issue 3: both."""
+    modes: tuple[QueryMode, ...] = ("direct", "reason")
+    """Query modes that are measured. Our choice: both, since their difference is what reasoning is worth."""
     max_queries: Count | None = None
-    """At most so many queries per set, a fixed random draw. Our choice: absent, all of them."""
+    """Queries per set, at most; a fixed random draw. Our choice: absent, all of them."""
     max_reasoning_tokens: Count = 256
     """Budget of the reasoning in tokens, after which the embed token is forced. The encoder's default."""
     batch_tokens: Count = 16384
     """Padded tokens per forward. The encoder's default."""
-    best_by: Mode = "reason"
+    best_by: QueryMode = "reason"
     """The mode whose mean nDCG@10 chooses the best checkpoint. Our choice: reason, what the project is about."""
 
     def check(self) -> None:
-        """The best is chosen by something that is measured."""
+        """The best checkpoint is chosen by a mode that is measured."""
         if self.best_by not in self.modes:
             raise ValueError(
-                f'best_by = "{self.best_by}" is not among modes = {list(self.modes)}, so no checkpoint could be called best. '
-                f'Add "{self.best_by}" to modes or change best_by.'
+                f'best_by = "{self.best_by}" is not among modes = {list(self.modes)}, so no checkpoint could be called '
+                f'best. Add "{self.best_by}" to modes or change best_by.'
             )
 
 
@@ -113,21 +113,21 @@ class CheckpointSettings(Settings):
     every: CountOrZero = 100
     """Optimizer steps between checkpoints; 0 = only at the end. Our choice: at most a hundred steps are lost."""
     keep: Count = 2
-    """Newest checkpoints that stay; the best stays besides. Our choice: 2, so that a damaged newest has one before it."""
+    """Newest checkpoints that stay, beside the best. Our choice: 2, so that a damaged newest has one before it."""
     resume: Literal["auto", "never", "fallback"] = "auto"
-    """auto: from the newest checkpoint in output.folder; fallback: from the newest that is sound; never: start anew and
-    refuse a folder that has checkpoints. Our choice: auto, so that the same command continues a killed run."""
+    """auto: from the newest checkpoint in output.folder; fallback: from the newest that is sound; never: begin again
+    and refuse a folder that has checkpoints. Our choice: auto, so that the same command continues a killed run."""
 
 
 class OutputSettings(Settings):
     """Where the run writes."""
 
     license: str = "other"
-    """Licence of the trained model, for its card. Our choice: "other", until its owner says what the base and the data allow."""
+    """Licence of the trained model, for its card. Our choice: "other", until it is known what base and data allow."""
     log_every: Count = 1
     """Optimizer steps per line of log.jsonl. Our choice: every step, a line is cheap."""
     tensorboard: StrictBool = True
-    """Also write TensorBoard files. Issue 3 asks for them."""
+    """Also write TensorBoard files. Our choice: on, they cost little."""
 
 
 class SftOutputSettings(OutputSettings):
@@ -145,4 +145,4 @@ class RlOutputSettings(OutputSettings):
     rollouts_every: CountOrZero = 20
     """Steps between written-out rollouts (query, reasoning, reward, top documents); 0 = never. Our choice: 20."""
     rollouts: Count = 4
-    """How many are written each time. Our choice: few enough to be read."""
+    """Rollouts written each time. Our choice: 4, few enough to be read."""

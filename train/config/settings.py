@@ -1,8 +1,8 @@
 """The base of every section of a configuration: a frozen pydantic model, and its errors in the words of a TOML file.
 
-Unknown keys are refused, numbers are finite and keep to their bounds, and nothing is converted but a whole number where a
-float is wanted and a list where a tuple is. The docstring under a field is its description: the "why" of the error, and the
-comment in a documented dump. The rules hold however the object is made: from TOML, from `--set`, or in Python.
+Unknown keys are refused, numbers are finite and keep to their bounds. Only a whole number becomes a float, and a list a
+tuple, where one is wanted. The docstring under a field is its description: it explains the error, and is the comment in
+a documented dump. The rules hold however the object is made: from TOML, from `--set`, or in Python.
 """
 
 import difflib
@@ -42,7 +42,7 @@ Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """One section. Raises pydantic's ValidationError, a ValueError, for a value that cannot hold."""
+    """One section. Raises pydantic's ValidationError, a ValueError, for a value that breaks a rule."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
@@ -95,9 +95,9 @@ def show(value: Any) -> str:
     return repr(value)
 
 
-# ---- pydantic's errors, by type ----------------------------------------------------------------------------------------
+# ---- pydantic's errors, by type --------------------------------------------------------------------------------------
 
-_KINDS = {
+_EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
@@ -105,7 +105,7 @@ _KINDS = {
     "string_type": "text in quotes",
     "tuple_type": "a list",
 }
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
+_INPUT = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
 
 
 def _unknown_key(path: tuple[str, ...], cls: type[Settings]) -> str:
@@ -120,7 +120,7 @@ def _reason(problem: Any, cls: type[Settings]) -> str:
     path = tuple(str(key) for key in problem["loc"])
     if kind == "value_error":  # from `check`: settings that are right each on its own and exclude each other
         return str(given["error"])
-    if kind == "model_type" or kind == "model_attributes_type":
+    if kind in ("model_type", "model_attributes_type"):
         return f"got {show(value)}, but this is a section: a table of keys."
     got = f"got {show(value)}"
     if kind == "missing":
@@ -128,8 +128,8 @@ def _reason(problem: Any, cls: type[Settings]) -> str:
             return f"is missing: the list needs {int(path[-1]) + 1} values or more, got {show(value)}."
         why = _field_at(path, cls).description or ""
         return f"is missing and has no default. It is: {_one_line(why)} Add {path[-1]} = ... there."
-    if kind in _KINDS:
-        rule = f"got {show(value)} ({_NAMES.get(type(value), type(value).__name__)}), but it must be {_KINDS[kind]}."
+    if kind in _EXPECTED:
+        rule = f"{got} ({_INPUT.get(type(value), type(value).__name__)}), but it must be {_EXPECTED[kind]}."
     elif kind == "literal_error":
         choices = choices_of(path, cls)
         near = difflib.get_close_matches(str(value), choices, n=1)
@@ -154,7 +154,7 @@ def _one_line(text: str | None) -> str:
 
 
 def choices_of(path: Sequence[str], cls: type[Settings]) -> list[str]:
-    """The values that the key at `path` can have where they are listed; empty for any other key, and for an unknown one."""
+    """The values that the key at `path` can have, where its type lists them; empty for any other key."""
     try:
         return _literals(_field_at(tuple(path), cls).annotation)
     except (KeyError, StopIteration):

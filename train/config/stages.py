@@ -28,11 +28,11 @@ class ReplaySettings(Settings):
     """What is learned from them. Our choice: the reply alone."""
 
     def check(self) -> None:
-        """Both or neither."""
+        """Rows per step and sources are set together."""
         if bool(self.rows_per_step) != bool(self.sources):
             raise ValueError(
                 f"replay needs rows_per_step and sources together, got rows_per_step = {self.rows_per_step} and "
-                f"{len(self.sources)} sources. Set both, or none."
+                f"{len(self.sources)} sources. Set both, or neither."
             )
 
 
@@ -59,24 +59,24 @@ class SftConfig(Settings):
         check_precision(self.model, self.optimization)
         if self.loss.kl and self.model.scratch is not None:
             raise ValueError(
-                "loss.kl and model.scratch exclude each other: the frozen base has random weights, and staying near noise is "
-                "no use. Set loss.kl = 0."
+                "loss.kl and model.scratch exclude each other: the frozen base has random weights, and staying near "
+                "noise is no use. Set loss.kl = 0."
             )
         contrastive = self.loss.infonce or self.loss.triplet
         if contrastive and not self.loss.in_batch and self.data.hard_negatives == 0:
             raise ValueError(
-                "loss.in_batch = false needs hard negatives, but data.hard_negatives = 0: no negatives would be left. Set "
-                "data.hard_negatives, or loss.in_batch = true."
+                "loss.in_batch = false needs hard negatives, but data.hard_negatives = 0: no negatives would be left. "
+                "Set data.hard_negatives, or loss.in_batch = true."
             )
         if contrastive and self.loss.in_batch and self.data.hard_negatives == 0 and self.optimization.batch_size == 1:
             raise ValueError(
-                "optimization.batch_size = 1 has no in-batch negatives, and data.hard_negatives = 0: the contrastive loss "
-                "would be 0. Raise one of them."
+                "optimization.batch_size = 1 has no in-batch negatives, and data.hard_negatives = 0: the contrastive "
+                "loss would be 0. Raise one of them."
             )
         if self.data.hard_negatives and not self.loss.hard_negatives:
             raise ValueError(
-                f"data.hard_negatives = {self.data.hard_negatives} are read but loss.hard_negatives = false ignores them. Set "
-                "data.hard_negatives = 0 as well, or switch the loss on."
+                f"data.hard_negatives = {self.data.hard_negatives} are read but loss.hard_negatives = false ignores "
+                "them. Set data.hard_negatives = 0 as well, or switch the loss on."
             )
 
 
@@ -113,22 +113,22 @@ class RlConfig(Settings):
         check_precision(self.model, self.optimization)
         if self.model.scratch is not None:
             raise ValueError(
-                "model.scratch: stage 2 starts from a model that already emits the embed token, random weights never do. Set "
-                "model.path to the result of train/sft.py."
+                "model.scratch: stage 2 starts from a model that already emits the embed token, random weights never "
+                "do. Set model.path to the result of train/sft.py."
             )
         if not (self.policy.weight or self.contrastive.weight):
             raise ValueError("policy.weight and contrastive.weight are both 0, so nothing would be learned. Set one.")
         if self.corpus_cache.policy == "frozen" and self.model.lora is None:
             raise ValueError(
-                'corpus_cache.policy = "frozen" embeds documents with the adapter switched off, but there is no [model.lora]: '
+                'corpus_cache.policy = "frozen" embeds documents with the adapter off, but there is no [model.lora]: '
                 "full fine-tuning moves the documents too. Add [model.lora], or choose another policy."
             )
 
 
 def check_precision(model: ModelSettings, optimization: OptimizationSettings) -> None:
-    """bf16 compute over bf16 weights is one setting said twice, with the worse half winning."""
+    """ValueError for bf16 compute over bf16 weights: mixed precision keeps float32 weights."""
     if optimization.mixed_precision == "bf16" and model.dtype == "bfloat16":
         raise ValueError(
-            'optimization.mixed_precision = "bf16" keeps float32 weights and computes in bf16, which model.dtype = "bfloat16" '
-            'excludes: small updates would be rounded away. Set model.dtype = "float32", or mixed_precision = "no".'
+            'optimization.mixed_precision = "bf16" is for float32 weights: with model.dtype = "bfloat16" small updates '
+            'would be rounded away. Set model.dtype = "float32", or mixed_precision = "no".'
         )

@@ -1,1 +1,1 @@
-"""The corpus cache: document vectors that stay fresh while the weights change."""
+"""The corpus cache: document vectors that follow the changing weights."""

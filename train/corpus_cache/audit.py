@@ -1,13 +1,13 @@
-"""How stale is the cache? Measured on a random sample that is encoded afresh, not hoped.
+"""Audits of the cache: its error on a sample of rows that is encoded again.
 
-An audit encodes `n` rows (the positives of recent rollouts, at most half, and random rows for the rest) and compares two rankings of these
-rows for the same queries: by the cache's values, and by the fresh vectors.
+An audit encodes `n` rows (the positives of recent rollouts, at most half, and random rows for the rest) and compares
+two rankings of these rows for the same queries: by the cache's values, and by the fresh vectors.
 
     cosine drift   1 - mean cosine between a row's value and its fresh vector
     recall@10      share of the fresh top 10 that the cache's top 10 names
     reward error   mean |reward by values - reward by fresh vectors|, with the reward of stage 2 (`rewards.dcg_scaled`)
 
-The sample is a thinner corpus than the whole one, so its rankings are easier to keep: read the figures over time, and against the
+The sample is thinner than the corpus, so its rankings are easier to keep: read the figures over time and against the
 bound that you set, not as those of the whole corpus (results/corpus_cache has both).
 """
 
@@ -27,14 +27,12 @@ from train.losses.rewards import Graded, dcg_scaled
 TOP = 10
 REWARD_DEPTH = 100
 MAX_PROBES = 256
-
-
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found. `queries` says what ranked the sample: rollouts, or its own documents where none were seen yet."""
+    """Figures of one audit. `queries` ranked the sample: rollouts, or its own documents before the first rollout."""
 
     step: int
     rows: int
@@ -43,7 +41,7 @@ class Audit:
     recall_at_10: float
     reward_error: float
     budget_factor: float
-    """What the budget is multiplied by from now on."""
+    """Factor of the refresh budget from now on."""
     rebuild_advised: bool
     """The error is above the bound and the budget cannot grow further."""
 
@@ -120,7 +118,7 @@ def rewards(
 
 
 def grown_budget(error: float, step: int, factor: float, settings: CorpusCacheSettings) -> tuple[float, bool]:
-    """The budget's factor after an audit that found `error`, and whether a rebuild is advised. Says so in the log."""
+    """The budget's factor after an audit that found `error`, and whether a rebuild is advised; both are logged."""
     if error <= settings.error_bound:
         return (max(1.0, factor / settings.budget_growth) if error < settings.error_bound / 2 else factor), False
     grown = min(settings.max_budget_factor, factor * settings.budget_growth)

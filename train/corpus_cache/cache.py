@@ -1,8 +1,9 @@
-"""The environment's heart: document vectors that stay true enough for the reward, at a small and bounded cost.
+"""The corpus cache: document vectors that stay true enough for the reward, at a small and bounded cost.
 
-In stage 2 the weights change at every step, and every document's vector with them. `refresh` re-encodes what a batch touched
-within a budget of tokens, and moves all other rows by a map fitted on what was re-encoded (`drift_map`). Each row knows the step
-that encoded it, an audit says how wrong the rest is, and a killed process loses at most the refresh in flight (`cache_files`).
+In stage 2 the weights change at every step, and every document's vector with them. `refresh` re-encodes the rows that a
+batch touched, within a budget of tokens, and moves all other rows by a map fitted on these (`drift_map`). Each row
+knows the step that encoded it, an audit measures the error of the rest, and a killed process loses at most the refresh
+in flight (`files`).
 
     cache = CorpusCache.build(texts, encode, folder=run / "cache", fingerprint=...)
     found = cache.search(query_vectors, k)                                  # exact, in blocks
@@ -12,8 +13,8 @@ that encoded it, an audit says how wrong the rest is, and a killed process loses
 
 `encode` is any function from a list of texts to (len, dim) vectors under the present weights.
 
-Departures from the paper: its "selective local graph refresh" is public in these words only. The graph, the ranking, the background
-sweep and the audit are ours; the drift map is not in the paper.
+Departures from the paper: its "selective local graph refresh" is public in these words only. The graph, the ranking,
+the background sweep, the audit and the drift map are ours.
 """
 
 import time
@@ -31,11 +32,11 @@ from search_r3_mteb.search.storage import unpack
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.audit import Audit, Probes, compare, grown_budget, sample_rows
 from train.corpus_cache.drift_map import DriftMap
-from train.corpus_cache.files import ChangeRecord, open_folder, read_manifest
+from train.corpus_cache.files import ChangeRecord, read_manifest
 from train.corpus_cache.neighbor_graph import Neighbors, repaired_edges
 from train.corpus_cache.refresh_policies import CorpusRows, Hits, RefreshReport, RetrievalCounts, policy
 from train.corpus_cache.row_ages import Age, RowAges
-from train.corpus_cache.state import CacheState, Origin, build_state, checked_settings, opened_state
+from train.corpus_cache.state import CacheState, Origin, check_origin, encoded_state, loaded_state
 from train.corpus_cache.texts import CorpusTexts, Encode, encode_shared
 from train.processes.replicas import OneProcess, Replicas
 
@@ -70,13 +71,14 @@ class CorpusCache:
         seed: int = 0,
         replicas: Replicas | None = None,
     ) -> "CorpusCache":
-        """Encode the whole corpus (texts, documents, a BEIR corpus or `CorpusTexts`) into `folder`, as of optimizer step `step`.
+        """Encode the whole corpus (texts, documents, a BEIR corpus or `CorpusTexts`) into `folder`, as of step `step`.
 
-        `fingerprint` names the weights, `seed` is of the random policies, of audits and of the graph. A cache that the folder held before stays readable until the new one is complete.
-        Raises ValueError for duplicate ids, empty documents, or vectors that are not finite, zero or of changing dimension.
+        `fingerprint` names the weights; `seed` is that of the random policies, of audits and of the graph. A cache that
+        the folder held before stays readable until the new one is complete. Raises ValueError for duplicate ids, empty
+        documents, or vectors that are not finite, zero or of changing dimension.
         """
         texts, settings, replicas = CorpusTexts.of(corpus), settings or CorpusCacheSettings(), replicas or OneProcess()
-        state = _encoded_state(Path(folder), texts, encode, settings, replicas, Origin(fingerprint, step, seed))
+        state = encoded_state(Path(folder), texts, encode, settings, replicas, Origin(fingerprint, step, seed))
         return cls(state, texts, replicas)
 
     @classmethod
@@ -91,34 +93,20 @@ class CorpusCache:
         working: Path | None = None,
         replicas: Replicas | None = None,
     ) -> "CorpusCache":
-        """Open the cache in `folder` as of its last complete refresh, to go on in place; with `working`, in a copy there.
+        """Open the cache in `folder` as of its last complete refresh, to continue there; with `working`, in a copy.
 
-        `fingerprint` is that of the last `save` (or `build`), `dim` the model's, `corpus` the documents that were built.
-        `settings` default to the saved ones. Raises FileNotFoundError where no finished cache is, ValueError for a cache of
-        other weights, another dimension, other documents or another layout, and for damaged files.
+        `fingerprint` is that of the last `save` (or `build`), `dim` the model's, `corpus` the documents that were
+        built. `settings` default to the saved ones. Raises FileNotFoundError where no finished cache is, ValueError for
+        a cache of other weights, another dimension, other documents or another layout, and for damaged files.
         """
         replicas, source, texts = replicas or OneProcess(), Path(folder), CorpusTexts.of(corpus)
-        _check_origin(read_manifest(source)["scalars"], source, fingerprint, dim, texts)
-        if replicas.writes:
-            if working is not None:
-                open_folder(source, writable=False)[0].copy_to(Path(working))
-            # The writer finishes what a killed process left half-done, before the others look.
-            opened, records = open_folder(Path(working or source))
-            state = opened_state(opened, checked_settings(opened, settings))
-            opened.durable = state.settings.durable
-            if records:
-                state.redo(records)
-                state.checkpoint()
-        replicas.barrier()
-        if not replicas.writes:
-            opened, _ = open_folder(Path(working or source), writable=False)
-            state = opened_state(opened, checked_settings(opened, settings))
-        return cls(state, texts, replicas)
+        check_origin(read_manifest(source)["scalars"], source, fingerprint, dim, texts)
+        return cls(loaded_state(source, settings, working, replicas), texts, replicas)
 
     def save(self, folder: Path | None = None, *, fingerprint: str | None = None) -> None:
-        """Fold the log of changes into the state; with `folder`, also write the state there, as a whole or not at all.
+        """Fold the log of changes into the state; with `folder`, also write the state there, completely or not at all.
 
-        `fingerprint` names the present weights; `load` asks for it. Without `folder` the cache's own folder is the one to load.
+        `fingerprint` names the present weights; `load` asks for it. Without `folder`, load the cache's own folder.
         """
         self.snapshot(folder, fingerprint=fingerprint)
         self._replicas.barrier()
@@ -130,7 +118,7 @@ class CorpusCache:
             if folder is not None:
                 self._state.folder.copy_to(Path(folder))
 
-    # ------------------------------------------------------------------------------------------------- what is there
+    # ------------------------------------------------------------------------------------------------------ contents
 
     def __len__(self) -> int:
         return self._state.n
@@ -147,7 +135,7 @@ class CorpusCache:
 
     @property
     def budget_factor(self) -> float:
-        """What audits have made the budget grow by."""
+        """Factor by which audits have made the budget grow."""
         return self._state.budget_factor
 
     @property
@@ -162,7 +150,7 @@ class CorpusCache:
 
     @property
     def mapped(self) -> Any:
-        """Which rows' values were moved by the drift map since they were encoded, (n,) bool; the others' are as encoded."""
+        """Which rows the drift map has moved since they were encoded, (n,) bool; the others are as encoded."""
         return self._state.drift.is_mapped(np.asarray(self._state.row_step))
 
     @property
@@ -196,10 +184,11 @@ class CorpusCache:
         return self._ages.age(self.step if step is None else step, int(keys[-1]) if len(keys) else None)
 
     def search(self, vectors: Vectors, k: int, exact: bool = True) -> Found:
-        """The `k` most similar documents of each unit vector, best first; all of them where the corpus has fewer than `k`.
+        """The `k` most similar documents of each unit vector, best first; all where the corpus has fewer than `k`.
 
-        `exact=True` scans every row in blocks; `exact=False` asks a FAISS IVF index, which is built at the first such search
-        and lies in memory. Both score the best rows from float32 vectors. Rows of -1 with score -inf mark what the IVF index did not find.
+        `exact=True` scans every row in blocks; `exact=False` asks a FAISS IVF index, which is built in memory at the
+        first such search. Both score the best rows from float32 vectors. Row -1 with score -inf fills the places for
+        which the IVF index found no document.
         """
         rounded = self._state.settings.storage != "float32"
         if exact:
@@ -219,18 +208,18 @@ class CorpusCache:
     ) -> RefreshReport:
         """Re-encode the rows that the policy selects, within `budget` document tokens; the drift map moves the others.
 
-        `hits` are this process's rollouts; those of the other processes are added. `step` is the optimizer step of the present
-        weights (default: one more than the last). The budget is multiplied by the factor that audits have set; 0 changes
-        nothing at all. The `full` policy re-encodes everything for any other budget. If `encode` fails, nothing has changed.
-        `given` are rows whose vectors this process has anyway, so that `encode` gives them at no cost (positives that the loss
-        has just encoded): the local policies refresh them besides the budget.
+        `hits` are this process's rollouts; those of the other processes are added. `step` is the optimizer step of the
+        present weights (default: one more than the last). The budget is multiplied by the factor that audits have set;
+        0 changes nothing at all. The `full` policy re-encodes everything for any other budget. If `encode` fails,
+        nothing has changed. `given` are rows that `encode` gives at no cost (positives that the loss has just encoded):
+        the local policies refresh them in addition to the budget.
         Raises ValueError for hits of another corpus, a negative budget, or a step before the last one.
         """
         started = time.perf_counter()
         step = self.step + 1 if step is None else step
         if budget < 0 or step < self.step:
             raise ValueError(
-                f"budget={budget}, step={step}: a budget counts tokens, and steps do not go back (the last was {self.step})."
+                f"budget={budget}, step={step}: a budget counts tokens, and steps do not go back from {self.step}."
             )
         hits.check(len(self))
         if budget == 0:
@@ -260,13 +249,13 @@ class CorpusCache:
         )
 
     def rebuild(self, encode: Encode, *, step: int | None = None) -> None:
-        """Encode every document afresh: the cache that `build` would make with these weights, bit for bit.
+        """Encode every document again: the cache that `build` would make with these weights, bit for bit.
 
         Until it is complete the folder holds the old state. Counts of retrievals and the budget's factor are kept.
         """
         old = self._state
         retrieved = np.array(old.folder.arrays["retrieved"])
-        state = _encoded_state(
+        state = encoded_state(
             old.folder.path,
             self.texts,
             encode,
@@ -278,14 +267,15 @@ class CorpusCache:
         self._state, self._ages, self._index = state, RowAges(state.row_step), None
 
     def audit(self, n: int, encode: Encode, *, step: int | None = None) -> Audit:
-        """Encode a random sample of `n` rows and report how wrong the cache is on it (see `cache_audit`). No vector changes.
+        """Encode a sample of `n` rows and report the cache's error on it (see `train.corpus_cache.audit`).
 
-        Above `error_bound` the budget of the next refreshes grows, up to `max_budget_factor`; there, the log advises a rebuild.
-        Below half of the bound it shrinks again. Give the `step` of the present weights where it is not that of the last refresh.
+        Vectors do not change. Above `error_bound` the budget of the next refreshes grows, up to `max_budget_factor`,
+        where the log advises a rebuild; below half of the bound it shrinks again. `step` is that of the present weights
+        (default: that of the last refresh).
         """
         step = self.step if step is None else step
-        own = np.concatenate(self._probes.positives) if self._probes is not None else np.zeros(0, np.int64)
-        rows = sample_rows(len(self), n, self._shared(own), (self._state.seed, step, 1))
+        positives = np.concatenate(self._probes.positives) if self._probes is not None else None
+        rows = sample_rows(len(self), n, self._shared(positives), (self._state.seed, step, 1))
         tokens = np.asarray(self._state.folder.arrays["tokens"][rows])
         fresh = encode_shared(self.texts, rows, tokens, encode, self.dim, self._replicas)
         found = compare(self.values(rows), fresh, rows, self._probes)
@@ -295,8 +285,8 @@ class CorpusCache:
         )
         factor, advised = grown_budget(float(error), step, self.budget_factor, self.settings)
         if factor != self.budget_factor:
-            nobody = RetrievalCounts.none()
-            self._state.commit(self._record(np.zeros(0, np.int64), fresh[:0], nobody, self.step, budget_factor=factor))
+            no_rows, no_hits = np.zeros(0, np.int64), RetrievalCounts.none()
+            self._state.commit(self._record(no_rows, fresh[:0], no_hits, self.step, budget_factor=factor))
             self._replicas.barrier()
         return Audit(
             step=step,
@@ -312,7 +302,7 @@ class CorpusCache:
     # -------------------------------------------------------------------------------------------------------- details
 
     def _refresh_rows(self, rows: RowNumbers, encode: Encode, counts: RetrievalCounts, step: int) -> float:
-        """Encode, commit and apply. Seconds that the drift map took."""
+        """Encode the rows, commit and apply; the seconds that the drift map took."""
         tokens = np.asarray(self._state.folder.arrays["tokens"][rows])
         fresh = encode_shared(self.texts, rows, tokens, encode, self.dim, self._replicas)
         before = np.array(self._state.row_step[rows])
@@ -320,7 +310,7 @@ class CorpusCache:
         record = self._record(rows, fresh, counts, step)
         move: ChangeRecord = self._move(rows, fresh, step) if self.policy.uses_map and len(rows) else {}
         fitting = time.perf_counter() - started if move else 0.0
-        self._replicas.barrier()  # from here on nobody reads the old values
+        self._replicas.barrier()  # from here on no process reads the old values
         mapping = self._state.commit(record | move)
         self._replicas.barrier()  # the writer has written
         self._ages.move(rows, before, step)
@@ -331,12 +321,12 @@ class CorpusCache:
     def _record(
         self, rows: RowNumbers, fresh: Vectors, counts: RetrievalCounts, step: int, budget_factor: float | None = None
     ) -> ChangeRecord:
-        """What a refresh changes, as values."""
+        """The changes of a refresh, as values."""
         arrays = self._state.folder.arrays
         order = np.argsort(rows)
 
         def vectors_of(wanted: RowNumbers) -> Vectors:
-            """Fresh where refreshed, else the value so far."""
+            """Fresh vectors of refreshed rows, present values of others."""
             vectors = unpack(np.array(self._state.vectors[wanted]))
             place = np.searchsorted(rows, wanted, sorter=order)
             place = order[np.minimum(place, len(rows) - 1)]
@@ -360,9 +350,9 @@ class CorpusCache:
         move, gram = drift.fit(self.values(rows), fresh)
         return {"move": move, "gram": gram, "keys": drift.keys_after(step, self._ages.encoded_by)}
 
-    def _shared(self, given: RowNumbers | None) -> RowNumbers:
-        """The given rows of all processes, each once."""
-        own = np.zeros(0, np.int64) if given is None else given
+    def _shared(self, rows: RowNumbers | None) -> RowNumbers:
+        """The rows of all processes, each once, ascending; None is no row."""
+        own = np.zeros(0, np.int64) if rows is None else rows
         return np.unique(np.concatenate([part["rows"] for part in self._replicas.gather({"rows": own})]))
 
     def _corpus_rows(self, step: int, given: RowNumbers) -> CorpusRows:
@@ -394,46 +384,6 @@ class _Timed:
         vectors = self._encode(texts)
         self.seconds += time.perf_counter() - started
         return vectors
-
-
-def _encoded_state(
-    folder: Path,
-    texts: CorpusTexts,
-    encode: Encode,
-    settings: CorpusCacheSettings,
-    replicas: Replicas,
-    origin: Origin,
-    kept: tuple[Int[np.ndarray, " rows"], float] | None = None,
-) -> CacheState:
-    """Encode everything, and make it the folder's state; `kept` are counts of retrievals and the budget's factor."""
-    state = build_state(folder, texts, encode, settings, replicas, origin)
-    if state is not None:
-        if kept is not None:
-            state.folder.arrays["retrieved"][:], state.budget_factor = kept
-        state.checkpoint(origin.fingerprint)
-    replicas.barrier()
-    if state is None:
-        state = opened_state(open_folder(folder, writable=False)[0], settings)
-    return state
-
-
-def _check_origin(scalars: Mapping[str, Any], folder: Path, fingerprint: str, dim: int, texts: CorpusTexts) -> None:
-    """ValueError unless the cache was made by these weights, for these documents."""
-    if scalars["dim"] != dim:
-        raise ValueError(
-            f"The cache in {folder} holds vectors of dimension {scalars['dim']}, the model gives {dim}: it was built by another "
-            "model. Build it again with this one."
-        )
-    if scalars["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"The cache in {folder} was saved with weights {scalars['fingerprint']!r}, the model's are {fingerprint!r}: its vectors "
-            "would be compared with those of other weights. Load the checkpoint that it was saved with, or build it again."
-        )
-    if scalars["n"] != len(texts) or scalars["texts"] != texts.digest():
-        raise ValueError(
-            f"The cache in {folder} was built for {scalars['n']} documents that are not the {len(texts)} given ones (hash of texts "
-            "and ids): its rows would name other documents. Give the same corpus in the same order, or build the cache again."
-        )
 
 
 def _read_only(array: Any) -> Any:

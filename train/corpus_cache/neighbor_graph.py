@@ -1,14 +1,14 @@
 """The neighbour graph: which documents lie near which. It says which rows to refresh; it is not the search structure.
 
-`neighbors` is an (n, m) int32 array, row i holding the rows most similar to document i, best first, -1 where there are fewer.
-It is built once (exactly for small corpora, by random-projection trees for large ones) and then kept by local repair: when rows
-were re-encoded, each looks for its neighbours among its old ones, a few of theirs, and the rows that were refreshed with it.
-The cost of a repair depends on the rows repaired, never on n. Edges that point *to* a refreshed row are not looked for: they
-are repaired when their own row is refreshed, which is when they are next needed.
+`neighbors` is an (n, m) int32 array, row i holding the rows most similar to document i, best first, -1 where there are
+fewer. It is built once (exactly for small corpora, by random-projection trees for large ones) and then kept by local
+repair: each re-encoded row looks for its neighbours among its old ones, a few of theirs, and the rows that were
+refreshed with it. The cost of a repair depends on the rows repaired, never on n. Edges that point *to* a refreshed row
+are not updated: they are repaired when their own row is refreshed, which is when they are next needed.
 
 Source: our choice. The paper says "selective local graph refresh" and neither the graph nor its repair is public; the
-projection trees are those of Annoy (two random points, split at the median) with one matrix product per leaf as in PiPNN
-(arXiv 2602.21247), which is the cheapest build in multiply-adds per edge.
+projection trees are those of Annoy (two random points, split at the median) with one matrix product per leaf as in
+PiPNN (arXiv 2602.21247), which is the cheapest build in multiply-adds per edge.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ _PER_NEIGHBOR = 2  # neighbours of neighbours that a repair looks at: the best o
 
 
 def columns(n: int, m: int) -> int:
-    """Width of the graph of `n` documents with `m` wanted neighbours: nobody is their own neighbour."""
+    """Width of the graph of `n` documents with `m` wanted neighbours: no document is its own neighbour."""
     return max(1, min(m, n - 1))
 
 
@@ -40,8 +40,9 @@ def build_graph(
 ) -> None:
     """Fill `neighbors` (n, m), in place since it may be a memory map, with each row's most similar rows.
 
-    Exact up to `exact_below` rows. Above, the best of three random-projection forests with leaves of 256 to 512 rows, about n * 512 * dim
-    multiply-adds each. The same seed gives the same graph. `vectors` are unit vectors in any storage type.
+    Exact up to `exact_below` rows. Above, the best of three random-projection trees with leaves of 256 to 512 rows,
+    about n * 512 * dim multiply-adds each. The same seed gives the same graph. `vectors` are unit vectors in any
+    storage type.
     """
     if len(vectors) <= exact_below:
         _exact_graph(vectors, neighbors)
@@ -74,8 +75,8 @@ def expand(rows: RowNumbers, neighbors: Neighbors, hops: int) -> tuple[RowNumber
 def repaired_edges(rows: RowNumbers, neighbors: Neighbors, vectors_of: VectorsOf) -> Neighbors:
     """New neighbours (rows, m) of re-encoded `rows`, best first; `vectors_of(rows)` gives the present float32 vectors.
 
-    Rows that were selected together stand together, so a row is compared with the 256 of its own group, its old neighbours and
-    the best neighbours of those.
+    Rows that were selected together stand together, so a row is compared with the 256 of its own group, its old
+    neighbours and the best neighbours of those.
     """
     m = neighbors.shape[1]
     repaired = np.empty((len(rows), m), dtype=np.int32)

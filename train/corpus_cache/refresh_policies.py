@@ -1,4 +1,4 @@
-"""Which rows a refresh re-encodes. Seven policies behind one interface: `POLICIES[name].select(rows, counts, budget)`.
+"""Refresh policies: which rows a refresh re-encodes. One interface: `POLICIES[name].select(rows, counts, budget)`.
 
     none        nothing is refreshed: what staleness costs
     random      random rows
@@ -6,12 +6,12 @@
     random+map  random rows, and every other row moves by the drift map fitted on them
     local+map   local rows, and the map
     full        the whole corpus at every refresh: the truth, at its price
-    frozen      nothing, since documents are embedded by frozen weights (the adapter off): exact for ever, only queries learn
+    frozen      nothing, since frozen weights (the adapter off) embed documents: always exact, only queries learn
 
-A row's rank among the candidates is staleness (steps since it was encoded) times how often it is retrieved: in this batch, a neighbour
-counting half of its hit per edge of distance, plus its mean number of retrievals per step so far. A positive counts like ten
-retrievals: its own cosine enters the reward, a competitor's only through the order. Source: issue text of this project for the
-order, our choice for the weights.
+A row's rank among the candidates is its staleness (steps since it was encoded) times how often it is retrieved: in this
+batch, a neighbour counting half of its hit per edge of distance, plus its mean number of retrievals per step so far. A
+positive counts like ten retrievals: its own cosine enters the reward, a competitor's only through the order. Source:
+our choice.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,10 +31,10 @@ HOP_DECAY = 0.5
 
 @dataclass(frozen=True)
 class Hits:
-    """What the rollouts of a batch retrieved.
+    """The documents that the rollouts of a batch retrieved.
 
-    `queries` (rollouts, dim): their unit vectors. `rows` (rollouts, k): the rows of the cache they retrieved, best first.
-    `positives`: for each rollout the rows of its relevant documents (`CorpusCache.rows_of` translates ids); at least one.
+    `queries` (rollouts, dim): their unit vectors. `rows` (rollouts, k): the rows of the cache that they retrieved, best
+    first. `positives`: for each rollout the rows of its relevant documents, at least one.
     """
 
     queries: Float[np.ndarray, "rollouts dim"]
@@ -44,14 +44,14 @@ class Hits:
     def __post_init__(self) -> None:
         if self.rows.ndim != 2 or not len(self.queries) == len(self.rows) == len(self.positives):
             raise ValueError(
-                f"{len(self.queries)} query vectors, rows of shape {self.rows.shape} and positives of {len(self.positives)} "
-                "rollouts do not fit together: one of each per rollout."
+                f"{len(self.queries)} query vectors, rows of shape {self.rows.shape} and positives of "
+                f"{len(self.positives)} rollouts do not fit together: one of each per rollout."
             )
         for rollout, positives in enumerate(self.positives):
             if not len(positives):
                 raise ValueError(
-                    f"Rollout {rollout} has no positive document in the corpus, so no ranking could earn its reward. Leave its "
-                    "query out, or add its documents to the corpus."
+                    f"Rollout {rollout} has no positive document in the corpus, so no ranking could earn its reward. "
+                    "Leave its query out, or add its documents to the corpus."
                 )
 
     def check(self, n: int) -> None:
@@ -60,8 +60,8 @@ class Hits:
             wrong = rows[(rows < 0) | (rows >= n)]
             if len(wrong):
                 raise ValueError(
-                    f"Hits.{name} names row {int(wrong[0])}, but the corpus has rows 0 to {n - 1}. These hits come from another "
-                    "corpus, or from a search that padded its answer."
+                    f"Hits.{name} names row {int(wrong[0])}, but the corpus has rows 0 to {n - 1}. These hits come "
+                    "from another corpus, or from a search that padded its answer."
                 )
 
     def positive_rows(self) -> RowNumbers:
@@ -94,7 +94,7 @@ class RetrievalCounts:
 
     @classmethod
     def none(cls) -> "RetrievalCounts":
-        """Of no batch."""
+        """The counts of an empty batch."""
         return cls._summed(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
     @classmethod
@@ -104,13 +104,13 @@ class RetrievalCounts:
         return cls(rows.astype(np.int64), *(np.bincount(part, minlength=len(rows)) for part in parts))
 
     def arrays(self) -> dict[str, Any]:
-        """As arrays by name, to be gathered."""
+        """The counts as arrays by name, to be gathered."""
         return {"rows": self.rows, "retrieved": self.retrieved, "positive": self.positive}
 
 
 @dataclass(frozen=True)
 class CorpusRows:
-    """What a policy may look at: facts about rows, none of them read for the whole corpus."""
+    """The facts about rows that a policy may read, none of them for the whole corpus."""
 
     n: int
     step: int
@@ -123,20 +123,20 @@ class CorpusRows:
     sweep_share: float
     seed: int
     given: RowNumbers = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Rows whose vectors under the present weights are known already: refreshed besides, so nothing is spent on them."""
+    """Rows whose vectors under the present weights are known already: refreshed in addition, at no cost."""
 
     def staleness(self, rows: RowNumbers) -> Int[np.ndarray, " rows"]:
         """Steps since the rows were encoded."""
         return self.step - self.row_step[rows].astype(np.int64)
 
     def cut(self, rows: RowNumbers, budget: int) -> RowNumbers:
-        """The first of `rows` whose tokens stay within `budget`; a document longer than the whole budget is passed over."""
+        """The first of `rows` whose tokens stay within `budget`; a document longer than the budget is skipped."""
         tokens = self.token_counts[rows].astype(np.int64)
         rows, tokens = rows[tokens <= budget], tokens[tokens <= budget]
         return rows[: np.searchsorted(np.cumsum(tokens), budget, side="right")]
 
     def tokens(self, rows: RowNumbers) -> int:
-        """What encoding the rows costs."""
+        """Tokens that encoding the rows takes."""
         return int(self.token_counts[rows].sum(dtype=np.int64))
 
 
@@ -170,9 +170,7 @@ def random_rows(corpus: CorpusRows, counts: RetrievalCounts, budget: int) -> Row
 
 
 def local_rows(corpus: CorpusRows, counts: RetrievalCounts, budget: int) -> RowNumbers:
-    """What is given; what the batch touches, most stale and most retrieved first; a share of the budget, and what is left, for
-    the oldest rows.
-    """
+    """The given rows, those that the batch touches by rank, and the oldest for a share of the budget and the rest."""
     rows, distance = expand(counts.rows, corpus.neighbors, corpus.hops)
     touched = np.zeros(len(rows))
     touched[np.searchsorted(rows, counts.rows)] = counts.retrieved + counts.positive
@@ -197,16 +195,16 @@ def local_rows(corpus: CorpusRows, counts: RetrievalCounts, budget: int) -> RowN
 
 def _affordable(corpus: CorpusRows, oldest: RowNumbers, taken: set[int], left: int) -> tuple[RowNumbers, RowNumbers]:
     """The oldest rows that are not taken and fit, and the rows of the queue that had to be looked at for them."""
-    fresh = np.array([row not in taken for row in oldest.tolist()], dtype=bool)
-    tokens = corpus.token_counts[oldest].astype(np.int64) * fresh
+    free = np.array([row not in taken for row in oldest.tolist()], dtype=bool)
+    tokens = corpus.token_counts[oldest].astype(np.int64) * free
     seen = int(np.searchsorted(np.cumsum(tokens), left, side="right"))
-    return oldest[:seen][fresh[:seen]], oldest[:seen]
+    return oldest[:seen][free[:seen]], oldest[:seen]
 
 
 def _with_neighbors(
     rows: RowNumbers, distance: Int[np.ndarray, " rows"], touched: Float[np.ndarray, " rows"], neighbors: Neighbors
 ) -> Float[np.ndarray, " rows"]:
-    """How often the batch touched the rows: at distance h, half of the most touched row at distance h - 1 that names them."""
+    """How often the batch touched the rows: at distance h, half of the most touched neighbour at distance h - 1."""
     for hop in range(1, int(distance.max(initial=0)) + 1):
         sources = np.flatnonzero(distance == hop - 1)
         named = np.asarray(neighbors[rows[sources]])
@@ -220,7 +218,7 @@ def _with_neighbors(
 
 @dataclass(frozen=True)
 class RefreshPolicy:
-    """How a cache stays fresh. `uses_map`: rows that were not selected move by the drift map. `is_exact`: documents do not move."""
+    """How a cache stays fresh. `uses_map`: the drift map moves the other rows. `is_exact`: no document moves."""
 
     name: str
     select: Select
@@ -252,7 +250,7 @@ def policy(name: Any) -> RefreshPolicy:
 
 @dataclass(frozen=True)
 class RefreshReport:
-    """What one refresh did. `rows` were re-encoded, in the order of their rank; seconds are this process's wall-clock time."""
+    """Result of one refresh. `rows` were re-encoded, in the order of their rank; seconds are those of this process."""
 
     step: int
     rows: Int[np.ndarray, " rows"]

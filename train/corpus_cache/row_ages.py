@@ -1,9 +1,9 @@
-"""How old the rows are, kept so that a refresh can ask for the oldest without looking at all of them.
+"""Ages of the rows, kept so that a refresh finds the oldest without looking at all of them.
 
-Rows wait in a queue in the order of the step that encoded them; refreshed rows move to its end, which is done by entering them
-again: an entry whose step is not the row's present one is skipped when its turn comes. Within a step, rows stand in a fixed
-pseudo-random order, so that a sweep over rows of equal age is a random sample, not the alphabet of their ids. The order is a
-function of (step, row) alone: a queue made from a loaded cache is the one that was saved.
+Rows wait in a queue in the order of the step that encoded them. Refreshed rows move to its end by being entered again:
+an entry whose step is not the row's present one is skipped when its turn comes. Within a step, rows stand in a fixed
+pseudo-random order, so that a sweep over rows of equal age is a random sample, not in the order of their ids. The order
+is a function of (step, row) alone: a queue made from a loaded cache equals the one that was saved.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from search_r3_mteb.search.arrays import RowNumbers
 
 @dataclass(frozen=True)
 class Age:
-    """Optimizer steps since the rows' vectors were encoded. `mapped_share` of them were moved by the drift map since."""
+    """Optimizer steps since the rows were encoded, and the share of rows that the drift map has moved since."""
 
     mean: float
     median: int
@@ -44,13 +44,10 @@ class RowAges:
         self._row_step = row_step
         steps, counts = np.unique(row_step, return_counts=True)
         self._counts: dict[int, int] = dict(zip(steps.tolist(), counts.tolist(), strict=True))
-        order = np.lexsort((scattered(np.arange(len(row_step))), row_step)).astype(np.int32)
-        self._queue: list[tuple[RowNumbers, RowNumbers | int]] = [(order, np.asarray(row_step)[order])]
-        self._at = 0
-        self._entries = len(row_step)
+        self._enter_all()
 
     def move(self, rows: RowNumbers, before: RowNumbers, step: int) -> None:
-        """Enter `rows` again, which `row_step` already says were re-encoded at `step`; `before` are the steps they had."""
+        """Enter `rows` again: `row_step` already holds their new `step`; `before` are the steps that they had."""
         for old, count in zip(*np.unique(before, return_counts=True), strict=True):
             self._counts[int(old)] -= int(count)
             if not self._counts[int(old)]:
@@ -59,15 +56,13 @@ class RowAges:
             self._counts[step] = self._counts.get(step, 0) + len(rows)
             self._queue.append((rows[np.argsort(scattered(rows), kind="stable")], step))
             self._entries += len(rows)
-        if self._entries > 3 * len(
-            self._row_step
-        ):  # rows that are always refreshed early leave their old entries behind
-            self.__init__(self._row_step)  # type: ignore[misc]
+        if self._entries > 3 * len(self._row_step):  # old entries of rows that are always refreshed early
+            self._enter_all()
 
     def oldest(self, enough: Callable[[RowNumbers], int], newest: int) -> RowNumbers:
         """The oldest rows in order, none encoded after step `newest`.
 
-        `enough(rows)` says how many of the rows found so far are wanted; the walk ends when that is fewer than were found.
+        `enough(rows)` is how many of the rows found so far are wanted; a number below their count ends the walk.
         """
         found: RowNumbers = np.zeros(0, np.int64)
         self._drop_stale_front()
@@ -106,6 +101,13 @@ class RowAges:
             maximum=int(values[-1]),
             mapped_share=0.0 if mapped_until is None else self.encoded_by(mapped_until) / n,
         )
+
+    def _enter_all(self) -> None:
+        """Make the queue again, with one entry per row."""
+        order = np.lexsort((scattered(np.arange(len(self._row_step))), self._row_step)).astype(np.int32)
+        self._queue: list[tuple[RowNumbers, RowNumbers | int]] = [(order, np.asarray(self._row_step)[order])]
+        self._at = 0
+        self._entries = len(order)
 
     def _drop_stale_front(self) -> None:
         """Forget entries at the front whose rows were entered again: each is passed once."""

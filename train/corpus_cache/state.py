@@ -1,4 +1,4 @@
-"""Everything about a corpus cache that a refresh changes, and the one way to change it: commit a record, then apply it.
+"""The state of a corpus cache: all that a refresh changes. A change is committed as a record, then applied.
 
     vectors    (n, dim) storage type   present values, which search scans
     originals  (n, dim) float32        encoded vectors; present where values are computed from them
@@ -8,12 +8,12 @@
     neighbors  (n, m) int32            the graph
     drift map                          composed moves, their steps, the fit's memory
 
-Without originals, `vectors` holds the encoded vectors. With them, a value is a function of (original, row_step, drift map), so applying
-a record again, after a crash and over a half-applied one, gives the same bytes.
+Without originals, `vectors` holds the encoded vectors. With them, a value is a function of (original, row_step, drift
+map), so applying a record again, after a crash and over a half-applied one, gives the same bytes.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from search_r3_mteb.search.arrays import RowNumbers, Vectors
 from search_r3_mteb.search.storage import numpy_dtype, pack
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.drift_map import DriftMap
-from train.corpus_cache.files import CacheFolder, ChangeRecord, create_arrays
+from train.corpus_cache.files import CacheFolder, ChangeRecord, create_arrays, open_folder
 from train.corpus_cache.neighbor_graph import build_graph, columns
 from train.corpus_cache.texts import CorpusTexts, Encode, encoded_share, on_all
 from train.processes.replicas import Replicas
@@ -36,10 +36,7 @@ _MAPPED_AT_ONCE = 32768
 
 @dataclass(frozen=True)
 class Origin:
-    """What a state is encoded by: the weights that `fingerprint` names, of optimizer step `step`.
-
-    `seed` is of the random policies, of audits and of the graph.
-    """
+    """The weights that encoded a state, by name and optimizer step, and the seed of policies, audits and graph."""
 
     fingerprint: str = ""
     step: int = 0
@@ -48,7 +45,7 @@ class Origin:
 
 @dataclass
 class CacheState:
-    """The arrays of an open folder with the scalars that go with them. Only a process whose folder is writable writes arrays."""
+    """The arrays of an open folder and their scalars. Only a process whose folder is writable writes arrays."""
 
     folder: CacheFolder
     settings: CorpusCacheSettings
@@ -86,7 +83,7 @@ class CacheState:
         return np.array(self.vectors[rows], dtype=np.float32)
 
     def commit(self, record: ChangeRecord) -> float:
-        """Make the record part of the state, for good. Seconds that applying its drift map took."""
+        """Make the record part of the state, permanently; the seconds that applying its drift map took."""
         if self.folder.writable:
             self.folder.append(record)
         self.apply([record])
@@ -100,7 +97,7 @@ class CacheState:
         return seconds
 
     def redo(self, records: Sequence[ChangeRecord]) -> None:
-        """Apply what a log holds, over maps that may hold some of it already."""
+        """Apply the records of a log, over arrays that may hold some of them already."""
         self.apply(records)
         if any("move" in record for record in records):
             self.map_rows()
@@ -154,7 +151,7 @@ class CacheState:
 
 
 def new_state(path: Path, settings: CorpusCacheSettings, n: int, dim: int, m: int, seed: int) -> CacheState:
-    """An empty state beside whatever `path` holds; its first `checkpoint` makes it the one."""
+    """An empty state beside the contents of `path`; its first `checkpoint` makes it the folder's state."""
     shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {
         "vectors": ((n, dim), numpy_dtype(settings.storage)),
         "row_step": ((n,), np.dtype(np.int32)),
@@ -168,9 +165,9 @@ def new_state(path: Path, settings: CorpusCacheSettings, n: int, dim: int, m: in
     return CacheState(folder, settings, DriftMap(dim, settings), step=0, fingerprint="", digest="", seed=seed)
 
 
-def opened_state(folder: CacheFolder, settings: CorpusCacheSettings) -> CacheState:
-    """The state that the folder's manifest describes."""
-    arrays, scalars = folder.arrays, folder.scalars
+def opened_state(folder: CacheFolder, settings: CorpusCacheSettings | None) -> CacheState:
+    """The state that the folder's manifest describes, under `settings` where they fit it (see `checked_settings`)."""
+    arrays, scalars, settings = folder.arrays, folder.scalars, checked_settings(folder, settings)
     drift = DriftMap(int(scalars["dim"]), settings)
     drift.keys, drift.composed, drift.gram = arrays["map_keys"], arrays["map_composed"], arrays["map_gram"]
     return CacheState(
@@ -185,18 +182,53 @@ def opened_state(folder: CacheFolder, settings: CorpusCacheSettings) -> CacheSta
     )
 
 
-def build_state(
+def loaded_state(
+    source: Path, settings: CorpusCacheSettings | None, working: Path | None, replicas: Replicas
+) -> CacheState:
+    """The state in `source` after its last complete record; with `working`, a copy there that is written instead."""
+    path = Path(working or source)
+    if not replicas.writes:
+        replicas.barrier()  # the writer completes the work of a killed process before the others open the folder
+        return opened_state(open_folder(path, writable=False)[0], settings)
+    if working is not None:
+        open_folder(source, writable=False)[0].copy_to(path)
+    folder, records = open_folder(path)
+    state = opened_state(folder, settings)
+    folder.durable = state.settings.durable
+    if records:
+        state.redo(records)
+        state.checkpoint()
+    replicas.barrier()
+    return state
+
+
+def encoded_state(
     path: Path,
     texts: CorpusTexts,
     encode: Encode,
     settings: CorpusCacheSettings,
     replicas: Replicas,
     origin: Origin,
-) -> CacheState | None:
-    """Encode every document into new arrays under `path`; the caller's `checkpoint` makes them the state.
+    kept: tuple[Int[np.ndarray, " rows"], float] | None = None,
+) -> CacheState:
+    """Encode every document into the folder's new state; `kept` are counts of retrievals and the budget's factor."""
+    state = _written_state(path, texts, encode, settings, replicas, origin)
+    if state is not None:
+        if kept is not None:
+            state.folder.arrays["retrieved"][:], state.budget_factor = kept
+        state.checkpoint(origin.fingerprint)
+    replicas.barrier()
+    return opened_state(open_folder(path, writable=False)[0], settings) if state is None else state
 
-    Documents go to `encode` in row order, `encode_rows` at a time, whatever the number of processes: the same vectors bit for
-    bit. None in a process that does not write.
+
+def _written_state(
+    path: Path, texts: CorpusTexts, encode: Encode, settings: CorpusCacheSettings, replicas: Replicas, origin: Origin
+) -> CacheState | None:
+    """New arrays under `path` with every document's vector, still without a manifest; None where this process does not
+    write.
+
+    Documents go to `encode` in row order, `encode_rows` at a time, whatever the number of processes: the same vectors
+    bit for bit.
     """
     counts = texts.count()
     n = len(texts)
@@ -226,18 +258,37 @@ def build_state(
 
 
 def checked_settings(folder: CacheFolder, settings: CorpusCacheSettings | None) -> CorpusCacheSettings:
-    """The settings to go on with: those saved, or `settings` where they fit the arrays that are there. ValueError otherwise."""
+    """The settings to continue with: the saved ones, or `settings` where they fit the arrays. ValueError otherwise."""
     saved = CorpusCacheSettings(**folder.scalars["settings"])
     if settings is None:
         return saved
     if settings.storage != saved.storage or settings.neighbors != saved.neighbors:
         raise ValueError(
-            f"The cache in {folder.path} was built with storage {saved.storage!r} and {saved.neighbors} neighbours, the settings "
-            f"say {settings.storage!r} and {settings.neighbors}. Keep them, or build the cache again."
+            f"The cache in {folder.path} was built with storage {saved.storage!r} and {saved.neighbors} neighbours, "
+            f"the settings say {settings.storage!r} and {settings.neighbors}. Keep them, or build the cache again."
         )
     if settings.needs_originals and "originals" not in folder.arrays:
         raise ValueError(
-            f"Policy {settings.policy!r} computes values from encoded originals, which the cache in {folder.path} does not hold: "
-            f"it was built for policy {saved.policy!r}. Build it with keep_originals=True."
+            f"Policy {settings.policy!r} computes values from encoded originals, which the cache in {folder.path} does "
+            f"not hold: it was built for policy {saved.policy!r}. Build it with keep_originals=True."
         )
     return settings
+
+
+def check_origin(scalars: Mapping[str, Any], folder: Path, fingerprint: str, dim: int, texts: CorpusTexts) -> None:
+    """ValueError unless the cache was made by these weights, for these documents."""
+    if scalars["dim"] != dim:
+        raise ValueError(
+            f"The cache in {folder} holds vectors of dimension {scalars['dim']}, the model gives {dim}: it was built "
+            "by another model. Build it again with this one."
+        )
+    if scalars["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"The cache in {folder} was saved with weights {scalars['fingerprint']!r}, the model's are "
+            f"{fingerprint!r}: its vectors are those of other weights. Load the weights it was saved with, or rebuild."
+        )
+    if scalars["n"] != len(texts) or scalars["texts"] != texts.digest():
+        raise ValueError(
+            f"The cache in {folder} was built for {scalars['n']} documents that are not the {len(texts)} given ones "
+            "(hash of texts and ids): its rows would name other documents. Give the same corpus, or build it again."
+        )

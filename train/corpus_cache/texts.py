@@ -1,6 +1,7 @@
-"""The documents of a corpus: texts by row, ids, what encoding each one costs, and their vectors, shared between processes."""
+"""The documents of a corpus: texts and ids by row, their tokens, and their vectors, which all processes share."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -24,11 +25,12 @@ _ROWS_AT_ONCE = 8192
 class CorpusTexts:
     """Texts by row. `texts` may be any sequence of strings, also one that reads them from disk.
 
-    `ids` name the rows (default: their numbers as strings). `token_counts` are the tokens that encoding each text takes, or a
-    function that counts them for a list of texts; without it a token is taken to be four bytes of UTF-8 (our choice: what
-    English text has in byte-pair vocabularies of 50,000 and more).
+    `ids` name the rows (default: their numbers as strings). `token_counts` are the tokens that encoding each text
+    takes, or a function that counts them for a list of texts; without it a token is taken to be four bytes of UTF-8
+    (our choice: the mean of English text in byte-pair vocabularies of 50,000 and more).
 
-    Raises ValueError for no text, an empty text, an id that occurs twice, or another number of ids or counts than texts.
+    Raises ValueError for no text, an empty text, an id that occurs twice, or another number of ids or counts than
+    texts.
     """
 
     texts: Sequence[str]
@@ -42,11 +44,10 @@ class CorpusTexts:
             if len(self.ids) != len(self.texts):
                 raise ValueError(f"{len(self.ids)} ids for {len(self.texts)} texts: each text needs one.")
             if len(self._row_of_id) != len(self.ids):
-                seen: set[str] = set()
-                twice = next(name for name in self.ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+                ((twice, _),) = Counter(self.ids).most_common(1)
                 raise ValueError(
-                    f"The id {twice!r} occurs more than once ({len(self.ids) - len(self._row_of_id)} such rows): a judgement of "
-                    "it would mean two documents. Make the ids unique."
+                    f"The id {twice!r} occurs more than once ({len(self.ids) - len(self._row_of_id)} such rows): a "
+                    "judgement of it would mean two documents. Make the ids unique."
                 )
 
     @classmethod
@@ -78,8 +79,8 @@ class CorpusTexts:
             rows = [self._row_of_id.get(name, -1) for name in ids]
         if -1 in rows:
             raise ValueError(
-                f"Document {ids[rows.index(-1)]!r} is not among the {len(self)} documents of the corpus, so it can never be "
-                "retrieved. Add it, or leave out the queries that it is relevant for."
+                f"Document {ids[rows.index(-1)]!r} is not among the {len(self)} documents of the corpus, so it can "
+                "never be retrieved. Add it, or leave out the queries that it is relevant for."
             )
         return np.asarray(rows, dtype=np.int64)
 
@@ -88,7 +89,7 @@ class CorpusTexts:
         return [self.texts[row] for row in rows.tolist()]
 
     def count(self) -> Int[np.ndarray, " rows"]:
-        """Tokens of every text, at least 1, int32 (n,). ValueError where a text is empty, TypeError where it is no string."""
+        """Tokens of every text, at least 1, int32 (n,). ValueError for an empty text, TypeError for another type."""
         counts = np.empty(len(self), dtype=np.int32)
         for start, texts in self._parts():
             _check_texts(texts, start)
@@ -101,8 +102,8 @@ class CorpusTexts:
                 found = self.token_counts[part]
             if len(found) != len(texts) or min(found) < 1:
                 raise ValueError(
-                    f"token_counts gives {len(found)} numbers for the {len(texts)} documents from row {start}, the smallest "
-                    f"{min(found, default=None)}: one number of at least 1 is needed for each."
+                    f"token_counts gives {len(found)} numbers for the {len(texts)} documents from row {start}, the "
+                    f"smallest {min(found, default=None)}: one number of at least 1 is needed for each."
                 )
             counts[part] = found
         return counts
@@ -129,7 +130,7 @@ def _check_texts(texts: list[str], start: int) -> None:
             raise TypeError(f"Document {row} is of type {type(text).__name__}, not str: {text!r:.60}.")
         if not text.strip():
             raise ValueError(
-                f"Document {row} is empty: its vector would mean nothing, and could still be retrieved. Drop empty documents."
+                f"Document {row} is empty: its vector means nothing, but could be retrieved. Drop empty documents."
             )
 
 
@@ -153,7 +154,7 @@ def encoded_share(texts: CorpusTexts, at: RowNumbers, rows: RowNumbers, encode: 
 
 
 def on_all(share: Callable[[], Arrays], replicas: Replicas) -> list[Arrays]:
-    """The shares of all processes in the order of rank. Where one fails, all fail: nobody waits for it, and nothing is changed."""
+    """The shares of all processes in the order of rank. Where one fails, all fail, and nothing has changed."""
     if replicas.size == 1:
         return [share()]
     own: Arrays = {"failed": np.array(True)}
@@ -164,8 +165,8 @@ def on_all(share: Callable[[], Arrays], replicas: Replicas) -> list[Arrays]:
     failed = [rank for rank, part in enumerate(parts) if part["failed"]]
     if failed:
         raise RuntimeError(
-            f"Process {failed[0]} could not encode its share of the documents, so the cache was left as it is on all of them. Its own "
-            "error says why."
+            f"Process {failed[0]} could not encode its share of the documents, so the cache is unchanged in all of "
+            "them. Its own error says why."
         )
     return parts
 
@@ -173,8 +174,8 @@ def on_all(share: Callable[[], Arrays], replicas: Replicas) -> list[Arrays]:
 def encode_rows(texts: CorpusTexts, rows: RowNumbers, encode: Encode, dim: int | None) -> Vectors:
     """Unit vectors (rows, dim) float32 of these documents.
 
-    Raises ValueError where the encoder gives another number of vectors, another dimension than `dim`, or a vector that is zero or
-    not finite.
+    Raises ValueError where the encoder gives another number of vectors, another dimension than `dim`, or a vector that
+    is zero or not finite.
     """
     found = encode(texts.take(rows))
     if hasattr(found, "detach"):
@@ -182,20 +183,20 @@ def encode_rows(texts: CorpusTexts, rows: RowNumbers, encode: Encode, dim: int |
     vectors = np.array(found, dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != len(rows):
         raise ValueError(
-            f"The encoder gave an array of shape {vectors.shape} for {len(rows)} documents; it must be ({len(rows)}, dim)."
+            f"The encoder gave shape {vectors.shape} for {len(rows)} documents; it must be ({len(rows)}, dim)."
         )
     if dim is not None and vectors.shape[1] != dim:
         raise ValueError(
-            f"The encoder gives vectors of dimension {vectors.shape[1]}, the cache holds {dim}: it was built by another model. "
-            "Build the cache again with this one."
+            f"The encoder gives vectors of dimension {vectors.shape[1]}, the cache holds {dim}: it was built by "
+            "another model. Build the cache again with this one."
         )
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(length[:, 0]) & (length[:, 0] > 0)))
     if len(bad):
         row = int(rows[bad[0]])
         raise ValueError(
-            f"The encoder gave document {row} a vector of length {float(length[bad[0], 0])} ({len(bad)} such vectors): it has no "
-            f"direction. Look at the weights and at the text {texts.texts[row]!r:.80}."
+            f"The encoder gave document {row} a vector of length {float(length[bad[0], 0])} ({len(bad)} such vectors): "
+            f"it has no direction. Look at the weights and at the text {texts.texts[row]!r:.80}."
         )
     unit: Vectors = vectors / length
     return unit

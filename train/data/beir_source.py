@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.tasks.beir_folder import choose_split, read_corpus, read_qrels, read_queries
 from train.config.data import SourceSettings
 from train.data.jsonl import JsonlFile
 from train.data.rows import BadRowError, RowSource, Spill, TrainingRow
@@ -25,7 +26,7 @@ class _Judged(NamedTuple):
 class BeirSource(RowSource):
     """Training judgements of a BEIR folder; relevance above 0 makes a positive.
 
-    Only judged texts are copied to the temporary file, however large the corpus. A judgement that names an unknown query or
+    Only judged texts are copied to the temporary file, however large the corpus. A judgement of an unknown query or
     document is a malformed row.
     """
 
@@ -43,8 +44,8 @@ class BeirSource(RowSource):
         self.count = len(self._rows)
         if not self.count:
             raise ValueError(
-                f"{self._folder.name}: qrels/{settings.split}.tsv judges no document relevant, so there is nothing to train on. "
-                "Name another split."
+                f"{self._folder.name}: qrels/{settings.split}.tsv judges no document relevant, so there is nothing to "
+                "train on. Name another split."
             )
 
     def at(self, position: int) -> tuple[int, int]:
@@ -57,9 +58,11 @@ class BeirSource(RowSource):
 
     def parse(self, raw: tuple[int, int], epoch: int) -> TrainingRow:
         """The row; with one row per query each epoch takes the next of its most relevant documents."""
-        judged = self._queries[raw[0]]
-        best = [d for d in judged.documents if d[1] == max(grade for _, grade, _ in judged.documents)]
-        id_, _, place = judged.documents[raw[1]] if raw[1] >= 0 else best[epoch % len(best)]
+        query, document = raw
+        judged = self._queries[query]
+        highest = max(grade for _, grade, _ in judged.documents)
+        best = [one for one in judged.documents if one[1] == highest]
+        id_, _, place = judged.documents[document] if document >= 0 else best[epoch % len(best)]
         return TrainingRow(
             query=self._spill.get(judged.query),
             positive=self._spill.get(place),
@@ -107,40 +110,31 @@ class _AllBut:
 class _BeirReader:
     """The three files of a folder.
 
-    Without `reject` the package's readers stop at the first fault; with it, faulty lines are handed to `reject` and left out.
+    Without `reject` the package's readers stop at the first fault; with it, faulty lines go to `reject` instead.
     """
 
     def __init__(self, folder: Path, split: str, reject: Callable[[str], None] | None) -> None:
-        from search_r3_mteb.tasks.beir_folder import choose_split
 
         self._folder, self._split, self._reject = folder, choose_split(folder, split), reject
 
     def judgements(self) -> Iterable[tuple[str, str, int]]:
         """(query id, document id, relevance) in file order."""
-        from search_r3_mteb.tasks.beir_folder import read_qrels
-
         return read_qrels(self._folder, self._split) if self._reject is None else self._lenient_qrels(self._reject)
 
     def queries(self) -> Iterable[tuple[str, str]]:
         """(id, text) in file order."""
-        from search_r3_mteb.tasks.beir_folder import read_queries
-
         if self._reject is None:
             return read_queries(self._folder)
         return ((id_, text) for id_, _, text in self._lenient("queries.jsonl", self._reject))
 
     def documents(self) -> Iterable[tuple[str, str, str]]:
         """(id, title, text) in file order."""
-        from search_r3_mteb.tasks.beir_folder import read_corpus
-
         return read_corpus(self._folder) if self._reject is None else self._lenient("corpus.jsonl", self._reject)
 
     def check(
         self, grades: Mapping[str, Mapping[str, int]], queries: Mapping[str, int], documents: Mapping[str, int]
     ) -> None:
         """Stop at, or reject, judgements of queries and documents that are not there."""
-        from search_r3_mteb.tasks.beir_folder import read_qrels
-
         for query_id, judged in grades.items():
             for document_id in judged:
                 if query_id in queries and document_id in documents:

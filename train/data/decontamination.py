@@ -1,15 +1,15 @@
-"""Evaluation texts among the training rows: found, dropped and counted.
+"""Decontamination: training rows that repeat evaluation texts are found, dropped and counted.
 
-A row goes when its query or its positive equals an evaluation text, or nearly (near_duplicates.py). Which evaluation texts
-count is said per source (`decontaminate`). By default queries and documents for pairs from anywhere; queries alone for BEIR
-folders, whose training and test judgements share one corpus by design; nothing for hopworld, whose splits share their phrasing
-by design and no entity: "the city that saw the birth of Karin Hagen" and "... of Karin Stark" have a Jaccard of 0.82 and are two
-questions.
+A row is dropped when its query or its positive equals an evaluation text, or nearly (near_duplicates.py). Each source
+says which texts count (`decontaminate`). The default is queries and documents for pairs; queries alone for BEIR
+folders, whose training and test judgements share one corpus by design; nothing for hopworld, whose splits share their
+phrasing by design and no entity: "the city that saw the birth of Karin Hagen" and "... of Karin Stark" have a Jaccard
+of 0.82 and are two questions.
 
     python train/data/decontamination.py --config train/configs/X.toml --output report.json
 
-reads every source once and writes the report without training. Departure from Lee et al. 2022 (arXiv 2107.06499): shingles of
-3 words instead of 5, since queries are short.
+reads every source once and writes the report without training. Departure from Lee et al. 2022 (arXiv 2107.06499):
+shingles of 3 words instead of 5, since queries are short.
 """
 
 import argparse
@@ -20,13 +20,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from search_r3_mteb.atomic import write_json
-from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.tasks.beir_folder import read_qrels, read_queries
+from search_r3_mteb.tasks.hopworld import HopWorld
 from train.config.data import DataSettings, DecontaminationSettings, JudgedSetSettings, SourceSettings
+from train.config.loading import load_config
+from train.config.stages import RlConfig, SftConfig
 from train.data.near_duplicates import DuplicateIndex, Signer, Twin
 from train.data.rows import TrainingRow
+from train.data.sources import all_rows, documents_of, open_source
 
 Role = Literal["queries", "documents"]
-_SHOWN = 200  # characters of a text in the report
+_SHOWN_CHARACTERS = 200  # of a text in the report
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Match:
 
 @dataclass
 class SourceCounts:
-    """What was found in one source. A row that is both counts as exact."""
+    """Duplicates found in one source. A row that is both exact and near counts as exact."""
 
     against: tuple[Role, ...] = ()
     """Which evaluation texts its rows were compared with; none is a choice that the report shows."""
@@ -55,6 +59,16 @@ class SourceCounts:
     exact: int = 0
     near: int = 0
     examples: list[Match] = field(default_factory=list)
+
+    @classmethod
+    def from_saved(cls, saved: dict[str, Any]) -> "SourceCounts":
+        """The counts whose JSON values `to_saved` gave."""
+        examples = [Match(**example) for example in saved["examples"]]
+        return cls(**{**saved, "against": tuple(saved["against"]), "examples": examples})
+
+    def to_saved(self) -> dict[str, Any]:
+        """The counts as JSON values."""
+        return json.loads(json.dumps(asdict(self)))
 
     def add(self, match: Match | None, keep_examples: int) -> None:
         """Count one row."""
@@ -68,7 +82,7 @@ class SourceCounts:
 
 @dataclass
 class DecontaminationReport:
-    """Counts per source, and what the rows were compared with."""
+    """Counts per source, and the evaluation sets that the rows were compared with."""
 
     threshold: float
     shingle_words: int
@@ -99,8 +113,8 @@ class DecontaminationReport:
                 continue
             share = (counts.exact + counts.near) / max(counts.rows, 1)
             yield (
-                f"decontamination: {label}: {counts.rows} rows, {counts.exact} exact and {counts.near} near duplicates of "
-                f"evaluation texts dropped ({share:.2%})"
+                f"decontamination: {label}: {counts.rows} rows, {counts.exact} exact and {counts.near} near duplicates "
+                f"of evaluation texts dropped ({share:.2%})"
             )
 
 
@@ -142,13 +156,14 @@ class Decontaminator:
 
     def _match(self, twin: Twin, role: Role, part: Literal["query", "positive"], text: str) -> Match:
         evaluation, id_, shown = self._texts[role][twin.number]
-        return Match(twin.exact, round(twin.similarity, 4), part, text[:_SHOWN], evaluation, role, id_, shown)
+        similarity = round(twin.similarity, 4)
+        return Match(twin.exact, similarity, part, text[:_SHOWN_CHARACTERS], evaluation, role, id_, shown)
 
     def _read(self, role: Role, evaluations: Sequence[JudgedSetSettings]) -> Iterator[str]:
         for evaluation in evaluations:
             count = 0
             for id_, text in evaluation_texts(evaluation, role):
-                self._texts[role].append((evaluation.label, id_, text[:_SHOWN]))
+                self._texts[role].append((evaluation.label, id_, text[:_SHOWN_CHARACTERS]))
                 count += 1
                 yield text
             counts = self.evaluations[evaluation.label]
@@ -157,23 +172,14 @@ class Decontaminator:
 
 def evaluation_texts(evaluation: JudgedSetSettings, role: Role) -> Iterator[tuple[str, str]]:
     """(id, text) of the judged queries of the split, or of the whole corpus, of one evaluation set."""
+    if role == "documents":
+        return documents_of(evaluation)
     if evaluation.kind == "hopworld":
-        from search_r3_mteb.tasks.hopworld import HopWorld
-
         world = HopWorld(evaluation.documents, evaluation.world_seed)
-        if role == "queries":
-            yield from ((query.id, query.text) for query in world.iterate_queries(evaluation.split, evaluation.hops))
-        else:
-            yield from ((id_, join_title(d["title"], d["text"])) for id_, d in world.corpus.items())
-        return
-    from search_r3_mteb.tasks.beir_folder import read_corpus, read_qrels, read_queries
-
+        return ((query.id, query.text) for query in world.iterate_queries(evaluation.split, evaluation.hops))
     folder = str(evaluation.path)
-    if role == "queries":
-        judged = {judgement.query_id for judgement in read_qrels(folder, evaluation.split)}
-        yield from ((query.id, query.text) for query in read_queries(folder) if query.id in judged)
-    else:
-        yield from ((document.id, join_title(document.title, document.text)) for document in read_corpus(folder))
+    judged = {judgement.query_id for judgement in read_qrels(folder, evaluation.split)}
+    return ((query.id, query.text) for query in read_queries(folder) if query.id in judged)
 
 
 def roles_of(source: SourceSettings) -> tuple[Role, ...]:
@@ -185,7 +191,7 @@ def roles_of(source: SourceSettings) -> tuple[Role, ...]:
 
 
 def decontaminator_for(data: DataSettings) -> Decontaminator | None:
-    """What the configuration asks for; None where it is off, or no evaluation set is named."""
+    """The decontaminator of a configuration; None where it is off, or no evaluation set is named."""
     evaluations = list(dict.fromkeys((*data.evaluation, *data.decontamination.against)))
     if not data.decontamination.enabled or not evaluations:
         return None
@@ -194,8 +200,6 @@ def decontaminator_for(data: DataSettings) -> Decontaminator | None:
 
 def scan(data: DataSettings) -> DecontaminationReport:
     """Read every source once and report what training on it would drop."""
-    from train.data.sources import all_rows, open_source
-
     checker = decontaminator_for(data)
     if checker is None:
         return DecontaminationReport(data.decontamination.threshold, data.decontamination.shingle_words, {})
@@ -209,9 +213,6 @@ def scan(data: DataSettings) -> DecontaminationReport:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    from train.config.loading import load_config
-    from train.config.stages import RlConfig, SftConfig
-
     parser = argparse.ArgumentParser(description="Report which training rows repeat evaluation texts.")
     parser.add_argument("--config", required=True, help="a configuration of train/sft.py or train/rl.py")
     parser.add_argument("--stage", choices=("sft", "rl"), default="sft", help="which of the two it is")
@@ -222,19 +223,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = scan(load_config(given.config, given.set, cls).data)
     report.write(given.output)
     print(*report.lines(), sep="\n")
-
-
-def from_saved(saved: dict[str, Any]) -> SourceCounts:
-    """Counts as `json.loads` gives them back."""
-    examples = [Match(**example) for example in saved["examples"]]
-    return SourceCounts(
-        against=tuple(saved["against"]), rows=saved["rows"], exact=saved["exact"], near=saved["near"], examples=examples
-    )
-
-
-def to_saved(counts: SourceCounts) -> dict[str, Any]:
-    """Counts as JSON values."""
-    return json.loads(json.dumps(asdict(counts)))
 
 
 if __name__ == "__main__":

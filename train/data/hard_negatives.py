@@ -1,11 +1,11 @@
 """Hard negatives mined with the current model, through sentence_transformers.util.mine_hard_negatives.
 
-The mining itself (exact search, exclusion of all judged positives, margins against unjudged ones) is sentence-transformers'.
-What is added here: an adapter, since a `SearchR3Encoder` rejects the keywords that the function passes on; rows that are kept
-when fewer negatives pass than were wanted; a seed for the random strategy; and the other judged positives of a query, which
-the function would take for negatives where only some of a query's rows are mined.
+That function searches exactly, excludes the judged positives that it is given, and keeps a margin to unjudged ones.
+Added here: an adapter, since a `SearchR3Encoder` rejects the keywords that the function passes on; rows that are kept
+when fewer negatives pass than were wanted; a seed for the random strategy; and the other judged positives of a query,
+which the function would take for negatives where only some of a query's rows are mined.
 
-Everything mined at once is in memory: texts, and vectors of (documents + queries) x dimensions x 4 bytes.
+A source is mined in memory: its texts, and vectors of (documents + queries) x dimensions x 4 bytes.
 
     python train/data/hard_negatives.py --config train/configs/X.toml --model runs/sft/best --output mined/
 
@@ -25,13 +25,15 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from search_r3_mteb.atomic import write_json, write_jsonl
-from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.atomic import write_json
 from train.config.data import DataSettings, MiningSettings, SourceSettings
+from train.config.loading import load_config
+from train.config.stages import SftConfig
 from train.data.decontamination import roles_of
+from train.data.jsonl import write_rows
 from train.data.order import key_of
 from train.data.rows import TrainingRow
-from train.data.sources import all_rows, open_source
+from train.data.sources import all_rows, documents_of, open_source
 from train.processes.collectives import on_main
 
 _SCORES_AT_ONCE = 1 << 26  # similarities held at a time: 256 MB in float32
@@ -39,7 +41,7 @@ REPORT = "report.json"
 
 
 class MiningEncoder(Protocol):
-    """What mining needs; `SearchR3Encoder` in direct mode, or any model with these two."""
+    """The two methods that mining needs: `SearchR3Encoder` in direct mode has them."""
 
     def encode_query(self, texts: Sequence[str], *, batch_size: int) -> NDArray[Any]:
         """(n, dim) vectors of queries."""
@@ -50,7 +52,7 @@ class MiningEncoder(Protocol):
 
 @dataclass(frozen=True)
 class MiningReport:
-    """What was found. Cosines are means over the mined rows and negatives, None where nothing was found."""
+    """Counts of what was mined. Cosines are means over the mined rows and negatives, None where there are none."""
 
     rows: int
     documents: int
@@ -79,7 +81,7 @@ def mine(
     corpus: Mapping[str, str],
     seed: int = 0,
 ) -> tuple[list[TrainingRow], MiningReport]:
-    """The rows with mined negatives in place of their own, in the same order, and what was found.
+    """The rows with mined negatives in place of their own, in the same order, and a report.
 
     `corpus` is id -> text; the rows' positives are searched as well. A row for which nothing passes keeps no negatives.
     Raises ValueError for no rows.
@@ -131,9 +133,9 @@ def mine(
 
 
 def mine_sources(data: DataSettings, encoder: MiningEncoder, folder: str | Path, *, seed: int = 0) -> DataSettings:
-    """Mine every source of `data` and give the settings that read the result: jsonl sources with the same names and weights.
+    """Mine every source of `data`; the settings of jsonl sources that read the result, with the same names and weights.
 
-    What was mined before in `folder` under the same settings is used again, so that a resumed run trains on the negatives of
+    A result that `folder` holds from the same settings is used again, so that a resumed run trains on the negatives of
     its starting model. The main process mines, the others wait. Raises ValueError without [data.mining].
     """
     settings = data.mining
@@ -147,14 +149,14 @@ def mine_sources(data: DataSettings, encoder: MiningEncoder, folder: str | Path,
     def work() -> None:
         if _report(folder).get("request") == request:
             return
-        (folder / REPORT).unlink(missing_ok=True)  # it must not vouch for files of which some are new
+        (folder / REPORT).unlink(missing_ok=True)  # it must not vouch for a mixture of old and new files
         reports = {}
         for source in data.sources:
             rows = list(all_rows(open_source(source, on_bad_row=data.on_bad_row), data.on_bad_row))
             mined, reports[source.label] = mine(rows, encoder, settings, corpus=corpus_of(source, rows), seed=seed)
             write_rows(mined, _file(folder, source))
         counts = {label: asdict(report) for label, report in reports.items()}
-        write_json(folder / REPORT, {"request": request, "sources": counts})  # last: it says that the files are whole
+        write_json(folder / REPORT, {"request": request, "sources": counts})  # last: the files are complete
 
     on_main(work)
     sources = tuple(
@@ -172,27 +174,13 @@ def mine_sources(data: DataSettings, encoder: MiningEncoder, folder: str | Path,
 
 def corpus_of(source: SourceSettings, rows: Iterable[TrainingRow]) -> dict[str, str]:
     """Id -> text of the documents among which a source's negatives are sought; for pairs, their positives."""
-    if source.kind == "beir":
-        from search_r3_mteb.tasks.beir_folder import read_corpus
-
-        return {document.id: join_title(document.title, document.text) for document in read_corpus(str(source.path))}
-    if source.kind == "hopworld":
-        from search_r3_mteb.tasks.hopworld import HopWorld
-
-        world = HopWorld(source.documents, source.world_seed)
-        return {id_: join_title(document["title"], document["text"]) for id_, document in world.corpus.items()}
+    if source.kind in ("beir", "hopworld"):
+        return dict(documents_of(source))
     return {row.positive_id or f"row {number}": row.positive for number, row in enumerate(rows)}
 
 
-def write_rows(rows: Iterable[TrainingRow], path: str | Path) -> None:
-    """Write rows as JSONL that a source of kind "jsonl" reads without a column mapping; complete or not at all."""
-    names = ("query", "positive", "positive_id", "negatives", "reasoning", "query_id")
-    records = [{name: value for name in names if (value := getattr(row, name)) not in (None, ())} for row in rows]
-    write_jsonl(Path(path), records)
-
-
 class _AsSentenceTransformer:
-    """The part of a SentenceTransformer that mine_hard_negatives uses, over vectors made unit length here."""
+    """The part of a SentenceTransformer that mine_hard_negatives uses, with vectors of unit length."""
 
     def __init__(self, encoder: MiningEncoder) -> None:
         import torch
@@ -231,7 +219,7 @@ def _unit(vectors: Any) -> Float[np.ndarray, "n dim"]:
     values = np.asarray(vectors, dtype=np.float32)
     if not np.isfinite(values).all():
         raise ValueError(
-            "The encoder gave vectors with NaN or infinity; negatives mined with them would be random. Stop here."
+            "The encoder gave vectors with NaN or infinity; negatives mined with them would be random. Check the model."
         )
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
@@ -248,8 +236,6 @@ def _report(folder: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
-    from train.config.loading import load_config
-    from train.config.stages import SftConfig
 
     parser = argparse.ArgumentParser(description="Mine hard negatives for the sources of a configuration.")
     parser.add_argument("--config", required=True, help="a configuration of train/sft.py with [data.mining]")

@@ -1,19 +1,20 @@
-"""One JSON object a line, plain or .gz, of any size: read in order, and plain files also at random.
+"""JSONL files of any size, plain or .gz: read in order, and plain files also at random.
 
-A plain file is indexed once by the byte offset of every 32nd line: ten million lines take 2.5 MB, and a line is found by
-reading at most 31 others. A .gz can only be read in order.
+A plain file is indexed once by the byte offset of every 32nd line: ten million lines take 2.5 MB, and a line is found
+by reading at most 31 others. A .gz can only be read in order.
 """
 
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
-from train.data.rows import BadRowError
+from search_r3_mteb.atomic import write_jsonl
+from train.data.rows import BadRowError, TrainingRow
 
 _STRIDE = 32  # lines per entry of the index
 _CHUNK = 1 << 20  # bytes read at a time while indexing
@@ -34,7 +35,7 @@ class JsonlFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"There is no file {str(path)!r} with one JSON object a line (.jsonl or .jsonl.gz)."
+                f"There is no file {str(path)!r} with one JSON object per line (.jsonl or .jsonl.gz)."
             )
         self.packed = self.path.suffix == ".gz"
         self.count: int | None = None
@@ -49,7 +50,7 @@ class JsonlFile:
                 f"{self.path.name} is packed and can only be read in order. Unpack it to read it at random."
             )
         if not 0 <= index < self.count:
-            raise IndexError(f"{self.path.name} has {self.count} lines, there is no line {index + 1}.")
+            raise IndexError(f"{self.path.name} has {self.count} lines, not {index + 1}.")
         if self._stream is None:
             self._stream = self.path.open("rb")
         self._stream.seek(int(self._offsets[index // _STRIDE]))
@@ -71,7 +72,7 @@ class JsonlFile:
                         yield Line(number, raw)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 raise ValueError(
-                    f"{self.path}, after line {number}: damaged or truncated gzip file ({error}). Make or copy it again."
+                    f"{self.path}, after line {number}: damaged or truncated gzip file ({error}). Copy it again."
                 ) from error
 
     def record(self, line: Line) -> Any:
@@ -88,6 +89,13 @@ class JsonlFile:
         except RecursionError:
             reason = "not JSON that can be read (nested too deeply)"
         raise BadRowError(str(self.path), line.number, reason)
+
+
+def write_rows(rows: Iterable[TrainingRow], path: str | Path) -> None:
+    """Write rows as JSONL that a source of kind "jsonl" reads without a column mapping; complete or not at all."""
+    names = ("query", "positive", "positive_id", "negatives", "reasoning", "query_id")
+    records = [{name: value for name in names if (value := getattr(row, name)) not in (None, ())} for row in rows]
+    write_jsonl(Path(path), records)
 
 
 def _index(path: Path) -> tuple[int, np.ndarray[Any, np.dtype[np.int64]]]:

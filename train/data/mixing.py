@@ -1,15 +1,14 @@
 """Batches of training rows from several sources: mixed by weight, shuffled, cleaned, shared out, resumable.
 
-    data = load_training_data(config.data, batch_size=64, seed=0)      # rank= and world_size= on several processes
-    rows = data.next_batch()                                           # this process's share of the next global batch
-    saved = data.state_dict()                                          # JSON values; load_state_dict continues bit for bit
+    data = load_training_data(config.data, batch_size=64, seed=0)  # rank= and world_size= on several processes
+    rows = data.next_batch()                                       # this process's share of the next global batch
+    saved = data.state_dict()                                      # JSON values; load_state_dict continues exactly
 
-The stream is endless and a function of (settings, seed, position). Every process walks through the same global stream and
-keeps its own slice of each batch: the slices in the order of rank are the single process's batch, the state is the same on
-all of them, and a run on two processes resumes on one. Reading the others' rows costs far less than training on one's own.
-
-Sources of known length are shuffled as a whole by a computed permutation (order.py), others in blocks of `shuffle_rows`. Each
-source has epochs of its own.
+The stream is endless and a function of (settings, seed, position). Every process walks through the same global stream
+and keeps its own slice of each batch: the slices in the order of rank are the single process's batch, the state is the
+same on all of them, and a run on two processes resumes on one. Reading the rows of other processes costs little beside
+training. Sources of known length are shuffled as a whole by a computed permutation (order.py), others in blocks of
+`shuffle_rows`. Each source has epochs of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,9 +24,7 @@ from train.data.decontamination import (
     Role,
     SourceCounts,
     decontaminator_for,
-    from_saved,
     roles_of,
-    to_saved,
 )
 from train.data.order import key_of, permuted, uniform
 from train.data.rows import BadRowError, RowSource, TrainingRow, limit_negatives
@@ -40,7 +37,7 @@ _BAD_SHOWN = 5  # messages kept per source
 
 @dataclass(frozen=True)
 class DataStatistics:
-    """What one source has given so far. Bad and dropped rows are counted in its first epoch only, so each once."""
+    """Counts of one source so far. Bad and dropped rows are counted in its first epoch only, so each once."""
 
     label: str
     epoch: int
@@ -115,20 +112,20 @@ class SourceStream:
             "given_before_epoch": self._given_before_epoch,
             "bad": self._bad,
             "bad_examples": list(self._bad_examples),
-            "decontamination": to_saved(self.counts),
+            "decontamination": self.counts.to_saved(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved position. ValueError where the source has another length than it had."""
         if state["count"] != self.source.count:
             raise ValueError(
-                f"{self.label} had {state['count']} rows when the checkpoint was written and has {self.source.count} now, so its "
-                "position means another row. Restore the file, or start a new run."
+                f"{self.label} had {state['count']} rows when the checkpoint was written and has {self.source.count} "
+                "now, so its position means another row. Restore the file, or start a new run."
             )
         self._epoch, self._position = state["epoch"], state["position"]
         self._given, self._given_before_epoch = state["given"], state["given_before_epoch"]
         self._bad, self._bad_examples = state["bad"], list(state["bad_examples"])
-        self.counts = from_saved(state["decontamination"])
+        self.counts = SourceCounts.from_saved(state["decontamination"])
         self._block = self._stream = None
 
     def _advance(self) -> tuple[Any, int, int]:
@@ -167,7 +164,7 @@ class SourceStream:
         return rows[permuted(offset, len(rows), key_of(self._key, self._epoch, number))] if offset < len(rows) else None
 
     def _read_block(self, number: int) -> list[Any]:
-        """The next `shuffle_rows` raw rows; the open stream goes on where the block before it ended."""
+        """The next `shuffle_rows` raw rows; an open stream goes on where the previous block ended."""
         size, start = self._settings.shuffle_rows, number * self._settings.shuffle_rows
         if self._stream is None or self._stream_position != start:
             self._stream = self.source.iterate(start)
@@ -191,7 +188,7 @@ class SourceStream:
 class TrainingData:
     """The mixed stream in batches of `batch_size` rows over all processes; this one gets its share.
 
-    Iterating gives batches for ever. Raises ValueError where the processes cannot share the batch evenly.
+    Iterating never ends. Raises ValueError where the processes cannot share the batch evenly.
     """
 
     def __init__(
@@ -206,11 +203,11 @@ class TrainingData:
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
-                f"batch_size = {batch_size} cannot be shared evenly by {world_size} processes, and uneven shares would weigh "
-                f"rows differently. Set batch_size to a multiple of {world_size}."
+                f"batch_size = {batch_size} cannot be shared evenly by {world_size} processes, and uneven shares would "
+                f"weigh rows differently. Set batch_size to a multiple of {world_size}."
             )
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank = {rank} is no process of {world_size}: ranks count from 0.")
+            raise ValueError(f"rank = {rank} is not one of {world_size} processes: ranks count from 0.")
         self.streams, self._settings, self._seed = list(streams), settings, seed
         self.batch_size, self._rank, self._world_size = batch_size, rank, world_size
         total = sum(source.weight for source in settings.sources)
@@ -241,7 +238,7 @@ class TrainingData:
         return [stream.statistics() for stream in self.streams]
 
     def decontamination_report(self, checker: Decontaminator | None = None) -> DecontaminationReport:
-        """What was dropped among the rows read so far; `checker` adds what they were compared with."""
+        """Rows dropped so far; `checker` adds the evaluation sets that they were compared with."""
         settings = self._settings.decontamination
         report = checker.report() if checker else DecontaminationReport(settings.threshold, settings.shingle_words, {})
         report.sources.update({stream.label: stream.counts for stream in self.streams})
@@ -257,14 +254,14 @@ class TrainingData:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. ValueError where it belongs to other sources, another seed or batch size."""
+        """Continue where `state` was taken. ValueError where sources, seed or batch size are others."""
         mine = {"batch_size": self.batch_size, "seed": self._seed, "sources": [stream.label for stream in self.streams]}
         theirs = {"batch_size": state["batch_size"], "seed": state["seed"], "sources": list(state["sources"])}
         for name, value in mine.items():
             if theirs[name] != value:
                 raise ValueError(
-                    f"The checkpoint's data position is for {name} = {theirs[name]}, this run has {value}: the rows that follow "
-                    "would be others. Resume with the same data settings, or start a new run."
+                    f"The checkpoint's data position is for {name} = {theirs[name]}, this run has {value}: other rows "
+                    "would follow. Resume with the same data settings, or start a new run."
                 )
         self._batches = state["batches"]
         for stream in self.streams:
@@ -292,9 +289,9 @@ def load_training_data(
 ) -> TrainingData:
     """The training data that the configuration describes, opened and cleaned of evaluation texts.
 
-    `unit` "query" gives one row per query of a BEIR folder instead of one per judgement: prompts of stage 2. `checker` is a
-    decontaminator that was built before (building one reads the evaluation sets). Raises FileNotFoundError or ValueError
-    where a source cannot be read.
+    `unit` "query" gives one row per query of a BEIR folder instead of one per judgement: prompts of stage 2. `checker`
+    is a decontaminator that exists already: building one reads the evaluation sets. Raises FileNotFoundError or
+    ValueError where a source cannot be read.
     """
     checker = checker if checker is not None else decontaminator_for(settings)
     streams = []

@@ -1,10 +1,10 @@
-"""Texts that are the same, or nearly: equal after normalisation, or word-shingle Jaccard at or above a threshold.
+"""Index of near duplicates: texts equal after normalisation, or with a word-shingle Jaccard at or above a threshold.
 
-Why exact Jaccard with an inverted index and not MinHash: most evaluation texts are queries, and a query of ten words has eight
-shingles, where a MinHash of 128 permutations errs by 0.04 around the threshold, costs 512 bytes instead of 64, and draws 128
-hashes per shingle. The prefix filter (Chaudhuri et al. 2006; Bayardo et al. 2007, "Scaling up all pairs similarity search")
-finds every pair above the threshold and no other: two sets that similar must share one of their few rarest members, so only
-those are indexed. Deterministic, without a parameter to tune, and without a dependency.
+Why exact Jaccard with an inverted index and not MinHash: most evaluation texts are queries, and a query of ten words
+has eight shingles, where a MinHash of 128 permutations errs by 0.04 around the threshold, costs 512 bytes instead of
+64, and draws 128 hashes per shingle. The prefix filter (Chaudhuri et al. 2006; Bayardo et al. 2007, "Scaling up all
+pairs similarity search") finds every pair above the threshold and no other: two sets that similar must share one of
+their few rarest members, so only those are indexed. Deterministic, without a parameter to tune or a dependency.
 """
 
 import math
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from train.data.order import key_of
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
-# Letters and digits of all scripts. Those written without spaces (Thai, Lao, Burmese, Khmer, kana, Han) count one character as
-# a word, else a whole sentence would be one.
+# Letters and digits of all scripts. In scripts without spaces (Thai, Lao, Burmese, Khmer, kana, Han) each character
+# counts as a word, or a whole sentence would be one.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])+")
+_ANY_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])+")
 _CACHED_WORDS = 1 << 20
 
 
 class Signature(NamedTuple):
-    """What two texts are compared by."""
+    """The numbers by which two texts are compared."""
 
     exact: int
     """64 bits of the normalised text."""
@@ -50,7 +50,7 @@ def words(text: str) -> list[str]:
     """The words of a text without case, punctuation and compatibility forms: "Ｗhat is X-ray?" -> what, is, x, ray."""
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return _ANY_WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 class Signer:
@@ -87,8 +87,8 @@ class Signer:
 class DuplicateIndex:
     """Finds, for one text at a time, the most similar of the texts that it was built from.
 
-    `threshold` is the least Jaccard, above 0 and at most 1. Memory: 8 bytes per distinct shingle of a text, and about as much
-    again for the index.
+    `threshold` is the least Jaccard, above 0 and at most 1. Memory: 8 bytes per distinct shingle of a text, and about
+    as much again for the index.
     """
 
     def __init__(self, signatures: Iterable[Signature], threshold: float) -> None:

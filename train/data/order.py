@@ -1,7 +1,7 @@
-"""The order of rows without holding one: a keyed permutation that is computed, and draws that are looked up.
+"""The order of rows: a keyed permutation and random draws, both computed from (seed, position) alone.
 
-Both are functions of (seed, position) alone. So the position is the whole state of a shuffled epoch: a resumed run goes on
-bit for bit, every process computes the same order, and ten million rows cost no memory.
+So the position is the whole state of a shuffled epoch: a resumed run goes on bit for bit, every process computes the
+same order, and ten million rows cost no memory.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def permuted(position: int, size: int, key: int) -> int:
 
 
 def choose(count: int, size: int, *parts: object) -> list[int]:
-    """`count` different numbers below `size` (all of them when there are no more), in increasing order."""
+    """`count` different numbers below `size`, at most all of them, in increasing order."""
     if count >= size:
         return list(range(size))
     key = key_of(*parts)

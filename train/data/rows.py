@@ -1,4 +1,4 @@
-"""Training rows, how one is read from a record with columns of the user's naming, and what a source of rows is."""
+"""Training rows, their reader from records with columns of the user's naming, and the interface of a source of rows."""
 
 import json
 import tempfile
@@ -17,7 +17,7 @@ _ID_KEYS = ("id", "_id", "docid", "doc_id")
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """A query with a relevant document, as texts; a document's title stands before its text, as the encoder joins them."""
+    """A query with a relevant document, as texts; a document's title precedes its text, as the encoder joins them."""
 
     query: str
     positive: str
@@ -73,7 +73,7 @@ class RowReader:
         if positive in negatives:
             raise _Reason("the positive is also among the negatives, so the row contradicts itself")
         return TrainingRow(
-            query=_text(record, names.query),
+            query=_checked(_value(record, names.query), names.query),
             positive=positive,
             positive_id=own_id or chosen_id,
             negatives=tuple(negatives),
@@ -133,13 +133,13 @@ def limit_negatives(row: TrainingRow, count: int, *parts: object) -> tuple[str, 
 
 
 class _Reason(Exception):  # noqa: N818  never leaves this module
-    """Why a record is no row."""
+    """Why a record is not a row."""
 
 
-def _text(record: Mapping[str, Any], name: str) -> str:
+def _value(record: Mapping[str, Any], name: str) -> Any:
     if name not in record:
         raise _Reason(f"there is no {name!r}; the row has {', '.join(map(repr, record)) or 'no keys'}")
-    return _checked(record[name], name)
+    return record[name]
 
 
 def _optional_text(record: Mapping[str, Any], name: str) -> str | None:
@@ -147,9 +147,7 @@ def _optional_text(record: Mapping[str, Any], name: str) -> str | None:
 
 
 def _title(record: Mapping[str, Any], name: str) -> str | None:
-    if name not in record:
-        raise _Reason(f"there is no {name!r}; the row has {', '.join(map(repr, record))}")
-    title = record[name]
+    title = _value(record, name)
     if title is not None and not isinstance(title, str):
         raise _Reason(f"{name!r} must be text, got {type(title).__name__}")
     return title
@@ -163,17 +161,15 @@ def _checked(value: Any, name: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise _Reason(f"{name!r} holds a lone surrogate, which is no text") from None
+        raise _Reason(f"{name!r} holds a lone surrogate, which is not text") from None
     return value
 
 
 def _documents(record: Mapping[str, Any], name: str, *, required: bool) -> list[tuple[str | None, str]]:
     """(id or None, text) of a text, a {title, text} object, or a list of either."""
-    value = record.get(name)
-    if value is None and not required:
+    if record.get(name) is None and not required:
         return []
-    if name not in record:
-        raise _Reason(f"there is no {name!r}; the row has {', '.join(map(repr, record)) or 'no keys'}")
+    value = _value(record, name)
     items = value if isinstance(value, list | tuple) else [value]
     if not items and required:
         raise _Reason(f"{name!r} is an empty list")

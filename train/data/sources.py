@@ -1,8 +1,8 @@
-"""Where training rows come from: JSONL files, BEIR folders with training judgements, Hugging Face datasets, hopworld.
+"""Sources of training rows: JSONL files, BEIR folders with training judgements, Hugging Face datasets, hopworld.
 
 A source hands out raw rows by position (`at`) where it can, else only in order (`iterate`), and turns one into a
-`TrainingRow` (`parse`). None of them holds its texts in memory: JSONL files are read where they lie; what has to be joined or
-generated first (BEIR judgements, hopworld) goes to an anonymous temporary file, in TMPDIR.
+`TrainingRow` (`parse`). None holds its texts in memory: JSONL files are read in place; rows that must be joined or
+generated first (BEIR judgements, hopworld) go to an anonymous temporary file in TMPDIR.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from train.config.data import SourceSettings
+from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.tasks.beir_folder import read_corpus
+from search_r3_mteb.tasks.hopworld import HopWorld
+from train.config.data import JudgedSetSettings, SourceSettings
 from train.data.beir_source import BeirSource, Unit
 from train.data.jsonl import JsonlFile, Line
 from train.data.order import uniform
@@ -19,7 +22,7 @@ from train.data.rows import BadRowError, RowReader, RowSource, Spill, TrainingRo
 
 
 class JsonlSource(RowSource):
-    """Pairs or triples, one JSON object a line; .gz is read in order."""
+    """Pairs or triples, one JSON object per line; .gz is read in order."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.label = settings.label
@@ -73,11 +76,9 @@ class HubSource(RowSource):
 
 
 class HopWorldSource(RowSource):
-    """Training queries of the generated world, written to a temporary file so that a large world is shuffled as a whole."""
+    """Training queries of the generated world, in a temporary file so that a large world is shuffled as a whole."""
 
     def __init__(self, settings: SourceSettings) -> None:
-        from search_r3_mteb.tasks.hopworld import HopWorld
-
         self.label, self._continued = settings.label, settings.continued
         world = HopWorld(settings.documents, settings.world_seed)
         self._spill = Spill()
@@ -112,7 +113,7 @@ class HopWorldSource(RowSource):
         )
 
     def _trace(self, raw: dict[str, Any], epoch: int) -> tuple[str | None, str | None]:
-        """What is given of the trace, and what is to be said; the draws depend on the query and the epoch alone."""
+        """The given part of the trace, and the part to be said; draws depend on the query and the epoch alone."""
         trace: str | None = raw.get("reasoning")
         draw = partial(uniform, "continued", raw["query_id"], epoch)
         if trace is None or raw["hops"] == 1 or draw("row") >= self._continued:
@@ -136,6 +137,14 @@ def open_source(settings: SourceSettings, *, unit: Unit = "judgement", on_bad_ro
     if settings.kind == "hopworld":
         return HopWorldSource(settings)
     return BeirSource(settings, unit, on_bad_row)
+
+
+def documents_of(place: SourceSettings | JudgedSetSettings) -> Iterator[tuple[str, str]]:
+    """(id, text) of every document of a BEIR folder or a hopworld, titles before the texts."""
+    if place.kind == "hopworld":
+        corpus = HopWorld(place.documents, place.world_seed).corpus
+        return ((id_, join_title(document["title"], document["text"])) for id_, document in corpus.items())
+    return ((id_, join_title(title, text)) for id_, title, text in read_corpus(str(place.path)))
 
 
 def all_rows(source: RowSource, on_bad_row: str = "stop") -> Iterator[TrainingRow]:

@@ -1,1 +1,1 @@
-"""Losses and rewards, as pure functions over tensors and arrays."""
+"""Losses and rewards: functions over tensors and arrays."""

@@ -1,4 +1,4 @@
-"""What every loss asks of its tensors: finite values, enough digits, unit length."""
+"""Checks and conversions of the losses' tensors: finite values, enough digits, unit length, counts above 0."""
 
 import torch
 from jaxtyping import Float
@@ -7,7 +7,7 @@ from torch.nn import functional
 
 
 def unit(vectors: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-    """The vectors at length 1, in float32 or wider: bfloat16 cosines have two digits, too few for a temperature of 0.05."""
+    """The vectors at length 1, in float32 or wider: bfloat16 cosines have too few digits for a temperature of 0.05."""
     return functional.normalize(at_least_float32(vectors), dim=-1)
 
 
@@ -37,7 +37,7 @@ def require_positive(**values: float) -> None:
 
 
 def share(count: float | None, here: int) -> float:
-    """What a sum is divided by: `count` when the caller knows the whole, else what is here. ValueError unless above 0."""
+    """The divisor of a sum: `count` where the caller knows the whole, else the number `here`. ValueError unless > 0."""
     count = here if count is None else count
     if not count > 0:
         raise ValueError(

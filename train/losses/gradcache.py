@@ -1,17 +1,17 @@
-"""Contrastive loss over a batch that does not fit in memory: cached gradients (GradCache, arXiv 2101.06983).
+"""Cached gradients (GradCache, arXiv 2101.06983): a contrastive loss over a batch that does not fit in memory.
 
-    1. Every mini-batch goes through the model without a graph; only its vectors are kept, and the state of the random numbers.
+    1. Every mini-batch goes through the model without a graph; only its vectors and the random state are kept.
     2. The contrastive loss of all vectors gives the gradient at each vector: the cache. No model is involved.
-    3. Every mini-batch goes through the model again, with a graph and the same random numbers (dropout draws the same mask);
-       `sum(vectors * cached gradient)` has exactly the gradient that the loss of the whole batch has through these vectors.
+    3. Every mini-batch goes through the model again, with a graph and the same random state (so the same dropout mask);
+       `sum(vectors * cached gradient)` has exactly the gradient of the whole batch's loss through these vectors.
 
 One mini-batch of activations is alive at a time, so memory grows with the mini-batch and not with the batch.
 
-What is sentence-transformers' and what is not: `RandContext`, which saves and replays the random state, is theirs. Their
-`CachedLossMixin` is not used, because it fits one shape only: one model called on a dict of features, sliced by rows, that
-returns one "sentence_embedding". Here a step has several kinds of forwards (a query direct, the same query with its reasoning,
-documents), each a chat prompt with its own spans, and step 3 must also carry the losses that need no other row (cross-entropy
-and KL on the reply's tokens): a second forward of its own for these would cost half as much again.
+`RandContext`, which saves and replays the random state, is sentence-transformers'. Their `CachedLossMixin` is not used,
+because it fits one shape only: one model called on a dict of features, sliced by rows, that returns one
+"sentence_embedding". Here a step has several kinds of forwards (a query direct, the same query with its reasoning,
+documents), each a chat prompt with its own spans, and step 3 also carries the losses that need no other row
+(cross-entropy and KL on the reply's tokens): a forward of their own would cost half as much again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +27,10 @@ from train.losses.checks import at_least_float32, require_finite
 
 @dataclass(frozen=True)
 class Forward:
-    """What one mini-batch gives: its vectors, and a function that computes the losses of this mini-batch alone.
+    """The vectors of one mini-batch, and a function that computes the losses of this mini-batch alone.
 
-    `local_loss` is called in the second pass only, so the first one computes no logits. It returns a sum over its own tokens,
-    divided by the count of the whole batch (see train/losses/stage1.py); the losses of all mini-batches are added up.
+    `local_loss` is called in the second pass only, so the first one computes no logits. It returns a sum over its own
+    tokens, divided by the count of the whole batch (see stage1.py); the losses of all mini-batches are added up.
     """
 
     vectors: Float[Tensor, "rows dim"]
@@ -56,18 +56,18 @@ def cached_backward(
     backward: Callable[[Tensor], object] = torch.Tensor.backward,
     no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> CachedLoss:
-    """Add the gradient of `contrastive(vectors of each column) + all local losses` to the parameters; return the losses.
+    """Add the gradient of `contrastive(vectors of each column)` + all local losses to the parameters; both losses.
 
     When every column is one mini-batch, each runs once, with a graph; memory is then that of the batch.
 
-    `columns` maps a name ("direct", "reason", "documents") to its mini-batches: functions that run the model. Each is called
-    twice and gives the same vectors both times under the same torch random state. `contrastive` gets a dict of (rows, dim)
-    tensors, float32 or wider, the mini-batches of each column concatenated in order.
+    `columns` maps a name ("direct", "reason", "documents") to its mini-batches: functions that run the model. Each is
+    called twice and gives the same vectors both times under the same torch random state. `contrastive` gets a dict of
+    (rows, dim) tensors, float32 or wider, the mini-batches of each column concatenated in order.
 
     `backward` runs a backward pass: `accelerator.backward` divides for gradient accumulation and scales for float16.
-    `no_sync` is entered for every mini-batch but the last, which then makes DDP average once; under DDP the last mini-batch of
-    the last column must reach every trainable parameter (put replies there, not documents), or use
-    `train.processes.collectives.average_gradients` instead. FSDP needs the same number of mini-batches on every process.
+    `no_sync` is entered for every mini-batch but the last, which then makes DDP average once; under DDP the last
+    mini-batch of the last column must reach every trainable parameter (put replies there, not documents), or use
+    `collectives.average_gradients` instead. FSDP needs the same number of mini-batches on every process.
 
     Raises ValueError when a column has no mini-batch, when the loss does not depend on a column, when a gradient is not
     finite, and when a mini-batch gives other vectors the second time.
@@ -89,11 +89,11 @@ def cached_backward(
                 vectors = mini_batch().vectors
                 if vectors.device.type != "cpu" and vectors.device != device:
                     raise ValueError(
-                        f"Column {name!r} gave vectors on {vectors.device}, but the random state of {device} was saved. Call "
-                        "torch.cuda.set_device with the model's device."
+                        f"Column {name!r} gave vectors on {vectors.device}, but the random state of {device} was "
+                        "saved. Call torch.cuda.set_device with the model's device."
                     )
                 leaves[name].append(at_least_float32(vectors.detach()))
-    torch.clear_autocast_cache()  # bfloat16 copies of the weights that were made without a graph must not be used in pass 2
+    torch.clear_autocast_cache()  # pass 2 must not use bfloat16 copies of the weights made without a graph
     loss, cache = _vector_gradients(leaves, contrastive)
     local = torch.zeros((), dtype=loss.dtype, device=loss.device)
     left = sum(len(mini_batches) for mini_batches in columns.values())
@@ -117,10 +117,10 @@ def cached_backward(
 def _single_pass(
     columns: Mapping[str, MiniBatch], contrastive: ContrastiveLoss, backward: Callable[[Tensor], object]
 ) -> CachedLoss:
-    """One forward a column, with a graph: where no column is cut in parts, a second forward would save nothing.
+    """One forward per column, with a graph: where no column is cut in parts, a second forward would save nothing.
 
-    The gradient at the vectors is still taken first. Over several processes that order matters: the gathers' own backward is
-    then done before DDP begins to average, on every process, whether or not another one has more mini-batches or columns.
+    The gradient at the vectors is still taken first, so that on every process the backward of the gathers is done
+    before DDP begins to average, whether or not another process has more mini-batches or columns.
     """
     forwards = {name: mini_batch() for name, mini_batch in columns.items()}
     vectors = {name: at_least_float32(forward.vectors) for name, forward in forwards.items()}
@@ -149,8 +149,8 @@ def _vector_gradients(
     for (name, parts), gradient in zip(leaves.items(), gradients, strict=True):
         if gradient is None:
             raise ValueError(
-                f"The contrastive loss does not depend on column {name!r}: its vectors get no gradient, though each is computed "
-                "twice. Leave the column out, or do not detach it."
+                f"The contrastive loss does not depend on column {name!r}: its vectors get no gradient, though each is "
+                "computed twice. Leave the column out, or do not detach it."
             )
         require_finite(**{f"gradient of {name}": gradient})
         cache[name] = gradient.split([len(part) for part in parts])
@@ -158,21 +158,21 @@ def _vector_gradients(
 
 
 def _rng_device() -> torch.device:
-    """Where, beside the CPU, random numbers are drawn: the current device of this process."""
+    """The current device of this process, where random numbers are drawn beside the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
 
 
 def _require_same(first: Tensor, second: Tensor, dtype: torch.dtype, name: str, index: int) -> None:
-    """ValueError when the second forward is another one; kernels of a GPU may round differently, a dropout mask is far more."""
+    """ValueError when the second forward differs by more than a GPU kernel's rounding, as with another dropout mask."""
     tolerance = 1e-3 if torch.finfo(dtype).bits >= 32 else 5e-2
     same = first.shape == second.shape and bool(
         ((first - second).abs() <= tolerance * first.abs().amax(dim=-1, keepdim=True)).all()
     )
     if not same:
         raise ValueError(
-            f"Mini-batch {index} of column {name!r} gave other vectors the second time: the cached gradient does not belong to "
-            "them. The function must be repeatable under torch's random state: no random numbers from Python or NumPy, "
-            "no changed inputs, no counter."
+            f"Mini-batch {index} of column {name!r} gave other vectors the second time: the cached gradient does not "
+            "belong to them. The function must be repeatable under torch's random state: no random numbers from Python "
+            "or NumPy, no changed inputs, no counter."
         )

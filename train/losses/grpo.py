@@ -1,7 +1,7 @@
-"""The loss of stage 2: GRPO (arXiv 2402.03300, section 4.1), pure over a dataclass of shaped tensors.
+"""The loss of stage 2: GRPO (arXiv 2402.03300, section 4.1), a function of shaped tensors, and its advantages.
 
-Departures from the paper: the paper's summary says "GRPO" and no more. Each default below names its source; none is known
-to be Search-R3's. All of them are in train/PAPER.md.
+Departures from the paper: the paper's summary says "GRPO" and no more, so no default is known to be Search-R3's. All of
+them are in train/PAPER.md, with their sources.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ DEFAULTS = PolicySettings()
 class PolicyBatch:
     """Rollouts as the loss sees them, right- or left-padded: column t of every tensor is the same sampled token.
 
-    `log_probs` have the gradient; `old_log_probs` are those of the distribution that sampled, `reference_log_probs` those of
-    the frozen reference, or None without KL. `mask` is False at tokens that the model did not choose: the forced embed token,
-    and padding, whose values are never read. `groups` holds the *id* of each rollout's prompt, unique over all processes;
-    rows may come in any order. `rewards` has one number a rollout.
+    `log_probs` have the gradient; `old_log_probs` are those of the distribution that sampled, `reference_log_probs`
+    those of the frozen reference, or None without KL. `mask` is False at tokens that the model did not choose: the
+    forced embed token, and padding, whose values are never read. `groups` holds the *id* of each rollout's prompt,
+    unique over all processes; rows may come in any order. `rewards` has one number per rollout.
     """
 
     log_probs: Float[Tensor, "rollouts tokens"]
@@ -42,8 +42,8 @@ class PolicyBatch:
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(
-                    f"`{name}` has shape {tuple(getattr(self, name).shape)}, but log_probs of shape {tuple(self.log_probs.shape)} "
-                    f"ask for {tuple(shape)}: one row a rollout, one column a token."
+                    f"`{name}` has shape {tuple(getattr(self, name).shape)} instead of {tuple(shape)}, which fits "
+                    f"log_probs of shape {tuple(self.log_probs.shape)}: rows are rollouts, columns are tokens."
                 )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"`mask` is {self.mask.dtype}; it must be bool, True where the model chose the token.")
@@ -54,7 +54,7 @@ class PolicyBatch:
 
 @dataclass(frozen=True)
 class Advantages:
-    """One advantage a rollout, the number of groups, and of those whose rollouts all had one reward (advantage 0)."""
+    """One advantage per rollout; the number of groups, and of those whose rewards are all equal (advantage 0)."""
 
     values: Float[Tensor, " rollouts"]
     groups: int
@@ -63,11 +63,11 @@ class Advantages:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """The loss, with gradient, and what to log about it (means over the tokens of this call, no gradient).
+    """The loss, with gradient, and numbers for the log (means over the tokens of this call, no gradient).
 
-    `clipped_low` and `clipped_high` are the shares of tokens whose gradient the clip stopped, `kl` is in nats per token, and
-    `ratio_gap_mean` and `ratio_gap_max` are |log_probs - old_log_probs|: on the first update after a rollout, how far the
-    sampler is from the trainer.
+    `clipped_low` and `clipped_high` are the shares of tokens whose gradient the clip stopped, `kl` is in nats per
+    token, and `ratio_gap_mean` and `ratio_gap_max` are |log_probs - old_log_probs|: on the first update after a
+    rollout, how far the sampler is from the trainer.
     """
 
     loss: Float[Tensor, ""]
@@ -90,9 +90,9 @@ def group_advantages(
 ) -> Advantages:
     """Each reward minus the mean of its group, divided by (standard deviation + epsilon) when `standardise`.
 
-    Groups are rows of one id, wherever they stand. The deviation is the sample's (n - 1) and epsilon 1e-4, as in TRL. A group
-    whose rewards differ by no more than `equal_within` (our choice: cosines of equal vectors differ by rounding) says nothing
-    about its rollouts: its advantages are 0, and it is counted.
+    Groups are rows of one id, wherever they stand. The deviation is the sample's (n - 1) and epsilon 1e-4, as in TRL. A
+    group whose rewards differ by no more than `equal_within` (our choice: cosines of equal vectors differ by rounding)
+    says nothing about its rollouts: its advantages are 0, and it is counted.
 
     Raises ValueError for NaN, and for a group of one, whose mean is its own reward.
     """
@@ -103,8 +103,8 @@ def group_advantages(
     if int(sizes.min()) == 1:
         alone = int(groups[number == int(sizes.argmin())][0])
         raise ValueError(
-            f"Group {alone} has one rollout: compared with itself alone its advantage would be 0, or its raw reward. Sample at "
-            "least 2 rollouts a prompt; when groups are split over processes, gather rewards and group ids first."
+            f"Group {alone} has one rollout: compared with itself alone its advantage would be 0, or its raw reward. "
+            "Sample at least 2 rollouts per prompt; where groups span processes, gather rewards and group ids first."
         )
     exact = rewards.detach().double()  # the mean of equal rewards must be that reward
     zeros = torch.zeros(len(sizes), dtype=exact.dtype, device=exact.device)
@@ -121,9 +121,9 @@ def group_advantages(
 def gathered_advantages(
     rewards: Float[Tensor, " rollouts"], groups: Int[Tensor, " rollouts"], *, standardise: bool = DEFAULTS.standardise
 ) -> Advantages:
-    """Advantages of this process's rollouts in groups that may lie on several processes; group counts are those of all.
+    """Advantages of this process's rollouts in groups that may span processes; group counts are those of all.
 
-    `groups` are ids of prompts that mean the same on all processes: two prompts under one id would be compared with each other.
+    `groups` are prompt ids that mean the same on all processes: rollouts under one id are compared with each other.
     """
     counts = collectives.row_counts(len(rewards), rewards.device)
     whole = group_advantages(collectives.gather_rows(rewards), collectives.gather_rows(groups), standardise=standardise)
@@ -140,12 +140,13 @@ def grpo_loss(
 ) -> PolicyLoss:
     """GRPO with an asymmetric clip; masked tokens have neither a loss nor a gradient.
 
-    Per token: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl_weight * k3, with r = exp(log_probs - old_log_probs) and
-    k3 = exp(d) - d - 1, d = reference - log_probs (arXiv 2402.03300, eq. 4). "token" normalisation divides the sum by `count`
-    tokens, "sequence" the sum of each rollout's mean by `count` rollouts; `count` defaults to what is here.
+    Per token: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + kl_weight * k3, with r = exp(log_probs -
+    old_log_probs) and k3 = exp(d) - d - 1, d = reference - log_probs (arXiv 2402.03300, eq. 4). "token" normalisation
+    divides the sum by `count` tokens, "sequence" the sum of each rollout's mean by `count` rollouts; `count` defaults
+    to this batch's own.
 
-    `advantages` are this batch's rows of advantages computed over more rollouts (other processes, other mini-batches); by
-    default they come from the batch's own rewards and groups.
+    `advantages` are this batch's rows of advantages computed over more rollouts (other processes, other mini-batches);
+    by default they come from the batch's own rewards and groups.
 
     Raises ValueError for a KL weight without reference log-probabilities, and when no token is left to learn from.
     """
@@ -177,7 +178,7 @@ def grpo_loss(
     tokens = int(mask.sum())
     if not tokens and count is None:
         raise ValueError(
-            f"All tokens of these {len(mask)} rollouts are masked: nothing was chosen by the model, so nothing can be learned. "
+            f"All tokens of these {len(mask)} rollouts are masked: the model chose none, so nothing can be learned. "
             "Raise the budget of reasoning tokens, or skip the batch."
         )
     if settings.normalisation == "token":

@@ -1,12 +1,12 @@
-"""What a rollout is worth: how well its vector ranks the right documents. Pure functions over arrays.
+"""Rewards of rollouts: how well a rollout's vector ranks the right documents. Functions over arrays.
 
-All rewards lie in [0, 1] per query before weights, penalties and costs. A reward that cannot be computed (no judged document,
-an unknown query or document, NaN) raises and stops the run: a crashed reward that becomes 0 teaches the model that its
-reasoning was bad.
+All rewards lie in [0, 1] per query before weights, penalties and costs. A reward that cannot be computed (no judged
+document, an unknown query or document, NaN) raises and stops the run: a crashed reward that becomes 0 teaches the model
+that its reasoning was bad.
 
-Departures from the paper: its reward "DCG_scaled" is public only as "DCG combined with continuous cosine similarity", so
-`dcg_scaled` is our reading. `margin` is ours, for the time when the top of the ranking is right and DCG stands still; `ndcg`
-and `mrr` are there to compare with.
+Departures from the paper: its reward "DCG_scaled" is public only as "DCG combined with continuous cosine similarity",
+so `dcg_scaled` is our reading. `margin` is ours, for the time when the top of the ranking is right and DCG no longer
+changes; `ndcg` and `mrr` are for comparison.
 """
 
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
@@ -25,12 +25,12 @@ Judgements = Mapping[Any, Mapping[Any, float]]
 
 @dataclass(frozen=True)
 class Rankings:
-    """What each rollout's vector retrieved, best first. Arrays may be numpy or torch.
+    """The documents that each rollout's vector retrieved, best first. Arrays may be numpy or torch.
 
-    `document_ids` (rollouts, k) and `similarities` (rollouts, k), cosines; `positive_similarities` (rollouts,), the cosine
-    with the most similar of the query's relevant documents, wherever that one ranks (needed by `margin` alone);
-    `query_ids` (rollouts,), keys of the judgements, repeated for the rollouts of a group. `finished` is False where the embed
-    token was forced, `reasoning_tokens` counts what was generated before it (needed by penalty and cost).
+    `document_ids` (rollouts, k) and `similarities` (rollouts, k), cosines; `positive_similarities` (rollouts,), the
+    cosine with the most similar of the query's relevant documents, wherever that one ranks (needed by `margin` alone);
+    `query_ids` (rollouts,), keys of the judgements, repeated for the rollouts of a group. `finished` is False where the
+    embed token was forced, `reasoning_tokens` counts the tokens before it (needed by penalty and cost).
     """
 
     query_ids: Any
@@ -56,11 +56,11 @@ def grade(
 ) -> Graded:
     """Look the ranking's first `k` documents up in the judgements (all of them without `k`).
 
-    A document that nobody judged for the query gains 0. Negative judgements gain 0 as well. With `corpus`, the ids that exist,
+    A document that was not judged for the query, or judged negatively, gains 0. With `corpus`, the ids that exist,
     every retrieved and judged document must be among them.
 
-    Raises ValueError for an unknown query, a query without relevant document, an empty or unknown document id, a document
-    twice in one ranking, NaN, or a similarity that is no cosine; TypeError when ids and judgements have different types.
+    Raises ValueError for an unknown query, one without relevant document, an empty or unknown document id, a document
+    twice in one ranking, or a similarity that is not a cosine; TypeError when ids and judgements differ in type.
     """
     similarities = _array(rankings.similarities)
     documents = _ids(rankings.document_ids)
@@ -69,8 +69,8 @@ def grade(
     shape = (rollouts, len(documents[0]) if documents else 0)
     if similarities.shape != shape or len(documents) != rollouts or len({len(row) for row in documents}) > 1:
         raise ValueError(
-            f"{rollouts} query ids, {len(documents)} rankings of {sorted({len(row) for row in documents})} documents and "
-            f"similarities of shape {similarities.shape} do not fit together: one row a rollout, one column a rank."
+            f"{rollouts} query ids, {len(documents)} rankings of {sorted({len(row) for row in documents})} documents "
+            f"and similarities of shape {similarities.shape} do not fit together: rows are rollouts, columns ranks."
         )
     k = similarities.shape[1] if k is None else k
     if not 1 <= k <= similarities.shape[1]:
@@ -78,9 +78,9 @@ def grade(
             f"k={k}, but {similarities.shape[1]} documents were retrieved for each rollout. Search for at least k."
         )
     gains, ideal = np.zeros((rollouts, k)), np.zeros((rollouts, k))
-    lookups = {query: _judged(query, judgements, corpus) for query in dict.fromkeys(queries)}
+    judgements_of = {query: _judged(query, judgements, corpus) for query in dict.fromkeys(queries)}
     for row, (query, retrieved) in enumerate(zip(queries, documents, strict=True)):
-        judged = lookups[query]
+        judged = judgements_of[query]
         _check_retrieved(retrieved, row, next(iter(judged)), corpus)
         gains[row] = [max(judged.get(document, 0.0), 0.0) for document in retrieved[:k]]
         best = sorted((gain for gain in judged.values() if gain > 0), reverse=True)[:k]
@@ -95,10 +95,10 @@ def grade(
 
 
 def dcg_scaled(graded: Graded) -> Float[np.ndarray, " rollouts"]:
-    """Sum over the top k of rel_i * max(cos_i, 0) / log2(i + 1), divided by the same sum for the ideal ranking with cosines 1.
+    """Sum over the top k of rel_i * max(cos_i, 0) / log2(i + 1), divided by that of the ideal ranking with cosines 1.
 
-    The ideal ranking holds the query's judged documents, best first, cut to k. Our reading of the paper's "DCG_scaled"; the
-    cosine below 0 counts as 0, which keeps the reward in [0, 1].
+    The ideal ranking holds the query's judged documents, best first, cut to k. Our reading of the paper's "DCG_scaled";
+    a cosine below 0 counts as 0, which keeps the reward in [0, 1].
     """
     return _discounted(graded.gains * graded.similarities.clip(0, 1)) / _discounted(graded.ideal)
 
@@ -127,13 +127,13 @@ def margin(graded: Graded) -> Float[np.ndarray, " rollouts"]:
     if not np.isfinite(negative).all():
         row = int(np.flatnonzero(~np.isfinite(negative))[0])
         raise ValueError(
-            f"All {graded.gains.shape[1]} documents retrieved for rollout {row} are relevant, so there is no negative to compare "
-            "with. Raise k above the number of relevant documents of a query."
+            f"All {graded.gains.shape[1]} documents retrieved for rollout {row} are relevant, so there is no negative "
+            "to compare with. Raise k above the number of relevant documents of a query."
         )
     return (graded.positive_similarities - negative + 2) / 4
 
 
-KINDS: Mapping[str, Callable[[Graded], Float[np.ndarray, " rollouts"]]] = {
+REWARD_FUNCTIONS: Mapping[str, Callable[[Graded], Float[np.ndarray, " rollouts"]]] = {
     "dcg_scaled": dcg_scaled,
     "ndcg": ndcg,
     "mrr": mrr,
@@ -143,7 +143,7 @@ KINDS: Mapping[str, Callable[[Graded], Float[np.ndarray, " rollouts"]]] = {
 
 @dataclass(frozen=True)
 class Rewards:
-    """`total` is what the policy is trained with; `parts` are the unweighted rewards, for the log."""
+    """`total` trains the policy; `parts` are the unweighted rewards, for the log."""
 
     total: Float[np.ndarray, " rollouts"]
     parts: Mapping[str, Float[np.ndarray, " rollouts"]]
@@ -156,20 +156,20 @@ def reward(
     *,
     corpus: Container[Id] | None = None,
 ) -> Rewards:
-    """The weighted sum of rewards, minus the penalty where the token was forced, minus the cost of the reasoning's tokens.
+    """The weighted sum of rewards, minus the penalty where the token was forced, minus the cost of reasoning tokens.
 
     Raises ValueError when any of it cannot be computed; see `grade` and `margin`.
     """
     settings = settings or RewardSettings()
     graded = grade(rankings, judgements, k=settings.k, corpus=corpus)
     weights = settings.weights
-    missing = sorted(weights.keys() - KINDS.keys())
+    missing = sorted(weights.keys() - REWARD_FUNCTIONS.keys())
     if missing:
         raise ValueError(
-            f"The settings have a reward {missing[0]!r} that no function computes, so its weight would have no effect. The "
-            f"rewards are {', '.join(KINDS)}."
+            f"The settings have a reward {missing[0]!r} that no function computes, so its weight would have no effect. "
+            f"The rewards are {', '.join(REWARD_FUNCTIONS)}."
         )
-    parts = {kind: KINDS[kind](graded) for kind, weight in weights.items() if weight}
+    parts = {kind: REWARD_FUNCTIONS[kind](graded) for kind, weight in weights.items() if weight}
     total = sum((weights[kind] * part for kind, part in parts.items()), np.zeros(len(rankings.query_ids)))
     if settings.forced_penalty:
         finished: Bool[np.ndarray, " rollouts"] = _column("finished", rankings, "forced_penalty").astype(bool)
@@ -202,24 +202,24 @@ def _judged(query: Id, judgements: Judgements, corpus: Container[Id] | None) -> 
         )
     if not any(gain > 0 for gain in judged.values()):
         raise ValueError(
-            f"Query {query!r} has no relevant document among its {len(judged)} judgements: no ranking could earn a reward."
+            f"Query {query!r} has no relevant document among its {len(judged)} judgements: no ranking earns a reward."
         )
     if corpus is not None:
         missing = [document for document, gain in judged.items() if gain > 0 and document not in corpus]
         if missing:
             raise ValueError(
-                f"Document {missing[0]!r}, relevant for query {query!r}, is not in the corpus: it can never be retrieved."
+                f"Document {missing[0]!r}, relevant for query {query!r}, is not in the corpus: it is never retrieved."
             )
     return judged
 
 
 def _check_retrieved(retrieved: Sequence[Id], row: int, judged: Id, corpus: Container[Id] | None) -> None:
-    """What a ranking must be so that looking it up means something."""
+    """Raise where a ranking holds ids of another type, empty or unknown ids, or an id twice."""
     for document in retrieved:
         if type(document) is not type(judged):
             raise TypeError(
-                f"Rollout {row} retrieved document {document!r} ({type(document).__name__}), but judgements name documents like "
-                f"{judged!r} ({type(judged).__name__}): none would ever match. Translate rows of the corpus to its ids."
+                f"Rollout {row} retrieved document {document!r} ({type(document).__name__}), but judgements name "
+                f"documents like {judged!r} ({type(judged).__name__}): none would ever match. Map rows to ids."
             )
         if document in ("", -1):
             raise ValueError(
@@ -240,7 +240,7 @@ def _cosines(name: str, values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
-            f"{name}{list(where)} is {values[where]}, which is no cosine. Normalise the vectors, and look for NaN in them."
+            f"{name}{list(where)} is {values[where]}, not a cosine. Normalise the vectors, and look for NaN in them."
         )
     return values
 

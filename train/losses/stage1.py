@@ -1,15 +1,15 @@
-"""The losses of stage 1, as pure functions over tensors: no model, no tokenizer, no process group.
+"""The losses of stage 1: functions over tensors, without model, tokenizer or process group.
 
-The vocabulary is wide (151,936 for Qwen2.5), so nothing here takes logits. What needs them takes hidden states at reply
-positions, (positions, dim), and `head`, the function from hidden states to logits: a few hundred positions at a time become
-logits, forward and again backward, and (batch, length, vocabulary) never exists.
+The vocabulary is wide (151,936 for Qwen2.5), so nothing here takes logits. Losses over tokens take hidden states at
+reply positions, (positions, dim), and `head`, the function from hidden states to logits: a few hundred positions at a
+time become logits, forward and again backward, and (batch, length, vocabulary) never exists.
 
-Every loss is a sum divided by `count`. By default `count` is what the call itself holds, which makes a mean; a mini-batch or
-one process of several passes its share of the whole instead, and the parts then add up to the loss of the whole
-(`train/losses/gradcache.py`, `train/processes/collectives.py`). Stage 2's loss is in `train/losses/grpo.py`.
+Every loss is a sum divided by `count`. By default `count` is the number of items of the call, which makes a mean; a
+mini-batch, or one process of several, passes its share of the whole instead, and the parts then add up to the loss of
+the whole (gradcache.py, gathered.py).
 
-Departures from the paper: the paper's summary names the four terms and unit weights, nothing more (temperature, margin, the
-direction of the KL and what counts as a negative are open); what was chosen is said where it is used, and in train/PAPER.md.
+Departures from the paper: the paper's summary names the four terms and unit weights, nothing more. Temperature, margin,
+the direction of the KL and what counts as a negative are our choices, listed in train/PAPER.md.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,9 @@ from train.losses.checks import at_least_float32, require_finite, require_positi
 ToLogits = Callable[[Tensor], Tensor]
 """Hidden states (positions, dim) -> logits (positions, vocabulary). It is called again during backward."""
 
-DEFAULTS = LossSettings()
+LOSS_DEFAULTS = LossSettings()
 # Our choice: 256 positions x 151,936 tokens are 156 MB of float32 logits; larger chunks gain no speed.
-CHUNK = 256
+POSITIONS_AT_ONCE = 256
 
 
 class Reply(NamedTuple):
@@ -40,7 +40,7 @@ class Reply(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """Natural-log probability of each target, and the entropy in nats of the distribution it came from (no gradient)."""
+    """Natural-log probability of each target, and the entropy in nats of its distribution (without gradient)."""
 
     log_probs: Float[Tensor, " positions"]
     entropies: Float[Tensor, " positions"]
@@ -51,7 +51,7 @@ def select_reply(
     token_ids: Int[Tensor, "batch length"],
     reply: Bool[Tensor, "batch length"],
 ) -> Reply:
-    """The positions that predict the tokens marked in `reply` (the reply and the embed token), whichever side is padded.
+    """The positions that predict the tokens marked in `reply`, the embed token among them; padding on either side.
 
     The token at t is predicted by the hidden state at t - 1. Raises ValueError when a reply has no token, or begins at
     column 0, where nothing precedes it.
@@ -64,7 +64,7 @@ def select_reply(
     empty = (~reply.any(dim=1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(
-            f"Rows {empty} have no reply token: truncation or a wrong span lost them. Check Rendered.spans of these rows."
+            f"Rows {empty} have no reply token: truncation or a wrong span lost them. Check their Rendered.spans."
         )
     predicts = reply[:, 1:]
     return Reply(hidden[:, :-1][predicts], token_ids[:, 1:][predicts])
@@ -76,7 +76,7 @@ def token_scores(
     targets: Int[Tensor, " positions"],
     *,
     temperature: float = 1.0,
-    chunk: int = CHUNK,
+    chunk: int = POSITIONS_AT_ONCE,
 ) -> TokenScores:
     """Log-probabilities of `targets` under softmax(head(hidden) / temperature), and entropies.
 
@@ -105,11 +105,12 @@ def reply_cross_entropy(
     targets: Int[Tensor, " positions"],
     *,
     count: float | None = None,
-    chunk: int = CHUNK,
+    chunk: int = POSITIONS_AT_ONCE,
 ) -> Float[Tensor, ""]:
     """L_SFT: minus the log-probability of the reply's tokens, the embed token among them; nats per token.
 
-    `hidden` and `targets` come from `select_reply`: the prompt is no part of it, a reasoning trace is when the reply has one.
+    `hidden` and `targets` come from `select_reply`: they hold a reasoning trace, where the reply has one, and no
+    prompt.
     """
     return -token_scores(hidden, head, targets, chunk=chunk).log_probs.sum() / share(count, len(targets))
 
@@ -123,19 +124,19 @@ def kl_to_base(
     direction: Literal["forward", "reverse"] = "reverse",
     new_token_id: int | None = None,
     count: float | None = None,
-    chunk: int = CHUNK,
+    chunk: int = POSITIONS_AT_ONCE,
 ) -> Float[Tensor, ""]:
-    """L_KL between the model and the frozen base at the same reply positions; nats per token. No gradient reaches the base.
+    """L_KL between model and frozen base at the same reply positions; nats per token. No gradient reaches the base.
 
-    "forward" is KL(base || model), "reverse" KL(model || base). Default: our choice, reverse, the divergence that stage 2's
-    estimator measures. `new_token_id` leaves the embed token out of both distributions: the base has never seen it, and at
-    unit weights the penalty would hold its probability at 0.09 (reverse, where the base gives it 1e-6) or 0.5 (forward).
+    "forward" is KL(base || model), "reverse" KL(model || base), our choice: stage 2's estimator measures that one.
+    `new_token_id` leaves the embed token out of both distributions: the base has never seen it, and at unit weights the
+    penalty would hold its probability at 0.09 (reverse, where the base gives it 1e-6) or 0.5 (forward).
 
     With LoRA, `base_head` must switch the adapter off itself: it is called again during backward.
     """
     if direction not in ("forward", "reverse"):
         raise ValueError(
-            f"direction={direction!r} is no KL direction: 'forward' is KL(base || model), 'reverse' KL(model || base)."
+            f"direction={direction!r}: it is 'forward', KL(base || model), or 'reverse', KL(model || base)."
         )
     require_finite(hidden=hidden, base_hidden=base_hidden)
 
@@ -145,8 +146,8 @@ def kl_to_base(
         logits = at_least_float32(head(hidden))
         if logits.shape != base_logits.shape:
             raise ValueError(
-                f"The model gives {logits.shape[1]} logits and the base {base_logits.shape[1]}: they cannot be compared token by "
-                "token. Add the embed token to the base as well, before its copy is frozen."
+                f"The model gives {logits.shape[1]} logits and the base {base_logits.shape[1]}: they cannot be "
+                "compared token by token. Add the embed token to the base as well, before its copy is frozen."
             )
         if new_token_id is not None:
             column = torch.tensor([new_token_id], device=logits.device)
@@ -174,8 +175,8 @@ def negative_mask(
 ) -> Bool[Tensor, "queries documents"]:
     """Which documents are negatives of which query.
 
-    `positives[i]` is the column of query i's positive. Never a negative: any copy of that document; documents that another row
-    of the same `query_ids` has as its positive; the (query id, document id) pairs of `relevant`, judgements that the caller
+    `positives[i]` is the column of query i's positive. Never a negative: any copy of that document; the positives of
+    other rows with the same `query_ids`; the (query id, document id) pairs of `relevant`, judgements that the caller
     knows. Of several copies of a document the first counts. `owners[j]` is the row that document j was mined for (or is
     the positive of): given, a query sees its own documents only, and there are no in-batch negatives.
 
@@ -211,16 +212,16 @@ def info_nce(
     *,
     positives: Int[Tensor, " queries"] | None = None,
     negatives: Bool[Tensor, "queries documents"] | None = None,
-    temperature: float = DEFAULTS.temperature,
+    temperature: float = LOSS_DEFAULTS.temperature,
     count: float | None = None,
 ) -> Float[Tensor, ""]:
-    """L_InfoNCE (arXiv 1807.03748, eq. 4) over cosines: -log of the positive's share of exp(cos / temperature), mean over queries.
+    """L_InfoNCE (arXiv 1807.03748, eq. 4): -log of the positive's share of exp(cos / temperature), mean over queries.
 
     `positives[i]` is the column of query i's positive, by default i: positives first, hard negatives after them.
-    `negatives`, from `negative_mask`, says what else is in the denominator; by default every other column. Documents may have
-    been gathered from other processes, or be constants from a cache.
+    `negatives`, from `negative_mask`, marks the rest of the denominator; by default every other column. Documents may
+    have been gathered from other processes, or be constants from a cache.
 
-    Raises ValueError for NaN, for a column out of range, and when no query has any negative: that batch teaches nothing.
+    Raises ValueError for NaN, for a column out of range, and when no query has a negative: that batch teaches nothing.
     """
     require_finite(queries=queries, documents=documents)
     require_positive(temperature=temperature)
@@ -232,8 +233,8 @@ def info_nce(
     negatives = ~own if negatives is None else negatives & ~own
     if len(queries) and not bool(negatives.any()):
         raise ValueError(
-            f"None of the {len(queries)} queries has a negative among the {len(documents)} documents: the loss is 0 whatever the "
-            "vectors are. Take a larger batch, add hard negatives, or allow in-batch negatives."
+            f"None of the {len(queries)} queries has a negative among the {len(documents)} documents: the loss is 0 "
+            "whatever the vectors are. Take a larger batch, add hard negatives, or allow in-batch negatives."
         )
     with torch.autocast(queries.device.type, enabled=False):  # it would compute these cosines in bfloat16
         scores = unit(queries) @ unit(documents).T / temperature
@@ -248,12 +249,12 @@ def triplet_margin(
     negatives: Float[Tensor, "queries hard dim"],
     *,
     mask: Bool[Tensor, "queries hard"] | None = None,
-    margin: float = DEFAULTS.margin,
+    margin: float = LOSS_DEFAULTS.margin,
     count: float | None = None,
 ) -> Float[Tensor, ""]:
-    """L_TripletMargin over cosines: max(0, margin + cos(query, negative) - cos(query, positive)), mean over the triplets.
+    """L_TripletMargin: max(0, margin + cos(query, negative) - cos(query, positive)), mean over the triplets.
 
-    `mask` is False where a query has fewer hard negatives than the others. Raises ValueError for NaN and when no triplet is left.
+    `mask` is False where a query has fewer hard negatives than others. Raises ValueError for NaN and without a triplet.
     """
     require_finite(queries=queries, positives=positives, negatives=negatives)
     queries = unit(queries)
@@ -283,5 +284,5 @@ def _require_columns(positives: Tensor, documents: int) -> None:
     if outside:
         raise ValueError(
             f"positives[{outside[0]}] is {int(positives[outside[0]])}, but there are {documents} documents. "
-            "Each query needs the column of its positive; without `positives`, documents begin with one positive a query."
+            "Each query needs the column of its positive; without `positives`, the first documents are the positives."
         )

@@ -26,10 +26,9 @@ class TokenBatch:
 
 
 def collate(rendered: Sequence[Rendered], pad_id: int, device: torch.device, learned: str = "assistant") -> TokenBatch:
-    """Right-padded rows, whose span `learned` is marked as what the model learns to say.
+    """Right-padded rows, with the span `learned` marked as the tokens that the model learns to say.
 
-    Under causal attention no real token reads the pad id, and it is never counted: any id will do, which
-    serves tokenizers that have no padding token.
+    Under causal attention no real token reads the pad id, and it is never counted: any id will do.
     """
     lengths = torch.tensor([len(row.token_ids) for row in rendered])
     token_ids = torch.full((len(rendered), int(lengths.max())), pad_id)
@@ -48,6 +47,6 @@ def mini_batches(rendered: Sequence[Rendered], size: int | None) -> list[list[Re
 
 
 def text_ids(texts: Sequence[str]) -> Int[Tensor, " texts"]:
-    """An integer for each text that is the same on every process: equal texts are equal documents."""
+    """An integer for each text, the same on every process: equal texts are equal documents."""
     digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=torch.long)

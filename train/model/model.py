@@ -1,4 +1,4 @@
-"""The model that is trained: loaded or made from nothing, with the embed token, an adapter where wanted, and the frozen base."""
+"""The model that is trained: loaded or random, with the embed token, perhaps an adapter, and its frozen base."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -11,11 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token
+from search_r3_mteb.encoder import checkpoints
+from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine, unwrap
 from search_r3_mteb.encoder.head import Head
+from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.encoder.prompts import Renderer
 from train.config.model import LoraSettings, ModelSettings
+from train.model import scratch
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,11 @@ class Hidden:
 
 
 def prepare(config: ModelSettings, seed: int, device: str | torch.device = "cpu") -> Checkpoint:
-    """The checkpoint to train, in training mode: `config.path` or random weights, the embed token added where it is missing.
+    """The checkpoint to train, in training mode: `config.path` or random weights, with the embed token.
 
     With LoRA only the adapter and, where asked, the token's own row are trainable (peft's `trainable_token_indices`).
     """
-    if config.scratch is not None:
-        from train.model.scratch import build
-
-        checkpoint = build(config.scratch, seed)
-    else:
-        checkpoint = _load(config)
+    checkpoint = _load(config) if config.scratch is None else scratch.build(config.scratch, seed)
     if config.gradient_checkpointing:
         checkpoint.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         checkpoint.model.enable_input_require_grads()  # a frozen embedding gives no gradient to recompute from
@@ -48,7 +46,7 @@ def prepare(config: ModelSettings, seed: int, device: str | torch.device = "cpu"
 
 
 def freeze(model: Any, names: Sequence[str]) -> None:
-    """Switch training off for every parameter whose name ends in one of `names`. ValueError for one that fits none."""
+    """Switch training off for parameters whose name ends in one of `names`. ValueError for an ending that fits none."""
     for name in names:
         found = [parameter for known, parameter in model.named_parameters() if known.endswith(name)]
         if not found:
@@ -81,14 +79,14 @@ def add_adapter(checkpoint: Checkpoint, config: LoraSettings, seed: int) -> Any:
 def forward(model: Any, token_ids: Int[Tensor, "rows length"], lengths: Int[Tensor, " rows"]) -> Hidden:
     """Run right-padded rows through the model without its head.
 
-    `model` may be wrapped (DDP, FSDP, peft): the wrapper's own forward is called, so that its hooks run, and the backbone's
-    output is taken on the way. Right padding needs no mask: under causal attention nothing before it sees it.
+    `model` may be wrapped (DDP, FSDP, peft): the wrapper's own forward is called, so that its hooks run, and a hook
+    takes the backbone's output. Right padding needs no mask: under causal attention nothing before it sees it.
     """
     backbone = unwrap(model).base_model
     caught: list[Tensor] = []
     handle = backbone.register_forward_hook(lambda module, args, output: caught.append(output.last_hidden_state))
     try:
-        # One logit a row, of which no use is made: the head over whole rows would be rows x length x vocabulary.
+        # One logit per row, which is not used: the head over whole rows would be rows x length x vocabulary.
         model(input_ids=token_ids, use_cache=False, logits_to_keep=1)
     finally:
         handle.remove()
@@ -105,7 +103,7 @@ class Base:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Base":
-        """Of a LoRA model: itself with the adapter off. Of a fully trained one: a copy, which takes its memory again."""
+        """Of a LoRA model: itself with the adapter off. Of a fully trained one: a copy, in as much memory again."""
         if hasattr(checkpoint.model, "disable_adapter"):
             return cls(checkpoint.model, None)
         copied = copy.deepcopy(checkpoint.model).eval().requires_grad_(False)
@@ -113,7 +111,7 @@ class Base:
 
     @property
     def model(self) -> Any:
-        """What is run, under `switched_off`."""
+        """The model to run inside `switched_off`."""
         return self.trained if self.copied is None else self.copied
 
     def switched_off(self) -> AbstractContextManager[Any]:
@@ -154,7 +152,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def embed(engine: Engine, renderer: Renderer, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
-    """Unit vectors of documents (or direct queries) under the present weights; this process does all of them."""
+    """Unit vectors of documents (or direct queries) under the present weights, all computed in this process."""
     prompts = [prompt.token_ids for prompt in renderer.render_batch(texts, "direct")]
     vectors = engine.embed(prompts).numpy()
     unit: Float[np.ndarray, "texts dim"] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
@@ -168,25 +166,23 @@ def trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
 
 def _load(config: ModelSettings) -> Checkpoint:
     """A checkpoint that has the token, or an ordinary causal LM that gets it."""
-    from search_r3_mteb.encoder import checkpoints
-    from search_r3_mteb.encoder.prompts import Profile
-
     if config.path is None:
         raise ValueError("model.path is empty, and there is no [model.scratch]: set one of the two.")
     folder = checkpoints.resolve(config.path, config.revision)
     if (folder / checkpoints.ADAPTER_CONFIG).exists():
         raise ValueError(
-            f"{folder.name} is a LoRA adapter; training goes on from whole weights. Merge it first, with load and save of "
-            "search_r3_mteb.encoder.checkpoints: c = load(folder); c.model = c.model.merge_and_unload(); save(c, merged_folder)."
+            f"{folder.name} is a LoRA adapter; training continues from whole weights. Merge it first: from "
+            "search_r3_mteb.encoder.checkpoints import load, save; c = load(folder); "
+            "c.model = c.model.merge_and_unload(); save(c, merged_folder)."
         )
     profile = Profile.load(folder)
     model = checkpoints.load_model(folder, config.dtype, config.trust_remote_code)
     tokenizer = checkpoints.load_tokenizer(folder, config.trust_remote_code)
     known = profile.embed_token in tokenizer.get_vocab()
-    add_embed_token(model, tokenizer, profile.embed_token)
+    checkpoints.add_embed_token(model, tokenizer, profile.embed_token)
     if not known and config.lora is not None and not config.lora.train_embed_token:
         raise ValueError(
-            f"{folder.name} has no {profile.embed_token} yet, and lora.train_embed_token = false: the row that it gets here would "
+            f"{folder.name} has no {profile.embed_token} yet, and lora.train_embed_token = false: its new row would "
             "neither be trained nor saved with the adapter. Set train_embed_token = true."
         )
     return Checkpoint(model, tokenizer, profile, checkpoints.display_name(config.path, folder), config.revision)

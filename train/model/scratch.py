@@ -1,16 +1,17 @@
-"""A causal LM from nothing, for `[model.scratch]`: a Qwen2 shape with random weights and a tokenizer of one token per word.
+"""A causal LM from nothing, for `[model.scratch]`: a Qwen2 shape with random weights and one token per word.
 
-Only the bundled nano begins like this. Its vocabulary is hopworld's word lists; any other text falls back to letters and bytes,
-so that nothing is lost and every text has a finite vector.
+Only the bundled nano begins like this. Its vocabulary is hopworld's word lists; any other text falls back to letters
+and bytes, so that nothing is lost and every text has a finite vector.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from search_r3_mteb.encoder.prompts import EMBED_TOKEN, Profile, Template
+import torch
 
-if TYPE_CHECKING:
-    from search_r3_mteb.encoder.checkpoints import Checkpoint
-    from train.config.model import ScratchSettings
+from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.encoder.profiles import EMBED_TOKEN, Profile, Template
+from search_r3_mteb.tasks.hopworld import HopWorld
+from train.config.model import ScratchSettings
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", EMBED_TOKEN)
 WINDOW = 1024  # positions; hopworld needs some hundred, real text is truncated
@@ -21,7 +22,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # Our choice: short, since a model of this size learns the role from one word, and every word of a prompt costs time.
-PROFILE = Profile(
+SCRATCH_PROFILE = Profile(
     embed_token=EMBED_TOKEN,
     reason=Template(system="reason", reply="{reasoning}{embed_token}"),
     direct=Template(system="embed", reply="{embed_token}"),
@@ -29,12 +30,9 @@ PROFILE = Profile(
 )
 
 
-def build(shape: "ScratchSettings", seed: int) -> "Checkpoint":
+def build(shape: ScratchSettings, seed: int) -> Checkpoint:
     """A random checkpoint of this shape, its tokenizer and its profile; the same for the same seed."""
-    import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from search_r3_mteb.encoder.checkpoints import Checkpoint
 
     tokenizer = word_tokenizer()
     torch.manual_seed(seed)
@@ -53,7 +51,7 @@ def build(shape: "ScratchSettings", seed: int) -> "Checkpoint":
     )
     model = Qwen2ForCausalLM(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return Checkpoint(model, tokenizer, PROFILE, "search-r3-mteb/scratch")
+    return Checkpoint(model, tokenizer, SCRATCH_PROFILE, "search-r3-mteb/scratch")
 
 
 def word_tokenizer() -> Any:
@@ -61,13 +59,12 @@ def word_tokenizer() -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from search_r3_mteb.tasks.hopworld import HopWorld
-
-    template_words = ["system", "user", "assistant", PROFILE.reason.system, PROFILE.direct.system]
+    systems = [SCRATCH_PROFILE.reason.system, SCRATCH_PROFILE.direct.system]
+    template_words = ["system", "user", "assistant", *systems]
     words = sorted({*HopWorld.words(), *template_words})
     letters = [chr(code) for code in range(0x21, 0x7F)]
     # Unigram takes the segmentation with the highest sum: one whole word beats its letters, a letter beats its bytes.
-    # The control tokens are no pieces: a text that spells one out must fall into letters.
+    # The control tokens are not pieces: a text that spells one out must fall into letters.
     pieces: dict[str, float] = {"<unk>": -100.0}
     pieces |= {f"<0x{byte:02X}>": -50.0 for byte in range(256)}
     pieces |= {"▁": -20.0, "▁\n": -1.0}

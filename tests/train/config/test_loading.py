@@ -67,8 +67,7 @@ def test_overrides_take_toml_values_bare_words_positions_and_none(toml):
             "data.sources.1.weight=3",
             "model.lora.rank=4",
             "optimization.betas=[0.8, 0.95]",
-            "model.revision=2024",
-        ][:-1],
+        ],
     )
     assert config.optimization.steps == 7
     assert config.optimization.learning_rate == 1e-3
@@ -212,7 +211,7 @@ def test_any_text_and_number_survives_dump(name, rate, modules, tmp_path_factory
     )
     try:
         text = dump(config).encode()
-    except UnicodeEncodeError:  # a lone surrogate is no text that a file can hold
+    except UnicodeEncodeError:  # a file cannot hold a lone surrogate
         return
     path = tmp_path_factory.mktemp("dump") / "x.toml"
     path.write_bytes(text)
@@ -221,9 +220,7 @@ def test_any_text_and_number_survives_dump(name, rate, modules, tmp_path_factory
 
 @pytest.mark.parametrize("cls", [SftConfig, RlConfig])
 def test_every_field_says_what_it_is_and_where_its_value_comes_from(cls):
-    origin = re.compile(
-        r"our choice|arXiv|\[[PS]\]|Issue|default|GRACE|the paper|DAPO|NV-Retriever|TopK|measured|As in", re.I
-    )
+    origin = re.compile(r"our choice|arXiv|\[[PS]\]|default|GRACE|the paper|DAPO|NV-Retriever|TopK|As in", re.I)
     for section in set(sections(cls)):
         for name, field in section.model_fields.items():
             assert field.description, f"{section.__name__}.{name} has no docstring"
@@ -253,6 +250,6 @@ def test_fingerprint_covers_what_changes_the_weights_and_nothing_else(toml):
 
 
 def test_configurations_are_read_without_torch():
-    code = "import sys, train.config.loading; print([m for m in ('torch', 'numpy', 'datasets', 'mteb') if m in sys.modules])"
+    code = "import sys, train.config.loading; print({'torch', 'numpy', 'datasets', 'mteb'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert result.stdout.strip() == "set()"

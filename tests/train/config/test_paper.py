@@ -47,7 +47,7 @@ def written(value):
 
 
 def defaults(section):
-    """Field -> default, of the fields that are numbers, words and switches; tables and lists of sources have pages of their own."""
+    """(field, default) of the fields that are numbers, words and switches, not tables or lists of sources."""
     for name, field in section.model_fields.items():
         value = field.get_default(call_default_factory=True)
         if not field.is_required() and not isinstance(value, Settings) and name not in NOT_HYPER_PARAMETERS:

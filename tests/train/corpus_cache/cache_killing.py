@@ -1,12 +1,12 @@
-"""Kill a process that refreshes a cache, again and again, and look at what `load` finds. A program of its own, without torch.
+"""A program that kills processes while they refresh a cache, and checks what `load` finds. It does not import torch.
 
-    python cache_killing.py FOLDER random KILLS     kill -9 from outside, at random moments
-    python cache_killing.py FOLDER lines STRIDE     the process kills itself at every STRIDE-th line of the code that writes
+    python cache_killing.py FOLDER random KILLS    kill -9 from outside, at random moments
+    python cache_killing.py FOLDER lines STRIDE    the process kills itself at every STRIDE-th line of the writing code
 
-Each life loads the cache and goes on with refreshes, saves and a rebuild until it is killed. After each death the parent loads
-the cache in a further process and compares with an uninterrupted run: the state must be, array for array and byte for byte, the one
-after the last step that was reported as done, or after the next one (killed between the commit and the report). The same holds
-for the snapshot that a save was writing.
+Each life loads the cache and continues with refreshes, saves and a rebuild until it is killed. After each death the
+parent loads the cache in another process and compares with an uninterrupted run: the state must be, array for array and
+byte for byte, the one after the last step that was reported as done, or after the next one (killed between the commit
+and the report). The same holds for the snapshot that a save was writing.
 """
 
 import hashlib

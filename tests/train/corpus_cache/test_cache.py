@@ -1,6 +1,6 @@
-"""The corpus cache: what a refresh changes, what it leaves, and that nothing a killed process leaves behind is read as a state.
+"""The corpus cache: what a refresh changes, what it leaves, and that `load` never reads a half-written state.
 
-This file is also the program of the two processes: `python test_corpus_cache.py FOLDER RANK`.
+This file is also the program of the two processes: `python test_cache.py FOLDER RANK`.
 """
 
 import json
@@ -268,7 +268,7 @@ def test_ivf_follows_refreshes_and_is_scored_exactly(tmp_path):
     cache = build(tmp_path, "local+map", index_maps=4)
     queries = batch(cache, 9, size=50).queries
     cache.search(queries, 10, exact=False)
-    for step in range(1, 8):  # the index is made anew on the way
+    for step in range(1, 8):  # the index is rebuilt on the way
         cache.refresh(batch(cache, step), Encoder(step), 300, step=step)
         exact, near = cache.search(queries, 10), cache.search(queries, 10, exact=False)
         found = [len(set(one) & set(other)) for one, other in zip(exact.rows, near.rows, strict=True)]
@@ -304,7 +304,7 @@ def test_audit_reports_drift_and_changes_no_vector(tmp_path):
 
 
 def test_audit_reward_error_by_hand(tmp_path):
-    """Two documents, a query on the first: stale cosine 1 at rank 1, fresh cosine 0.6 at rank 2, so |1 - 0.6 / log2(3)|."""
+    """Two documents, a query on the first: stale cosine 1 at rank 1, fresh 0.6 at rank 2, so |1 - 0.6 / log2(3)|."""
     vectors = {"first": [1.0, 0.0], "second": [0.0, 1.0]}
     cache = CorpusCache.build(
         list(vectors), lambda texts: np.array([vectors[text] for text in texts]), folder=tmp_path,
@@ -457,7 +457,7 @@ def test_damaged_files_are_named(tmp_path):
 
 
 def test_a_log_cut_at_any_byte_is_the_state_before_or_after(tmp_path):
-    """What a process killed inside a write leaves: the second of two records cut off, over maps that hold part of it already."""
+    """A process killed inside a write leaves the second of two records cut off, over maps that hold part of it."""
     cache = build(tmp_path / "cache")
     states = {}
     for step in (1, 2):
@@ -620,8 +620,9 @@ def test_settings_are_checked(settings, message):
 
 def test_importing_the_cache_loads_no_torch():
     """A cache is opened by tools and by short-lived processes: torch alone takes seconds."""
-    code = "import sys, train.corpus_cache.cache; print([m for m in ('torch', 'faiss', 'transformers', 'mteb') if m in sys.modules])"
-    for extra, expected in (("", "[]"), ("import faiss; ", "['faiss']")):
+    heavy = "{'torch', 'faiss', 'transformers', 'mteb'}"
+    code = f"import sys, train.corpus_cache.cache; print({heavy} & set(sys.modules))"
+    for extra, expected in (("", "set()"), ("import faiss; ", "{'faiss'}")):
         found = subprocess.run(
             [sys.executable, "-c", extra + code], cwd=ROOT, capture_output=True, text=True, check=True
         )
@@ -761,7 +762,7 @@ def test_10_million_rows(tmp_path):
 
 @pytest.mark.slow
 def test_bench_measures_every_policy_along_a_real_run(tmp_path):
-    """The whole of `make bench-cache` with a random model, three steps and 1,000 documents."""
+    """The whole of `make bench-cache` with a random model, three steps and 2,000 documents."""
     from search_r3_mteb.encoder.checkpoints import save
     from train.config.model import ScratchSettings
     from train.model.scratch import build as build_model
@@ -773,8 +774,8 @@ def test_bench_measures_every_policy_along_a_real_run(tmp_path):
         tmp_path / "model",
     )
     script(
-        "bench", "--rows", "1000", "--steps", "3", "--at", "2", "3", "--heldout", "8", "--model", str(tmp_path / "model"),
-        "--work", str(tmp_path / "work"), "--output", str(tmp_path / "output"),
+        "bench", "--rows", "2000", "--steps", "3", "--at", "2", "3", "--heldout", "8",
+        "--model", str(tmp_path / "model"), "--work", str(tmp_path / "work"), "--output", str(tmp_path / "output"),
         "--set", "rollout.prompts_per_step=2", "rollout.group_size=2", "data.evaluation=[]", "replay.rows_per_step=2",
     )  # fmt: skip
     records = json.loads((tmp_path / "output" / "summary.json").read_text())

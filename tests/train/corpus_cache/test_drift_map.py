@@ -88,8 +88,7 @@ def test_composed_map_equals_moving_step_by_step():
 
 
 def test_errors_do_not_pile_up():
-    """300 steps, values stored in float16: from the original each time the error stays that of one rounding; stored values
-    that are moved on, the way not taken, collect 300 of them."""
+    """300 steps in float16: values computed from the original have the error of one rounding, moved values of 300."""
     dim, steps = 16, 300
     truth = documents(200, dim).astype(np.float64)
     originals, walked = truth.astype(np.float32), truth.astype(np.float16)
@@ -124,7 +123,7 @@ def error_after(steps, pairs, *, memory, dim=40):
 
 
 def test_fewer_pairs_than_dimensions_need_memory_and_evidence(monkeypatch):
-    """10 pairs a step in 40 dimensions: each fit alone follows the noise."""
+    """10 pairs per step in 40 dimensions: each fit alone follows the noise."""
     ours = error_after(40, 10, memory=0.5)
     monkeypatch.setattr(drift_map, "PRIOR", 0.0)
     alone = error_after(40, 10, memory=0.0)
@@ -143,7 +142,7 @@ def test_maps_that_no_row_needs_are_dropped():
 
 
 def test_the_fewest_rows_over_the_shortest_time_share_a_map():
-    """Rows of steps 0, 10 and 11 with room for two maps: the 3 rows of step 10 share the map of step 11, one step off."""
+    """Rows of steps 0, 10 and 11 with room for two maps: the 3 rows of step 10 share the map of step 11."""
     chart = DriftMap(
         2, CorpusCacheSettings(max_maps=2), keys=np.array([0, 10]), composed=np.zeros((2, 3, 2), np.float32)
     )

@@ -39,7 +39,7 @@ def select(name, counts, budget, **facts):
     return POLICIES[name].select(corpus(**facts), counts, budget).tolist()
 
 
-NOBODY = RetrievalCounts.none()
+NO_HITS = RetrievalCounts.none()
 
 
 def test_the_seven_policies():
@@ -52,7 +52,7 @@ def test_the_seven_policies():
 def test_none_and_frozen_take_nothing_and_full_takes_all():
     for name in ("none", "frozen"):
         assert select(name, RetrievalCounts.of(hits([[1, 2]], [[3]])), 99) == []
-    assert select("full", NOBODY, 1) == list(range(N))
+    assert select("full", NO_HITS, 1) == list(range(N))
 
 
 def test_positives_come_before_what_was_retrieved_and_the_more_often_retrieved_before_the_rest():
@@ -114,13 +114,13 @@ def test_the_sweep_has_its_share_even_when_the_batch_wants_everything():
 
 
 def test_a_sweep_passes_every_row_once_before_it_passes_one_twice():
-    """1000 rows, 7 a step: after 143 steps each was taken once, in a scattered order, and then the oldest come first again."""
+    """1000 rows, 7 per step: after 143 steps each was taken once, in a scattered order; then the oldest come again."""
     n = 1000
     row_step = np.zeros(n, np.int32)
     ages, taken = RowAges(row_step), []
     for step in range(1, 300):
         facts = CorpusRows(n, step, row_step, np.ones(n, np.int32), np.zeros(n), np.full((n, 1), -1), ages, 0, 1.0, 0)
-        rows = POLICIES["local"].select(facts, NOBODY, 7)
+        rows = POLICIES["local"].select(facts, NO_HITS, 7)
         before = row_step[rows].copy()
         row_step[rows] = step
         ages.move(rows, before, step)
@@ -133,11 +133,11 @@ def test_a_sweep_passes_every_row_once_before_it_passes_one_twice():
 
 
 def test_random_rows_are_uniform_and_repeatable():
-    drawn = np.concatenate([POLICIES["random"].select(corpus(step=s), NOBODY, 3) for s in range(2000)])
+    drawn = np.concatenate([POLICIES["random"].select(corpus(step=s), NO_HITS, 3) for s in range(2000)])
     assert np.abs(np.bincount(drawn, minlength=N) / 500 - 1).max() < 0.15
-    assert select("random", NOBODY, 3, step=4) == select("random", NOBODY, 3, step=4)
-    assert select("random", NOBODY, 3, step=4) != select("random", NOBODY, 3, step=5)
-    assert sorted(select("random", NOBODY, 1000)) == list(range(N))
+    assert select("random", NO_HITS, 3, step=4) == select("random", NO_HITS, 3, step=4)
+    assert select("random", NO_HITS, 3, step=4) != select("random", NO_HITS, 3, step=5)
+    assert sorted(select("random", NO_HITS, 1000)) == list(range(N))
 
 
 @pytest.mark.parametrize("name", ["random", "local", "random+map", "local+map"])
@@ -191,7 +191,7 @@ def test_the_queue_of_a_loaded_cache_is_the_one_that_was_saved():
     rng = np.random.default_rng(1)
     row_step = np.zeros(300, np.int32)
     ages = RowAges(row_step)
-    for step in range(1, 80):  # enough for the queue to be made anew on the way
+    for step in range(1, 80):  # enough for the queue to be made again on the way
         rows = np.unique(rng.integers(300, size=40))
         before = row_step[rows].copy()
         row_step[rows] = step

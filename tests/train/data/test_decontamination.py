@@ -23,7 +23,7 @@ def find(text, *texts, threshold=0.8):
     return index_of(*texts, threshold=threshold).find(SIGNER.sign(text))
 
 
-# --- near duplicates ---------------------------------------------------------------------------------------------------
+# --- near duplicates --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_an_empty_index_finds_nothing():
         Signer(0)
 
 
-# --- decontamination ---------------------------------------------------------------------------------------------------
+# --- decontamination --------------------------------------------------------------------------------------------------
 
 QUERY = "which proteins bind to the receptor of the immune cells"
 DOCUMENT = "The receptor is bound by several proteins that were found in immune cells of mice."
@@ -239,7 +239,7 @@ def test_further_evaluation_sets_count_as_well(held_out, pairs):
 
 
 def test_hopworld_test_queries_are_no_training_queries():
-    """By construction; checked here exactly, for every hop count. By default they are not compared, and the report says so."""
+    """By construction; checked exactly, for every hop count. By default they are not compared, as the report says."""
     dev, test = (JudgedSetSettings(kind="hopworld", split=split, hops=(1, 2, 3, 4)) for split in ("dev", "test"))
     checker = Decontaminator((dev, test), DecontaminationSettings(threshold=1.0), ("queries",))
     assert checker.evaluations["hopworld/test"]["queries"] > 500

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from train.config.data import DataSettings, DecontaminationSettings, JudgedSetSettings, MiningSettings, SourceSettings
-from train.data.hard_negatives import corpus_of, main, mine, mine_sources, write_rows
+from train.data.hard_negatives import corpus_of, main, mine, mine_sources
+from train.data.jsonl import write_rows
 from train.data.mixing import load_training_data
 from train.data.rows import TrainingRow
 from train.data.sources import all_rows, open_source

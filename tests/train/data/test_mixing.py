@@ -53,7 +53,7 @@ def beir(tmp_path):
     return folder
 
 
-# --- order -------------------------------------------------------------------------------------------------------------
+# --- order ------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,7 +81,7 @@ def test_draws_are_uniform_and_choices_distinct():
     assert choose(5, 2, "a") == [0, 1]
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["\n", ""])
@@ -225,7 +225,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path):
     assert row.query == "q"
 
 
-# --- BEIR, hub, hopworld -----------------------------------------------------------------------------------------------
+# --- BEIR, hub, hopworld ----------------------------------------------------------------------------------------------
 
 
 def test_beir_gives_one_row_per_relevant_judgement(beir):
@@ -329,7 +329,7 @@ def test_hopworld_rows_have_their_chain_s_earlier_documents_as_negatives():
     assert not any(row.negatives for row in take(load_training_data(data_of(source), batch_size=16, seed=0), 4))
 
 
-# --- the stream --------------------------------------------------------------------------------------------------------
+# --- the stream -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -376,7 +376,7 @@ def test_a_resumed_stream_continues_exactly(mixed, stop):
     resumed.load_state_dict(saved)
     assert [resumed.next_batch() for _ in range(30 - stop)] == expected[stop:]
     assert resumed.state_dict() == whole.state_dict()
-    # negative control: without the state the stream begins anew
+    # negative control: without the state the stream begins again
     assert stop == 0 or load_training_data(mixed, batch_size=8, seed=5).next_batch() != expected[stop]
 
 
@@ -393,7 +393,7 @@ def test_the_shares_of_all_processes_are_the_single_batch(mixed, world_size):
     assert alone.next_batch() == single.next_batch()
 
 
-def test_negatives_are_limited_and_drawn_anew_each_epoch(tmp_path):
+def test_negatives_are_limited_and_drawn_again_in_each_epoch(tmp_path):
     rows = [{"query": f"q{i}", "positive": "p", "negatives": [f"n{j}" for j in range(10)]} for i in range(8)]
     path = write_jsonl(tmp_path / "x.jsonl", rows)
     data = load_training_data(data_of(jsonl(path), hard_negatives=3), batch_size=8, seed=0)
@@ -431,7 +431,7 @@ def test_a_file_that_changed_is_refused_on_resume(tmp_path):
 def test_uneven_shares_are_refused(mixed):
     with pytest.raises(ValueError, match=r"batch_size = 8 cannot be shared evenly by 3 processes.*multiple of 3"):
         load_training_data(mixed, batch_size=8, seed=0, rank=0, world_size=3)
-    with pytest.raises(ValueError, match="rank = 2 is no process of 2"):
+    with pytest.raises(ValueError, match="rank = 2 is not one of 2 processes"):
         load_training_data(mixed, batch_size=8, seed=0, rank=2, world_size=2)
 
 

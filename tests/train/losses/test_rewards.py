@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from train.config.grpo import RewardSettings
-from train.losses.rewards import KINDS, Rankings, dcg_scaled, grade, margin, mrr, ndcg, reward
+from train.losses.rewards import REWARD_FUNCTIONS, Rankings, dcg_scaled, grade, margin, mrr, ndcg, reward
 
 # log2 of rank + 1 for ranks 1, 2, 3: 1, 1.5849625, 2.
 JUDGEMENTS = {"q1": {"a": 2, "b": 1, "x": 0, "y": -1}, "q2": {"c": 1}}
@@ -150,7 +150,7 @@ def test_torch_tensors_and_rows_of_a_corpus():
             {"similarities": np.array([[0.9, 0.8, 0.5], [0.6, math.nan, 0.4], [0.9, 0.1, 0.0]])},
             JUDGEMENTS,
             ValueError,
-            r"similarities\[1, 1\] is nan, which is no cosine",
+            r"similarities\[1, 1\] is nan, not a cosine",
         ),
         ({"similarities": 10 * RANKINGS.similarities}, JUDGEMENTS, ValueError, "Normalise the vectors"),
         ({"similarities": RANKINGS.similarities[:2]}, JUDGEMENTS, ValueError, "do not fit together"),
@@ -186,7 +186,7 @@ def test_margin_without_a_negative_raises():
 
 
 def test_every_weight_has_a_function_and_every_function_a_weight():
-    assert RewardSettings().weights.keys() == KINDS.keys()
+    assert RewardSettings().weights.keys() == REWARD_FUNCTIONS.keys()
 
 
 def test_a_reward_that_no_function_computes_stops_the_run():

@@ -28,7 +28,7 @@ def double(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
-# --- reply cross-entropy -------------------------------------------------------------------------------------------------
+# --- reply cross-entropy ----------------------------------------------------------------------------------------------
 
 
 def test_cross_entropy_golden():
@@ -111,7 +111,7 @@ def test_logits_of_all_positions_never_exist_together(chunked):
     assert (kept_before_backward < chunk * vocabulary) == chunked
 
 
-# --- KL to the base ------------------------------------------------------------------------------------------------------
+# --- KL to the base ---------------------------------------------------------------------------------------------------
 
 
 def test_kl_golden_both_directions():
@@ -190,7 +190,7 @@ def test_kl_refuses():
         kl_to_base(two, identity, two, identity, direction="sideways")  # type: ignore[arg-type]
 
 
-# --- InfoNCE -------------------------------------------------------------------------------------------------------------
+# --- InfoNCE ----------------------------------------------------------------------------------------------------------
 
 QUERIES = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
 DOCUMENTS = torch.tensor([[3.0, 0.0], [0.0, 1.0], [1.0, 1.0]])  # two positives, then a hard negative at 45 degrees
@@ -304,7 +304,7 @@ def test_autocast_does_not_lower_the_precision_of_cosines():
     torch.testing.assert_close(inside, info_nce(queries, documents), rtol=0, atol=0)
 
 
-# --- triplet margin ------------------------------------------------------------------------------------------------------
+# --- triplet margin ---------------------------------------------------------------------------------------------------
 
 
 def test_triplet_margin_golden():
@@ -326,7 +326,7 @@ def test_triplet_margin_gradient():
     assert gradcheck(lambda q, p, n: triplet_margin(q, p, n, margin=0.7), (queries, positives, negatives))
 
 
-# --- shapes --------------------------------------------------------------------------------------------------------------
+# --- shapes -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_shapes_in_the_signatures_hold():
@@ -362,7 +362,7 @@ def test_the_shapes_in_the_signatures_hold():
             checked(function)(*arguments)
 
 
-# --- NaN -----------------------------------------------------------------------------------------------------------------
+# --- NaN --------------------------------------------------------------------------------------------------------------
 
 
 def test_nan_is_refused_by_name():

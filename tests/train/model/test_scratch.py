@@ -8,7 +8,7 @@ import torch
 from search_r3_mteb.encoder import checkpoints
 from search_r3_mteb.encoder.prompts import Renderer
 from train.config.model import ScratchSettings
-from train.model.scratch import CONTROL_TOKENS, PROFILE, build, word_tokenizer
+from train.model.scratch import CONTROL_TOKENS, SCRATCH_PROFILE, build, word_tokenizer
 
 SHAPE = ScratchSettings(hidden_size=32, intermediate_size=64, layers=1, heads=2, key_value_heads=1)
 
@@ -40,7 +40,7 @@ def test_no_text_is_lost(tokenizer, text):
 
 def test_markers_written_in_a_text_stay_text(tokenizer):
     control = set(tokenizer.convert_tokens_to_ids(list(CONTROL_TOKENS)))
-    renderer = Renderer(tokenizer, PROFILE, 200)
+    renderer = Renderer(tokenizer, SCRATCH_PROFILE, 200)
     for token in CONTROL_TOKENS:
         body = renderer.render(f"say {token} now", "direct")
         start, end = body.spans["user"]
@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_model_and_it_loads_as_saved(tmp_path):
     assert rows >= len(first.tokenizer)
     checkpoints.save(first, tmp_path / "saved")
     loaded = checkpoints.load(tmp_path / "saved")
-    assert loaded.profile == PROFILE
+    assert loaded.profile == SCRATCH_PROFILE
     text = "Who governs the city that hosts Monolith Shipping?"
     assert ids(loaded.tokenizer, text) == ids(first.tokenizer, text)
     assert loaded.stop_token_ids == (first.tokenizer.eos_token_id,)

@@ -8,7 +8,7 @@ from search_r3_mteb.encoder.engine import Engine, Rollouts
 from search_r3_mteb.encoder.prompts import Renderer
 from train.config.grpo import RolloutSettings
 from train.data.rows import TrainingRow
-from train.model.scratch import PROFILE
+from train.model.scratch import SCRATCH_PROFILE
 from train.stage2.rollouts import padded, sample, sampled_log_probs
 
 ROWS = [TrainingRow(f"what is {name}", "text") for name in ("a river", "a stone", "the sea", "rain")]
@@ -18,7 +18,7 @@ SETTINGS = RolloutSettings(group_size=3, max_reasoning_tokens=6)
 @pytest.fixture
 def parts(make_model, tiny_tokenizer):
     model = make_model()
-    renderer = Renderer(tiny_tokenizer, PROFILE, 128)
+    renderer = Renderer(tiny_tokenizer, SCRATCH_PROFILE, 128)
     return model, renderer, Engine(model, renderer.embed_token_id, stop_token_ids=(2,))
 
 

@@ -5,7 +5,7 @@ A folder holds `corpus.jsonl` ({"_id", "title", "text"}), `queries.jsonl` ({"_id
 BEIR's GenericDataLoader (beir 2.2.0); unlike it, nothing malformed is passed over. Differences that help: the title may be
 missing or null (it reads as ""), ids may be JSON integers, blank lines and a byte order mark are skipped.
 
-`BeirFolder`, the same folder as an MTEB task, is imported on demand: it needs mteb, the readers do not.
+The same folder as an MTEB task is `mteb_tasks.BeirFolder`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ import json
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
-
-if TYPE_CHECKING:
-    from search_r3_mteb.tasks.mteb_tasks import BeirFolder as BeirFolder
+from typing import Any, BinaryIO, NamedTuple, cast
 
 _HASH_CHUNK = 1 << 20  # bytes read at a time
 
@@ -193,15 +190,6 @@ def write_beir(
         with (folder / "qrels" / f"{split}.tsv").open("w", encoding="utf-8", newline="\n") as stream:
             stream.write("query-id\tcorpus-id\tscore\n")
             stream.writelines(f"{query_id}\t{document_id}\t{relevance}\n" for query_id, document_id, relevance in rows)
-
-
-def __getattr__(name: str) -> Any:
-    """`BeirFolder` on demand: it needs mteb, the readers do not."""
-    if name == "BeirFolder":
-        from search_r3_mteb.tasks import mteb_tasks
-
-        return mteb_tasks.BeirFolder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _error(file: Path, number: int, reason: str) -> ValueError:

@@ -14,7 +14,7 @@ How the world is made (our choice, no published source):
 - Worlds are nested: the first n documents are the same in every world of one seed, and dev and test queries come from the first
   1000 facts only. A model that knows the default world can therefore be tested among 1,000,000 documents on the same queries.
 
-Only the standard library is needed; the MTEB task (`HopWorldTask`) is imported on demand.
+The world as an MTEB task is `mteb_tasks.HopWorldTask`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from search_r3_mteb.tasks import beir_folder
 from search_r3_mteb.tasks.hopworld_language import PHRASINGS, RELATIONS, Relation, query_text, template_words
 from search_r3_mteb.tasks.hopworld_names import BOOK, CITY, COMPANY, COUNTRY, KINDS, PERSON, entity_name, name_words
-
-if TYPE_CHECKING:
-    from search_r3_mteb.tasks.mteb_tasks import HopWorldTask as HopWorldTask
 
 GENERATOR_VERSION = 1  # part of every seed and of the MTEB revision; raise it with any change of the output
 DEFAULT_DOCUMENTS = 1000
@@ -152,11 +150,9 @@ class HopWorld:
 
     def write_beir(self, folder: str | Path, train_hops: Sequence[int] = (1, 2)) -> None:
         """Write corpus.jsonl, queries.jsonl and qrels/{train,dev,test}.tsv; of the training queries those of `train_hops`."""
-        from search_r3_mteb.tasks.beir_folder import write_beir
-
         queries = {split: self.queries(split) for split in ("dev", "test")}
         queries["train"] = list(self.iterate_queries("train", train_hops))
-        write_beir(
+        beir_folder.write_beir(
             folder,
             corpus=((id_, document["title"], document["text"]) for id_, document in self.corpus.items()),
             queries=((query.id, query.text) for split in SPLITS for query in queries[split]),
@@ -278,15 +274,6 @@ class HopWorld:
     def _sentence(self, index: int) -> str:
         fact = self._facts[index]
         return RELATIONS[fact.relation].sentence.format(s=self._names[fact.subject], o=self._names[fact.object])
-
-
-def __getattr__(name: str) -> Any:
-    """`HopWorldTask` on demand: it needs mteb, the world does not."""
-    if name == "HopWorldTask":
-        from search_r3_mteb.tasks import mteb_tasks
-
-        return mteb_tasks.HopWorldTask
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def hops_of(query_id: str) -> int:

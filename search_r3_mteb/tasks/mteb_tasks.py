@@ -3,7 +3,7 @@
 All of them work offline, and all differ from MTEB's own tasks in one thing: their metadata are made per object, with a dataset
 revision that stands for the content. MTEB 2.26 hands out a complete cached result of the same task name without a look at the
 revision (evaluate.py, `_check_cache`), so the name holds what tells two contents apart as well: two folders, two worlds or two
-Python versions never share a result. Importing this module imports mteb; the modules beside it do so on demand only.
+Python versions never share a result. Importing this module imports mteb; importing the modules beside it does not.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ document whose body is the docstring alone has nothing to be found by and is lef
 first stays. A sentence that several functions share, or with fewer than four words of two letters, is no query, but its
 functions stay in the corpus as candidates.
 
-Only the standard library is needed; the MTEB task (`StdlibTask`) is imported on demand.
+The collection as an MTEB task is `mteb_tasks.StdlibTask`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from search_r3_mteb.tasks.mteb_tasks import StdlibTask as StdlibTask
+from search_r3_mteb.tasks import beir_folder
 
 # Tests repeat the library's names and texts; idlelib and lib2to3 are programs and left Python during 3.11 to 3.14.
 _DROPPED = frozenset(
@@ -88,8 +87,6 @@ def collect(root: Path | None = None) -> Collection:
 
 def write_beir(folder: str | Path) -> None:
     """Write the task as a BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv."""
-    from search_r3_mteb.tasks import beir_folder
-
     collection = collect()
     beir_folder.write_beir(
         folder,
@@ -116,15 +113,6 @@ def first_sentence(docstring: str, name: str) -> str | None:
     line = re.sub(rf"(?<!\w)([\"'`*]*){name}(?:\(\))?\1(?!\w)", " ", line, flags=re.IGNORECASE)
     line = re.sub(r"\s+([.,;:!?])(?=\s|\Z)", r"\1", " ".join(line.split())).lstrip(".,;:!?-= ")
     return line if len(re.findall(r"[^\W\d_]{2,}", line)) >= _MIN_WORDS else None
-
-
-def __getattr__(name: str) -> Any:
-    """`StdlibTask` on demand: it needs mteb, the collection does not."""
-    if name == "StdlibTask":
-        from search_r3_mteb.tasks import mteb_tasks
-
-        return mteb_tasks.StdlibTask
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _sources(root: Path) -> list[Path]:

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
+from search_r3_mteb import BeirFolder
 from search_r3_mteb.tasks import beir_folder
-from search_r3_mteb.tasks.beir_folder import BeirFolder, Document, Judgement, Query
+from search_r3_mteb.tasks.beir_folder import Document, Judgement, Query
 from search_r3_mteb.tasks.hopworld import SPLITS, HopWorld
 
 CORPUS = [
@@ -248,7 +249,7 @@ def test_large_corpus_is_read_in_batches(folder, monkeypatch):
 
 
 def test_hopworld_round_trip(tmp_path, hash_encoder, evaluate):
-    from search_r3_mteb.tasks.hopworld import HopWorldTask
+    from search_r3_mteb.tasks.mteb_tasks import HopWorldTask
 
     world = HopWorld(500)
     world.write_beir(tmp_path)

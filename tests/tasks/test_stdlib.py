@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from search_r3_mteb.tasks import beir_folder, stdlib
+from search_r3_mteb.tasks.mteb_tasks import StdlibTask
 from search_r3_mteb.tasks.stdlib import collect, first_sentence
 
 
@@ -195,7 +196,7 @@ def test_mteb_task(collection, hash_encoder, evaluate, monkeypatch):
         {id_: collection.documents[id_] for id_ in ids}, queries, {q: q.removeprefix("q:") for q in queries}, "3.x"
     )
     monkeypatch.setattr(stdlib, "collect", lambda: small)
-    task = stdlib.StdlibTask()
+    task = StdlibTask()
     assert task.metadata.dataset["revision"] == small.revision != collection.revision
     assert 0.3 < evaluate(hash_encoder(), task)["ndcg_at_10"] < 1.0
 

@@ -264,7 +264,7 @@ def bench(
 ) -> None:
     """Time us against what you would otherwise run, on the same weights, in turns. A ratio above 1: we are faster, or smaller."""
     from search_r3_mteb.evaluation.bench import bench as run
-    from search_r3_mteb.evaluation.bench_cases import KINDS
+    from search_r3_mteb.evaluation.bench_cases import BENCHMARKS
 
     console = _console()
 
@@ -272,7 +272,7 @@ def bench(
         rates = f"{record['ours']:,.1f} against {record['theirs']:,.1f} {record['unit']}"
         console.print(f"{record['ratio']:6.2f} x  {record['case']}, {record['peer']}: {rates}", highlight=False)
 
-    run(kind or KINDS, quick=quick, output=json, tell=tell)
+    run(kind or BENCHMARKS, quick=quick, output=json, tell=tell)
 
 
 @app.command()

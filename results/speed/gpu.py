@@ -38,7 +38,7 @@ CHIPS = {
     "L40S": (362e12, 0.864e12),
     "4090": (165e12, 1.008e12),
 }
-BATCHES = (1, 16, 64, 256)
+DECODE_BATCHES = (1, 16, 64, 256)
 DOCUMENT_WORDS, PROMPT_WORDS, REASONING, DRY_REASONING = 100, 32, 256, 8
 
 
@@ -162,7 +162,7 @@ def run(dry_run: bool) -> list[dict[str, Any]]:
     peak, bandwidth = (None, None) if dry_run else limits(torch.cuda.get_device_name())
     checkpoint = subject(dry_run)
     records = [encode(checkpoint, 16 if dry_run else 8192, 1 if dry_run else 3, peak)]
-    for batch in (1, 4) if dry_run else BATCHES:
+    for batch in (1, 4) if dry_run else DECODE_BATCHES:
         records += decode(checkpoint, batch, DRY_REASONING if dry_run else REASONING, 1 if dry_run else 3, bandwidth)
     return records
 

@@ -12,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Work = dict[str, Any]
+if TYPE_CHECKING:
+    from search_r3_mteb.evaluation.bench_work import MemoryWork
 
 
-def peak_bytes(work: Work) -> int:
+def peak_bytes(work: "MemoryWork") -> int:
     """Rise of the peak resident memory while `work` runs in a fresh process. Raises RuntimeError with its words when it fails."""
     command = [sys.executable, "-m", __name__, json.dumps(work)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -48,7 +49,7 @@ def _status(name: str) -> int:
 
 def main(argument: str) -> None:
     """Run the work twice, small to warm up and then whole, and print the rise of the second."""
-    from search_r3_mteb.evaluation.bench_cases import Subject, memory_work
+    from search_r3_mteb.evaluation.bench_work import Subject, memory_work
 
     work = json.loads(argument)
     small, whole = memory_work(Subject(work["size"]), work)

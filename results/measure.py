@@ -2,22 +2,22 @@
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from search_r3_mteb.evaluation.significance import interval
+from search_r3_mteb.evaluation.significance import QueryScores, interval
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("direct", "reason")
-Values = dict[tuple[str, int], dict[str, float]]
+HopScores = dict[tuple[str, int], QueryScores]
 
 
 def measure(
     model: Path | str, *, documents: int = 1000, hops: Sequence[int] = (1, 2, 3, 4), split: str = "test"
-) -> Values:
+) -> HopScores:
     """{(mode, hops): {query id: nDCG@10}}; the corpus is encoded once, queries greedily with a budget of 96 tokens."""
     from search_r3_mteb.encoder.checkpoints import load
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
@@ -27,7 +27,7 @@ def measure(
     world = HopWorld(documents)
     checkpoint = load(model, device="cpu")
     corpus: Any = None
-    found: Values = {}
+    found: HopScores = {}
     for mode in MODES:
         encoder = SearchR3Encoder(
             checkpoint, mode=mode, max_length=256, max_reasoning_tokens=96, show_progress_bar=False
@@ -48,7 +48,7 @@ def measure(
     return found
 
 
-def record(values: Mapping[str, float], **facts: Any) -> dict[str, Any]:
+def record(values: QueryScores, **facts: Any) -> dict[str, Any]:
     """One entry of a summary.json: mean, bootstrap interval over queries, and how it came about."""
     scores = list(values.values())
     found = interval(scores)

@@ -198,7 +198,7 @@ def diagnose(
     setting: SetOption = None,
 ) -> None:
     """Does the reasoning matter? Exchange it, shuffle it, leave it out, sample it again; diagnose.json."""
-    from search_r3_mteb.evaluation.diagnostics import Plan, table
+    from search_r3_mteb.evaluation.diagnostics import DiagnosisPlan, table
     from search_r3_mteb.evaluation.diagnostics import diagnose as run
 
     settings = _settings(setting, max_reasoning_tokens=max_reasoning_tokens)
@@ -209,7 +209,7 @@ def diagnose(
             output,
             split=split,
             settings=settings,
-            plan=Plan(max_queries=max_queries or None, rollouts=rollouts, seed=settings.get("seed", 0)),
+            plan=DiagnosisPlan(max_queries=max_queries or None, rollouts=rollouts, seed=settings.get("seed", 0)),
             command=shlex.join(["search-r3", *_arguments()]),
         )
     console = _console()

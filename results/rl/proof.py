@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from measure import Values, measure, record, write_json
+from measure import HopScores, measure, record, write_json
 
 from search_r3_mteb.evaluation.significance import align, compare
 from train import rl, sft
@@ -46,7 +46,7 @@ def train_seed(seed: int) -> dict[str, Path]:
 
 def main() -> None:
     """Train what is missing, measure, write everything."""
-    measured: dict[tuple[str, int], Values] = {}
+    measured: dict[tuple[str, int], HopScores] = {}
     summary = []
     for seed in SEEDS:
         for stage, model in train_seed(seed).items():
@@ -58,7 +58,7 @@ def main() -> None:
     curves()
 
 
-def comparisons(measured: dict[tuple[str, int], Values]) -> list[dict]:
+def comparisons(measured: dict[tuple[str, int], HopScores]) -> list[dict]:
     """Reasoning against direct after RL, and after RL against after SFT, by hop count."""
     found = []
     for hops in HOPS:

@@ -29,7 +29,7 @@ from search_r3_mteb.evaluation import bench_models, bench_peers
 from search_r3_mteb.evaluation.bench_models import Shape
 
 HERE = Path(__file__).resolve().parent
-SHAPE = Shape(1536, 8960, 28, 12, 2, 151936)  # Qwen2.5-1.5B
+QWEN_SHAPE = Shape(1536, 8960, 28, 12, 2, 151936)  # Qwen2.5-1.5B
 # Dense bfloat16 peak in operations a second, and memory bandwidth in bytes a second, from the makers' data sheets.
 CHIPS = {
     "H200": (989e12, 4.8e12),
@@ -47,7 +47,7 @@ def subject(dry_run: bool) -> Any:
     if dry_run:
         return bench_models.checkpoint("nano")
     torch.set_default_dtype(torch.bfloat16)
-    checkpoint = bench_models.random_checkpoint(SHAPE, "bench/1.5b")
+    checkpoint = bench_models.random_checkpoint(QWEN_SHAPE, "bench/1.5b")
     torch.set_default_dtype(torch.float32)
     checkpoint.model.to("cuda")
     return checkpoint

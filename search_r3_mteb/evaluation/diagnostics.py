@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.evaluation.diagnosis_groups import (
@@ -45,13 +45,13 @@ from search_r3_mteb.evaluation.diagnosis_groups import (
     OWN,
     SHUFFLED,
     BudgetRun,
+    DiagnosisRecord,
     Measured,
-    Record,
     group_record,
     hop_groups,
     verdict,
 )
-from search_r3_mteb.evaluation.movement import Rollouts, cosines, pooled, spread
+from search_r3_mteb.evaluation.movement import PerQuery, SampledReasonings, cosines, pooled, spread
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.query_scorer import QueryScorer
 from search_r3_mteb.evaluation.reasoning_variants import embed_after, others, shuffled_words
@@ -64,14 +64,14 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
     from search_r3_mteb.encoder.encoder import SearchR3Encoder, Thought
 
-VERSION = 1
-FILE = "diagnose.json"
+DIAGNOSIS_VERSION = 1
+DIAGNOSIS_FILE = "diagnose.json"
 _EXAMPLES = 5
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class DiagnosisPlan:
     """How much is measured.
 
     `max_queries` judged queries are drawn with `seed` (None: all). `rollouts` reasonings of each are sampled at `temperature`
@@ -106,9 +106,9 @@ def diagnose(
     split: str | None = None,
     cache_folder: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
-    plan: Plan | None = None,
+    plan: DiagnosisPlan | None = None,
     command: str | None = None,
-) -> Record:
+) -> DiagnosisRecord:
     """Diagnose one Search-R3 checkpoint on one task; writes OUTPUT/diagnose.json and returns its content.
 
     `model` and `task` as `search-r3 evaluate` takes them. `output` defaults to runs/diagnose/TASK__MODEL; thoughts and document
@@ -116,12 +116,12 @@ def diagnose(
     SearchR3Encoder; its mode is "reason". Raises ValueError for a model that does not reason, for a task with several splits,
     and for a folder that holds the diagnosis of another model or task.
     """
-    plan = plan or Plan()
+    plan = plan or DiagnosisPlan()
     resolved = resolve_task(task, split)
     encoder, label = _encoder(model, settings or {})
     name = resolved.metadata.name
     folder = Path("runs/diagnose") / f"{name}__{label.replace('/', '__')}" if output is None else Path(output)
-    _check_folder(folder / FILE, name, label)
+    _check_folder(folder / DIAGNOSIS_FILE, name, label)
     store = folder / "store" if cache_folder is None else Path(cache_folder)
     _log.info("%s on %s: embedding the documents", label, name)
     scorer = QueryScorer(resolved, _again(encoder, store), plan.max_queries, plan.seed)
@@ -129,8 +129,8 @@ def diagnose(
     measured, examples = runs.measure()
     _log.info("intervals")
     groups = [group_record(measured, rows, hops) for hops, rows in hop_groups(scorer.hops)]
-    result: Record = {
-        "version": VERSION,
+    result: DiagnosisRecord = {
+        "version": DIAGNOSIS_VERSION,
         "task": name,
         "split": scorer.split,
         "model": label,
@@ -151,20 +151,20 @@ def diagnose(
         "per_query": _per_query(measured, scorer),
         "examples": examples,
     }
-    write_json(folder / FILE, result)
-    return result | {"file": str(folder / FILE)}
+    write_json(folder / DIAGNOSIS_FILE, result)
+    return result | {"file": str(folder / DIAGNOSIS_FILE)}
 
 
 class _Runs:
     """The model's runs over the chosen queries."""
 
-    def __init__(self, encoder: "SearchR3Encoder", scorer: QueryScorer, plan: Plan, store: Path) -> None:
+    def __init__(self, encoder: "SearchR3Encoder", scorer: QueryScorer, plan: DiagnosisPlan, store: Path) -> None:
         self.encoder, self.scorer, self.plan, self.store = encoder, scorer, plan, store
         self.seeds = list(range(plan.seed, plan.seed + plan.rollouts))
-        self.skipped: list[Record] = []
+        self.skipped: list[DiagnosisRecord] = []
         self.unchanged = 0
 
-    def measure(self) -> tuple[Measured, list[Record]]:
+    def measure(self) -> tuple[Measured, list[DiagnosisRecord]]:
         """Everything that is measured of each query, and some examples in words."""
         _log.info("%d queries of %d: own reasoning", len(self.scorer), self.scorer.queries_in_task)
         own = self._think(self.encoder)
@@ -208,14 +208,14 @@ class _Runs:
         vectors[DIRECT] = direct.encode_query(self.scorer.texts, instruction=self.scorer.instructions)
         return vectors, reasonings
 
-    def _rollouts(self) -> Rollouts:
+    def _rollouts(self) -> SampledReasonings:
         runs = []
         for number, seed in enumerate(self.seeds, start=1):
             _log.info("rollout %d of %d", number, len(self.seeds))
             runs.append(self._think(self.encoder, temperature=self.plan.temperature, seed=seed))
         vectors = np.stack([np.stack([thought.vector for thought in run]) for run in runs])
         qualities = [self.scorer.quality(each) for each in vectors]
-        return Rollouts(
+        return SampledReasonings(
             vectors=vectors,
             token_ids=[[thought.token_ids for thought in run] for run in runs],
             finished=1 - np.stack([_forced(run) for run in runs]),
@@ -223,14 +223,14 @@ class _Runs:
             margin=np.stack([quality.margin for quality in qualities]),
         )
 
-    def _pooled(self, rollouts: Rollouts, size: int) -> Float[np.ndarray, " queries"]:
+    def _pooled(self, rollouts: SampledReasonings, size: int) -> PerQuery:
         if size == 1:
-            values: Float[np.ndarray, " queries"] = rollouts.ndcg_at_10.mean(axis=0)
+            values: PerQuery = rollouts.ndcg_at_10.mean(axis=0)
         else:
             values = np.mean([self._ndcg(each) for each in pooled(rollouts.vectors, size)], axis=0)
         return values
 
-    def _budgets(self, own: Sequence["Thought"], own_ndcg: Float[np.ndarray, " queries"]) -> dict[int, BudgetRun]:
+    def _budgets(self, own: Sequence["Thought"], own_ndcg: PerQuery) -> dict[int, BudgetRun]:
         """The own run's budget is one of them; a budget for which the model's window is too short is told, not cut."""
         mine = int(self.encoder.settings["max_reasoning_tokens"])
         found = {mine: BudgetRun(own_ndcg, np.array([len(each.token_ids) for each in own]), _forced(own))}
@@ -260,12 +260,12 @@ class _Runs:
     def _think(self, encoder: "SearchR3Encoder", **changed: Any) -> "list[Thought]":
         return _again(encoder, self.store, **changed).think(self.scorer.texts, instruction=self.scorer.instructions)
 
-    def _ndcg(self, vectors: Float32[np.ndarray, "queries dim"]) -> Float[np.ndarray, " queries"]:
+    def _ndcg(self, vectors: Float32[np.ndarray, "queries dim"]) -> PerQuery:
         return self.scorer.quality(vectors).ndcg_at_10
 
     def _examples(
-        self, reasonings: Mapping[str, list[list[int]]], ndcg: Mapping[str, Float[np.ndarray, " queries"]]
-    ) -> list[Record]:
+        self, reasonings: Mapping[str, list[list[int]]], ndcg: Mapping[str, PerQuery]
+    ) -> list[DiagnosisRecord]:
         """The queries that another reasoning changed most, in words."""
         change = np.abs(ndcg[OWN] - ndcg[OTHER])
         found = []
@@ -281,7 +281,7 @@ class _Runs:
         return found
 
 
-def table(result: Record) -> "Table":
+def table(result: DiagnosisRecord) -> "Table":
     """The controls of every group as a rich table."""
     from rich import box
     from rich.table import Table
@@ -298,7 +298,7 @@ def table(result: Record) -> "Table":
     return found
 
 
-def _difference(record: Record) -> str:
+def _difference(record: DiagnosisRecord) -> str:
     low, high = record["interval"]
     return f"{record['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("[", "\\[")
 
@@ -349,7 +349,7 @@ def _check_folder(file: Path, task: str, model: str) -> None:
         raise ValueError(f"{file} holds the diagnosis of {there[1]} on {there[0]}. Name another --output.")
 
 
-def _forced(thoughts: Sequence["Thought"]) -> Float[np.ndarray, " queries"]:
+def _forced(thoughts: Sequence["Thought"]) -> PerQuery:
     return np.array([float(not thought.finished) for thought in thoughts])
 
 

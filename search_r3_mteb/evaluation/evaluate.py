@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from search_r3_mteb.atomic import write_json, write_jsonl, write_text
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.queries import CUTOFF, query_records
-from search_r3_mteb.evaluation.recording import Record
-from search_r3_mteb.evaluation.summary import Row, hop_rows, quality, rate, read_summary, replace_rows
-from search_r3_mteb.evaluation.systems import MODES, Mode, ModelSpec, System, check_settings, open_systems
+from search_r3_mteb.evaluation.recording import SplitRecord
+from search_r3_mteb.evaluation.summary import SummaryRow, hop_rows, quality, rate, read_summary, replace_rows
+from search_r3_mteb.evaluation.systems import MODE_CHOICES, ModeChoice, ModelSpec, System, check_settings, open_systems
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ _AGREE = 1e-4
 def evaluate(
     models: Sequence[ModelSpec],
     tasks: Sequence[TaskSpec],
-    mode: Mode = "both",
+    mode: ModeChoice = "both",
     output: Path | str = "runs/evaluate",
     *,
     split: str | None = None,
     cache_folder: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     command: str | None = None,
-) -> list[Row]:
+) -> list[SummaryRow]:
     """Evaluate every model on every task; returns the rows that this call is about, in order.
 
     `models`: a Search-R3 checkpoint (bundled name, folder, LoRA folder, hub id, or one in memory), an ordinary
@@ -52,8 +52,8 @@ def evaluate(
     SearchR3Encoder. `command` is noted in the rows. Raises ValueError and FileNotFoundError, before anything long starts, for
     models, tasks and modes that are not there.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
+    if mode not in MODE_CHOICES:
+        raise ValueError(f"mode must be one of {', '.join(MODE_CHOICES)}, got {mode!r}.")
     if not models or not tasks:
         raise ValueError(
             f"Nothing to evaluate: {len(models)} models and {len(tasks)} tasks. Name at least one of each."
@@ -61,7 +61,7 @@ def evaluate(
     output = Path(output)
     check_settings(models, settings or {})
     resolved = [resolve_task(task, split) for task in tasks]
-    rows: list[Row] = []
+    rows: list[SummaryRow] = []
     store = output / "store" if cache_folder is None else cache_folder
     for spec in models:
         for system in open_systems(spec, mode, settings or {}, store):
@@ -70,7 +70,7 @@ def evaluate(
     return rows
 
 
-def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, command: str | None) -> list[Row]:
+def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, command: str | None) -> list[SummaryRow]:
     """The rows of one model in one mode on one task, from disk where they are complete."""
     path = output / "summary.json"
     label = _label(system, task.metadata.name, read_summary(path))
@@ -83,7 +83,7 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
     task.load_data()
     with tempfile.TemporaryDirectory(prefix="search-r3-") as folder:
         rankings, scores, taken = _run(system, task, Path(folder))
-        rows: list[Row] = []
+        rows: list[SummaryRow] = []
         for split in task.eval_splits:
             parts = {subset: splits[split] for subset, splits in rankings.items() if split in splits}
             records = query_records(task, split, parts, taken[split].thoughts, reasoned=system.mode == "reason")
@@ -103,7 +103,7 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
 
 def _run(
     system: System, task: "AbsTaskRetrieval", folder: Path
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], dict[str, Record]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], dict[str, SplitRecord]]:
     """MTEB's rankings (by subset, then split), its scores and what was recorded on the way (by split).
 
     MTEB writes into `folder`, since its own writes are not atomic; it always computes, since what is cached here is the
@@ -133,10 +133,10 @@ def _row(
     label: str,
     task: "AbsTaskRetrieval",
     split: str,
-    measured: Row,
-    record: Record,
+    measured: SummaryRow,
+    record: SplitRecord,
     command: str | None,
-) -> Row:
+) -> SummaryRow:
     documents = sum(len(subsets[split]["corpus"]) for subsets in task.dataset.values() if split in subsets)
     row = {
         "task": task.metadata.name,
@@ -166,7 +166,7 @@ def _row(
     return row
 
 
-def _check_against_mteb(row: Row, scores: Sequence[Mapping[str, Any]]) -> None:
+def _check_against_mteb(row: SummaryRow, scores: Sequence[Mapping[str, Any]]) -> None:
     """Our mean over queries must be MTEB's score; a difference would mean that the files do not belong together."""
     theirs = sum(float(subset["ndcg_at_10"]) for subset in scores) / len(scores)
     if abs(theirs - row["ndcg_at_10"]) > _AGREE:
@@ -177,7 +177,7 @@ def _check_against_mteb(row: Row, scores: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _label(system: System, task: str, rows: Sequence[Row]) -> str:
+def _label(system: System, task: str, rows: Sequence[SummaryRow]) -> str:
     """The model's name; with the beginning of its fingerprint where another model has that name in this folder already.
 
     Otherwise a second checkpoint of the same folder name, or a second budget, would take the first one's place unseen.
@@ -191,7 +191,7 @@ def _label(system: System, task: str, rows: Sequence[Row]) -> str:
     return f"{system.label}@{system.fingerprint[:8]}" if taken else system.label
 
 
-def _complete_rows(system: System, label: str, task: "AbsTaskRetrieval", output: Path) -> list[Row] | None:
+def _complete_rows(system: System, label: str, task: "AbsTaskRetrieval", output: Path) -> list[SummaryRow] | None:
     """The rows of this unit when it was finished earlier on the same data, else None."""
     wanted = {
         "task": task.metadata.name,
@@ -214,7 +214,7 @@ def _complete_rows(system: System, label: str, task: "AbsTaskRetrieval", output:
     return found if complete else None
 
 
-def _queries_file(task: "AbsTaskRetrieval", split: str, label: str, mode: str, rows: Sequence[Row]) -> Path:
+def _queries_file(task: "AbsTaskRetrieval", split: str, label: str, mode: str, rows: Sequence[SummaryRow]) -> Path:
     """queries/TASK__MODEL__MODE.jsonl; a further split of the same task is TASK.SPLIT."""
     name = task.metadata.name
     plain = Path("queries") / f"{name}__{_file_name(label)}__{mode}.jsonl"

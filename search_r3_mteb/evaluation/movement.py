@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+PerQuery = Float[np.ndarray, " queries"]
+
 
 @dataclass(frozen=True)
-class Rollouts:
+class SampledReasonings:
     """`rollouts` sampled reasonings for each of the same queries.
 
     `vectors` (rollouts, queries, dim) of unit length; `token_ids[r][q]` without the embed token; `finished` (rollouts, queries)
@@ -30,13 +32,13 @@ class Cosines:
     `different`: over all pairs of one of its rollouts with one of another query. `distinct`: its different reasonings.
     """
 
-    same: Float[np.ndarray, " queries"]
-    reworded: Float[np.ndarray, " queries"]
-    different: Float[np.ndarray, " queries"]
+    same: PerQuery
+    reworded: PerQuery
+    different: PerQuery
     distinct: Int[np.ndarray, " queries"]
 
 
-def cosines(rollouts: Rollouts) -> Cosines:
+def cosines(rollouts: SampledReasonings) -> Cosines:
     """Cosines of vectors within a query's rollouts and between queries; two rollouts and two queries at the least.
 
     Means over all pairs are exact and cost no pair: the squared length of a sum of unit vectors is the sum of all cosines.
@@ -60,9 +62,9 @@ def cosines(rollouts: Rollouts) -> Cosines:
     return Cosines(same, reworded, different, distinct)
 
 
-def spread(values: Float[np.ndarray, "rollouts queries"]) -> Float[np.ndarray, " queries"]:
+def spread(values: Float[np.ndarray, "rollouts queries"]) -> PerQuery:
     """Standard deviation over a query's rollouts (n - 1)."""
-    found: Float[np.ndarray, " queries"] = values.std(axis=0, ddof=1)
+    found: PerQuery = values.std(axis=0, ddof=1)
     return found
 
 

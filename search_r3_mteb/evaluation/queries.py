@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
 Spoken: TypeAlias = tuple[str | None, int | None, bool | None]  # reasoning, its tokens, whether the model ended it
-Rankings: TypeAlias = Mapping[str, Mapping[str, float]]
+DocumentScores: TypeAlias = Mapping[str, Mapping[str, float]]  # {query id: {document id: score}}
 CUTOFF = 10
 _EXCERPT = 300  # characters of a document that a per-query file repeats
 
@@ -17,7 +17,7 @@ _EXCERPT = 300  # characters of a document that a per-query file repeats
 def query_records(
     task: "AbsTaskRetrieval",
     split: str,
-    rankings: Mapping[str, Rankings],
+    rankings: Mapping[str, DocumentScores],
     thoughts: Mapping[str, Sequence[Spoken]],
     *,
     reasoned: bool,
@@ -25,7 +25,7 @@ def query_records(
     """By subset, one record a query: nDCG@10 and recall@10 (pytrec_eval), reasoning, top documents, judged ones.
 
     `rankings` are MTEB's, by subset: {query id: {document id: score}}. Where a task has several subsets the query ids carry
-    the subset's name. `thoughts` are those of `Record`; a model that `reasoned` without telling has None for its tokens. The
+    the subset's name. `thoughts` are those of `SplitRecord`; a model that `reasoned` without telling has None for its tokens. The
     task's data must be loaded.
     """
     found = {}
@@ -44,7 +44,7 @@ def query_records(
 def _subset_records(
     task: "AbsTaskRetrieval",
     data: Any,
-    ranking: Rankings,
+    ranking: DocumentScores,
     thoughts: Sequence[Spoken],
     prefix: str,
 ) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def _subset_records(
     return records
 
 
-def score(judgements: Mapping[str, Mapping[str, int]], ranking: Rankings) -> dict[str, dict[str, float]]:
+def score(judgements: Mapping[str, Mapping[str, int]], ranking: DocumentScores) -> dict[str, dict[str, float]]:
     """pytrec_eval's ndcg_cut_10 and recall_10 of every query in `ranking`."""
     import pytrec_eval
 
@@ -105,7 +105,7 @@ def hops_of_query(task: "AbsTaskRetrieval", query_id: str) -> int | None:
     return hops_of(query_id) if isinstance(task, HopWorldTask) else None
 
 
-def as_scored(task: "AbsTaskRetrieval", ranking: Rankings) -> Rankings:
+def as_scored(task: "AbsTaskRetrieval", ranking: DocumentScores) -> DocumentScores:
     """The ranking that MTEB scores: some tasks leave out the query itself, or the first document."""
     if task.ignore_identical_ids:
         ranking = {q: {d: value for d, value in documents.items() if d != q} for q, documents in ranking.items()}

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass
-class Record:
+class SplitRecord:
     """What one split of a task took: numbers of texts, and seconds of the model's work on them.
 
     `thoughts` holds, for each subset, one (reasoning, reasoning tokens, finished) a query in the task's order; it is empty
@@ -41,7 +41,7 @@ class RecordedEncoder:
     def __init__(self, encoder: Any, mteb_model_meta: Any) -> None:
         self.encoder = encoder
         self.mteb_model_meta = mteb_model_meta
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, SplitRecord] = {}
 
     def encode(
         self,
@@ -57,7 +57,7 @@ class RecordedEncoder:
         from search_r3_mteb.encoder.encoder import SearchR3Encoder
         from search_r3_mteb.integrations.mteb import is_query, read_queries
 
-        record = self.records.setdefault(hf_split, Record())
+        record = self.records.setdefault(hf_split, SplitRecord())
         query = is_query(prompt_type)
         ours = isinstance(self.encoder, SearchR3Encoder)
         before = self._seconds(query) if ours else 0.0
@@ -97,17 +97,17 @@ class RecordedSearch:
     def __init__(self, search_model: Any, mteb_model_meta: Any) -> None:
         self.search_model = search_model
         self.mteb_model_meta = mteb_model_meta
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, SplitRecord] = {}
 
     def index(self, corpus: Any, *, hf_split: str, **keywords: Any) -> None:
         """MTEB's index."""
         start = time.perf_counter()
         self.search_model.index(corpus, hf_split=hf_split, **keywords)
-        self.records.setdefault(hf_split, Record()).add(False, len(corpus), time.perf_counter() - start)
+        self.records.setdefault(hf_split, SplitRecord()).add(False, len(corpus), time.perf_counter() - start)
 
     def search(self, queries: Any, *, hf_split: str, **keywords: Any) -> Any:
         """MTEB's search."""
         start = time.perf_counter()
         results = self.search_model.search(queries, hf_split=hf_split, **keywords)
-        self.records.setdefault(hf_split, Record()).add(True, len(queries), time.perf_counter() - start)
+        self.records.setdefault(hf_split, SplitRecord()).add(True, len(queries), time.perf_counter() - start)
         return results

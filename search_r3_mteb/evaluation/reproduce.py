@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.evaluation.evaluate import evaluate
-from search_r3_mteb.evaluation.significance import Difference, Interval, align, compare, interval
+from search_r3_mteb.evaluation.significance import Difference, Interval, QueryScores, align, compare, interval
 from search_r3_mteb.evaluation.tasks import resolve_task
 
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
 
 Finding = dict[str, Any]
-Values = Mapping[str, float]
-MODEL = "ytgui/Search-R3.0-Small"
-FILE = "reproduce.json"
+RELEASED_MODEL = "ytgui/Search-R3.0-Small"
+FINDINGS_FILE = "reproduce.json"
 _PRINTED = 0.0005  # half a unit of the last digit that the claims are given in
 _DIGITS = 6
 _MODES = ("direct", "reason")
@@ -73,7 +72,7 @@ NAMES = (*(claim.name for claim in CLAIMS), "all")
 
 def reproduce(
     claims: Sequence[str] = ("all",),
-    model: str | Path = MODEL,
+    model: str | Path = RELEASED_MODEL,
     output: Path | str = "runs/reproduce",
     *,
     task_folders: Mapping[str, Path | str] | None = None,
@@ -107,7 +106,7 @@ def reproduce(
             "rehearsal": _rehearsal(claim, checkpoint.name, task_folders or {})
         }
         findings.append(finding)
-        _keep(Path(output) / FILE, finding)
+        _keep(Path(output) / FINDINGS_FILE, finding)
         if on_finding is not None:
             on_finding(finding)
     return findings
@@ -239,14 +238,14 @@ def _lacking(what: Sequence[str], chosen: Sequence[Claim], error: Exception) -> 
 
 def _rehearsal(claim: Claim, model: str, folders: Mapping[str, Path | str]) -> str | None:
     reasons = []
-    if model != MODEL:
-        reasons.append(f"{model} is not known to be {MODEL}")
+    if model != RELEASED_MODEL:
+        reasons.append(f"{model} is not known to be {RELEASED_MODEL}")
     if claim.name in folders:
         reasons.append(f"a folder stands in for {claim.task}")
     return "; ".join(reasons) or None
 
 
-def _finding(claim: Claim, rows: Mapping[str, Mapping[str, Any]], values: Mapping[str, Values]) -> Finding:
+def _finding(claim: Claim, rows: Mapping[str, Mapping[str, Any]], values: Mapping[str, QueryScores]) -> Finding:
     questions, (direct, reason) = align([values["direct"]], [values["reason"]])
     result = compare(reason, direct)
     verdict, explanation = judge(claim, result)
@@ -284,7 +283,7 @@ def _read(output: Path, row: Mapping[str, Any]) -> dict[str, float]:
     return {record["query_id"]: float(record["ndcg_at_10"]) for record in map(json.loads, lines)}
 
 
-def _by_question(values: Values, several: bool) -> dict[str, float]:
+def _by_question(values: QueryScores, several: bool) -> dict[str, float]:
     """One value a question, whose mean is the task's score.
 
     A task of several subsets (MKQA's languages) is scored by the mean over subsets of their means, and its queries carry the

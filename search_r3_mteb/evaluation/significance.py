@@ -19,7 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Values = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
+QueryScores = Mapping[str, float]
+"""A score of each query, by query id."""
 _CELLS_PER_CHUNK = 4_000_000  # resample weights held at once, in float64 cells: 32 MB
 
 
@@ -99,7 +101,7 @@ def compare(
     )
 
 
-def align(*systems: Sequence[Mapping[str, float]]) -> tuple[list[str], list[Values]]:
+def align(*systems: Sequence[QueryScores]) -> tuple[list[str], list[FloatArray]]:
     """The query ids that every run of every system has a finite value for (sorted), and one (seeds, queries) array a system.
 
     Each system is a sequence of runs (one a seed), each run a mapping query id -> value. NaN and missing values drop the query
@@ -133,7 +135,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _table(values: ArrayLike, name: str) -> Values:
+def _table(values: ArrayLike, name: str) -> FloatArray:
     table = np.atleast_2d(np.asarray(values, dtype=np.float64))
     if table.ndim != 2 or table.size == 0:
         shape = np.shape(values)
@@ -158,7 +160,7 @@ def _tails(confidence: float) -> list[float]:
     return [(1 - confidence) / 2, (1 + confidence) / 2]
 
 
-def _draws(queries: int, resamples: int, seed: int) -> Iterator[tuple[Values, np.random.Generator]]:
+def _draws(queries: int, resamples: int, seed: int) -> Iterator[tuple[FloatArray, np.random.Generator]]:
     """Chunks of query weights (resamples, queries), rows summing to one, with the generator that draws the seeds."""
     rng = np.random.default_rng(seed)
     rows = max(1, _CELLS_PER_CHUNK // queries)
@@ -170,7 +172,7 @@ def _draws(queries: int, resamples: int, seed: int) -> Iterator[tuple[Values, np
         yield counts / queries, rng
 
 
-def _means(table: Values, weights: Values, rng: np.random.Generator) -> Values:
+def _means(table: FloatArray, weights: FloatArray, rng: np.random.Generator) -> FloatArray:
     """The mean of each resample: (resamples,). A single seed draws nothing, so plain runs stay one-level."""
     per_seed = weights @ table.T
     seeds = table.shape[0]

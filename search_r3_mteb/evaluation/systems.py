@@ -18,12 +18,13 @@ from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.encoder.settings import Mode
 
 BM25 = "bm25"
 _BM25_IN_MTEB = "mteb/baseline-bm25s"
-Mode = Literal["both", "reason", "direct"]
-MODES: tuple[Mode, ...] = ("both", "reason", "direct")
-Kind = Literal["bm25", "sentence-transformers", "search-r3"]
+ModeChoice: TypeAlias = 'Mode | Literal["both"]'
+MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
+ModelKind = Literal["bm25", "sentence-transformers", "search-r3"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
 _SHARED = ("device", "revision", "trust_remote_code")  # settings that ordinary models take as well
 ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder"
@@ -37,7 +38,7 @@ class System:
     """
 
     label: str
-    mode: Literal["reason", "direct"]
+    mode: "Mode"
     model: RecordedEncoder | RecordedSearch
     fingerprint: str
     seed: int = 0
@@ -64,7 +65,7 @@ def split_label(spec: str) -> tuple[str | None, str]:
     return (label, path) if sign and not Path(spec).exists() else (None, spec)
 
 
-def kind_of(path: str) -> Kind:
+def kind_of(path: str) -> ModelKind:
     """What is behind a model's name. Raises FileNotFoundError when nothing is.
 
     A folder of sentence-transformers (modules.json) that has no profile of ours is an ordinary one; every other folder must be
@@ -82,7 +83,7 @@ def kind_of(path: str) -> Kind:
 
 
 def open_systems(
-    spec: ModelSpec, mode: Mode, settings: Mapping[str, Any], cache_folder: Path | str | None
+    spec: ModelSpec, mode: ModeChoice, settings: Mapping[str, Any], cache_folder: Path | str | None
 ) -> Iterator[System]:
     """The systems of one model, one after the other: both modes share the weights.
 
@@ -102,7 +103,7 @@ def open_systems(
 
 
 def _search_r3(
-    spec: ModelSpec, label: str | None, mode: Mode, settings: Mapping[str, Any], cache_folder: Path | str | None
+    spec: ModelSpec, label: str | None, mode: ModeChoice, settings: Mapping[str, Any], cache_folder: Path | str | None
 ) -> Iterator[System]:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 
 from search_r3_mteb.tasks import beir_folder
 from search_r3_mteb.tasks.hopworld_language import PHRASINGS, RELATIONS, Relation, query_text, template_words
-from search_r3_mteb.tasks.hopworld_names import BOOK, CITY, COMPANY, COUNTRY, KINDS, PERSON, entity_name, name_words
+from search_r3_mteb.tasks.hopworld_names import BOOK, CITY, COMPANY, COUNTRY, PERSON, entity_name, name_words
 
 GENERATOR_VERSION = 1  # part of every seed and of the MTEB revision; raise it with any change of the output
 DEFAULT_DOCUMENTS = 1000
@@ -89,7 +90,7 @@ class HopWorld:
         self._regions: list[str] = []
         self._facts: list[_Fact] = []
         self._facts_of: list[list[int]] = []  # by entity, in the order of RELATIONS
-        self._numbers = dict.fromkeys(KINDS, 0)
+        self._numbers: Counter[str] = Counter()  # of entities by kind
         previous: dict[str, dict[str, list[int]]] = {}
         for block in range(max(_CORE_BLOCKS, -(-documents // _BLOCK))):
             previous = self._add_block(block, previous)

@@ -11,7 +11,6 @@ import random
 from functools import cache
 
 PERSON, BOOK, COMPANY, CITY, COUNTRY = "person", "book", "company", "city", "country"
-KINDS = (PERSON, BOOK, COMPANY, CITY, COUNTRY)
 
 _GIVEN = """
 Ada Agnes Alma Amos Anna Anton Arvid Astrid Basil Bela Berta Boris Bruno Carla Casper Celia Clara Conrad Cyrus Dagmar Daria

@@ -16,10 +16,9 @@ from search_r3_mteb.encoder.engine import Engine, Rollouts
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.evaluation.diagnosis_groups import BudgetRun, Measured, _bins, group_record, hop_groups, verdict
-from search_r3_mteb.evaluation.diagnostics import Plan, diagnose, table
+from search_r3_mteb.evaluation.diagnostics import DiagnosisPlan, diagnose, table
 from search_r3_mteb.evaluation.evaluate import evaluate
-from search_r3_mteb.evaluation.movement import Cosines, cosines, pooled
-from search_r3_mteb.evaluation.movement import Rollouts as Sampled
+from search_r3_mteb.evaluation.movement import Cosines, SampledReasonings, cosines, pooled
 from search_r3_mteb.evaluation.query_scorer import QueryScorer
 from search_r3_mteb.evaluation.reasoning_variants import embed_after, others, shuffled_words
 from search_r3_mteb.evaluation.tasks import resolve_task
@@ -27,7 +26,7 @@ from search_r3_mteb.evaluation.tasks import resolve_task
 WORDS = ["silver", "river", "garden", "stone", "winter", "harbour", "letter", "engine"]
 SHORT = Profile(reason=Template("think", "{reasoning}{embed_token}"), direct=Template("embed", "{embed_token}"))
 SETTINGS = {"max_reasoning_tokens": 8}
-PLAN = Plan(max_queries=None, rollouts=4, budgets=(0, 4), pools=(1, 2, 4))
+PLAN = DiagnosisPlan(max_queries=None, rollouts=4, budgets=(0, 4), pools=(1, 2, 4))
 
 
 @pytest.fixture
@@ -199,7 +198,7 @@ def test_shuffling_where_it_is_not_plain(tiny_tokenizer):
 def sampled(vectors, token_ids):
     vectors = np.array(vectors, dtype=np.float32)
     zeros = np.zeros(vectors.shape[:2])
-    return Sampled(vectors, token_ids, zeros + 1, zeros, zeros)
+    return SampledReasonings(vectors, token_ids, zeros + 1, zeros, zeros)
 
 
 def test_cosines_by_hand():
@@ -417,7 +416,7 @@ def test_a_second_run_reasons_about_nothing_again(checkpoint, beir, tmp_path, sc
     assert calls == 1 + 2 + 4  # own, two further budgets, four rollouts
     assert diagnose(*where, settings={"max_reasoning_tokens": 40}, plan=PLAN) == first
     assert fake.calls == calls
-    other = diagnose(*where, settings={"max_reasoning_tokens": 40}, plan=Plan(None, 4, (0, 4), (1,), seed=7))
+    other = diagnose(*where, settings={"max_reasoning_tokens": 40}, plan=DiagnosisPlan(None, 4, (0, 4), (1,), seed=7))
     assert other["rollouts"]["seeds"] == [7, 8, 9, 10]
     assert fake.calls == calls + 4
 
@@ -425,7 +424,7 @@ def test_a_second_run_reasons_about_nothing_again(checkpoint, beir, tmp_path, sc
 def test_hopworld_is_diagnosed_by_hop_count(checkpoint, tmp_path):
     from rich.console import Console
 
-    plan = Plan(max_queries=24, rollouts=2, budgets=(0, 8), pools=(1, 2))
+    plan = DiagnosisPlan(max_queries=24, rollouts=2, budgets=(0, 8), pools=(1, 2))
     result = diagnose(
         checkpoint, "hopworld:500", tmp_path / "out", settings=SETTINGS, plan=plan, command="search-r3 ..."
     )
@@ -481,7 +480,7 @@ def test_the_verdict_says_what_the_intervals_say(own, other, direct, none, said,
 def test_a_budget_beyond_the_window_is_told(make_model, tiny_tokenizer, beir, tmp_path, scripted):
     scripted()
     model = Checkpoint(make_model(max_position_embeddings=128), tiny_tokenizer, SHORT, "tests/narrow")
-    plan = Plan(rollouts=2, budgets=(0, 256), pools=(1,))
+    plan = DiagnosisPlan(rollouts=2, budgets=(0, 256), pools=(1,))
     result = diagnose(model, f"beir:{beir}", tmp_path / "out", settings={"max_reasoning_tokens": 30}, plan=plan)
     assert [each["max_reasoning_tokens"] for each in result["groups"][0]["budgets"]] == [0, 30]
     assert [each["max_reasoning_tokens"] for each in result["skipped"]] == [256]
@@ -526,7 +525,7 @@ def test_another_diagnosis_is_not_overwritten(checkpoint, beir, tmp_path):
 )  # fmt: skip
 def test_a_plan_that_cannot_be_measured_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        Plan(**given)
+        DiagnosisPlan(**given)
 
 
 def test_tasks_that_leave_no_choice_are_named(checkpoint):
@@ -545,7 +544,7 @@ def test_the_default_folder_names_task_and_model(checkpoint, beir, scripted, tmp
     scripted()
     monkeypatch.chdir(tmp_path)
     result = diagnose(
-        checkpoint, f"beir:{beir}", settings={"max_reasoning_tokens": 40}, plan=Plan(rollouts=2, budgets=(0,))
+        checkpoint, f"beir:{beir}", settings={"max_reasoning_tokens": 40}, plan=DiagnosisPlan(rollouts=2, budgets=(0,))
     )
     assert Path(result["file"]) == Path("runs/diagnose") / f"{result['task']}__tests__short" / "diagnose.json"
     assert Path(result["file"]).exists()

@@ -13,7 +13,7 @@ from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.evaluation import reproduce as module
 from search_r3_mteb.evaluation.reproduce import (
     CLAIMS,
-    MODEL,
+    RELEASED_MODEL,
     Claim,
     _by_question,
     judge,
@@ -95,7 +95,7 @@ def test_all_claims_from_a_folder_and_again_without_work(folder, beirs, tmp_path
         assert finding["claimed"]["difference"] == claim.difference
         assert finding["verdict"] in ("confirmed", "not confirmed", "undecided")
         assert finding["rehearsal"] == (
-            f"local/Search-R3.0-Small is not known to be {MODEL}; a folder stands in for {claim.task}"
+            f"local/Search-R3.0-Small is not known to be {RELEASED_MODEL}; a folder stands in for {claim.task}"
         )
         assert (finding["queries"], finding["questions"], finding["max_reasoning_tokens"]) == (6, 6, 4)
         assert finding["command"] == "search-r3 reproduce"
@@ -214,7 +214,7 @@ def hub(monkeypatch, checkpoint, folder):
 def test_the_released_checkpoint_on_the_task_itself_is_no_rehearsal(hub, tmp_path):
     hub(downloaded(("en", "de")))
     [finding] = reproduce(["mkqa"], output=tmp_path / "run", settings=SETTINGS)
-    assert (finding["model"], finding["task"], finding["split"]) == (MODEL, "MKQARetrieval", "train")
+    assert (finding["model"], finding["task"], finding["split"]) == (RELEASED_MODEL, "MKQARetrieval", "train")
     assert finding["rehearsal"] is None
     assert (finding["queries"], finding["questions"]) == (10, 6)
     rows = {row["mode"]: row for row in json.loads((tmp_path / "run" / "summary.json").read_text())}
@@ -246,7 +246,7 @@ def test_without_network_it_is_said_what_is_needed(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         reproduce(["all"], output=tmp_path / "run")
     message = str(caught.value)
-    for needed in (f"the checkpoint {MODEL}", "the data of SciFact", "the data of LitSearchRetrieval", "MKQARetrieval",
+    for needed in (f"the checkpoint {RELEASED_MODEL}", "the data of SciFact", "the data of LitSearchRetrieval", "MKQARetrieval",
                    "machine with network and a GPU", "--claim scifact --claim litsearch --claim mkqa",
                    "--model FOLDER --task-folder scifact=BEIR_FOLDER", "no connection"):  # fmt: skip
         assert needed in message

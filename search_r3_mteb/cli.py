@@ -198,8 +198,9 @@ def diagnose(
     setting: SetOption = None,
 ) -> None:
     """Does the reasoning matter? Exchange it, shuffle it, leave it out, sample it again; diagnose.json."""
-    from search_r3_mteb.evaluation.diagnostics import DiagnosisPlan, table
+    from search_r3_mteb.evaluation.diagnosis_runs import DiagnosisPlan
     from search_r3_mteb.evaluation.diagnostics import diagnose as run
+    from search_r3_mteb.evaluation.diagnostics import table
 
     settings = _settings(setting, max_reasoning_tokens=max_reasoning_tokens)
     with _progress_lines():

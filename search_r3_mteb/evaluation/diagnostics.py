@@ -28,33 +28,26 @@ A quality is {"mean", "interval", "queries"}; a difference {"difference", "inter
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from jaxtyping import Float32
 
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.evaluation.diagnosis_groups import (
     CONTROLS,
     DIRECT,
-    NONE,
     OTHER,
     OWN,
-    SHUFFLED,
-    BudgetRun,
     DiagnosisRecord,
     Measured,
     group_record,
     hop_groups,
     verdict,
 )
-from search_r3_mteb.evaluation.movement import PerQuery, SampledReasonings, cosines, pooled, spread
+from search_r3_mteb.evaluation.diagnosis_runs import DiagnosisPlan, DiagnosisRuns, again
+from search_r3_mteb.evaluation.movement import spread
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.query_scorer import QueryScorer
-from search_r3_mteb.evaluation.reasoning_variants import embed_after, others, shuffled_words
 from search_r3_mteb.evaluation.systems import kind_of, short_name, split_label
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
 
@@ -62,40 +55,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from search_r3_mteb.encoder.checkpoints import Checkpoint
-    from search_r3_mteb.encoder.encoder import SearchR3Encoder, Thought
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
 DIAGNOSIS_VERSION = 1
 DIAGNOSIS_FILE = "diagnose.json"
-_EXAMPLES = 5
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DiagnosisPlan:
-    """How much is measured.
-
-    `max_queries` judged queries are drawn with `seed` (None: all). `rollouts` reasonings of each are sampled at `temperature`
-    with the seeds `seed`, `seed` + 1, ... `pools`: how many of their vectors are averaged. `budgets` in reasoning tokens.
-    """
-
-    max_queries: int | None = 1000
-    rollouts: int = 16
-    budgets: tuple[int, ...] = (0, 16, 64, 256)
-    pools: tuple[int, ...] = (1, 4, 16)
-    temperature: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rollouts < 2:
-            raise ValueError(f"rollouts={self.rollouts}: two are the least, since their vectors are compared.")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}: rollouts are sampled, so it must be above 0.")
-        if self.max_queries is not None and self.max_queries < 2:
-            raise ValueError(
-                f"max_queries={self.max_queries}: two are the least, since one gets the other's reasoning."
-            )
-        if not self.budgets or min(self.budgets) < 0:
-            raise ValueError(f"budgets={self.budgets}: name at least one number of tokens, none below 0.")
 
 
 def diagnose(
@@ -124,8 +88,8 @@ def diagnose(
     _check_folder(folder / DIAGNOSIS_FILE, name, label)
     store = folder / "store" if cache_folder is None else Path(cache_folder)
     _log.info("%s on %s: embedding the documents", label, name)
-    scorer = QueryScorer(resolved, _again(encoder, store), plan.max_queries, plan.seed)
-    runs = _Runs(encoder, scorer, plan, store)
+    scorer = QueryScorer(resolved, again(encoder, store), plan.max_queries, plan.seed)
+    runs = DiagnosisRuns(encoder, scorer, plan, store)
     measured, examples = runs.measure()
     _log.info("intervals")
     groups = [group_record(measured, rows, hops) for hops, rows in hop_groups(scorer.hops)]
@@ -153,132 +117,6 @@ def diagnose(
     }
     write_json(folder / DIAGNOSIS_FILE, result)
     return result | {"file": str(folder / DIAGNOSIS_FILE)}
-
-
-class _Runs:
-    """The model's runs over the chosen queries."""
-
-    def __init__(self, encoder: "SearchR3Encoder", scorer: QueryScorer, plan: DiagnosisPlan, store: Path) -> None:
-        self.encoder, self.scorer, self.plan, self.store = encoder, scorer, plan, store
-        self.seeds = list(range(plan.seed, plan.seed + plan.rollouts))
-        self.skipped: list[DiagnosisRecord] = []
-        self.unchanged = 0
-
-    def measure(self) -> tuple[Measured, list[DiagnosisRecord]]:
-        """Everything that is measured of each query, and some examples in words."""
-        _log.info("%d queries of %d: own reasoning", len(self.scorer), self.scorer.queries_in_task)
-        own = self._think(self.encoder)
-        vectors, reasonings = self._controls(own)
-        ndcg = {name: self._ndcg(each) for name, each in vectors.items()}
-        cosine = {name: (vectors[name].astype(np.float64) * vectors[OWN]).sum(axis=1) for name in CONTROLS}
-        rollouts = self._rollouts()
-        sizes = sorted({1, *(size for size in self.plan.pools if 1 <= size <= self.plan.rollouts)})
-        measured = Measured(
-            ndcg=ndcg,
-            cosine_to_own=cosine,
-            tokens=np.array([len(thought.token_ids) for thought in own]),
-            forced=_forced(own),
-            budgets=self._budgets(own, ndcg[OWN]),
-            cosines=cosines(rollouts),
-            rollout_ndcg=rollouts.ndcg_at_10,
-            rollout_margin=rollouts.margin,
-            rollout_forced=1 - rollouts.finished,
-            pools={size: self._pooled(rollouts, size) for size in sizes},
-        )
-        return measured, self._examples(reasonings, ndcg)
-
-    def _controls(
-        self, own: Sequence["Thought"]
-    ) -> tuple[dict[str, Float32[np.ndarray, "queries dim"]], dict[str, list[list[int]]]]:
-        """Vectors after each reasoning, and the reasonings as token ids."""
-        rng = np.random.default_rng(self.plan.seed)
-        ids = [list(thought.token_ids) for thought in own]
-        other = [ids[place] for place in others(len(ids), rng)]
-        shuffled = shuffled_words(ids, self.encoder.renderer, rng, self.encoder.settings["max_reasoning_tokens"])
-        self.unchanged = sum(first == second for first, second in zip(ids, shuffled, strict=True))
-        reasonings = {OWN: ids, OTHER: other, SHUFFLED: shuffled, NONE: [[] for _ in ids]}
-        vectors = {OWN: np.stack([thought.vector for thought in own])}
-        _log.info("other reasoning, shuffled reasoning, none")
-        for name in (OTHER, SHUFFLED, NONE):
-            what = "no reasoning" if name == NONE else f"{name} reasoning"
-            vectors[name] = embed_after(
-                self.encoder, self.scorer.texts, self.scorer.instructions, reasonings[name], what
-            )
-        direct = _again(self.encoder, self.store, mode="direct")
-        vectors[DIRECT] = direct.encode_query(self.scorer.texts, instruction=self.scorer.instructions)
-        return vectors, reasonings
-
-    def _rollouts(self) -> SampledReasonings:
-        runs = []
-        for number, seed in enumerate(self.seeds, start=1):
-            _log.info("rollout %d of %d", number, len(self.seeds))
-            runs.append(self._think(self.encoder, temperature=self.plan.temperature, seed=seed))
-        vectors = np.stack([np.stack([thought.vector for thought in run]) for run in runs])
-        qualities = [self.scorer.quality(each) for each in vectors]
-        return SampledReasonings(
-            vectors=vectors,
-            token_ids=[[thought.token_ids for thought in run] for run in runs],
-            finished=1 - np.stack([_forced(run) for run in runs]),
-            ndcg_at_10=np.stack([quality.ndcg_at_10 for quality in qualities]),
-            margin=np.stack([quality.margin for quality in qualities]),
-        )
-
-    def _pooled(self, rollouts: SampledReasonings, size: int) -> PerQuery:
-        if size == 1:
-            values: PerQuery = rollouts.ndcg_at_10.mean(axis=0)
-        else:
-            values = np.mean([self._ndcg(each) for each in pooled(rollouts.vectors, size)], axis=0)
-        return values
-
-    def _budgets(self, own: Sequence["Thought"], own_ndcg: PerQuery) -> dict[int, BudgetRun]:
-        """The own run's budget is one of them; a budget for which the model's window is too short is told, not cut."""
-        mine = int(self.encoder.settings["max_reasoning_tokens"])
-        found = {mine: BudgetRun(own_ndcg, np.array([len(each.token_ids) for each in own]), _forced(own))}
-        for budget in sorted(set(self.plan.budgets) - {mine}):
-            lacking = self._lacking(budget)
-            if lacking is not None:
-                self.skipped.append({"max_reasoning_tokens": budget, "why": lacking})
-                continue
-            _log.info("budget of %d tokens", budget)
-            run = self._think(self.encoder, max_reasoning_tokens=budget)
-            vectors = np.stack([each.vector for each in run])
-            lengths = np.array([len(each.token_ids) for each in run])
-            found[budget] = BudgetRun(self._ndcg(vectors), lengths, _forced(run))
-        return found
-
-    def _lacking(self, budget: int) -> str | None:
-        """Why the model's window is too short for this budget, None where it is not."""
-        window = getattr(self.encoder.model.config.get_text_config(), "max_position_embeddings", None)
-        needed = self.encoder.max_length + budget + 1
-        if window is None or needed <= window:
-            return None
-        return (
-            f"prompt ({self.encoder.max_length} tokens), reasoning and embed token need {needed} positions, and the model has "
-            f"{window}: give a smaller max_length with --set"
-        )
-
-    def _think(self, encoder: "SearchR3Encoder", **changed: Any) -> "list[Thought]":
-        return _again(encoder, self.store, **changed).think(self.scorer.texts, instruction=self.scorer.instructions)
-
-    def _ndcg(self, vectors: Float32[np.ndarray, "queries dim"]) -> PerQuery:
-        return self.scorer.quality(vectors).ndcg_at_10
-
-    def _examples(
-        self, reasonings: Mapping[str, list[list[int]]], ndcg: Mapping[str, PerQuery]
-    ) -> list[DiagnosisRecord]:
-        """The queries that another reasoning changed most, in words."""
-        change = np.abs(ndcg[OWN] - ndcg[OTHER])
-        found = []
-        for row in np.argsort(-change, kind="stable")[:_EXAMPLES].tolist():
-            said = {
-                name: self.encoder.tokenizer.decode(reasonings[name][row], skip_special_tokens=True)
-                for name in (OWN, OTHER, SHUFFLED)
-            }
-            quality = {name: round(float(values[row]), 6) for name, values in ndcg.items()}
-            found.append({
-                "query_id": self.scorer.ids[row], "query": self.scorer.texts[row], "reasoning": said, "ndcg_at_10": quality
-            })  # fmt: skip
-        return found
 
 
 def table(result: DiagnosisRecord) -> "Table":
@@ -322,21 +160,6 @@ def _encoder(model: "str | Path | Checkpoint", settings: Mapping[str, Any]) -> "
     return encoder, label or short_name(encoder.name)
 
 
-def _again(encoder: "SearchR3Encoder", store: Path, **changed: Any) -> "SearchR3Encoder":
-    """The same checkpoint and lengths with other settings; weights are not loaded again.
-
-    The prompt's length stays that of `encoder`, whatever the budget: otherwise a larger budget would cut the query.
-    """
-    from search_r3_mteb.encoder.encoder import SearchR3Encoder
-
-    kept = {key: value for key, value in encoder.settings.items() if key not in ("dtype", "mode")}
-    mode = changed.get("mode", "reason")
-    return SearchR3Encoder(
-        encoder.checkpoint,
-        **{**kept, "batch_tokens": encoder.engine.token_budget, "cache_folder": store, "mode": mode, **changed},
-    )
-
-
 def _check_folder(file: Path, task: str, model: str) -> None:
     if not file.exists():
         return
@@ -347,10 +170,6 @@ def _check_folder(file: Path, task: str, model: str) -> None:
         raise ValueError(f"{file} is no diagnosis ({error}). Name another --output, or remove the file.") from error
     if there != (task, model):
         raise ValueError(f"{file} holds the diagnosis of {there[1]} on {there[0]}. Name another --output.")
-
-
-def _forced(thoughts: Sequence["Thought"]) -> PerQuery:
-    return np.array([float(not thought.finished) for thought in thoughts])
 
 
 def _per_query(measured: Measured, scorer: QueryScorer) -> dict[str, list[Any]]:

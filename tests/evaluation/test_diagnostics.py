@@ -16,7 +16,8 @@ from search_r3_mteb.encoder.engine import Engine, Rollouts
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.evaluation.diagnosis_groups import BudgetRun, Measured, _bins, group_record, hop_groups, verdict
-from search_r3_mteb.evaluation.diagnostics import DiagnosisPlan, diagnose, table
+from search_r3_mteb.evaluation.diagnosis_runs import DiagnosisPlan
+from search_r3_mteb.evaluation.diagnostics import diagnose, table
 from search_r3_mteb.evaluation.evaluate import evaluate
 from search_r3_mteb.evaluation.movement import Cosines, SampledReasonings, cosines, pooled
 from search_r3_mteb.evaluation.query_scorer import QueryScorer

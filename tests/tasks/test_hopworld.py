@@ -232,7 +232,7 @@ def test_training_rows(world):
 
 def test_hops_of():
     assert hops_of("test-3hop-000314.000234.000321-p3") == 3
-    with pytest.raises(ValueError, match="'q1' is no hopworld query id"):
+    with pytest.raises(ValueError, match="'q1' is not a hopworld query id"):
         hops_of("q1")
 
 

@@ -1,8 +1,8 @@
 """The benchmark of `search-r3 bench`: what we do against what a user would otherwise run, side by side.
 
 Both sides run in one process on the same weights, in turns; a case's ratio is the median of its rounds' ratios, because
-a machine's speed changes from minute to minute and a round's two halves are neighbours. Each pair is first checked to be
-the same work.
+a machine's speed changes from minute to minute and a round's two halves are neighbours. Each pair is first checked to
+be the same work.
 """
 
 import gc

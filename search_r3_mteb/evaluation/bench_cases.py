@@ -1,7 +1,7 @@
 """The cases of the benchmark: the same work done by us and by a peer, and a check that it was the same work.
 
-Three kinds of case: time (`Case`), peak memory (`MemoryCase`), and whether the cost of one item stays the same when there are
-more of them (a `Case` in which the peer is ourselves with few).
+There are three kinds: time (`Case`), peak memory (`MemoryCase`), and whether the cost of one item stays the same when
+there are more of them (a `Case` in which the peer is ourselves with few items).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ _SAME = 1e-4
 
 @dataclass(frozen=True)
 class Case:
-    """Work that both sides do on `items` things; `ours` and `theirs` return vectors (rows, dim), and perhaps the generated ids."""
+    """Work of both sides on `items` things; `ours` and `theirs` return vectors (rows, dim), or vectors and ids."""
 
     case: str
     peer: str
@@ -48,7 +48,7 @@ class Case:
     def check(self, ours: Any, theirs: Any) -> float:
         """Largest difference between the two sides' vectors; ValueError when they are not of the same work.
 
-        Where tokens were generated, rows are compared whose ids are the same; a near tie may end otherwise in a few rows.
+        Of generated rows those with equal ids are compared: a near tie between two tokens may change a few rows.
         """
         same = slice(None)
         if isinstance(theirs, tuple):
@@ -143,7 +143,7 @@ def _memory(work: str, peer: str, subject: Subject, batches: Sequence[int], quic
 def _flat_queries(subject: Subject, quick: bool) -> Case:
     few, many = (20, 100) if quick else FEW_AND_MANY_QUERIES
     prompts = subject.prompts(many)
-    # Every hundred has the same lengths, so that only the number differs. Short ones: a row's length has no part in that.
+    # Every hundred has the same lengths, so that only the number of queries differs; short ones, since length has no part.
     pattern = [tokens // 4 for tokens in reasoning_lengths(few)]
     wanted = pattern * (many // few)
     prompts = prompts[:few] * (many // few)
@@ -179,7 +179,7 @@ def _flat_documents(subject: Subject, quick: bool) -> Case:
 
 
 def _several(encode: Callable[[list[str]], Any], documents: list[str]) -> Any:
-    """A few documents take half a second, in which a machine's speed may be any: several calls, one after the other."""
+    """The vectors of a few documents after `FEW_TIMES` calls: one call is too short to be timed well."""
     for _ in range(FEW_TIMES):
         vectors = encode(documents)
     return vectors

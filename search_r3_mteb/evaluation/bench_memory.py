@@ -2,8 +2,8 @@
 
     python -m search_r3_mteb.evaluation.bench_memory '{"work": "reason", "side": "ours", "size": "nano", "batch": 64}'
 
-prints the bytes by which the resident memory rose above what it was with the model loaded and warm. Libraries and weights are the
-same on both sides and would hide what differs.
+prints the bytes by which the resident memory rose above that of the warm process with the model loaded: libraries and
+weights are the same on both sides and would hide the difference.
 """
 
 import gc
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def peak_bytes(work: "MemoryWork") -> int:
-    """Rise of the peak resident memory while `work` runs in a fresh process. Raises RuntimeError with its words when it fails."""
+    """Rise of the peak resident memory while `work` runs in a new process. RuntimeError with its output if it fails."""
     command = [sys.executable, "-m", __name__, json.dumps(work)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -28,9 +28,9 @@ def peak_bytes(work: "MemoryWork") -> int:
 
 
 def rise(work: Callable[[], Any]) -> int:
-    """Bytes by which the peak of this process while `work` runs lies above its resident memory before."""
+    """Bytes from this process's resident memory before `work` to its peak while `work` runs."""
     gc.collect()
-    # Linux: 5 sets the recorded peak back to what is resident now.
+    # Linux: 5 resets the recorded peak to the present resident memory.
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     work()
@@ -38,7 +38,7 @@ def rise(work: Callable[[], Any]) -> int:
 
 
 def available() -> bool:
-    """Whether this system can say it: only Linux can set a peak back."""
+    """Whether this system can measure it: only Linux can reset a peak."""
     return Path("/proc/self/clear_refs").exists()
 
 

@@ -62,7 +62,7 @@ class Subject:
         return [self._cut(text, room) for text in models.texts(words, self.checkpoint.tokenizer)]
 
     def _cut(self, text: str, tokens: int) -> str:
-        """As many whole words as fit into `tokens`; of a text that is too long the peer would cut the embed token away."""
+        """As many whole words as fit into `tokens`; in a longer text the peer would cut the embed token away."""
         while (more := len(self.checkpoint.tokenizer(text, add_special_tokens=False).input_ids) - tokens) > 0:
             text = " ".join(text.split(" ")[:-more])
         return text

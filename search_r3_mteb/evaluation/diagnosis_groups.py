@@ -1,4 +1,4 @@
-"""What a diagnosis says about a group of queries (all of them, or those of one hop count), every number with its interval."""
+"""The records of a diagnosis for a group of queries (all, or one hop count), every number with its interval."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ CONTROLS = (OTHER, SHUFFLED, NONE, DIRECT)
 _BINS = 5
 _DIGITS = 6
 _LEVEL = 0.05
-# Resamples of the controls, which the verdict rests on, and of everything else: a hundred further intervals, whose ends move
-# by less than a tenth of their width.
+# Resamples of the controls, which decide the verdict, and of everything else: a hundred further intervals, whose ends
+# move by less than a tenth of their width.
 _MANY, _FEWER = 10_000, 2_000
 
 
 @dataclass(frozen=True)
 class BudgetRun:
-    """The model's own reasoning under one budget; all (queries,)."""
+    """The model's own reasoning under one budget; all arrays are (queries,)."""
 
     ndcg_at_10: PerQuery
     tokens: Int[np.ndarray, " queries"]
@@ -32,10 +32,10 @@ class BudgetRun:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of every query. The keys of `ndcg` and `cosine_to_own` are own, other, shuffled, none, direct.
+    """The measurements of every query. The keys of `ndcg` and `cosine_to_own` are own, other, shuffled, none, direct.
 
-    `tokens` and `forced` belong to the own reasoning; `rollout_ndcg` and `rollout_margin` are (rollouts, queries); `pools` maps
-    a number of rollouts to the quality of their mean vector.
+    `tokens` and `forced` belong to the own reasoning; `rollout_ndcg` and `rollout_margin` are (rollouts, queries);
+    `pools` maps a number of rollouts to the quality of their mean vector.
     """
 
     ndcg: Mapping[str, PerQuery]
@@ -86,7 +86,7 @@ def seeds_record(values: Float[np.ndarray, "rollouts queries"]) -> DiagnosisReco
 def difference_record(
     first: Float[np.ndarray, "..."], second: Float[np.ndarray, "..."], resamples: int = _FEWER
 ) -> DiagnosisRecord:
-    """Mean of first - second over the same queries, paired bootstrap; (seeds, queries) bring the seeds as a second level."""
+    """Mean of first - second over the same queries, paired bootstrap; (seeds, queries) adds seeds as a second level."""
     found = compare(first, second, resamples=resamples)
     return {
         "difference": _round(found.difference),
@@ -98,7 +98,7 @@ def difference_record(
 
 
 def adjust(records: Sequence[DiagnosisRecord]) -> None:
-    """Adds `p_adjusted` (Holm over these records) and lets `significant` follow it."""
+    """Add `p_adjusted` (Holm over these records) and make `significant` follow it."""
     for record, p in zip(records, holm([record["p"] for record in records]), strict=True):
         low, high = record["interval"]
         record["p_adjusted"] = _round(p)
@@ -147,7 +147,7 @@ def _movement(measured: Measured, rows: Int[np.ndarray, " group"]) -> DiagnosisR
 
 
 def _budgets(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[DiagnosisRecord]:
-    """One record a budget, each against the smallest one."""
+    """One record per budget, each compared with the smallest one."""
     found: list[DiagnosisRecord] = []
     base = measured.budgets[min(measured.budgets)].ndcg_at_10[rows]
     for budget, run in sorted(measured.budgets.items()):
@@ -165,7 +165,7 @@ def _budgets(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Diagno
 
 
 def _pooling(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[DiagnosisRecord]:
-    """One record a number of pooled rollouts, each against a single one and against the own (usually greedy) reasoning."""
+    """One record per pool size, each compared with a single rollout and with the own (usually greedy) reasoning."""
     found: list[DiagnosisRecord] = []
     single = measured.pools[1][rows]
     for size, values in sorted(measured.pools.items()):
@@ -183,7 +183,7 @@ def _pooling(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Diagno
 
 
 def _lengths(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[DiagnosisRecord]:
-    """Quality by the own reasoning's length: five bins of about equal size; forced rows apart, since their length is the budget."""
+    """Quality by the own reasoning's length, in five bins; forced rows apart, since their length is the budget."""
     tokens, forced = measured.tokens[rows], measured.forced[rows].astype(bool)
     found = []
     for low, high, inside in _bins(tokens, ~forced):
@@ -201,7 +201,7 @@ def _of_length(measured: Measured, rows: Int[np.ndarray, " bin"]) -> DiagnosisRe
     return {
         "queries": len(rows),
         "ndcg_at_10": mean_record(own),
-        # Long reasonings belong to other queries than short ones: the same queries without any say how hard they are.
+        # Long and short reasonings belong to different queries: the direct embedding says how hard each bin's are.
         "direct": mean_record(direct),
         "own_minus_direct": difference_record(own, direct),
     }
@@ -210,7 +210,7 @@ def _of_length(measured: Measured, rows: Int[np.ndarray, " bin"]) -> DiagnosisRe
 def _bins(
     tokens: Int[np.ndarray, " group"], wanted: Bool[np.ndarray, " group"]
 ) -> list[tuple[int, int, Bool[np.ndarray, " group"]]]:
-    """(shortest, longest, members) of at most five bins between quantiles; equal lengths are never parted."""
+    """(shortest, longest, members) of at most five bins between quantiles; equal lengths share a bin."""
     if not wanted.any():
         return []
     longest = np.unique(np.quantile(tokens[wanted], np.linspace(0, 1, _BINS + 1)[1:], method="higher"))
@@ -223,7 +223,7 @@ def _bins(
 
 
 def _ratio(over: PerQuery, under: PerQuery) -> PerQuery:
-    """The quotient, NaN where `under` is 0 but for rounding."""
+    """The quotient, NaN where `under` is 0 up to rounding."""
     safe = under > 1e-9
     found: PerQuery = np.where(safe, over / np.where(safe, under, 1.0), np.nan)
     return found
@@ -256,8 +256,8 @@ def hop_groups(hops: Sequence[int | None]) -> list[tuple[int | None, Int[np.ndar
 def verdict(group: DiagnosisRecord, model: str, task: str) -> DiagnosisRecord:
     """Whether the reasoning matters (what it says changes what is found) and helps, in one sentence with its intervals.
 
-    "Matters" compares with another query's reasoning. "Helps" compares with no reasoning: with the better of the empty
-    reasoning and the direct template, so that a badly trained one of the two does not flatter the reasoning.
+    "Matters" compares with another query's reasoning. "Helps" compares with the better of the empty reasoning and the
+    direct template, so that a badly trained one of the two does not flatter the reasoning.
     """
     controls = group["controls"]
     without = max((DIRECT, NONE), key=lambda name: controls[name]["ndcg_at_10"]["mean"])

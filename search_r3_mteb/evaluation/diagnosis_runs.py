@@ -1,4 +1,4 @@
-"""The model's runs of a diagnosis: every query after its own, another, shuffled and no reasoning, sampled, and by budget."""
+"""The runs of a diagnosis: own, exchanged, shuffled and no reasoning, sampled rollouts, and several budgets."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -35,8 +35,9 @@ _log = logging.getLogger(__name__)
 class DiagnosisPlan:
     """How much is measured.
 
-    `max_queries` judged queries are drawn with `seed` (None: all). `rollouts` reasonings of each are sampled at `temperature`
-    with the seeds `seed`, `seed` + 1, ... `pools`: how many of their vectors are averaged. `budgets` in reasoning tokens.
+    `max_queries` judged queries are drawn with `seed` (None: all). `rollouts` reasonings of each are sampled at
+    `temperature` with the seeds `seed`, `seed` + 1, ... `pools`: how many of their vectors are averaged. `budgets` in
+    reasoning tokens.
     """
 
     max_queries: int | None = 1000
@@ -48,13 +49,11 @@ class DiagnosisPlan:
 
     def __post_init__(self) -> None:
         if self.rollouts < 2:
-            raise ValueError(f"rollouts={self.rollouts}: two are the least, since their vectors are compared.")
+            raise ValueError(f"rollouts={self.rollouts}: at least two are needed, since their vectors are compared.")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: rollouts are sampled, so it must be above 0.")
         if self.max_queries is not None and self.max_queries < 2:
-            raise ValueError(
-                f"max_queries={self.max_queries}: two are the least, since one gets the other's reasoning."
-            )
+            raise ValueError(f"max_queries={self.max_queries}: at least two, since one gets the other's reasoning.")
         if not self.budgets or min(self.budgets) < 0:
             raise ValueError(f"budgets={self.budgets}: name at least one number of tokens, none below 0.")
 
@@ -69,7 +68,7 @@ class DiagnosisRuns:
         self.unchanged = 0
 
     def measure(self) -> tuple[Measured, list[DiagnosisRecord]]:
-        """Everything that is measured of each query, and some examples in words."""
+        """The measurements of every query, and some examples in words."""
         _log.info("%d queries of %d: own reasoning", len(self.scorer), self.scorer.queries_in_task)
         own = self._think(self.encoder)
         vectors, reasonings = self._controls(own)
@@ -135,7 +134,7 @@ class DiagnosisRuns:
         return values
 
     def _budgets(self, own: Sequence["Thought"], own_ndcg: PerQuery) -> dict[int, BudgetRun]:
-        """The own run's budget is one of them; a budget for which the model's window is too short is told, not cut."""
+        """The run of each budget and of the own one; a budget beyond the model's window is skipped and noted."""
         mine = int(self.encoder.settings["max_reasoning_tokens"])
         found = {mine: BudgetRun(own_ndcg, np.array([len(each.token_ids) for each in own]), _forced(own))}
         for budget in sorted(set(self.plan.budgets) - {mine}):
@@ -157,8 +156,8 @@ class DiagnosisRuns:
         if window is None or needed <= window:
             return None
         return (
-            f"prompt ({self.encoder.max_length} tokens), reasoning and embed token need {needed} positions, and the model has "
-            f"{window}: give a smaller max_length with --set"
+            f"prompt ({self.encoder.max_length} tokens), reasoning and embed token need {needed} positions, and the "
+            f"model has {window}: give a smaller max_length with --set"
         )
 
     def _think(self, encoder: "SearchR3Encoder", **changed: Any) -> "list[Thought]":
@@ -170,7 +169,7 @@ class DiagnosisRuns:
     def _examples(
         self, reasonings: Mapping[str, list[list[int]]], ndcg: Mapping[str, PerQuery]
     ) -> list[DiagnosisRecord]:
-        """The queries that another reasoning changed most, in words."""
+        """The queries that another query's reasoning changed most, in words."""
         change = np.abs(ndcg[OWN] - ndcg[OTHER])
         found = []
         for row in np.argsort(-change, kind="stable")[:_EXAMPLES].tolist():
@@ -179,16 +178,15 @@ class DiagnosisRuns:
                 for name in (OWN, OTHER, SHUFFLED)
             }
             quality = {name: round(float(values[row]), 6) for name, values in ndcg.items()}
-            found.append({
-                "query_id": self.scorer.ids[row], "query": self.scorer.texts[row], "reasoning": said, "ndcg_at_10": quality
-            })  # fmt: skip
+            example = {"query_id": self.scorer.ids[row], "query": self.scorer.texts[row]}
+            found.append({**example, "reasoning": said, "ndcg_at_10": quality})
         return found
 
 
 def again(encoder: "SearchR3Encoder", store: Path, **changed: Any) -> "SearchR3Encoder":
     """The same checkpoint and lengths with other settings; weights are not loaded again.
 
-    The prompt's length stays that of `encoder`, whatever the budget: otherwise a larger budget would cut the query.
+    The prompt's length stays that of `encoder`: otherwise a larger budget would cut the query.
     """
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 

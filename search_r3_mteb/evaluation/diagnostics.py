@@ -1,22 +1,25 @@
-"""Does the reasoning matter? `search-r3 diagnose`: one model on one task, its reasoning exchanged, scrambled and left out.
+"""The diagnosis of `search-r3 diagnose`: does one model's reasoning matter on one task?
 
-For every query the vector is computed after its own reasoning, after another query's, after its own in shuffled words, after
-none, and by the direct template; under several sampled reasonings (temperature 1, one seed each); and under several budgets.
+For every query the vector is computed after its own reasoning, after another query's, after its own in shuffled words,
+after none, and by the direct template; under several sampled reasonings (temperature 1, one seed each); and under
+several budgets.
 
 diagnose.json (version 1):
 
-    version, task, split, model, fingerprint, dataset_revision, commit, command, seed, documents, queries, queries_in_task
-    settings       those of the encoder;  rollouts: {"seeds": [...], "temperature"};  skipped: budgets that do not fit, and why
+    version, task, split, model, fingerprint, dataset_revision, commit, command, seed, documents, queries,
+    queries_in_task
+    settings       those of the encoder;  rollouts: {"seeds": [...], "temperature"};  skipped: budgets and why
     verdict        {"text", "matters", "helps", "without"}, see `diagnosis_groups.verdict`
     groups         the first one is all queries ("hops": null), then one for each hop count; each holds
       controls     own, other, shuffled, none, direct: {"ndcg_at_10", "own_minus_this", "cosine_to_own"}
       forced, reasoning_tokens                            of the own reasoning
       movement     cosines of one query's rollouts (all pairs; pairs that differ in words) and of different queries,
-                   "distance_ratio" = (1 - same) / (1 - different); spread of nDCG@10 and of the margin over rollouts, best and
-                   worst rollout, share of nDCG's variance that lies within queries, rank correlation of movement and spread
+                   "distance_ratio" = (1 - same) / (1 - different); spread of nDCG@10 and of the margin over rollouts,
+                   best and worst rollout, share of nDCG's variance within queries, rank correlation of both spreads
+                   with movement
       budgets      by max_reasoning_tokens: quality, tokens, forced share, "minus_smallest"
       pooling      by number of rollouts whose vectors are mean-pooled: quality, "minus_single", "minus_own"
-      lengths      by length of the own reasoning, forced rows apart: quality, "direct" on the same queries, their difference
+      lengths      by length of the own reasoning, forced rows apart: quality, "direct" on the same queries, difference
     shuffled_unchanged   queries whose reasoning has no other order of words
     per_query      columns of equal length: query_id, hops, tokens, forced, ndcg_own, ndcg_other, ..., cosine_same,
                    cosine_different, ndcg_spread, margin_spread
@@ -75,10 +78,10 @@ def diagnose(
 ) -> DiagnosisRecord:
     """Diagnose one Search-R3 checkpoint on one task; writes OUTPUT/diagnose.json and returns its content.
 
-    `model` and `task` as `search-r3 evaluate` takes them. `output` defaults to runs/diagnose/TASK__MODEL; thoughts and document
-    vectors are kept in `cache_folder` (OUTPUT/store), so that a run that was killed resumes. `settings` are those of
-    SearchR3Encoder; its mode is "reason". Raises ValueError for a model that does not reason, for a task with several splits,
-    and for a folder that holds the diagnosis of another model or task.
+    `model` and `task` as in `search-r3 evaluate`. `output` defaults to runs/diagnose/TASK__MODEL; thoughts and document
+    vectors are kept in `cache_folder` (OUTPUT/store), so that a killed run resumes. `settings` are those of
+    SearchR3Encoder; its mode is "reason". Raises ValueError for a model that does not reason, for a task with several
+    splits, and for a folder that holds the diagnosis of another model or task.
     """
     plan = plan or DiagnosisPlan()
     resolved = resolve_task(task, split)
@@ -147,15 +150,13 @@ def _encoder(model: "str | Path | Checkpoint", settings: Mapping[str, Any]) -> "
     label, spec = split_label(str(model)) if isinstance(model, str | Path) else (None, model)
     if isinstance(spec, str) and kind_of(spec) != "search-r3":
         raise ValueError(
-            f"{spec} does not reason, so there is no reasoning to exchange. Diagnose a Search-R3 checkpoint (nano, a folder, a "
-            "LoRA folder or a hub id)."
+            f"{spec} does not reason, so there is no reasoning to exchange. Diagnose a Search-R3 checkpoint (nano, a "
+            "folder, a LoRA folder or a hub id)."
         )
     if settings.get("mode", "reason") != "reason":
         raise ValueError(f"mode={settings['mode']!r}: a diagnosis is about reasoning; leave the mode out.")
     if settings.get("max_reasoning_tokens") == 0:
-        raise ValueError(
-            "max_reasoning_tokens=0: without reasoning there is nothing to diagnose. Name a budget above 0."
-        )
+        raise ValueError("max_reasoning_tokens=0 leaves nothing to diagnose: name a budget above 0.")
     encoder = SearchR3Encoder(spec, **{**settings, "mode": "reason"})
     return encoder, label or short_name(encoder.name)
 
@@ -167,7 +168,7 @@ def _check_folder(file: Path, task: str, model: str) -> None:
         earlier = json.loads(file.read_text(encoding="utf-8"))
         there = earlier.get("task"), earlier.get("model")
     except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{file} is no diagnosis ({error}). Name another --output, or remove the file.") from error
+        raise ValueError(f"{file} is not a diagnosis ({error}). Name another --output, or remove the file.") from error
     if there != (task, model):
         raise ValueError(f"{file} holds the diagnosis of {there[1]} on {there[0]}. Name another --output.")
 

@@ -1,12 +1,12 @@
 """Evaluation through MTEB: models times tasks, resumable, with everything that a report needs on disk.
 
-    OUTPUT/summary.json                               one row per task, split, model and mode (and hop count)
-    OUTPUT/queries/TASK__MODEL__MODE.jsonl            per query: reasoning, scores, top documents, judged documents
-    OUTPUT/predictions/MODEL/MODE/TASK_predictions.json   MTEB's prediction file, the first 100 documents of each query
-    OUTPUT/mteb/results/...                           MTEB's own result files
+    OUTPUT/summary.json                      one row per task, split, model and mode (and hop count)
+    OUTPUT/queries/TASK__MODEL__MODE.jsonl   per query: reasoning, scores, top documents, judged documents
+    OUTPUT/predictions/MODEL/MODE/...        MTEB's prediction files, the first 100 documents of each query
+    OUTPUT/mteb/results/...                  MTEB's own result files
 
-A unit is one model in one mode on one task. Its files are written whole when it is done, its row last; a run that was killed
-and is started again skips complete units, and inside a unit the encoder's store hands back every chunk that was computed.
+A unit is one model in one mode on one task. Its files are written when it is done, its row last; a run that was killed
+and is started again skips complete units, and inside a unit the encoder's store returns every chunk that was computed.
 """
 
 import json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
 logger = logging.getLogger(__name__)
-_KEPT = 100  # documents of a query in a prediction file: MTEB's 1000 would take some 40 MB for one hopworld run
+_KEPT = 100  # documents per query in a prediction file: MTEB's 1000 would take some 40 MB for one hopworld run
 _AGREE = 1e-4
 
 
@@ -44,13 +44,13 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> list[SummaryRow]:
-    """Evaluate every model on every task; returns the rows that this call is about, in order.
+    """Evaluate every model on every task; returns the rows of these models and tasks, in order.
 
     `models`: a Search-R3 checkpoint (bundled name, folder, LoRA folder, hub id, or one in memory), an ordinary
-    sentence-transformers folder, or "bm25"; NAME=PATH names a folder. An encoder in memory is evaluated in its own mode.
-    `tasks`: see `resolve_task`. `cache_folder` is the encoder's store, OUTPUT/store unless given. `settings` are those of
-    SearchR3Encoder. `command` is noted in the rows. Raises ValueError and FileNotFoundError, before anything long starts, for
-    models, tasks and modes that are not there.
+    sentence-transformers folder, or "bm25"; NAME=PATH names a folder. An encoder in memory is evaluated in its own
+    mode. `tasks`: see `resolve_task`. `cache_folder` is the encoder's store, OUTPUT/store unless given. `settings` are
+    those of SearchR3Encoder. `command` is noted in the rows. Raises ValueError and FileNotFoundError, before anything
+    long starts, for models, tasks and modes that do not exist.
     """
     if mode not in MODE_CHOICES:
         raise ValueError(f"mode must be one of {', '.join(MODE_CHOICES)}, got {mode!r}.")
@@ -71,7 +71,7 @@ def evaluate(
 
 
 def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, command: str | None) -> list[SummaryRow]:
-    """The rows of one model in one mode on one task, from disk where they are complete."""
+    """The rows of one model in one mode on one task, read from disk if they are complete."""
     path = output / "summary.json"
     label = _label(system, task.metadata.name, read_summary(path))
     what = f"{label} ({system.mode}) on {task.metadata.name}"
@@ -104,9 +104,9 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
 def _run(
     system: System, task: "AbsTaskRetrieval", folder: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], dict[str, SplitRecord]]:
-    """MTEB's rankings (by subset, then split), its scores and what was recorded on the way (by split).
+    """MTEB's rankings (by subset, then split), its scores and what was recorded (by split).
 
-    MTEB writes into `folder`, since its own writes are not atomic; it always computes, since what is cached here is the
+    MTEB writes into `folder`, since its own writes are not atomic; it always computes, since the cache here is the
     encoder's store, which knows every setting.
     """
     import mteb
@@ -167,20 +167,19 @@ def _row(
 
 
 def _check_against_mteb(row: SummaryRow, scores: Sequence[Mapping[str, Any]]) -> None:
-    """Our mean over queries must be MTEB's score; a difference would mean that the files do not belong together."""
+    """Raise RuntimeError if our mean over queries is not MTEB's score."""
     theirs = sum(float(subset["ndcg_at_10"]) for subset in scores) / len(scores)
     if abs(theirs - row["ndcg_at_10"]) > _AGREE:
         raise RuntimeError(
-            f"{row['task']}: MTEB's nDCG@{CUTOFF} is {theirs:.5f}, the mean over its own rankings {row['ndcg_at_10']:.5f}. "
-            "Both come from one run, so this is a fault of the program: please report it with the versions of "
-            "`search-r3 doctor`."
+            f"{row['task']}: MTEB's nDCG@{CUTOFF} is {theirs:.5f}, the mean over its rankings {row['ndcg_at_10']:.5f}. "
+            "Both come from one run, so this is a bug: please report it with the output of `search-r3 doctor`."
         )
 
 
 def _label(system: System, task: str, rows: Sequence[SummaryRow]) -> str:
-    """The model's name; with the beginning of its fingerprint where another model has that name in this folder already.
+    """The model's name, with the start of its fingerprint if another model already has that name in this folder.
 
-    Otherwise a second checkpoint of the same folder name, or a second budget, would take the first one's place unseen.
+    Otherwise a second checkpoint of the same name, or a second budget, would silently replace the first one.
     """
     others = {
         row.get("fingerprint")
@@ -192,7 +191,7 @@ def _label(system: System, task: str, rows: Sequence[SummaryRow]) -> str:
 
 
 def _complete_rows(system: System, label: str, task: "AbsTaskRetrieval", output: Path) -> list[SummaryRow] | None:
-    """The rows of this unit when it was finished earlier on the same data, else None."""
+    """The rows of this unit if it was finished earlier on the same data, else None."""
     wanted = {
         "task": task.metadata.name,
         "model": label,
@@ -215,7 +214,7 @@ def _complete_rows(system: System, label: str, task: "AbsTaskRetrieval", output:
 
 
 def _queries_file(task: "AbsTaskRetrieval", split: str, label: str, mode: str, rows: Sequence[SummaryRow]) -> Path:
-    """queries/TASK__MODEL__MODE.jsonl; a further split of the same task is TASK.SPLIT."""
+    """queries/TASK__MODEL__MODE.jsonl, with TASK.SPLIT for a further split of the same task."""
     name = task.metadata.name
     plain = Path("queries") / f"{name}__{_file_name(label)}__{mode}.jsonl"
     splits = [*task.eval_splits]
@@ -234,7 +233,7 @@ def _file_name(label: str) -> str:
 
 
 def _keep_predictions(path: Path, rankings: Mapping[str, Mapping[str, Any]], system: System) -> None:
-    """MTEB's prediction file in its own form, with the splits that an earlier run of the same model left there."""
+    """Write MTEB's prediction file, keeping the splits that an earlier run of the same model left there."""
     meta = system.model.mteb_model_meta
     kept: dict[str, Any] = {"mteb_model_meta": {"model_name": meta.name, "revision": meta.revision}}
     if path.exists():
@@ -253,7 +252,7 @@ def _first(documents: Mapping[str, float]) -> dict[str, float]:
 
 
 def _keep_results(made: Path, kept: Path) -> None:
-    """Move MTEB's result files into place atomically; a result file keeps the splits that it had for the same data."""
+    """Move MTEB's result files into place atomically, keeping the splits that they had for the same data."""
     for path in sorted(made.rglob("*")):
         if not path.is_file():
             continue

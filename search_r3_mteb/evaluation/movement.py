@@ -1,4 +1,4 @@
-"""Do a query's vectors move with its reasoning? Cosines and qualities over several rollouts of the same queries."""
+"""Movement of a query's vectors with its reasoning: cosines and qualities over several rollouts of the same queries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ PerQuery = Float[np.ndarray, " queries"]
 class SampledReasonings:
     """`rollouts` sampled reasonings for each of the same queries.
 
-    `vectors` (rollouts, queries, dim) of unit length; `token_ids[r][q]` without the embed token; `finished` (rollouts, queries)
-    is False where the embed token was forced; `ndcg_at_10` and `margin` (rollouts, queries), see `Quality`.
+    `vectors` are of unit length; `token_ids[r][q]` come without the embed token; `finished` is False where the embed
+    token was forced; `ndcg_at_10` and `margin` as in `Quality`.
     """
 
     vectors: Float32[np.ndarray, "rollouts queries dim"]
@@ -28,8 +28,9 @@ class SampledReasonings:
 class Cosines:
     """Mean cosines for each query.
 
-    `same`: over pairs of its rollouts. `reworded`: over those pairs whose reasonings differ, NaN where all are the same.
-    `different`: over all pairs of one of its rollouts with one of another query. `distinct`: its different reasonings.
+    `same`: over pairs of its rollouts. `reworded`: over those pairs whose reasonings differ, NaN if all are the same.
+    `different`: over all pairs of one of its rollouts and one of another query's. `distinct`: number of its reasonings
+    that differ.
     """
 
     same: PerQuery
@@ -39,9 +40,10 @@ class Cosines:
 
 
 def cosines(rollouts: SampledReasonings) -> Cosines:
-    """Cosines of vectors within a query's rollouts and between queries; two rollouts and two queries at the least.
+    """Cosines of vectors within a query's rollouts and between queries; ValueError for fewer than two of either.
 
-    Means over all pairs are exact and cost no pair: the squared length of a sum of unit vectors is the sum of all cosines.
+    Means over all pairs are exact without a loop over pairs: the squared length of a sum of unit vectors is the sum of
+    all cosines.
     """
     vectors = rollouts.vectors.astype(np.float64)
     many, queries = vectors.shape[:2]
@@ -69,7 +71,7 @@ def spread(values: Float[np.ndarray, "rollouts queries"]) -> PerQuery:
 
 
 def pooled(vectors: Float32[np.ndarray, "rollouts queries dim"], size: int) -> list[Float32[np.ndarray, "queries dim"]]:
-    """Mean-pooled unit vectors of each full group of `size` rollouts; their qualities are averaged, not their vectors."""
+    """Mean-pooled unit vectors of each full group of `size` rollouts."""
     found = []
     for start in range(0, len(vectors) - size + 1, size):
         mean = vectors[start : start + size].astype(np.float64).mean(axis=0)

@@ -1,4 +1,4 @@
-"""summary.json: one row per task, split, model and mode; and the table that people read."""
+"""The rows of summary.json, one per task, split, model and mode, and the table that people read."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _DIGITS = 6
 
 
 def read_summary(path: Path) -> list[SummaryRow]:
-    """The rows of an earlier run, [] when there is none. Raises ValueError for a file that is no summary."""
+    """The rows of an earlier run, [] if there is none. Raises ValueError for a file that is not a summary."""
     if not path.exists():
         return []
     try:
@@ -31,10 +31,10 @@ def read_summary(path: Path) -> list[SummaryRow]:
 
 
 def quality(records: Mapping[str, Records]) -> SummaryRow:
-    """nDCG@10, recall@10, their interval and what the reasoning took (None: not told), of per-query records by subset.
+    """nDCG@10, recall@10, number of queries, reasoning tokens and forced share (None: unknown) of records by subset.
 
-    The means are over subsets of means over queries, as MTEB's are; the interval (95 %, bootstrap over queries) is given where
-    there is one subset.
+    As in MTEB, the means are over subsets of means over queries; a task of one subset also has the 95 % interval of
+    nDCG@10 (bootstrap over queries).
     """
     every = [record for part in records.values() for record in part]
     row: SummaryRow = {
@@ -54,7 +54,7 @@ def quality(records: Mapping[str, Records]) -> SummaryRow:
 
 
 def hop_rows(row: SummaryRow, records: Mapping[str, Records]) -> list[SummaryRow]:
-    """One more row for each hop count of hopworld; none for other tasks. Times are known for all hop counts together only."""
+    """One more row for each hop count of hopworld, without times, which are measured for all hop counts together."""
     by_hops: dict[int, list[Mapping[str, Any]]] = {}
     for part in records.values():
         for record in part:
@@ -65,7 +65,7 @@ def hop_rows(row: SummaryRow, records: Mapping[str, Records]) -> list[SummaryRow
 
 
 def replace_rows(rows: Sequence[SummaryRow], new: Sequence[SummaryRow]) -> list[SummaryRow]:
-    """`rows` with those of the same task, split, model and mode replaced in their place by `new`; else `new` at the end."""
+    """`rows` with `new` in place of those of the same task, split, model and mode, or at the end."""
     keys = {identity(row) for row in new}
     places = [position for position, row in enumerate(rows) if identity(row) in keys]
     kept = [row for row in rows if identity(row) not in keys]
@@ -74,7 +74,7 @@ def replace_rows(rows: Sequence[SummaryRow], new: Sequence[SummaryRow]) -> list[
 
 
 def identity(row: SummaryRow) -> tuple[Any, ...]:
-    """What may stand in a summary once, together with its hop counts."""
+    """Task, split, model and mode, which only a row and the rows of its hop counts share."""
     return tuple(row.get(key) for key in ("task", "split", "model", "mode"))
 
 
@@ -118,7 +118,7 @@ def _rate(value: float | None) -> str:
 
 
 def rate(count: int, seconds: float) -> float | None:
-    """Texts per second, None where no time was measured."""
+    """Texts per second, None if no time was measured."""
     return round(count / seconds, 3) if seconds > 0 else None
 
 

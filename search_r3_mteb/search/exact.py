@@ -83,8 +83,8 @@ def checked_queries(queries: Float[np.ndarray, "queries dim"], dim: int) -> Floa
     if not (np.abs(length - 1) < 1e-2).all():
         worst = int(np.argmax(~(np.abs(length - 1) < 1e-2)))
         raise ValueError(
-            f"Query {worst} has length {length[worst]:.4g}, not 1: its scores would not be cosines. Normalise the queries "
-            "and look for NaN in them."
+            f"Query {worst} has length {length[worst]:.4g}, not 1: its scores would not be cosines. "
+            "Normalise the queries, and look for NaN in them."
         )
     return queries
 

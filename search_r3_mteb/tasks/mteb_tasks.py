@@ -133,7 +133,7 @@ class HopWorldTask(LocalRetrievalTask):
 
     def __init__(self, documents: int = DEFAULT_DOCUMENTS, seed: int = 0, split: str = "test") -> None:
         if split not in ("test", "dev"):
-            raise ValueError(f"HopWorldTask: split must be 'test' or 'dev', got {split!r}: training queries test nothing.")
+            raise ValueError(f"HopWorldTask: split must be 'test' or 'dev', got {split!r}; train is not for testing.")
         self.world = HopWorld(documents=documents, seed=seed)
         name = f"HopWorld-v{GENERATOR_VERSION}"
         name += (f"-{documents}" if documents != DEFAULT_DOCUMENTS else "") + (f"-seed{seed}" if seed else "")

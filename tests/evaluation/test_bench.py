@@ -27,7 +27,7 @@ class Clock:
 
 
 def case(ours=2.0, theirs=6.0, difference=0.0, clock=None, slower=1.0, their_items=None):
-    """Ten items in `ours` and `theirs` seconds of `clock`, on a machine that is `slower` times as slow after each run."""
+    """Ten items in `ours` and `theirs` seconds of `clock`; each run is `slower` times as slow as the one before."""
     clock = clock or Clock()
 
     def side(seconds, vector):
@@ -108,7 +108,7 @@ def test_a_peak_is_what_the_work_held_at_once():
 
     if not available():
         pytest.skip("only Linux can set a recorded peak back")
-    # In a process of its own, as the benchmark does it: in this one, tests before have left memory that may go meanwhile.
+    # In a process of its own, as in the benchmark: in this one, earlier tests have left memory that may go meanwhile.
     program = """
 import numpy as np
 from search_r3_mteb.evaluation.bench_memory import rise

@@ -449,7 +449,8 @@ def measured(own, other, direct, none):
     ones, runs = np.ones(size), np.zeros((2, size))
     return Measured(
         ndcg=ndcg, cosine_to_own=dict.fromkeys(level, ones), tokens=ones.astype(int), forced=ones * 0,
-        budgets={8: BudgetRun(ndcg["own"], ones.astype(int), ones * 0)}, cosines=Cosines(ones, ones, ones * 0, ones.astype(int)),
+        budgets={8: BudgetRun(ndcg["own"], ones.astype(int), ones * 0)},
+        cosines=Cosines(ones, ones, ones * 0, ones.astype(int)),
         rollout_ndcg=runs, rollout_margin=runs, rollout_forced=runs, pools={1: ones},
     )  # fmt: skip
 
@@ -515,13 +516,13 @@ def test_another_diagnosis_is_not_overwritten(checkpoint, beir, tmp_path):
     with pytest.raises(ValueError, match=r"holds the diagnosis of m on T\. Name another --output"):
         diagnose(checkpoint, f"beir:{beir}", out)
     (out / "diagnose.json").write_text('{"task": "T')
-    with pytest.raises(ValueError, match="is no diagnosis"):
+    with pytest.raises(ValueError, match="is not a diagnosis"):
         diagnose(checkpoint, f"beir:{beir}", out)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"rollouts": 1}, "two are the least"), ({"temperature": 0.0}, "above 0"), ({"max_queries": 1}, "two are the least"),
+    [({"rollouts": 1}, "at least two"), ({"temperature": 0.0}, "above 0"), ({"max_queries": 1}, "at least two"),
      ({"budgets": ()}, "at least one"), ({"budgets": (-1,)}, "none below 0")],
 )  # fmt: skip
 def test_a_plan_that_cannot_be_measured_is_refused(given, message):

@@ -1,4 +1,4 @@
-"""What each change for processors is worth by itself: both ways in turns, medians. Prints JSON, and writes tried.json beside this file.
+"""The gain of each change for processors by itself, both ways in turns, medians; prints and writes tried.json.
 
 OMP_NUM_THREADS=2 python results/speed/tried.py       # six minutes
 """
@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def ratio(before, after, rounds):
-    """Median over rounds of the seconds `before` takes to those of `after`, each run once to warm up."""
+    """Median over rounds of the ratio of `before`'s seconds to `after`'s, after one warm-up of each."""
     before()
     after()
     found = []
@@ -38,7 +38,7 @@ def ratio(before, after, rounds):
 
 
 def layers():
-    """One layer multiplied as it is, and packed, over copies that do not fit into a cache together."""
+    """One layer plain against packed, over copies that do not fit into a cache together."""
     found = {}
     for inputs, outputs in ((128, 128), (384, 1024), (768, 2176)):
         copies = max(1, 10_000_000 // (inputs * outputs))

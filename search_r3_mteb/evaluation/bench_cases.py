@@ -143,7 +143,7 @@ def _memory(work: str, peer: str, subject: Subject, batches: Sequence[int], quic
 def _flat_queries(subject: Subject, quick: bool) -> Case:
     few, many = (20, 100) if quick else FEW_AND_MANY_QUERIES
     prompts = subject.prompts(many)
-    # Every hundred has the same lengths, so that only the number of queries differs; short ones, since length has no part.
+    # Every hundred has the same lengths, so that only the number of queries differs; any length would do.
     pattern = [tokens // 4 for tokens in reasoning_lengths(few)]
     wanted = pattern * (many // few)
     prompts = prompts[:few] * (many // few)

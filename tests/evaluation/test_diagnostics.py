@@ -1,4 +1,4 @@
-"""Does the reasoning matter? The controls, the cosines and the verdict, on models for which the answer is known."""
+"""The diagnosis: controls, cosines and verdict, on models for which it is known whether the reasoning matters."""
 
 import itertools
 import json
@@ -38,7 +38,7 @@ def checkpoint(make_model, tiny_tokenizer):
 
 @pytest.fixture
 def beir(tmp_path):
-    """One document a word and its question; a second document that shares the question's other words."""
+    """One document per word and its question; a second document that shares the question's other words."""
     folder = tmp_path / "little"
     (folder / "qrels").mkdir(parents=True)
     documents = [{"_id": f"d{n}", "title": "", "text": f"the {word} is here"} for n, word in enumerate(WORDS)]
@@ -149,7 +149,7 @@ def test_empty_reasoning_is_the_budget_of_zero(checkpoint):
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 101])
-def test_everyone_gets_another_ones_reasoning_and_each_is_given_once(count):
+def test_every_query_gets_another_ones_reasoning_and_each_is_given_once(count):
     other = others(count, np.random.default_rng(count))
     assert sorted(other) == list(range(count))
     assert (other != np.arange(count)).all()
@@ -236,7 +236,7 @@ def test_pooling_takes_full_groups_of_unit_means():
     np.testing.assert_allclose(np.concatenate(found), [[half, half], [-half, half]], atol=1e-6)
 
 
-def test_length_bins_never_part_equal_lengths_and_lose_nobody():
+def test_length_bins_never_part_equal_lengths_and_lose_no_query():
     tokens = np.array([3] * 10 + [4] * 3 + [9, 12, 30, 256, 256])
     wanted = tokens < 256
     bins = _bins(tokens, wanted)

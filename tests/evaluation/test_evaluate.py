@@ -1,4 +1,4 @@
-"""Evaluation: the numbers are MTEB's, the files are complete or absent, and nobody gets another model's results."""
+"""Evaluation: the numbers are MTEB's, the files are complete or absent, and no model gets another's results."""
 
 import json
 import math

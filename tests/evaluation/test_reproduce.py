@@ -1,4 +1,4 @@
-"""`search-r3 reproduce`, end to end against a checkpoint and task folders made here, through the path that the real ones take."""
+"""`search-r3 reproduce`, end to end with a checkpoint and task folders made here, on the path of the real ones."""
 
 import json
 import shutil
@@ -229,7 +229,7 @@ def test_questions_in_several_languages_are_drawn_together():
     together = _by_question(values, several=True)
     assert np.mean(list(together.values())) == pytest.approx(level.mean())
     apart, shared = interval(list(values.values())), interval(list(together.values()))
-    # The same 40 questions three times are 40 draws: counted as 120, the interval would be too narrow by the root of three.
+    # The same 40 questions three times are 40 draws: as 120, the interval would be too narrow by the root of three.
     assert (shared.high - shared.low) / (apart.high - apart.low) == pytest.approx(3**0.5, rel=0.1)
     uneven = {"en/a": 1.0, "en/b": 0.0, "de/a": 0.5}
     assert np.mean(list(_by_question(uneven, several=True).values())) == pytest.approx((0.5 + 0.5) / 2)
@@ -246,8 +246,8 @@ def test_without_network_it_is_said_what_is_needed(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         reproduce(["all"], output=tmp_path / "run")
     message = str(caught.value)
-    for needed in (f"the checkpoint {RELEASED_MODEL}", "the data of SciFact", "the data of LitSearchRetrieval", "MKQARetrieval",
-                   "machine with network and a GPU", "--claim scifact --claim litsearch --claim mkqa",
+    for needed in (f"the checkpoint {RELEASED_MODEL}", "the data of SciFact", "the data of LitSearchRetrieval",
+                   "MKQARetrieval", "machine with network and a GPU", "--claim scifact --claim litsearch --claim mkqa",
                    "--model FOLDER --task-folder scifact=BEIR_FOLDER", "no connection"):  # fmt: skip
         assert needed in message
     assert not (tmp_path / "run").exists()

@@ -45,7 +45,7 @@ _MODES = ("direct", "reason")
 class Claim:
     """One claim: nDCG@10 with reasoning minus without, on one MTEB task; `levels` (direct, reason) if it names them.
 
-    `certainty`: [P] the authors' own words, [S] somebody's summary of the paper.
+    `certainty`: [P] the authors' own words, [S] a summary of the paper by others.
     """
 
     name: str

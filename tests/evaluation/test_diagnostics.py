@@ -479,7 +479,7 @@ def test_the_verdict_says_what_the_intervals_say(own, other, direct, none, said,
     assert found["helps"] == (own > max(direct, none) + 0.1)
 
 
-def test_a_budget_beyond_the_window_is_told(make_model, tiny_tokenizer, beir, tmp_path, scripted):
+def test_a_budget_beyond_the_window_is_noted(make_model, tiny_tokenizer, beir, tmp_path, scripted):
     scripted()
     model = Checkpoint(make_model(max_position_embeddings=128), tiny_tokenizer, SHORT, "tests/narrow")
     plan = DiagnosisPlan(rollouts=2, budgets=(0, 256), pools=(1,))

@@ -324,7 +324,7 @@ def test_an_exported_folder_reasons_and_scores_as_its_checkpoint(tiny_folder, be
     [ours] = evaluate([tiny_folder], [f"beir:{beir}"], "reason", tmp_path / "out", settings=SETTINGS)
     assert theirs["mode"] == "reason"
     assert theirs["ndcg_at_10"] == ours["ndcg_at_10"]
-    # sentence-transformers hands back vectors only: what the reasoning took is not known, and not zero.
+    # sentence-transformers returns only vectors: the number of reasoning tokens is unknown, not zero.
     assert theirs["reasoning_tokens_per_query"] is None
 
 

@@ -83,7 +83,7 @@ SMALL = {
             @property
             def size(self):
                 """Return the size of this box in bytes."""
-                # counted anew
+                # counted again
                 return 1
 
             @size.setter
@@ -121,7 +121,7 @@ def test_cuts_and_names_by_hand(library):
         "a.py:load": 'async def load(path):\n    def inner():\n        """This one is part of the outer document."""\n'
         '        return 0\n    return "é" + """\nflush left\n"""\n',
         "a.py:short": "def short():\n    return 2\n",
-        "b.py:Box.size": "def size(self):\n    # counted anew\n    return 1\n",
+        "b.py:Box.size": "def size(self):\n    # counted again\n    return 1\n",
         "b.py:Box.size#2": "def size(self, value): self.value = value\n",
     }
     assert made.queries == {

@@ -71,30 +71,20 @@ def measure(case: Case, clock: Callable[[], float] = time.perf_counter) -> Bench
             (ours if mine else theirs).append(_timed(case.ours if mine else case.theirs, clock)[0])
     their_items = case.their_items or case.items
     ratios = np.array(theirs) / np.array(ours) * case.items / their_items
-    return {
-        "case": case.case,
-        "peer": case.peer,
-        "ratio": round(float(np.median(ratios)), 3),
-        "ours": round(case.items / float(np.median(ours)), 3),
-        "theirs": round(their_items / float(np.median(theirs)), 3),
-        "unit": case.unit,
-        "runs": case.rounds,
-    }
+    return _record(case, ratios, case.items / float(np.median(ours)), their_items / float(np.median(theirs)), case.unit)
 
 
 def measure_memory(case: MemoryCase) -> BenchRecord:
     """The peak memory of both sides, each in a process of its own, in turns."""
     peaks = [(peak_bytes(case.ours), peak_bytes(case.theirs)) for _ in range(case.rounds)]
     ours, theirs = np.array(peaks, dtype=float).T / 2**20
-    return {
-        "case": case.case,
-        "peer": case.peer,
-        "ratio": round(float(np.median(theirs / ours)), 3),
-        "ours": round(float(np.median(ours)), 3),
-        "theirs": round(float(np.median(theirs)), 3),
-        "unit": "MiB",
-        "runs": case.rounds,
-    }
+    return _record(case, theirs / ours, float(np.median(ours)), float(np.median(theirs)), "MiB")
+
+
+def _record(case: Case | MemoryCase, ratios: np.ndarray, ours: float, theirs: float, unit: str) -> BenchRecord:
+    measured = {"ratio": float(np.median(ratios)), "ours": ours, "theirs": theirs}
+    rounded = {name: round(value, 3) for name, value in measured.items()}
+    return {"case": case.case, "peer": case.peer, **rounded, "unit": unit, "runs": case.rounds}
 
 
 def _timed(work: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, Any]:

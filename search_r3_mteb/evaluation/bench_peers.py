@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def sentence_transformer(checkpoint: Checkpoint, folder: Path, max_length: int) 
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    tokenizer = _plain_tokenizer(checkpoint.tokenizer)
+    tokenizer = deepcopy(checkpoint.tokenizer)
+    tokenizer.chat_template = None  # sentence-transformers would put it around the prompt
     tokenizer.model_max_length = max_length
     checkpoint.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -193,15 +195,6 @@ def prompt_texts(checkpoint: Checkpoint, documents: Sequence[str]) -> list[str]:
         return text + reply
 
     return [prompt(document) for document in documents]
-
-
-def _plain_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer without its chat template, which sentence-transformers would put around the prompt."""
-    from copy import deepcopy
-
-    plain = deepcopy(tokenizer)
-    plain.chat_template = None
-    return plain
 
 
 def _pad(checkpoint: Checkpoint) -> int:

@@ -13,7 +13,10 @@ import pytest
 
 from search_r3_mteb.evaluation import bench as module
 from search_r3_mteb.evaluation.bench_cases import BENCHMARKS, Case, cases
+from search_r3_mteb.evaluation.bench_memory import available, peak_bytes
 from search_r3_mteb.evaluation.bench_work import Subject
+
+only_on_linux = pytest.mark.skipif(not available(), reason="only Linux can reset a recorded peak")
 
 
 class Clock:
@@ -103,11 +106,8 @@ def test_what_was_measured_is_kept_and_not_run_again(monkeypatch, tmp_path):
     assert [record["case"] for record in told] == ["another"]
 
 
+@only_on_linux
 def test_a_peak_is_what_the_work_held_at_once():
-    from search_r3_mteb.evaluation.bench_memory import available
-
-    if not available():
-        pytest.skip("only Linux can set a recorded peak back")
     # In a process of its own, as in the benchmark: in this one, earlier tests have left memory that may go meanwhile.
     program = """
 import numpy as np
@@ -120,11 +120,8 @@ print(rise(lambda: np.ones(8 << 20).sum()), rise(lambda: [np.ones(1 << 20).sum()
     assert parts < (64 << 20) / 2
 
 
+@only_on_linux
 def test_memory_is_measured_in_a_process_of_its_own():
-    from search_r3_mteb.evaluation.bench_memory import available, peak_bytes
-
-    if not available():
-        pytest.skip("only Linux can set a recorded peak back")
     work = {"work": "reason", "size": "nano", "batch": 2}
     assert peak_bytes(work | {"side": "ours"}) < peak_bytes(work | {"side": "theirs"})
     with pytest.raises(RuntimeError, match="exit status 1"):

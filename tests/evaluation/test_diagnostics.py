@@ -23,6 +23,7 @@ from search_r3_mteb.evaluation.movement import Cosines, SampledReasonings, cosin
 from search_r3_mteb.evaluation.query_scorer import QueryScorer
 from search_r3_mteb.evaluation.reasoning_variants import embed_after, others, shuffled_words
 from search_r3_mteb.evaluation.tasks import resolve_task
+from search_r3_mteb.tasks.beir_folder import write_beir
 
 WORDS = ["silver", "river", "garden", "stone", "winter", "harbour", "letter", "engine"]
 SHORT = Profile(reason=Template("think", "{reasoning}{embed_token}"), direct=Template("embed", "{embed_token}"))
@@ -39,20 +40,12 @@ def checkpoint(make_model, tiny_tokenizer):
 @pytest.fixture
 def beir(tmp_path):
     """One document per word and its question; a second document that shares the question's other words."""
-    folder = tmp_path / "little"
-    (folder / "qrels").mkdir(parents=True)
-    documents = [{"_id": f"d{n}", "title": "", "text": f"the {word} is here"} for n, word in enumerate(WORDS)]
-    documents += [{"_id": f"x{n}", "title": "About", "text": f"where was it, {word}?"} for n, word in enumerate(WORDS)]
-    queries = [{"_id": f"q{n}", "text": f"where is number {n}"} for n in range(8)]
-    for name, rows in (("corpus", documents), ("queries", queries)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in range(8))]
-    (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def queries_of(folder):
-    return [json.loads(line)["text"] for line in (folder / "queries.jsonl").read_text().splitlines()]
+    documents = [(f"d{n}", "", f"the {word} is here") for n, word in enumerate(WORDS)]
+    documents += [(f"x{n}", "About", f"where was it, {word}?") for n, word in enumerate(WORDS)]
+    queries = [(f"q{n}", f"where is number {n}") for n in range(8)]
+    qrels = {"test": [(f"q{n}", f"d{n}", 1) for n in range(8)]}
+    write_beir(tmp_path / "little", corpus=documents, queries=queries, qrels=qrels)
+    return tmp_path / "little"
 
 
 class Scripted:

@@ -22,6 +22,7 @@ from search_r3_mteb.evaluation.reproduce import (
     table,
 )
 from search_r3_mteb.evaluation.significance import Difference, interval
+from search_r3_mteb.tasks.beir_folder import write_beir
 
 SHORT = Profile(reason=Template("think", "{reasoning}{embed_token}"), direct=Template("embed", "{embed_token}"))
 SETTINGS = {"max_reasoning_tokens": 4}
@@ -46,15 +47,11 @@ def beirs(tmp_path):
     """A BEIR folder for each claim."""
     found = {}
     for claim in CLAIMS:
-        path = tmp_path / "data" / claim.name
-        (path / "qrels").mkdir(parents=True)
-        documents = [{"_id": f"d{n}", "title": "", "text": f"{claim.name} {a} {b}"} for n, (a, b) in enumerate(pairs())]
-        queries = [{"_id": f"q{n}", "text": f"{claim.name}: where is {word}"} for n, word in enumerate(WORDS)]
-        for name, rows in (("corpus", documents), ("queries", queries)):
-            (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        lines = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{6 * n}\t1" for n in range(6))]
-        (path / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
-        found[claim.name] = path
+        documents = [(f"d{n}", "", f"{claim.name} {a} {b}") for n, (a, b) in enumerate(pairs())]
+        queries = [(f"q{n}", f"{claim.name}: where is {word}") for n, word in enumerate(WORDS)]
+        qrels = {"test": [(f"q{n}", f"d{6 * n}", 1) for n in range(6)]}
+        found[claim.name] = tmp_path / "data" / claim.name
+        write_beir(found[claim.name], corpus=documents, queries=queries, qrels=qrels)
     return found
 
 

@@ -2,17 +2,17 @@
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from search_r3_mteb.evaluation.significance import interval
+from search_r3_mteb.evaluation.significance import QueryScores, interval
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("direct", "reason")
-HopScores = dict[tuple[str, int], dict[str, float]]
+HopScores = dict[tuple[str, int], QueryScores]
 
 
 def measure(
@@ -49,7 +49,7 @@ def measure(
     return found
 
 
-def record(values: Mapping[str, float], **facts: Any) -> dict[str, Any]:
+def record(values: QueryScores, **facts: Any) -> dict[str, Any]:
     """One entry of a summary.json: mean, bootstrap interval over queries, and how it came about."""
     scores = list(values.values())
     found = interval(scores)

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder as SearchR3Encoder
     from search_r3_mteb.encoder.encoder import Thought as Thought
     from search_r3_mteb.integrations.sentence_transformers import register as register
-    from search_r3_mteb.tasks.beir_folder import BeirFolder as BeirFolder
     from search_r3_mteb.tasks.hopworld import HopWorld as HopWorld
+    from search_r3_mteb.tasks.mteb_tasks import BeirFolder as BeirFolder
 
 _HOMES = {
     "SearchR3Encoder": "search_r3_mteb.encoder.encoder",
     "Thought": "search_r3_mteb.encoder.encoder",
     "SentenceTransformer": "search_r3_mteb.integrations.sentence_transformers",
     "register": "search_r3_mteb.integrations.sentence_transformers",
-    "BeirFolder": "search_r3_mteb.tasks.beir_folder",
+    "BeirFolder": "search_r3_mteb.tasks.mteb_tasks",
     "HopWorld": "search_r3_mteb.tasks.hopworld",
 }
 

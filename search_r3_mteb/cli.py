@@ -196,8 +196,9 @@ def diagnose(
     setting: SetOption = None,
 ) -> None:
     """Does the reasoning matter? Exchange it, shuffle it, leave it out, sample it again; diagnose.json."""
-    from search_r3_mteb.evaluation.diagnostics import Plan, table
+    from search_r3_mteb.evaluation.diagnosis_runs import DiagnosisPlan
     from search_r3_mteb.evaluation.diagnostics import diagnose as run
+    from search_r3_mteb.evaluation.diagnostics import table
 
     settings = _settings(setting, max_reasoning_tokens=max_reasoning_tokens)
     with _progress_lines():
@@ -207,7 +208,7 @@ def diagnose(
             output,
             split=split,
             settings=settings,
-            plan=Plan(max_queries=max_queries or None, rollouts=rollouts, seed=settings.get("seed", 0)),
+            plan=DiagnosisPlan(max_queries=max_queries or None, rollouts=rollouts, seed=settings.get("seed", 0)),
             command=shlex.join(["search-r3", *_arguments()]),
         )
     console = _console()
@@ -262,7 +263,7 @@ def bench(
 ) -> None:
     """Time us against what you would otherwise run, on the same weights, in turns. Above 1: faster, or smaller."""
     from search_r3_mteb.evaluation.bench import bench as run
-    from search_r3_mteb.evaluation.bench_cases import KINDS
+    from search_r3_mteb.evaluation.bench_cases import BENCHMARKS
 
     console = _console()
 
@@ -270,7 +271,7 @@ def bench(
         rates = f"{record['ours']:,.1f} against {record['theirs']:,.1f} {record['unit']}"
         console.print(f"{record['ratio']:6.2f} x  {record['case']}, {record['peer']}: {rates}", highlight=False)
 
-    run(kind or KINDS, quick=quick, output=json, tell=tell)
+    run(kind or BENCHMARKS, quick=quick, output=json, tell=tell)
 
 
 @app.command()

@@ -1,11 +1,12 @@
-"""Speed of the 1.5B shape on a GPU: random weights in bfloat16, because speed does not depend on what the weights say.
+"""Speed of the 1.5B shape on a GPU, with random weights in bfloat16, on whose values speed does not depend.
 
     python results/speed/gpu.py                # a machine with a GPU; writes results/speed/gpu.md and gpu.json
-    python results/speed/gpu.py --dry-run      # the same code on nano, on the CPU, in seconds; prints the page, writes nothing
+    python results/speed/gpu.py --dry-run      # the same code on nano, on the CPU, in seconds; only prints the page
 
-Measured: documents/s and the share of the chip's peak arithmetic that they are; decoded tokens/s at batch 1, 16, 64 and 256 and the
-share of what memory bandwidth allows; the released example's two passes beside each. Limits are counted from the shape: a
-document costs 2 operations a parameter and token (attention left out), a decode step reads all weights and the cache once.
+Measured: documents/s and their share of the chip's peak arithmetic; decoded tokens/s at batch 1, 16, 64 and 256 and
+their share of what memory bandwidth allows, with the released example's two passes beside each. Limits are counted from
+the shape: a document costs 2 operations per parameter and token (without attention), a decode step reads all weights
+and the cache once.
 """
 
 import argparse
@@ -29,8 +30,8 @@ from search_r3_mteb.evaluation import bench_models, bench_peers
 from search_r3_mteb.evaluation.bench_models import Shape
 
 HERE = Path(__file__).resolve().parent
-SHAPE = Shape(1536, 8960, 28, 12, 2, 151936)  # Qwen2.5-1.5B
-# Dense bfloat16 peak in operations a second, and memory bandwidth in bytes a second, from the makers' data sheets.
+QWEN_SHAPE = Shape(1536, 8960, 28, 12, 2, 151936)  # Qwen2.5-1.5B
+# Dense bfloat16 peak in operations per second, and memory bandwidth in bytes per second, from the makers' data sheets.
 CHIPS = {
     "H200": (989e12, 4.8e12),
     "H100": (989e12, 3.35e12),
@@ -38,7 +39,7 @@ CHIPS = {
     "L40S": (362e12, 0.864e12),
     "4090": (165e12, 1.008e12),
 }
-BATCHES = (1, 16, 64, 256)
+DECODE_BATCHES = (1, 16, 64, 256)
 DOCUMENT_WORDS, PROMPT_WORDS, REASONING, DRY_REASONING = 100, 32, 256, 8
 
 
@@ -47,14 +48,14 @@ def subject(dry_run: bool) -> Any:
     if dry_run:
         return bench_models.checkpoint("nano")
     torch.set_default_dtype(torch.bfloat16)
-    checkpoint = bench_models.random_checkpoint(SHAPE, "bench/1.5b")
+    checkpoint = bench_models.random_checkpoint(QWEN_SHAPE, "bench/1.5b")
     torch.set_default_dtype(torch.float32)
     checkpoint.model.to("cuda")
     return checkpoint
 
 
 def seconds(work: Callable[[], Any], rounds: int) -> float:
-    """Median over rounds after one that warms up; the device has finished when the clock is read."""
+    """Median over rounds after one warm-up; the device has finished when the clock is read."""
     taken = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
@@ -66,7 +67,7 @@ def seconds(work: Callable[[], Any], rounds: int) -> float:
 
 
 def limits(name: str) -> tuple[float, float]:
-    """Peak operations and bytes a second of the device. Raises ValueError for a chip that is not listed."""
+    """Peak operations and bytes per second of the device. Raises ValueError for a chip that is not listed."""
     for chip, peaks in CHIPS.items():
         if chip in name:
             return peaks
@@ -74,14 +75,14 @@ def limits(name: str) -> tuple[float, float]:
 
 
 def encode(checkpoint: Any, count: int, rounds: int, peak: float | None) -> dict[str, Any]:
-    """Documents a second, tokeniser and transfers included."""
+    """Documents per second, tokeniser and transfers included."""
     encoder = SearchR3Encoder(checkpoint, mode="direct", max_length=512, show_progress_bar=False)
     documents = bench_models.texts([DOCUMENT_WORDS] * count, checkpoint.tokenizer)
     tokens = len(encoder.renderer.render(documents[0], "direct").token_ids)
     rate = count / seconds(lambda: encoder.encode_document(documents), rounds)
     operations = 2 * body_parameters(checkpoint.model) * tokens
     return {
-        "work": f"encode, {tokens} tokens a document",
+        "work": f"encode, {tokens} tokens per document",
         "rate": rate,
         "unit": "documents/s",
         "share_of_limit": None if peak is None else rate * operations / peak,
@@ -91,7 +92,7 @@ def encode(checkpoint: Any, count: int, rounds: int, peak: float | None) -> dict
 def decode(
     checkpoint: Any, batch: int, tokens: int, rounds: int, bandwidth: float | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Decoded tokens a second of one batch that reasons `tokens` tokens, prefill included: ours, and two passes."""
+    """Decoded tokens per second of one batch that reasons `tokens` tokens, prefill included: ours, and two passes."""
     encoder = SearchR3Encoder(checkpoint, mode="reason", max_length=512, show_progress_bar=False)
     texts = bench_models.texts([PROMPT_WORDS] * batch, checkpoint.tokenizer)
     prompts = [row.token_ids for row in encoder.renderer.render_batch(texts, "reason")]
@@ -142,7 +143,8 @@ def page(records: list[dict[str, Any]], dry_run: bool) -> str:
         "# Speed on a GPU",
         "",
         f"`{command}`, commit {commit()}, {device}, torch {torch.__version__}, {model}.",
-        f"Reasoning of {DRY_REASONING if dry_run else REASONING} tokens; the limit is the chip's peak arithmetic (encode) or its memory bandwidth (decode).",
+        f"Reasoning of {DRY_REASONING if dry_run else REASONING} tokens; the limit is the chip's peak arithmetic",
+        "(encode) or its memory bandwidth (decode).",
         "",
         "| work | rate | share of the limit |",
         "|---|---|---|",
@@ -162,7 +164,7 @@ def run(dry_run: bool) -> list[dict[str, Any]]:
     peak, bandwidth = (None, None) if dry_run else limits(torch.cuda.get_device_name())
     checkpoint = subject(dry_run)
     records = [encode(checkpoint, 16 if dry_run else 8192, 1 if dry_run else 3, peak)]
-    for batch in (1, 4) if dry_run else BATCHES:
+    for batch in (1, 4) if dry_run else DECODE_BATCHES:
         records += decode(checkpoint, batch, DRY_REASONING if dry_run else REASONING, 1 if dry_run else 3, bandwidth)
     return records
 

@@ -1,10 +1,8 @@
-"""The benchmark's results as a page: `bench.json` as `search-r3 bench` writes it, README.md with the targets beside it, figure.png.
+"""The benchmark's page: `bench.json` as `search-r3 bench` writes it, README.md with the targets, and figure.png.
 
 OMP_NUM_THREADS=2 python results/speed/run.py          # about forty minutes on two free cores
 python results/speed/run.py --resume                   # what bench.json lacks
 python results/speed/run.py --page                     # only the page, from bench.json and machine.json
-
-The targets are those of issue 6.
 """
 
 import argparse
@@ -23,25 +21,25 @@ from measure import commit
 HERE = Path(__file__).resolve().parent
 # (what, prefix of the case, text in the case, text in the peer, least ratio)
 TARGETS = (
-    ("reason-then-embed, batch 16 and 64, against generate and reading again", "reason", ("batch 16", "batch 64"), "(i)", 2.5),
+    ("reason-then-embed, batch 16 and 64, against two passes", "reason", ("batch 16", "batch 64"), "(i)", 2.5),
     ("the same at batch 1", "reason", ("batch 1",), "(i)", 1.15),
     ("documents of SciFact's lengths, against sentence-transformers", "encode", ("scifact",), "(iii)", 1.1),
     ("short documents, against sentence-transformers", "encode", ("short",), "(iii)", 1.7),
-    ("rollouts of 64 tokens, prompt 512, against separate prompts", "rollout", ("group 8", "group 16"), "separate", 2.5),
+    ("rollouts of 64 tokens, against separate prompts", "rollout", ("group 8", "group 16"), "separate", 2.5),
     ("peak memory, against generate(output_hidden_states=True)", "memory reason", ("batch",), "(ii)", 2.0),
     ("cost of one item, few against many", "flat", ("flat",), "ourselves", 0.9),
-)  # fmt: skip
-
-
+)
 NOTES = (
-    "nano misses the target of decoding at batch 16: most of a step is small kernels and the model's own Python,",
-    "which both sides run; what a step costs beside the model is what we save. The ways in the table give at most a few hundredths. At 30m and",
-    "120m, where the weights decide, the target is exceeded. One document a call gains little: there is no batch to sort and no prefix to",
-    "share, and both sides run the same forward pass. nano's short documents stay a little below the target in batches of 64: tokenising and",
-    "the small products are the same on both sides, and padding is what sentence-transformers loses.",
+    "nano misses the target of decoding at batch 16: most of a step is small kernels and the model's own Python, which",
+    "both sides run; we save only what a step costs beside the model. The ways in the table gain at most a few",
+    "hundredths. At 30m and 120m, where the weights decide, the target is exceeded. One document per call gains",
+    "little: there is no batch to sort and no prefix to share, and both sides run the same forward pass. nano's short",
+    "documents stay a little below the target in batches of 64: tokenising and the small products are the same on both",
+    "sides, and sentence-transformers loses only the padding.",
     "",
-    "Not shipped either, by scripts that were not kept: the head as weights times rows (faster with two threads, slower with one; packing gives more), and long documents",
-    "without the shared prompt, whose attention then needs no mask (no gain).",
+    "Tried and not shipped, by scripts that were not kept: the head as weights times rows (faster with two threads,",
+    "slower with one; packing gains more), and long documents without the shared prompt, whose attention needs no mask",
+    "(no gain).",
     "",
 )
 
@@ -67,7 +65,7 @@ def measure(resume: bool) -> None:
 
 
 def targets(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each target with the smallest ratio of its cases, in which size it was, and how many reached it."""
+    """Each target with the smallest and largest ratio of its cases, and how many of them reached it."""
     found = []
     for what, prefix, cases, peer, least in TARGETS:
         rows = [
@@ -95,17 +93,18 @@ def targets(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def page(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
-    """README.md."""
+    """The text of README.md."""
     versions = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("command", "commit"))
     lines = [
         "# Speed, side by side",
         "",
         f"`{machine['command']}` at commit {machine['commit']}; {versions}. The same cases: `make bench`.",
         "",
-        "Both sides run in one process on the same weights, in turns; a ratio is the median over rounds of theirs / ours, so above 1 we",
-        "are faster, or smaller. Memory is the rise above the loaded model, each side in a process of its own. Peers: (i) `generate`,",
-        "then prompt and reasoning read again; (ii) `generate(output_hidden_states=True)`; (iii) sentence-transformers; (iv) MTEB with",
-        "(iii). nano is the bundled model, 30m and 120m are random Qwen2 shapes.",
+        "Both sides run in one process on the same weights, in turns; a ratio is the median over rounds of theirs /",
+        "ours, so above 1 we are faster, or smaller. Memory is the rise above the loaded model, each side in a process",
+        "of its own. Peers: (i) `generate`, then prompt and reasoning read again; (ii)",
+        "`generate(output_hidden_states=True)`; (iii) sentence-transformers; (iv) MTEB with (iii). nano is the bundled",
+        "model, 30m and 120m are random Qwen2 shapes.",
         "",
         "## Targets",
         "",
@@ -122,18 +121,20 @@ def page(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         *("| " + " | ".join(str(value) for value in one.values()) + " |" for one in records),
         "",
         *notes(json.loads((HERE / "tried.json").read_text(encoding="utf-8"))),
-        "A GPU was not at hand. `python results/speed/gpu.py` measures one and writes gpu.md; `--dry-run` is its rehearsal on the CPU.",
+        "No GPU was available. `python results/speed/gpu.py` measures one and writes gpu.md; with `--dry-run` it runs",
+        "on the CPU.",
         "",
     ]
     return "\n".join(lines)
 
 
 def notes(tried: dict[str, Any]) -> list[str]:
-    """What each change is worth by itself, from tried.json, and why what is missed is missed."""
+    """The gain of each change by itself, from tried.json, and why some targets are missed."""
     lines = [
         "## What was tried",
         "",
-        f"`{tried['command']}` at commit {tried['commit']}, {tried['threads']} threads, both ways in turns; a ratio above 1: the way named is faster.",
+        f"`{tried['command']}` at commit {tried['commit']}, {tried['threads']} threads, both ways in turns; a ratio",
+        "above 1: the named way is faster.",
         "",
         "| way | ratio |",
         "|---|---|",
@@ -147,7 +148,7 @@ def notes(tried: dict[str, Any]) -> list[str]:
 
 
 def figure(records: list[dict[str, Any]], path: Path) -> None:
-    """Ratios by case, one colour a peer."""
+    """Draw the ratios by case, one colour per peer."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -169,7 +170,7 @@ def figure(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def read() -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What has been measured, in the order of the models' sizes, and on what."""
+    """The records, in the order of the models' sizes, and the machine."""
     records, machine = (
         json.loads((HERE / name).read_text(encoding="utf-8")) for name in ("bench.json", "machine.json")
     )

@@ -1,4 +1,4 @@
-"""What each change for processors is worth by itself: both ways in turns, medians. Prints JSON, and writes tried.json beside this file.
+"""The gain of each change for processors by itself, both ways in turns, medians; prints and writes tried.json.
 
 OMP_NUM_THREADS=2 python results/speed/tried.py       # six minutes
 """
@@ -17,13 +17,13 @@ from measure import commit
 
 from search_r3_mteb.encoder import decode, packing, scheduling
 from search_r3_mteb.encoder.packing import packed_linears
-from search_r3_mteb.evaluation.bench_cases import Subject, _reasoning_lengths, _together
+from search_r3_mteb.evaluation.bench_work import Subject, reasoning_lengths, together
 
 HERE = Path(__file__).resolve().parent
 
 
 def ratio(before, after, rounds):
-    """Median over rounds of the seconds `before` takes to those of `after`, each run once to warm up."""
+    """Median over rounds of the ratio of `before`'s seconds to `after`'s, after one warm-up of each."""
     before()
     after()
     found = []
@@ -38,7 +38,7 @@ def ratio(before, after, rounds):
 
 
 def layers():
-    """One layer multiplied as it is, and packed, over copies that do not fit into a cache together."""
+    """One layer plain against packed, over copies that do not fit into a cache together."""
     found = {}
     for inputs, outputs in ((128, 128), (384, 1024), (768, 2176)):
         copies = max(1, 10_000_000 // (inputs * outputs))
@@ -67,12 +67,12 @@ def layers():
 def decoding():
     """30m, 32 prompts at batch 16, without and with packing."""
     subject = Subject("30m")
-    prompts, wanted = subject.prompts(32), _reasoning_lengths(32)
+    prompts, wanted = subject.prompts(32), reasoning_lengths(32)
 
     def run(most):
         def work():
             packing.MOST_BYTES = most
-            _together(subject, prompts, wanted, 16)
+            together(subject, prompts, wanted, 16)
 
         return work
 
@@ -82,7 +82,7 @@ def decoding():
 def nano():
     """Nano's decoding as shipped, against other ways: its head packed, places refilled sooner or later, one thread."""
     subject = Subject("nano")
-    prompts, wanted = subject.prompts(192), _reasoning_lengths(192)
+    prompts, wanted = subject.prompts(192), reasoning_lengths(192)
     shipped, threads = (packing.LEAST_BYTES, decode.REFILL_SHARE), torch.get_num_threads()
     ways = {
         "head packed": (1 << 20, shipped[1], threads),
@@ -95,7 +95,7 @@ def nano():
         def work():
             packing.LEAST_BYTES, decode.REFILL_SHARE = least, share
             torch.set_num_threads(cores)
-            _together(subject, prompts, wanted, batch)
+            together(subject, prompts, wanted, batch)
 
         return work
 

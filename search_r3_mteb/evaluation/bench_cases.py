@@ -1,31 +1,31 @@
 """The cases of the benchmark: the same work done by us and by a peer, and a check that it was the same work.
 
-Three kinds of case: time (`Case`), peak memory (`MemoryCase`), and whether the cost of one item stays the same when there are
-more of them (a `Case` in which the peer is ourselves with few).
+There are three kinds: time (`Case`), peak memory (`MemoryCase`), and whether the cost of one item stays the same when
+there are more of them (a `Case` in which the peer is ourselves with few items).
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from search_r3_mteb.encoder.checkpoints import Checkpoint
-from search_r3_mteb.encoder.encoder import SearchR3Encoder
-from search_r3_mteb.encoder.engine import Sampling
-from search_r3_mteb.evaluation import bench_models as models
 from search_r3_mteb.evaluation import bench_peers as peers
-from search_r3_mteb.evaluation.bench_memory import Work, available
+from search_r3_mteb.evaluation.bench_memory import available
+from search_r3_mteb.evaluation.bench_work import (
+    ROLLOUT_TOKENS,
+    MemoryWork,
+    Subject,
+    one_by_one,
+    reasoning_lengths,
+    rollouts,
+    sentence_transformers,
+    together,
+)
 
-KINDS = ("reason", "encode", "rollout")
+BENCHMARKS = ("reason", "encode", "rollout")
 BATCHES = (1, 16, 64)
-SHORTEST, LONGEST = 32, 256  # reasoning tokens, uniform
-SHORT_DOCUMENTS = (16, 48)  # words = tokens, uniform
-ROLLOUT_PROMPT, ROLLOUT_TOKENS = 512, 64
 FEW_AND_MANY_QUERIES = (100, 10_000)
 FEW_AND_MANY_DOCUMENTS = (1000, 100_000)
 FEW_TIMES = 10  # calls with few documents
@@ -34,7 +34,7 @@ _SAME = 1e-4
 
 @dataclass(frozen=True)
 class Case:
-    """Work that both sides do on `items` things; `ours` and `theirs` return vectors (rows, dim), and perhaps the generated ids."""
+    """Work of both sides on `items` things; `ours` and `theirs` return vectors (rows, dim), or vectors and ids."""
 
     case: str
     peer: str
@@ -48,7 +48,7 @@ class Case:
     def check(self, ours: Any, theirs: Any) -> float:
         """Largest difference between the two sides' vectors; ValueError when they are not of the same work.
 
-        Where tokens were generated, rows are compared whose ids are the same; a near tie may end otherwise in a few rows.
+        Of generated rows those with equal ids are compared: a near tie between two tokens may change a few rows.
         """
         same = slice(None)
         if isinstance(theirs, tuple):
@@ -78,59 +78,8 @@ class MemoryCase:
     case: str
     peer: str
     rounds: int
-    ours: Work
-    theirs: Work
-
-
-class Subject:
-    """One model and what is made for it once: encoder, sentence-transformers peer, prompts."""
-
-    def __init__(self, size: str) -> None:
-        self.size = size
-        self.checkpoint: Checkpoint = models.checkpoint(size)
-        self._folder = tempfile.TemporaryDirectory()
-
-    @cached_property
-    def encoder(self) -> SearchR3Encoder:
-        """Our encoder, direct."""
-        return SearchR3Encoder(self.checkpoint, mode="direct", max_length=512, show_progress_bar=False)
-
-    @cached_property
-    def peer(self) -> Any:
-        """sentence-transformers on the same weights."""
-        return peers.sentence_transformer(self.checkpoint, Path(self._folder.name), self.encoder.max_length)
-
-    def prompts(self, count: int) -> list[list[int]]:
-        """Reasoning prompts of queries with SciFact's lengths."""
-        texts = models.texts(models.lengths(count, models.QUERY_DECILES), self.checkpoint.tokenizer)
-        return [each.token_ids for each in self.encoder.renderer.render_batch(texts, "reason")]
-
-    def documents(self, count: int, kind: str) -> list[str]:
-        """Documents of SciFact's lengths, cut to what the encoder reads, or short ones."""
-        if kind == "short":
-            words = [
-                int(n) for n in np.random.default_rng(1).integers(SHORT_DOCUMENTS[0], SHORT_DOCUMENTS[1] + 1, count)
-            ]
-        else:
-            before, after = self.encoder.renderer.frame_ids("direct")
-            room = self.encoder.max_length - len(before) - len(after)
-            words = models.lengths(count, models.DOCUMENT_DECILES, longest=room)
-            return [self._cut(text, room) for text in models.texts(words, self.checkpoint.tokenizer)]
-        return models.texts(words, self.checkpoint.tokenizer)
-
-    def _cut(self, text: str, tokens: int) -> str:
-        """Whole words within so many tokens: a word may take more beside another, and the peer would cut the embed token away."""
-        while (more := len(self.checkpoint.tokenizer(text, add_special_tokens=False).input_ids) - tokens) > 0:
-            text = " ".join(text.split(" ")[:-more])
-        return text
-
-    def engine(self, rows: int, length: int, wanted: Sequence[int]) -> Any:
-        """An engine for `rows` rows of that length at once, whose rows reason as long as wanted."""
-        engine = peers.FixedLengthEngine(
-            self.checkpoint.model, self.checkpoint.embed_token_id, (), token_budget=rows * length
-        )
-        engine.wanted = wanted
-        return engine
+    ours: MemoryWork
+    theirs: MemoryWork
 
 
 def cases(kind: str, subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
@@ -154,8 +103,8 @@ def _reason(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
             64: _amount(64, 192, 64, 64, subject, quick),
         }[batch]
         prompts = subject.prompts(count)
-        wanted = _reasoning_lengths(count)
-        ours = _one_by_one if batch == 1 else _together
+        wanted = reasoning_lengths(count)
+        ours = one_by_one if batch == 1 else together
         for name, peer in (
             ("(i) generate, then read again", peers.two_passes),
             ("(ii) generate(output_hidden_states=True)", peers.keeping_hidden_states),
@@ -168,8 +117,8 @@ def _reason(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
                 "queries/s",
                 count,
                 _rounds(subject, quick),
-                _bind(ours, subject, prompts, wanted, batch),
-                _bind(peer, subject.checkpoint, prompts, wanted, batch),
+                partial(ours, subject, prompts, wanted, batch),
+                partial(peer, subject.checkpoint, prompts, wanted, batch),
             )
 
     yield from _memory("reason", "(ii) generate(output_hidden_states=True)", subject, BATCHES[1:], quick)
@@ -191,44 +140,27 @@ def _memory(work: str, peer: str, subject: Subject, batches: Sequence[int], quic
         )
 
 
-def memory_work(subject: Subject, work: Work) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """A small run that warms up, and the run whose peak is measured: one batch of reasoning, or documents for eight."""
-    batch, ours = work["batch"], work["side"] == "ours"
-    if work["work"] == "reason":
-        prompts = subject.prompts(batch)
-        wanted = _reasoning_lengths(batch)
-        run = _together if ours else peers.keeping_hidden_states
-        owner: Any = subject if ours else subject.checkpoint
-        return _bind(run, owner, prompts[:1], [4], 1), _bind(run, owner, prompts, wanted, batch)
-    documents = subject.documents(batch * 8, "scifact")
-    if ours:
-        return _bind(subject.encoder.encode_document, documents[:1]), _bind(subject.encoder.encode_document, documents)
-    texts = peers.prompt_texts(subject.checkpoint, documents)
-    encode = _sentence_transformers(subject, batch)
-    return _bind(encode, texts[:1]), _bind(encode, texts)
-
-
 def _flat_queries(subject: Subject, quick: bool) -> Case:
     few, many = (20, 100) if quick else FEW_AND_MANY_QUERIES
     prompts = subject.prompts(many)
-    # Every hundred has the same lengths, so that only the number differs. Short ones: a row's length has no part in that.
-    pattern = [tokens // 4 for tokens in _reasoning_lengths(few)]
+    # Every hundred has the same lengths, so that only the number of queries differs; any length would do.
+    pattern = [tokens // 4 for tokens in reasoning_lengths(few)]
     wanted = pattern * (many // few)
     prompts = prompts[:few] * (many // few)
+
+    def vectors(prompts: list[list[int]], wanted: list[int]) -> Any:
+        return together(subject, prompts, wanted, 64)[0]
+
     return Case(
         f"flat reason {subject.size} {few:,} to {many:,} queries",
         f"ourselves with {few:,}",
         "queries/s",
         many,
         1 if quick else 2,
-        _bind(_vectors_together, subject, prompts, wanted, 64),
-        _bind(_vectors_together, subject, prompts[:few], wanted[:few], 64),
+        partial(vectors, prompts, wanted),
+        partial(vectors, prompts[:few], wanted[:few]),
         their_items=few,
     )
-
-
-def _vectors_together(subject: Subject, prompts: Any, wanted: Any, batch: int) -> Any:
-    return _together(subject, prompts, wanted, batch)[0]
 
 
 def _flat_documents(subject: Subject, quick: bool) -> Case:
@@ -240,45 +172,17 @@ def _flat_documents(subject: Subject, quick: bool) -> Case:
         "documents/s",
         many,
         1 if quick else 2,
-        _bind(subject.encoder.encode_document, documents),
-        _bind(_several, subject.encoder.encode_document, documents[:few]),
+        partial(subject.encoder.encode_document, documents),
+        partial(_several, subject.encoder.encode_document, documents[:few]),
         their_items=few * FEW_TIMES,
     )
 
 
 def _several(encode: Callable[[list[str]], Any], documents: list[str]) -> Any:
-    """A few documents take half a second, in which a machine's speed may be any: several calls, one after the other."""
+    """The vectors of a few documents after `FEW_TIMES` calls: one call is too short to be timed well."""
     for _ in range(FEW_TIMES):
         vectors = encode(documents)
     return vectors
-
-
-def _bind(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
-    return lambda: function(*given)
-
-
-def _reasoning_lengths(count: int) -> list[int]:
-    lengths: list[int] = np.random.default_rng(2).integers(SHORTEST, LONGEST + 1, size=count).tolist()
-    return lengths
-
-
-def _together(subject: Subject, prompts: Any, wanted: Any, batch: int) -> Any:
-    """As many rows at once as the peer has: the same batch, at the length that the peer reaches."""
-    engine = subject.engine(batch, max(map(len, prompts)) + LONGEST + 1, wanted)
-    found = engine.reason(prompts, Sampling(LONGEST), log_probs=False)
-    return found.vectors, found.token_ids
-
-
-def _one_by_one(subject: Subject, prompts: Any, wanted: Any, batch: int) -> Any:
-    """One call a query, as queries arrive at a service: nothing is shared between them."""
-    engine = subject.engine(1, 1, wanted)
-    vectors, ids = [], []
-    for prompt, tokens in zip(prompts, wanted, strict=True):
-        engine.wanted = [tokens]
-        found = engine.reason([prompt], Sampling(LONGEST), log_probs=False)
-        vectors.append(found.vectors)
-        ids += found.token_ids
-    return torch.cat(vectors), ids
 
 
 def _encode(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
@@ -292,16 +196,15 @@ def _encode(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
             documents = subject.documents(count, kind)
             texts = peers.prompt_texts(subject.checkpoint, documents)
             rounds = _rounds(subject, quick)
-            ours, theirs = encoder.encode_document, _sentence_transformers(subject, batch)
-            one_by_one = batch == 1
+            ours, theirs = encoder.encode_document, sentence_transformers(subject, batch)
             yield Case(
                 f"encode {subject.size} {kind} batch {batch}",
                 "(iii) sentence-transformers",
                 "documents/s",
                 count,
                 rounds,
-                _bind(_each, ours, documents) if one_by_one else _bind(ours, documents),
-                _bind(_each, theirs, texts) if one_by_one else _bind(theirs, texts),
+                partial(_each, ours, documents) if batch == 1 else partial(ours, documents),
+                partial(_each, theirs, texts) if batch == 1 else partial(theirs, texts),
             )
             if batch == 64 and subject.size == "nano":
                 yield _mteb_case(subject, kind, documents, texts, rounds)
@@ -312,11 +215,6 @@ def _encode(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
 
 def _each(encode: Callable[[list[str]], Any], texts: list[str]) -> Any:
     return np.concatenate([encode([text]) for text in texts])
-
-
-def _sentence_transformers(subject: Subject, batch: int) -> Callable[[list[str]], Any]:
-    peer = subject.peer  # made here: a round times encoding, not loading
-    return lambda texts: peer.encode(texts, batch_size=batch, show_progress_bar=False)
 
 
 def _mteb_case(subject: Subject, kind: str, documents: list[str], texts: list[str], rounds: int) -> Case:
@@ -351,32 +249,13 @@ def _mteb_case(subject: Subject, kind: str, documents: list[str], texts: list[st
 def _rollout(subject: Subject, quick: bool) -> Iterator[Case]:
     for group in (8, 16):
         count = _amount(1, 4, 2, 1, subject, quick)
-        prompts = _long_prompts(subject, count)
+        prompts = subject.long_prompts(count)
         yield Case(
             f"rollout {subject.size} group {group}",
             f"{group} separate prompts, then read again",
             "rollouts/s",
             count * group,
             _rounds(subject, quick),
-            _bind(_rollouts, subject, prompts, group),
-            _bind(peers.separate_rollouts, subject.checkpoint, prompts, ROLLOUT_TOKENS, group),
+            partial(rollouts, subject, prompts, group),
+            partial(peers.separate_rollouts, subject.checkpoint, prompts, ROLLOUT_TOKENS, group),
         )
-
-
-def _long_prompts(subject: Subject, count: int) -> list[list[int]]:
-    """Prompts of `ROLLOUT_PROMPT` tokens without a common beginning: only what a group shares counts here."""
-    draw = np.random.default_rng(3)
-    pool = [
-        int(i)
-        for i in subject.checkpoint.tokenizer.convert_tokens_to_ids(
-            models.whole_words(subject.checkpoint.tokenizer, True)
-        )
-    ]
-    return [[int(i) for i in draw.choice(pool, size=ROLLOUT_PROMPT)] for _ in range(count)]
-
-
-def _rollouts(subject: Subject, prompts: list[list[int]], group: int) -> Any:
-    rows = len(prompts) * group
-    engine = subject.engine(rows, ROLLOUT_PROMPT + ROLLOUT_TOKENS + 1, [ROLLOUT_TOKENS] * rows)
-    found = engine.reason(prompts, Sampling(ROLLOUT_TOKENS, temperature=1.0), group_size=group)
-    return found.vectors, found.token_ids

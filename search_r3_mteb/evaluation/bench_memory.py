@@ -2,8 +2,8 @@
 
     python -m search_r3_mteb.evaluation.bench_memory '{"work": "reason", "side": "ours", "size": "nano", "batch": 64}'
 
-prints the bytes by which the resident memory rose above what it was with the model loaded and warm. Libraries and weights are the
-same on both sides and would hide what differs.
+prints the bytes by which the resident memory rose above that of the warm process with the model loaded: libraries and
+weights are the same on both sides and would hide the difference.
 """
 
 import gc
@@ -12,13 +12,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Work = dict[str, Any]
+if TYPE_CHECKING:
+    from search_r3_mteb.evaluation.bench_work import MemoryWork
 
 
-def peak_bytes(work: Work) -> int:
-    """Rise of the peak resident memory while `work` runs in a fresh process. Raises RuntimeError with its words when it fails."""
+def peak_bytes(work: "MemoryWork") -> int:
+    """Rise of the peak resident memory while `work` runs in a new process. RuntimeError with its output if it fails."""
     command = [sys.executable, "-m", __name__, json.dumps(work)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -27,9 +28,9 @@ def peak_bytes(work: Work) -> int:
 
 
 def rise(work: Callable[[], Any]) -> int:
-    """Bytes by which the peak of this process while `work` runs lies above its resident memory before."""
+    """Bytes from this process's resident memory before `work` to its peak while `work` runs."""
     gc.collect()
-    # Linux: 5 sets the recorded peak back to what is resident now.
+    # Linux: 5 resets the recorded peak to the present resident memory.
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     work()
@@ -37,7 +38,7 @@ def rise(work: Callable[[], Any]) -> int:
 
 
 def available() -> bool:
-    """Whether this system can say it: only Linux can set a peak back."""
+    """Whether this system can measure it: only Linux can reset a peak."""
     return Path("/proc/self/clear_refs").exists()
 
 
@@ -48,7 +49,7 @@ def _status(name: str) -> int:
 
 def main(argument: str) -> None:
     """Run the work twice, small to warm up and then whole, and print the rise of the second."""
-    from search_r3_mteb.evaluation.bench_cases import Subject, memory_work
+    from search_r3_mteb.evaluation.bench_work import Subject, memory_work
 
     work = json.loads(argument)
     small, whole = memory_work(Subject(work["size"]), work)

@@ -1,6 +1,6 @@
-"""What the benchmark runs on: random models of three sizes, a tokenizer, and texts whose lengths are those of SciFact.
+"""Models and texts of the benchmark: random models of three sizes, a tokenizer, and texts of SciFact's lengths.
 
-Nothing is downloaded and no text of a data set is used: only the deciles of SciFact's lengths are written down here.
+Nothing is downloaded and no text of a data set is used, only the deciles of SciFact's lengths.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ SHAPES = {
 
 
 def checkpoint(size: str, seed: int = 0) -> Checkpoint:
-    """The bundled nano when it is there, else a random float32 Qwen2 of that size with the default prompts."""
+    """The bundled nano if it is there, else a random float32 Qwen2 of that size with the default prompts."""
     from search_r3_mteb.encoder.checkpoints import ASSETS, load
 
     if size == "nano" and (ASSETS / "nano" / "config.json").exists():
@@ -54,7 +54,7 @@ def checkpoint(size: str, seed: int = 0) -> Checkpoint:
 
 
 def random_checkpoint(shape: Shape, name: str, seed: int = 0) -> Checkpoint:
-    """Random weights in float32; prompts and markers are the published ones."""
+    """A checkpoint with random weights in float32 and the published prompts and markers."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -118,7 +118,7 @@ def tokenizer() -> Any:
 
 
 def lengths(count: int, deciles: tuple[int, ...], seed: int = 0, longest: int | None = None) -> list[int]:
-    """Lengths in words with these deciles; one above `longest` is cut, as an encoder truncates its text."""
+    """Lengths in words with these deciles; none above `longest`, at which an encoder truncates its text."""
     draw = np.random.default_rng(seed).uniform(0, 100, count)
     found = np.interp(draw, np.linspace(0, 100, len(deciles)), deciles).astype(int)
     return [int(n) for n in (found if longest is None else found.clip(max=longest))]
@@ -132,7 +132,7 @@ def texts(words: list[int], known: Any, seed: int = 0) -> list[str]:
 
 
 def whole_words(known: Any, marked: bool = False) -> list[str]:
-    """Words that stand as one token in the middle of a text; `marked`: as the vocabulary spells them."""
+    """Words that are one token in the middle of a text; `marked`: as the vocabulary spells them."""
     marks = ("Ġ", "▁")
     pieces = [piece for piece in known.get_vocab() if piece[:1] in marks and piece[1:].isalpha() and len(piece) > 2]
     return sorted(piece if marked else piece[1:] for piece in pieces)

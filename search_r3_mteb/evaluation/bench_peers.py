@@ -1,12 +1,13 @@
-"""What a user would otherwise run, on the same weights, prompts and lengths. Written as an able user writes it, not to lose.
+"""The benchmark's peers: what a user would otherwise run, written well, on the same weights, prompts and lengths.
 
-(i)   two passes, as the released example does it: `generate`, then the prompt and the reply through the model again;
-(ii)  one pass that keeps everything: `generate(output_hidden_states=True)`;
+(i)   two passes, as in the released example: `generate`, then the prompt and the reply through the model again;
+(ii)  one pass that keeps all states: `generate(output_hidden_states=True)`;
 (iii) sentence-transformers' own Transformer and Pooling on the backbone, with the prompt written into the text;
 (iv)  MTEB's wrapper around (iii).
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _CERTAIN = 1e9
 
 
 class AtLength(LogitsProcessor):
-    """Lets `generate` say the embed token after `lengths[row]` tokens and never before; `then`, the end of the turn after it."""
+    """Makes `generate` say the embed token after exactly `lengths[row]` tokens, and then `end` if it is given."""
 
     def __init__(self, lengths: Sequence[int], width: int, embed: int, end: int | None = None) -> None:
         self.lengths, self.width, self.embed, self.end = torch.tensor(lengths), width, embed, end
@@ -39,7 +40,7 @@ class AtLength(LogitsProcessor):
 
 
 class FixedLengths(Decode):
-    """Our decode loop with the same lengths: tokens are sampled as ever, and the embed token comes where the script says so."""
+    """Our decode loop with given lengths: tokens are sampled as always, and the embed token comes where it is due."""
 
     def __init__(self, engine: "FixedLengthEngine", *given: Any) -> None:
         super().__init__(engine, *given)
@@ -58,7 +59,7 @@ class FixedLengthEngine(Engine):
     wanted: Sequence[int]
 
     def logits(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
-        """The model's, without the embed token: the script alone says it."""
+        """The model's logits, with the embed token impossible: `FixedLengths` alone says it."""
         logits = super().logits(hidden)
         logits[:, self.embed_token_id] = -_CERTAIN
         return logits
@@ -67,7 +68,7 @@ class FixedLengthEngine(Engine):
 def two_passes(
     checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch: int
 ) -> tuple[Tensor, list[list[int]]]:
-    """Vectors and generated ids by `generate` and a second forward pass, `batch` prompts at a time in the order given."""
+    """Vectors and ids by `generate` and a second forward pass, `batch` prompts at a time in the given order."""
     model, embed = checkpoint.model, checkpoint.embed_token_id
     vectors, replies = [], []
     for start in range(0, len(prompts), batch):
@@ -88,7 +89,7 @@ def two_passes(
 def keeping_hidden_states(
     checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch: int
 ) -> tuple[Tensor, list[list[int]]]:
-    """The same by `generate(output_hidden_states=True)`: one token more, so that the embed token is read."""
+    """The same by `generate(output_hidden_states=True)`, with one more token, so that the embed token is read."""
     model, embed, end = checkpoint.model, checkpoint.embed_token_id, int(checkpoint.tokenizer.eos_token_id)
     vectors, replies = [], []
     for start in range(0, len(prompts), batch):
@@ -112,7 +113,7 @@ def keeping_hidden_states(
 def separate_rollouts(
     checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], tokens: int, group: int
 ) -> tuple[Tensor, list[list[int]]]:
-    """Sampled rollouts of every prompt, each prefilled `group` times (`num_return_sequences` does so), and read once more."""
+    """Sampled rollouts of every prompt, prefilled `group` times (as `num_return_sequences` does) and read again."""
     model, embed = checkpoint.model, checkpoint.embed_token_id
     repeated = [prompt for prompt in prompts for _ in range(group)]
     ids, mask = left_padded(repeated, checkpoint)
@@ -151,7 +152,8 @@ def sentence_transformer(checkpoint: Checkpoint, folder: Path, max_length: int) 
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    tokenizer = _plain_tokenizer(checkpoint.tokenizer)
+    tokenizer = deepcopy(checkpoint.tokenizer)
+    tokenizer.chat_template = None  # sentence-transformers would put it around the prompt
     tokenizer.model_max_length = max_length
     checkpoint.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -163,7 +165,7 @@ def sentence_transformer(checkpoint: Checkpoint, folder: Path, max_length: int) 
 
 
 def mteb_encode(model: Any, task: Any) -> Callable[[Any], Any]:
-    """MTEB's way to encode documents with a sentence-transformers model: a function of a DataLoader."""
+    """MTEB's encoding of documents with a sentence-transformers model, as a function of a DataLoader."""
     from mteb.models import SentenceTransformerEncoderWrapper
     from mteb.types import PromptType
 
@@ -193,15 +195,6 @@ def prompt_texts(checkpoint: Checkpoint, documents: Sequence[str]) -> list[str]:
         return text + reply
 
     return [prompt(document) for document in documents]
-
-
-def _plain_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer without its chat template, which sentence-transformers would put around the prompt."""
-    from copy import deepcopy
-
-    plain = deepcopy(tokenizer)
-    plain.chat_template = None
-    return plain
 
 
 def _pad(checkpoint: Checkpoint) -> int:

@@ -1,4 +1,4 @@
-"""What a diagnosis says about a group of queries (all of them, or those of one hop count), every number with its interval."""
+"""The records of a diagnosis for a group of queries (all, or one hop count), every number with its interval."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,51 +7,50 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
-from search_r3_mteb.evaluation.movement import Cosines, spread
+from search_r3_mteb.evaluation.movement import Cosines, PerQuery, spread
 from search_r3_mteb.evaluation.significance import compare, holm, interval
 
-Record = dict[str, Any]
-Values = Float[np.ndarray, " queries"]
+DiagnosisRecord = dict[str, Any]
 OWN, OTHER, SHUFFLED, NONE, DIRECT = "own", "other", "shuffled", "none", "direct"
 CONTROLS = (OTHER, SHUFFLED, NONE, DIRECT)
 _BINS = 5
 _DIGITS = 6
 _LEVEL = 0.05
-# Resamples of the controls, which the verdict rests on, and of everything else: a hundred further intervals, whose ends move
-# by less than a tenth of their width.
+# Resamples of the controls, which decide the verdict, and of everything else: a hundred further intervals, whose ends
+# move by less than a tenth of their width.
 _MANY, _FEWER = 10_000, 2_000
 
 
 @dataclass(frozen=True)
 class BudgetRun:
-    """The model's own reasoning under one budget; all (queries,)."""
+    """The model's own reasoning under one budget; all arrays are (queries,)."""
 
-    ndcg_at_10: Values
+    ndcg_at_10: PerQuery
     tokens: Int[np.ndarray, " queries"]
-    forced: Values
+    forced: PerQuery
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of every query. The keys of `ndcg` and `cosine_to_own` are own, other, shuffled, none, direct.
+    """The measurements of every query. The keys of `ndcg` and `cosine_to_own` are own, other, shuffled, none, direct.
 
-    `tokens` and `forced` belong to the own reasoning; `rollout_ndcg` and `rollout_margin` are (rollouts, queries); `pools` maps
-    a number of rollouts to the quality of their mean vector.
+    `tokens` and `forced` belong to the own reasoning; `rollout_ndcg` and `rollout_margin` are (rollouts, queries);
+    `pools` maps a number of rollouts to the quality of their mean vector.
     """
 
-    ndcg: Mapping[str, Values]
-    cosine_to_own: Mapping[str, Values]
+    ndcg: Mapping[str, PerQuery]
+    cosine_to_own: Mapping[str, PerQuery]
     tokens: Int[np.ndarray, " queries"]
-    forced: Values
+    forced: PerQuery
     budgets: Mapping[int, BudgetRun]
     cosines: Cosines
     rollout_ndcg: Float[np.ndarray, "rollouts queries"]
     rollout_margin: Float[np.ndarray, "rollouts queries"]
     rollout_forced: Float[np.ndarray, "rollouts queries"]
-    pools: Mapping[int, Values]
+    pools: Mapping[int, PerQuery]
 
 
-def group_record(measured: Measured, rows: Int[np.ndarray, " group"], hops: int | None) -> Record:
+def group_record(measured: Measured, rows: Int[np.ndarray, " group"], hops: int | None) -> DiagnosisRecord:
     """The record of one group; `rows` are its queries."""
     own = measured.ndcg[OWN][rows]
     return {
@@ -67,7 +66,7 @@ def group_record(measured: Measured, rows: Int[np.ndarray, " group"], hops: int 
     }
 
 
-def mean_record(values: Num[np.ndarray, " queries"], resamples: int = _FEWER) -> Record | None:
+def mean_record(values: Num[np.ndarray, " queries"], resamples: int = _FEWER) -> DiagnosisRecord | None:
     """Mean and 95 % bootstrap interval over the finite values; None where there is none."""
     known = np.asarray(values, dtype=np.float64)
     known = known[np.isfinite(known)]
@@ -77,7 +76,7 @@ def mean_record(values: Num[np.ndarray, " queries"], resamples: int = _FEWER) ->
     return {"mean": _round(found.mean), "interval": [_round(found.low), _round(found.high)], "queries": len(known)}
 
 
-def seeds_record(values: Float[np.ndarray, "rollouts queries"]) -> Record:
+def seeds_record(values: Float[np.ndarray, "rollouts queries"]) -> DiagnosisRecord:
     """Mean and interval over queries and, as a second level, over the rollouts' seeds."""
     found = interval(values, resamples=_FEWER)
     bounds = [_round(found.low), _round(found.high)]
@@ -86,8 +85,8 @@ def seeds_record(values: Float[np.ndarray, "rollouts queries"]) -> Record:
 
 def difference_record(
     first: Float[np.ndarray, "..."], second: Float[np.ndarray, "..."], resamples: int = _FEWER
-) -> Record:
-    """Mean of first - second over the same queries, paired bootstrap; (seeds, queries) bring the seeds as a second level."""
+) -> DiagnosisRecord:
+    """Mean of first - second over the same queries, paired bootstrap; (seeds, queries) adds seeds as a second level."""
     found = compare(first, second, resamples=resamples)
     return {
         "difference": _round(found.difference),
@@ -98,16 +97,16 @@ def difference_record(
     }
 
 
-def adjust(records: Sequence[Record]) -> None:
-    """Adds `p_adjusted` (Holm over these records) and lets `significant` follow it."""
+def adjust(records: Sequence[DiagnosisRecord]) -> None:
+    """Add `p_adjusted` (Holm over these records) and make `significant` follow it."""
     for record, p in zip(records, holm([record["p"] for record in records]), strict=True):
         low, high = record["interval"]
         record["p_adjusted"] = _round(p)
         record["significant"] = bool(p < _LEVEL and not low <= 0 <= high)
 
 
-def _controls(measured: Measured, rows: Int[np.ndarray, " group"], own: Values) -> Record:
-    found: Record = {OWN: {"ndcg_at_10": mean_record(own, _MANY)}}
+def _controls(measured: Measured, rows: Int[np.ndarray, " group"], own: PerQuery) -> DiagnosisRecord:
+    found: DiagnosisRecord = {OWN: {"ndcg_at_10": mean_record(own, _MANY)}}
     for name in CONTROLS:
         found[name] = {
             "ndcg_at_10": mean_record(measured.ndcg[name][rows], _MANY),
@@ -118,7 +117,7 @@ def _controls(measured: Measured, rows: Int[np.ndarray, " group"], own: Values) 
     return found
 
 
-def _movement(measured: Measured, rows: Int[np.ndarray, " group"]) -> Record:
+def _movement(measured: Measured, rows: Int[np.ndarray, " group"]) -> DiagnosisRecord:
     cosines, ndcg = measured.cosines, measured.rollout_ndcg[:, rows]
     same, different = cosines.same[rows], cosines.different[rows]
     ndcg_spread, margin_spread = spread(ndcg), spread(measured.rollout_margin[:, rows])
@@ -147,12 +146,12 @@ def _movement(measured: Measured, rows: Int[np.ndarray, " group"]) -> Record:
     }
 
 
-def _budgets(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Record]:
-    """One record a budget, each against the smallest one."""
-    found: list[Record] = []
+def _budgets(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[DiagnosisRecord]:
+    """One record per budget, each compared with the smallest one."""
+    found: list[DiagnosisRecord] = []
     base = measured.budgets[min(measured.budgets)].ndcg_at_10[rows]
     for budget, run in sorted(measured.budgets.items()):
-        record: Record = {
+        record: DiagnosisRecord = {
             "max_reasoning_tokens": budget,
             "ndcg_at_10": mean_record(run.ndcg_at_10[rows]),
             "reasoning_tokens": mean_record(run.tokens[rows]),
@@ -165,12 +164,12 @@ def _budgets(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Record
     return found
 
 
-def _pooling(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Record]:
-    """One record a number of pooled rollouts, each against a single one and against the own (usually greedy) reasoning."""
-    found: list[Record] = []
+def _pooling(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[DiagnosisRecord]:
+    """One record per pool size, each compared with a single rollout and with the own (usually greedy) reasoning."""
+    found: list[DiagnosisRecord] = []
     single = measured.pools[1][rows]
     for size, values in sorted(measured.pools.items()):
-        record: Record = {
+        record: DiagnosisRecord = {
             "rollouts": size,
             "ndcg_at_10": mean_record(values[rows]),
             "minus_own": difference_record(values[rows], measured.ndcg[OWN][rows]),
@@ -183,8 +182,8 @@ def _pooling(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Record
     return found
 
 
-def _lengths(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Record]:
-    """Quality by the own reasoning's length: five bins of about equal size; forced rows apart, since their length is the budget."""
+def _lengths(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[DiagnosisRecord]:
+    """Quality by the own reasoning's length, in five bins; forced rows apart, since their length is the budget."""
     tokens, forced = measured.tokens[rows], measured.forced[rows].astype(bool)
     found = []
     for low, high, inside in _bins(tokens, ~forced):
@@ -197,12 +196,12 @@ def _lengths(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Record
     return found
 
 
-def _of_length(measured: Measured, rows: Int[np.ndarray, " bin"]) -> Record:
+def _of_length(measured: Measured, rows: Int[np.ndarray, " bin"]) -> DiagnosisRecord:
     own, direct = measured.ndcg[OWN][rows], measured.ndcg[DIRECT][rows]
     return {
         "queries": len(rows),
         "ndcg_at_10": mean_record(own),
-        # Long reasonings belong to other queries than short ones: the same queries without any say how hard they are.
+        # Long and short reasonings belong to different queries: the direct embedding says how hard each bin's are.
         "direct": mean_record(direct),
         "own_minus_direct": difference_record(own, direct),
     }
@@ -211,7 +210,7 @@ def _of_length(measured: Measured, rows: Int[np.ndarray, " bin"]) -> Record:
 def _bins(
     tokens: Int[np.ndarray, " group"], wanted: Bool[np.ndarray, " group"]
 ) -> list[tuple[int, int, Bool[np.ndarray, " group"]]]:
-    """(shortest, longest, members) of at most five bins between quantiles; equal lengths are never parted."""
+    """(shortest, longest, members) of at most five bins between quantiles; equal lengths share a bin."""
     if not wanted.any():
         return []
     longest = np.unique(np.quantile(tokens[wanted], np.linspace(0, 1, _BINS + 1)[1:], method="higher"))
@@ -223,14 +222,14 @@ def _bins(
     return found
 
 
-def _ratio(over: Values, under: Values) -> Values:
-    """The quotient, NaN where `under` is 0 but for rounding."""
+def _ratio(over: PerQuery, under: PerQuery) -> PerQuery:
+    """The quotient, NaN where `under` is 0 up to rounding."""
     safe = under > 1e-9
-    found: Values = np.where(safe, over / np.where(safe, under, 1.0), np.nan)
+    found: PerQuery = np.where(safe, over / np.where(safe, under, 1.0), np.nan)
     return found
 
 
-def _spearman(first: Values, second: Values) -> float | None:
+def _spearman(first: PerQuery, second: PerQuery) -> float | None:
     """Rank correlation over the queries, None where one side does not vary or fewer than three are known."""
     from scipy.stats import spearmanr
 
@@ -254,11 +253,11 @@ def hop_groups(hops: Sequence[int | None]) -> list[tuple[int | None, Int[np.ndar
     return every
 
 
-def verdict(group: Record, model: str, task: str) -> Record:
+def verdict(group: DiagnosisRecord, model: str, task: str) -> DiagnosisRecord:
     """Whether the reasoning matters (what it says changes what is found) and helps, in one sentence with its intervals.
 
-    "Matters" compares with another query's reasoning. "Helps" compares with no reasoning: with the better of the empty
-    reasoning and the direct template, so that a badly trained one of the two does not flatter the reasoning.
+    "Matters" compares with another query's reasoning. "Helps" compares with the better of the empty reasoning and the
+    direct template, so that a badly trained one of the two does not flatter the reasoning.
     """
     controls = group["controls"]
     without = max((DIRECT, NONE), key=lambda name: controls[name]["ndcg_at_10"]["mean"])
@@ -285,10 +284,10 @@ def verdict(group: Record, model: str, task: str) -> Record:
     }
 
 
-def _sign(record: Record) -> int:
+def _sign(record: DiagnosisRecord) -> int:
     return int(np.sign(record["difference"])) if record["significant"] else 0
 
 
-def _shown(record: Record) -> str:
+def _shown(record: DiagnosisRecord) -> str:
     low, high = record["interval"]
     return f"{record['difference']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"

@@ -1,12 +1,12 @@
 """Evaluation through MTEB: models times tasks, resumable, with everything that a report needs on disk.
 
-    OUTPUT/summary.json                               one row per task, split, model and mode (and hop count)
-    OUTPUT/queries/TASK__MODEL__MODE.jsonl            per query: reasoning, scores, top documents, judged documents
-    OUTPUT/predictions/MODEL/MODE/TASK_predictions.json   MTEB's prediction file, the first 100 documents of each query
-    OUTPUT/mteb/results/...                           MTEB's own result files
+    OUTPUT/summary.json                      one row per task, split, model and mode (and hop count)
+    OUTPUT/queries/TASK__MODEL__MODE.jsonl   per query: reasoning, scores, top documents, judged documents
+    OUTPUT/predictions/MODEL/MODE/...        MTEB's prediction files, the first 100 documents of each query
+    OUTPUT/mteb/results/...                  MTEB's own result files
 
-A unit is one model in one mode on one task. Its files are written whole when it is done, its row last; a run that was killed
-and is started again skips complete units, and inside a unit the encoder's store hands back every chunk that was computed.
+A unit is one model in one mode on one task. Its files are written when it is done, its row last; a run that was killed
+and is started again skips complete units, and inside a unit the encoder's store returns every chunk that was computed.
 """
 
 import json
@@ -20,40 +20,40 @@ from typing import TYPE_CHECKING, Any
 from search_r3_mteb.atomic import write_json, write_jsonl, write_text
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.queries import CUTOFF, query_records
-from search_r3_mteb.evaluation.recording import Record
-from search_r3_mteb.evaluation.summary import Row, hop_rows, quality, rate, read_summary, replace_rows
-from search_r3_mteb.evaluation.systems import MODES, Mode, ModelSpec, System, check_settings, open_systems
+from search_r3_mteb.evaluation.recording import SplitRecord
+from search_r3_mteb.evaluation.summary import SummaryRow, hop_rows, quality, rate, read_summary, replace_rows
+from search_r3_mteb.evaluation.systems import MODE_CHOICES, ModeChoice, ModelSpec, System, check_settings, open_systems
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
 logger = logging.getLogger(__name__)
-_KEPT = 100  # documents of a query in a prediction file: MTEB's 1000 would take some 40 MB for one hopworld run
+_KEPT = 100  # documents per query in a prediction file: MTEB's 1000 would take some 40 MB for one hopworld run
 _AGREE = 1e-4
 
 
 def evaluate(
     models: Sequence[ModelSpec],
     tasks: Sequence[TaskSpec],
-    mode: Mode = "both",
+    mode: ModeChoice = "both",
     output: Path | str = "runs/evaluate",
     *,
     split: str | None = None,
     cache_folder: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     command: str | None = None,
-) -> list[Row]:
-    """Evaluate every model on every task; returns the rows that this call is about, in order.
+) -> list[SummaryRow]:
+    """Evaluate every model on every task; returns the rows of these models and tasks, in order.
 
     `models`: a Search-R3 checkpoint (bundled name, folder, LoRA folder, hub id, or one in memory), an ordinary
-    sentence-transformers folder, or "bm25"; NAME=PATH names a folder. An encoder in memory is evaluated in its own mode.
-    `tasks`: see `resolve_task`. `cache_folder` is the encoder's store, OUTPUT/store unless given. `settings` are those of
-    SearchR3Encoder. `command` is noted in the rows. Raises ValueError and FileNotFoundError, before anything long starts, for
-    models, tasks and modes that are not there.
+    sentence-transformers folder, or "bm25"; NAME=PATH names a folder. An encoder in memory is evaluated in its own
+    mode. `tasks`: see `resolve_task`. `cache_folder` is the encoder's store, OUTPUT/store unless given. `settings` are
+    those of SearchR3Encoder. `command` is noted in the rows. Raises ValueError and FileNotFoundError, before anything
+    long starts, for models, tasks and modes that do not exist.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
+    if mode not in MODE_CHOICES:
+        raise ValueError(f"mode must be one of {', '.join(MODE_CHOICES)}, got {mode!r}.")
     if not models or not tasks:
         raise ValueError(
             f"Nothing to evaluate: {len(models)} models and {len(tasks)} tasks. Name at least one of each."
@@ -61,7 +61,7 @@ def evaluate(
     output = Path(output)
     check_settings(models, settings or {})
     resolved = [resolve_task(task, split) for task in tasks]
-    rows: list[Row] = []
+    rows: list[SummaryRow] = []
     store = output / "store" if cache_folder is None else cache_folder
     for spec in models:
         for system in open_systems(spec, mode, settings or {}, store):
@@ -70,8 +70,8 @@ def evaluate(
     return rows
 
 
-def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, command: str | None) -> list[Row]:
-    """The rows of one model in one mode on one task, from disk where they are complete."""
+def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, command: str | None) -> list[SummaryRow]:
+    """The rows of one model in one mode on one task, read from disk if they are complete."""
     path = output / "summary.json"
     label = _label(system, task.metadata.name, read_summary(path))
     what = f"{label} ({system.mode}) on {task.metadata.name}"
@@ -83,7 +83,7 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
     task.load_data()
     with tempfile.TemporaryDirectory(prefix="search-r3-") as folder:
         rankings, scores, taken = _run(system, task, Path(folder))
-        rows: list[Row] = []
+        rows: list[SummaryRow] = []
         for split in task.eval_splits:
             parts = {subset: splits[split] for subset, splits in rankings.items() if split in splits}
             records = query_records(task, split, parts, taken[split].thoughts, reasoned=system.mode == "reason")
@@ -103,10 +103,10 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
 
 def _run(
     system: System, task: "AbsTaskRetrieval", folder: Path
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], dict[str, Record]]:
-    """MTEB's rankings (by subset, then split), its scores and what was recorded on the way (by split).
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]], dict[str, SplitRecord]]:
+    """MTEB's rankings (by subset, then split), its scores and what was recorded (by split).
 
-    MTEB writes into `folder`, since its own writes are not atomic; it always computes, since what is cached here is the
+    MTEB writes into `folder`, since its own writes are not atomic; it always computes, since the cache here is the
     encoder's store, which knows every setting.
     """
     import mteb
@@ -133,10 +133,10 @@ def _row(
     label: str,
     task: "AbsTaskRetrieval",
     split: str,
-    measured: Row,
-    record: Record,
+    measured: SummaryRow,
+    record: SplitRecord,
     command: str | None,
-) -> Row:
+) -> SummaryRow:
     documents = sum(len(subsets[split]["corpus"]) for subsets in task.dataset.values() if split in subsets)
     row = {
         "task": task.metadata.name,
@@ -166,21 +166,20 @@ def _row(
     return row
 
 
-def _check_against_mteb(row: Row, scores: Sequence[Mapping[str, Any]]) -> None:
-    """Our mean over queries must be MTEB's score; a difference would mean that the files do not belong together."""
+def _check_against_mteb(row: SummaryRow, scores: Sequence[Mapping[str, Any]]) -> None:
+    """Raise RuntimeError if our mean over queries is not MTEB's score."""
     theirs = sum(float(subset["ndcg_at_10"]) for subset in scores) / len(scores)
     if abs(theirs - row["ndcg_at_10"]) > _AGREE:
         raise RuntimeError(
-            f"{row['task']}: MTEB's nDCG@{CUTOFF} is {theirs:.5f}, the mean over its own rankings {row['ndcg_at_10']:.5f}. "
-            "Both come from one run, so this is a fault of the program: please report it with the versions of "
-            "`search-r3 doctor`."
+            f"{row['task']}: MTEB's nDCG@{CUTOFF} is {theirs:.5f}, the mean over its rankings {row['ndcg_at_10']:.5f}. "
+            "Both come from one run, so this is a bug: please report it with the output of `search-r3 doctor`."
         )
 
 
-def _label(system: System, task: str, rows: Sequence[Row]) -> str:
-    """The model's name; with the beginning of its fingerprint where another model has that name in this folder already.
+def _label(system: System, task: str, rows: Sequence[SummaryRow]) -> str:
+    """The model's name, with the start of its fingerprint if another model already has that name in this folder.
 
-    Otherwise a second checkpoint of the same folder name, or a second budget, would take the first one's place unseen.
+    Otherwise a second checkpoint of the same name, or a second budget, would silently replace the first one.
     """
     others = {
         row.get("fingerprint")
@@ -191,8 +190,8 @@ def _label(system: System, task: str, rows: Sequence[Row]) -> str:
     return f"{system.label}@{system.fingerprint[:8]}" if taken else system.label
 
 
-def _complete_rows(system: System, label: str, task: "AbsTaskRetrieval", output: Path) -> list[Row] | None:
-    """The rows of this unit when it was finished earlier on the same data, else None."""
+def _complete_rows(system: System, label: str, task: "AbsTaskRetrieval", output: Path) -> list[SummaryRow] | None:
+    """The rows of this unit if it was finished earlier on the same data, else None."""
     wanted = {
         "task": task.metadata.name,
         "model": label,
@@ -214,8 +213,8 @@ def _complete_rows(system: System, label: str, task: "AbsTaskRetrieval", output:
     return found if complete else None
 
 
-def _queries_file(task: "AbsTaskRetrieval", split: str, label: str, mode: str, rows: Sequence[Row]) -> Path:
-    """queries/TASK__MODEL__MODE.jsonl; a further split of the same task is TASK.SPLIT."""
+def _queries_file(task: "AbsTaskRetrieval", split: str, label: str, mode: str, rows: Sequence[SummaryRow]) -> Path:
+    """queries/TASK__MODEL__MODE.jsonl, with TASK.SPLIT for a further split of the same task."""
     name = task.metadata.name
     plain = Path("queries") / f"{name}__{_file_name(label)}__{mode}.jsonl"
     splits = [*task.eval_splits]
@@ -234,7 +233,7 @@ def _file_name(label: str) -> str:
 
 
 def _keep_predictions(path: Path, rankings: Mapping[str, Mapping[str, Any]], system: System) -> None:
-    """MTEB's prediction file in its own form, with the splits that an earlier run of the same model left there."""
+    """Write MTEB's prediction file, keeping the splits that an earlier run of the same model left there."""
     meta = system.model.mteb_model_meta
     kept: dict[str, Any] = {"mteb_model_meta": {"model_name": meta.name, "revision": meta.revision}}
     if path.exists():
@@ -253,7 +252,7 @@ def _first(documents: Mapping[str, float]) -> dict[str, float]:
 
 
 def _keep_results(made: Path, kept: Path) -> None:
-    """Move MTEB's result files into place atomically; a result file keeps the splits that it had for the same data."""
+    """Move MTEB's result files into place atomically, keeping the splits that they had for the same data."""
     for path in sorted(made.rglob("*")):
         if not path.is_file():
             continue

@@ -1,4 +1,4 @@
-"""One question, looked at: its reasoning, and the documents that it finds without and with it."""
+"""The explanation of one question: its reasoning, and the documents found without and with it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the question led to; `without` and `with_reasoning` are best first."""
+    """A question's reasoning and its documents without and with it, best first."""
 
     thought: "Thought"
     without: list[Hit]
@@ -40,20 +40,19 @@ class Explanation:
 
 
 def explain(encoder: "SearchR3Encoder", documents: list[tuple[str, str]], question: str, top: int = 5) -> Explanation:
-    """Search `documents` (id, text) for `question` with its direct vector and with the one after reasoning.
+    """Search `documents` (id, text) with the direct vector of `question` and with the one after reasoning.
 
     `encoder` must be in mode "reason". Raises ValueError for an empty corpus.
     """
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
     if not documents:
-        raise ValueError("The corpus holds no document, so nothing can be found in it.")
+        raise ValueError("The corpus holds no documents, so nothing can be found in it.")
     texts = [text for _, text in documents]
     vectors = encoder.encode_document(texts)
     [thought] = encoder.think([question])
-    direct = SearchR3Encoder(encoder.checkpoint, mode="direct", max_length=encoder.max_length).encode_query([question])[
-        0
-    ]
+    without = SearchR3Encoder(encoder.checkpoint, mode="direct", max_length=encoder.max_length)
+    [direct] = without.encode_query([question])
     return Explanation(
         thought=thought,
         without=_search(direct, vectors, documents, top),
@@ -63,7 +62,7 @@ def explain(encoder: "SearchR3Encoder", documents: list[tuple[str, str]], questi
 
 
 def side_by_side(explanation: Explanation) -> "Table":
-    """Both rankings as one rich table, a row a rank; documents that only one of the two found are marked."""
+    """Both rankings as one rich table, one row per rank; documents that only one of them has are marked."""
     from rich.table import Table
     from rich.text import Text
 
@@ -87,9 +86,9 @@ def side_by_side(explanation: Explanation) -> "Table":
 
 
 def read_documents(corpus: str) -> list[tuple[str, str]]:
-    """(id, text) of the documents in a BEIR folder, a corpus.jsonl, a text file with one document a line, or a task.
+    """(id, text) of the documents in a BEIR folder, a corpus.jsonl, a text file with one document per line, or a task.
 
-    Lines are numbered from 1 as ids; empty lines are left out. Raises FileNotFoundError and ValueError.
+    The ids of lines are their numbers from 1; empty lines are left out. Raises FileNotFoundError and ValueError.
     """
     return list(_documents(corpus))
 

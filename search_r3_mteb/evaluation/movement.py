@@ -1,4 +1,4 @@
-"""Do a query's vectors move with its reasoning? Cosines and qualities over several rollouts of the same queries."""
+"""Movement of a query's vectors with its reasoning: cosines and qualities over several rollouts of the same queries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+PerQuery = Float[np.ndarray, " queries"]
+
 
 @dataclass(frozen=True)
-class Rollouts:
+class SampledReasonings:
     """`rollouts` sampled reasonings for each of the same queries.
 
-    `vectors` (rollouts, queries, dim) of unit length; `token_ids[r][q]` without the embed token; `finished` (rollouts, queries)
-    is False where the embed token was forced; `ndcg_at_10` and `margin` (rollouts, queries), see `Quality`.
+    `vectors` are of unit length; `token_ids[r][q]` come without the embed token; `finished` is False where the embed
+    token was forced; `ndcg_at_10` and `margin` as in `Quality`.
     """
 
     vectors: Float32[np.ndarray, "rollouts queries dim"]
@@ -26,20 +28,22 @@ class Rollouts:
 class Cosines:
     """Mean cosines for each query.
 
-    `same`: over pairs of its rollouts. `reworded`: over those pairs whose reasonings differ, NaN where all are the same.
-    `different`: over all pairs of one of its rollouts with one of another query. `distinct`: its different reasonings.
+    `same`: over pairs of its rollouts. `reworded`: over those pairs whose reasonings differ, NaN if all are the same.
+    `different`: over all pairs of one of its rollouts and one of another query's. `distinct`: number of its reasonings
+    that differ.
     """
 
-    same: Float[np.ndarray, " queries"]
-    reworded: Float[np.ndarray, " queries"]
-    different: Float[np.ndarray, " queries"]
+    same: PerQuery
+    reworded: PerQuery
+    different: PerQuery
     distinct: Int[np.ndarray, " queries"]
 
 
-def cosines(rollouts: Rollouts) -> Cosines:
-    """Cosines of vectors within a query's rollouts and between queries; two rollouts and two queries at the least.
+def cosines(rollouts: SampledReasonings) -> Cosines:
+    """Cosines of vectors within a query's rollouts and between queries; ValueError for fewer than two of either.
 
-    Means over all pairs are exact and cost no pair: the squared length of a sum of unit vectors is the sum of all cosines.
+    Means over all pairs are exact without a loop over pairs: the squared length of a sum of unit vectors is the sum of
+    all cosines.
     """
     vectors = rollouts.vectors.astype(np.float64)
     many, queries = vectors.shape[:2]
@@ -60,14 +64,14 @@ def cosines(rollouts: Rollouts) -> Cosines:
     return Cosines(same, reworded, different, distinct)
 
 
-def spread(values: Float[np.ndarray, "rollouts queries"]) -> Float[np.ndarray, " queries"]:
+def spread(values: Float[np.ndarray, "rollouts queries"]) -> PerQuery:
     """Standard deviation over a query's rollouts (n - 1)."""
-    found: Float[np.ndarray, " queries"] = values.std(axis=0, ddof=1)
+    found: PerQuery = values.std(axis=0, ddof=1)
     return found
 
 
 def pooled(vectors: Float32[np.ndarray, "rollouts queries dim"], size: int) -> list[Float32[np.ndarray, "queries dim"]]:
-    """Mean-pooled unit vectors of each full group of `size` rollouts; their qualities are averaged, not their vectors."""
+    """Mean-pooled unit vectors of each full group of `size` rollouts."""
     found = []
     for start in range(0, len(vectors) - size + 1, size):
         mean = vectors[start : start + size].astype(np.float64).mean(axis=0)

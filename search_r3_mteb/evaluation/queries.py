@@ -1,32 +1,32 @@
-"""Per-query results: what was thought, what was found, how good it was, from MTEB's rankings and the task's judgements."""
+"""Per-query results: reasoning, documents found and their quality, from MTEB's rankings and the task's judgements."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.evaluation.recording import Spoken
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
-Spoken: TypeAlias = tuple[str | None, int | None, bool | None]  # reasoning, its tokens, whether the model ended it
-Rankings: TypeAlias = Mapping[str, Mapping[str, float]]
+DocumentScores: TypeAlias = Mapping[str, Mapping[str, float]]  # {query id: {document id: score}}
 CUTOFF = 10
-_EXCERPT = 300  # characters of a document that a per-query file repeats
+_EXCERPT = 300  # characters of a document in a per-query file
 
 
 def query_records(
     task: "AbsTaskRetrieval",
     split: str,
-    rankings: Mapping[str, Rankings],
+    rankings: Mapping[str, DocumentScores],
     thoughts: Mapping[str, Sequence[Spoken]],
     *,
     reasoned: bool,
 ) -> dict[str, list[dict[str, Any]]]:
-    """By subset, one record a query: nDCG@10 and recall@10 (pytrec_eval), reasoning, top documents, judged ones.
+    """By subset, one record per query: nDCG@10 and recall@10 (pytrec_eval), reasoning, top documents, judged ones.
 
-    `rankings` are MTEB's, by subset: {query id: {document id: score}}. Where a task has several subsets the query ids carry
-    the subset's name. `thoughts` are those of `Record`; a model that `reasoned` without telling has None for its tokens. The
-    task's data must be loaded.
+    `rankings` are MTEB's, by subset. Where a task has several subsets the query ids carry the subset's name. `thoughts`
+    are those of `SplitRecord`; where a model `reasoned` but returned no thoughts, tokens are None. The task's data must
+    be loaded.
     """
     found = {}
     for subset, ranking in rankings.items():
@@ -44,7 +44,7 @@ def query_records(
 def _subset_records(
     task: "AbsTaskRetrieval",
     data: Any,
-    ranking: Rankings,
+    ranking: DocumentScores,
     thoughts: Sequence[Spoken],
     prefix: str,
 ) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def _subset_records(
     if unanswered:
         raise ValueError(
             f"{task.metadata.name}: the search returned nothing for {len(unanswered)} of {len(ids)} queries, first "
-            f"{unanswered[0]!r}; MTEB would leave them out of its mean, which would raise it."
+            f"{unanswered[0]!r}; MTEB would leave them out of its mean, and so raise it."
         )
     records = []
     for query_id, text, (reasoning, tokens, finished) in zip(ids, data["queries"]["text"], thoughts, strict=True):
@@ -88,7 +88,7 @@ def _subset_records(
     return records
 
 
-def score(judgements: Mapping[str, Mapping[str, int]], ranking: Rankings) -> dict[str, dict[str, float]]:
+def score(judgements: Mapping[str, Mapping[str, int]], ranking: DocumentScores) -> dict[str, dict[str, float]]:
     """pytrec_eval's ndcg_cut_10 and recall_10 of every query in `ranking`."""
     import pytrec_eval
 
@@ -98,14 +98,14 @@ def score(judgements: Mapping[str, Mapping[str, int]], ranking: Rankings) -> dic
 
 
 def hops_of_query(task: "AbsTaskRetrieval", query_id: str) -> int | None:
-    """The number of hops that a hopworld query asks over; None for the queries of other tasks."""
+    """The number of hops of a hopworld query; None for the queries of other tasks."""
     from search_r3_mteb.tasks.hopworld import hops_of
     from search_r3_mteb.tasks.mteb_tasks import HopWorldTask
 
     return hops_of(query_id) if isinstance(task, HopWorldTask) else None
 
 
-def as_scored(task: "AbsTaskRetrieval", ranking: Rankings) -> Rankings:
+def as_scored(task: "AbsTaskRetrieval", ranking: DocumentScores) -> DocumentScores:
     """The ranking that MTEB scores: some tasks leave out the query itself, or the first document."""
     if task.ignore_identical_ids:
         ranking = {q: {d: value for d, value in documents.items() if d != q} for q, documents in ranking.items()}
@@ -119,12 +119,12 @@ def as_scored(task: "AbsTaskRetrieval", ranking: Rankings) -> Rankings:
 
 
 def _top(documents: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The first ten. trec_eval breaks ties by document id, the larger first: the same here, so that these are the scored ones."""
+    """The first ten, as trec_eval orders them: of equal scores the larger document id first."""
     return sorted(documents.items(), key=lambda item: (item[1], item[0]), reverse=True)[:CUTOFF]
 
 
 def _excerpts(corpus: Any, wanted: set[str]) -> dict[str, str]:
-    """Title and text of the wanted documents, cut; one pass over the ids, and only the wanted rows are read."""
+    """The beginning of title and text of the wanted documents; only their rows are read."""
     rows = [position for position, document in enumerate(corpus["id"]) if document in wanted]
     texts = {}
     for row in corpus.select(rows):
@@ -133,7 +133,7 @@ def _excerpts(corpus: Any, wanted: set[str]) -> dict[str, str]:
 
 
 def query_text(text: Any) -> str:
-    """A query as one text; conversations are lists of turns."""
+    """A query as one text; the turns of a conversation are joined."""
     if isinstance(text, str):
         return text
     return "; ".join(turn if isinstance(turn, str) else f"{turn['role']}: {turn['content']}" for turn in text)

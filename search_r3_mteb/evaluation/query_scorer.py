@@ -1,4 +1,4 @@
-"""One split of a task, held ready to score query vectors again and again: its judged queries and its encoded documents."""
+"""A scorer of query vectors on one split of a task, which holds its judged queries and encoded documents."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
-_KEPT = 50  # documents a query that are scored: ten, what some tasks leave out, and ties around the tenth place
+_KEPT = 50  # documents per query that are scored: ten, those that some tasks leave out, and ties at the tenth place
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How good each query's vector is.
+    """The quality of each query's vector.
 
-    `ndcg_at_10` (queries,). `margin` (queries,): cosine of the nearest relevant document minus cosine of the nearest other
-    one, which still moves where nDCG@10 is 1 or 0 already; NaN where there is no such pair.
+    `margin`: cosine of the nearest relevant document minus cosine of the nearest other one, which still varies where
+    nDCG@10 is 1 or 0; NaN where there is no such pair.
     """
 
     ndcg_at_10: Float[np.ndarray, " queries"]
@@ -33,7 +33,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class _Part:
-    """One subset: its documents, and which of the chosen queries belong to it."""
+    """One subset: its documents, and the chosen queries that belong to it."""
 
     rows: Int[np.ndarray, " part"]
     ids: Sequence[str]
@@ -47,10 +47,10 @@ class _Part:
 class QueryScorer:
     """The judged queries of one split, at most `max_queries` of them (drawn with `seed`), and their documents' vectors.
 
-    `texts`, `instructions`, `ids` and `hops` (None where the task knows none) are parallel; ids carry the subset's name where
-    the task has several. Documents are embedded by `encoder`, once; all of their vectors stay in memory.
+    `texts`, `instructions`, `ids` and `hops` (None where the task has none) are parallel; ids carry the subset's name
+    where the task has several. Documents are embedded by `encoder`, once; all of their vectors stay in memory.
 
-    Raises ValueError for a task with several splits (choose one), and for one without two judged queries.
+    Raises ValueError for a task with several splits (choose one), and for one with fewer than two judged queries.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class QueryScorer:
         return len(self.ids)
 
     def quality(self, vectors: Float32[np.ndarray, "queries dim"]) -> Quality:
-        """nDCG@10 (pytrec_eval, as in `search-r3 evaluate`) and margin of vectors of unit length, one for each query."""
+        """nDCG@10 (pytrec_eval, as in `search-r3 evaluate`) and margin of unit vectors, one for each query."""
         ndcg, margin = np.zeros(len(self)), np.full(len(self), np.nan)
         for part in self._parts:
             ranking = self._ranking(part, vectors[part.rows])
@@ -159,7 +159,7 @@ def _judged_rows(data: Any) -> list[int]:
 
 def _chosen(count: int, most: int | None, seed: int) -> list[int]:
     if most is not None and most < 2:
-        raise ValueError(f"max_queries={most}: two queries are the least, since one is given the other's reasoning.")
+        raise ValueError(f"max_queries={most}: at least two, since one query is given the other's reasoning.")
     if most is None or most >= count:
         return list(range(count))
     return sorted(np.random.default_rng(seed).choice(count, most, replace=False).tolist())

@@ -1,7 +1,7 @@
-"""The same query after another reasoning: its own, another query's, its own in shuffled words, or none.
+"""Vectors of a query after a given reasoning: its own, another query's, its own in shuffled words, or none.
 
-Reasonings are token ids. What a rollout sampled is what is embedded here: decoding it and tokenising the text again may give
-other ids (and drops an end-of-turn token), and then the control would differ from the encoder in more than the reasoning.
+Reasonings are token ids, as they were sampled: decoding them and tokenising the text again may give other ids (and
+drops an end-of-turn token), and then the control would differ from the encoder in more than the reasoning.
 """
 
 import re
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.prompts import Renderer
 
 Ids = Sequence[int]
-# Thai and Lao, Burmese, Khmer, kana, Han: each character is a word. Else a word ends at white space.
+# In Thai and Lao, Burmese, Khmer, kana and Han each character is a word; elsewhere a word ends at white space.
 _SPACELESS = "\\u0e00-\\u0eff\\u1000-\\u109f\\u1780-\\u17ff\\u3040-\\u30ff\\u3400-\\u9fff\\uf900-\\ufaff"
 _WORD = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
 
@@ -32,8 +32,9 @@ def embed_after(
 ) -> Float32[np.ndarray, "queries dim"]:
     """Unit vectors (queries, dim) of prompt + given reasoning + embed token, each in one forward pass.
 
-    `reasonings` are token ids without the embed token, [] for none. With a query's own sampled ids the result is the vector of
-    `encode_query` (another batch rounds differently: 1e-4). Raises ValueError where a vector has no direction.
+    `reasonings` are token ids without the embed token, [] for none. With a query's own sampled ids the result is the
+    vector of `encode_query` (up to 1e-4, since another batch rounds differently). Raises ValueError for a vector
+    without a direction.
     """
     given = instructions if any(instructions) else None
     prompts = encoder.renderer.render_batch(texts, "reason", given)
@@ -46,15 +47,15 @@ def embed_after(
     bad = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
     if len(bad):
         raise ValueError(
-            f"{encoder.name}: with {what}, the vector of query {texts[bad[0]]!r:.60} (and {len(bad) - 1} more) is not finite or "
-            f"zero. The weights or the dtype ({encoder.model.dtype}) are at fault: try --set dtype=float32."
+            f"{encoder.name}: with {what}, the vector of query {texts[bad[0]]!r:.60} (and {len(bad) - 1} more) is zero "
+            f"or not finite. The weights or the dtype ({encoder.model.dtype}) are at fault: try --set dtype=float32."
         )
     unit: Float32[np.ndarray, "queries dim"] = (vectors / lengths).astype(np.float32)
     return unit
 
 
 def others(count: int, rng: np.random.Generator) -> Int[np.ndarray, " queries"]:
-    """For each of `count` queries the place of another one, each used once: a random round, never a query itself."""
+    """For each of `count` queries the place of another one, each used once, by a random cycle."""
     round_ = rng.permutation(count)
     other = np.empty(count, dtype=np.int64)
     other[round_] = np.roll(round_, -1)
@@ -66,9 +67,9 @@ def shuffled_words(
 ) -> list[list[int]]:
     """The reasonings with their words in a random order: same words, same white space, same control tokens at the end.
 
-    In scripts that are written without spaces every character counts as a word. Shuffled words have to be tokenised again
-    (one at the beginning of a text has other pieces than one behind a space); what then exceeds `most_tokens` is cut. A
-    reasoning comes back unchanged where no other order exists.
+    In scripts without spaces every character counts as a word. Shuffled words are tokenised again (one at the start of
+    a text has other pieces than one after a space); what then exceeds `most_tokens` is cut. A reasoning without another
+    order comes back unchanged.
     """
     tokenizer = renderer.tokenizer
     special = set(tokenizer.all_special_ids)
@@ -84,7 +85,7 @@ def shuffled_words(
 
 
 def _end(ids: Ids, special: set[int]) -> int:
-    """Where the control tokens at the end begin."""
+    """The place where the control tokens at the end begin."""
     end = len(ids)
     while end and ids[end - 1] in special:
         end -= 1

@@ -1,25 +1,27 @@
-"""What MTEB runs in an evaluation: the model itself, with times taken and thoughts kept on the way."""
+"""Wrappers of the models that MTEB runs, which take times and keep thoughts."""
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+Spoken: TypeAlias = tuple[str | None, int | None, bool | None]
+"""A query's reasoning, its number of tokens, and whether the model ended it itself."""
+
 
 @dataclass
-class Record:
-    """What one split of a task took: numbers of texts, and seconds of the model's work on them.
+class SplitRecord:
+    """Numbers of texts of one split, seconds of the model's work on them, and thoughts.
 
-    `thoughts` holds, for each subset, one (reasoning, reasoning tokens, finished) a query in the task's order; it is empty
-    where nothing reasoned.
+    `thoughts` holds, for each subset, one entry per query in the task's order; it is empty if nothing reasoned.
     """
 
     queries: int = 0
     documents: int = 0
     query_seconds: float = 0.0
     document_seconds: float = 0.0
-    thoughts: dict[str, list[tuple[str | None, int | None, bool | None]]] = field(default_factory=dict)
+    thoughts: dict[str, list[Spoken]] = field(default_factory=dict)
 
     def add(self, is_query: bool, rows: int, seconds: float) -> None:
         """Count `rows` texts that took `seconds`."""
@@ -32,16 +34,16 @@ class Record:
 
 
 class RecordedEncoder:
-    """An encoder as MTEB wants it; `encoder` is ours or any other that MTEB takes.
+    """An encoder for MTEB; `encoder` is ours or any other that MTEB takes.
 
-    The seconds of ours are those that its statistics count: what the store answers is counted at what computing it took, in
-    whichever run that was.
+    The seconds of ours are those of its statistics: what comes from the store counts with the time that computing it
+    took.
     """
 
     def __init__(self, encoder: Any, mteb_model_meta: Any) -> None:
         self.encoder = encoder
         self.mteb_model_meta = mteb_model_meta
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, SplitRecord] = {}
 
     def encode(
         self,
@@ -57,7 +59,7 @@ class RecordedEncoder:
         from search_r3_mteb.encoder.encoder import SearchR3Encoder
         from search_r3_mteb.integrations.mteb import is_query, read_queries
 
-        record = self.records.setdefault(hf_split, Record())
+        record = self.records.setdefault(hf_split, SplitRecord())
         query = is_query(prompt_type)
         ours = isinstance(self.encoder, SearchR3Encoder)
         before = self._seconds(query) if ours else 0.0
@@ -66,10 +68,8 @@ class RecordedEncoder:
             texts, instructions = read_queries(inputs, task_metadata if self.encoder.task_prompts else None)
             show = keywords.get("show_progress_bar")
             thoughts = self.encoder.think(texts, instruction=instructions, show_progress_bar=show)
-            kept: list[tuple[str | None, int | None, bool | None]] = [
-                (thought.text, len(thought.token_ids), thought.finished) for thought in thoughts
-            ]
-            record.thoughts.setdefault(hf_subset, []).extend(kept)
+            kept = record.thoughts.setdefault(hf_subset, [])
+            kept += [(thought.text, len(thought.token_ids), thought.finished) for thought in thoughts]
             vectors = np.stack([thought.vector for thought in thoughts])
         else:
             place = {"task_metadata": task_metadata, "hf_split": hf_split, "hf_subset": hf_subset}
@@ -92,22 +92,22 @@ class RecordedEncoder:
 
 
 class RecordedSearch:
-    """A search model (BM25) as MTEB wants it: indexing counts for the documents, searching for the queries."""
+    """A search model (BM25) for MTEB: indexing counts as work on the documents, searching as work on the queries."""
 
     def __init__(self, search_model: Any, mteb_model_meta: Any) -> None:
         self.search_model = search_model
         self.mteb_model_meta = mteb_model_meta
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, SplitRecord] = {}
 
     def index(self, corpus: Any, *, hf_split: str, **keywords: Any) -> None:
         """MTEB's index."""
         start = time.perf_counter()
         self.search_model.index(corpus, hf_split=hf_split, **keywords)
-        self.records.setdefault(hf_split, Record()).add(False, len(corpus), time.perf_counter() - start)
+        self.records.setdefault(hf_split, SplitRecord()).add(False, len(corpus), time.perf_counter() - start)
 
     def search(self, queries: Any, *, hf_split: str, **keywords: Any) -> Any:
         """MTEB's search."""
         start = time.perf_counter()
         results = self.search_model.search(queries, hf_split=hf_split, **keywords)
-        self.records.setdefault(hf_split, Record()).add(True, len(queries), time.perf_counter() - start)
+        self.records.setdefault(hf_split, SplitRecord()).add(True, len(queries), time.perf_counter() - start)
         return results

@@ -1,17 +1,18 @@
-"""The paper's claims against the released checkpoint: `search-r3 reproduce`.
+"""The paper's claims tested on the released checkpoint: `search-r3 reproduce`.
 
-For each claim the checkpoint is evaluated on the claim's task in both modes, through MTEB and `evaluate()`, and reasoning minus
-direct is tested by a paired bootstrap. OUTPUT is a run folder of `search-r3 evaluate` (so `search-r3 report OUTPUT` shows it);
-what was computed before a run was killed is not computed again. OUTPUT/reproduce.json is a list with, for each claim:
+For each claim the checkpoint is evaluated on the claim's task in both modes, by `evaluate()`, and reasoning minus
+direct is tested by a paired bootstrap. OUTPUT is a run folder of `search-r3 evaluate` (so `search-r3 report OUTPUT`
+shows it); what a killed run computed is not computed again. OUTPUT/reproduce.json is a list with, for each claim:
 
-    claim, statement, certainty, model, fingerprint, task, split, dataset_revision, queries, questions, commit, command, seed
+    claim, statement, certainty, model, fingerprint, task, split, dataset_revision, queries, questions, commit,
+    command, seed
     claimed        {"difference", "direct", "reason"}: the latter two null where the claim names no levels
     direct, reason {"ndcg_at_10", "interval"};  difference, interval, p: reasoning minus direct
     reasoning_tokens_per_query, forced_share, max_reasoning_tokens, seconds
     verdict        "confirmed", "not confirmed" or "undecided";  explanation: the verdict in a sentence
-    rehearsal      why the verdict says nothing about the paper (another checkpoint or other data), null where it does
+    rehearsal      why the verdict says nothing about the paper (another checkpoint or other data), else null
 
-Verdicts: *not confirmed* where the interval lies below the claimed gain, *confirmed* where it lies above zero and reaches the
+Verdicts: *not confirmed* if the interval lies below the claimed gain, *confirmed* if it lies above zero and reaches the
 claimed gain, else *undecided*: it then holds both no gain and the claimed one.
 """
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.evaluation.evaluate import evaluate
-from search_r3_mteb.evaluation.significance import Difference, Interval, align, compare, interval
+from search_r3_mteb.evaluation.significance import Difference, Interval, QueryScores, align, compare, interval
 from search_r3_mteb.evaluation.tasks import resolve_task
 
 if TYPE_CHECKING:
@@ -33,19 +34,18 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
 
 Finding = dict[str, Any]
-Values = Mapping[str, float]
-MODEL = "ytgui/Search-R3.0-Small"
-FILE = "reproduce.json"
-_PRINTED = 0.0005  # half a unit of the last digit that the claims are given in
+RELEASED_MODEL = "ytgui/Search-R3.0-Small"
+FINDINGS_FILE = "reproduce.json"
+_PRINTED = 0.0005  # half a unit of the claims' last digit
 _DIGITS = 6
 _MODES = ("direct", "reason")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: nDCG@10 with reasoning minus without, on one MTEB task; `levels` (direct, reason) where they are named.
+    """One claim: nDCG@10 with reasoning minus without, on one MTEB task; `levels` (direct, reason) if it names them.
 
-    `certainty`: [P] the authors' own words, [S] somebody's summary of the paper.
+    `certainty`: [P] the authors' own words, [S] a summary of the paper by others.
     """
 
     name: str
@@ -73,7 +73,7 @@ NAMES = (*(claim.name for claim in CLAIMS), "all")
 
 def reproduce(
     claims: Sequence[str] = ("all",),
-    model: str | Path = MODEL,
+    model: str | Path = RELEASED_MODEL,
     output: Path | str = "runs/reproduce",
     *,
     task_folders: Mapping[str, Path | str] | None = None,
@@ -82,12 +82,12 @@ def reproduce(
     command: str | None = None,
     on_finding: Callable[[Finding], None] | None = None,
 ) -> list[Finding]:
-    """Measure claims ("scifact", "litsearch", "mkqa" or "all") and say which are confirmed; one finding each, in order.
+    """One finding for each of the claims ("scifact", "litsearch", "mkqa" or "all"), in order.
 
     `task_folders` maps a claim to a BEIR folder that stands in for its MTEB task. Vectors and thoughts are kept in
     `cache_folder` (OUTPUT/store). `settings` are those of SearchR3Encoder. `on_finding` is called as soon as a claim is
-    settled. Raises ValueError for unknown claims, FileNotFoundError, before anything is computed, that lists what is not here
-    (checkpoint, data) and how to get it.
+    settled. Raises ValueError for unknown claims and, before anything is computed, a FileNotFoundError that lists what
+    is missing (checkpoint, data) and how to get it.
     """
     settings = dict(settings or {})
     if "mode" in settings:
@@ -107,14 +107,14 @@ def reproduce(
             "rehearsal": _rehearsal(claim, checkpoint.name, task_folders or {})
         }
         findings.append(finding)
-        _keep(Path(output) / FILE, finding)
+        _keep(Path(output) / FINDINGS_FILE, finding)
         if on_finding is not None:
             on_finding(finding)
     return findings
 
 
 def parse_task_folders(pairs: Sequence[str]) -> dict[str, Path]:
-    """CLAIM=PATH pairs of the command line. Raises ValueError for a pair that is none and for a claim named twice."""
+    """CLAIM=PATH pairs of the command line. Raises ValueError for a malformed pair and for a claim named twice."""
     folders: dict[str, Path] = {}
     for pair in pairs:
         name, sign, path = pair.partition("=")
@@ -193,7 +193,7 @@ def _tasks(chosen: Sequence[Claim], folders: Mapping[str, Path | str]) -> "dict[
 def _ready(
     chosen: Sequence[Claim], tasks: "Mapping[str, AbsTaskRetrieval]", model: str | Path, settings: Mapping[str, Any]
 ) -> "Checkpoint":
-    """The checkpoint, once everything that is downloaded is here: a run of hours must not end for want of the last data set."""
+    """The checkpoint, once all downloads are here: hours of work must not end for want of the last data set."""
     from search_r3_mteb.encoder.checkpoints import load
 
     options = {key: settings[key] for key in ("revision", "dtype", "device", "trust_remote_code") if key in settings}
@@ -213,9 +213,7 @@ def _ready(
             continue
         try:
             task.load_data()
-        except (
-            OSError
-        ) as error:  # datasets and the hub say what is not to be had in ConnectionError or FileNotFoundError
+        except OSError as error:  # datasets and the hub raise ConnectionError or FileNotFoundError
             raise _lacking([f"the data of {task.metadata.name}"], chosen, error) from error
         task.unload_data()
     return checkpoint
@@ -231,7 +229,7 @@ def _lacking(what: Sequence[str], chosen: Sequence[Claim], error: Exception) -> 
     names = " ".join(f"--claim {claim.name}" for claim in chosen)
     first = chosen[0].name
     return FileNotFoundError(
-        f"Not here, and not to be had from the hub: {', '.join(what)} ({type(error).__name__}: {error}). "
+        f"Not here, and not found on the hub: {', '.join(what)} ({type(error).__name__}: {error}). "
         f"On a machine with network and a GPU, `search-r3 reproduce {names}` downloads and runs everything. "
         f"Without network, bring the files and name them: --model FOLDER --task-folder {first}=BEIR_FOLDER."
     )
@@ -239,14 +237,14 @@ def _lacking(what: Sequence[str], chosen: Sequence[Claim], error: Exception) -> 
 
 def _rehearsal(claim: Claim, model: str, folders: Mapping[str, Path | str]) -> str | None:
     reasons = []
-    if model != MODEL:
-        reasons.append(f"{model} is not known to be {MODEL}")
+    if model != RELEASED_MODEL:
+        reasons.append(f"{model} is not known to be {RELEASED_MODEL}")
     if claim.name in folders:
         reasons.append(f"a folder stands in for {claim.task}")
     return "; ".join(reasons) or None
 
 
-def _finding(claim: Claim, rows: Mapping[str, Mapping[str, Any]], values: Mapping[str, Values]) -> Finding:
+def _finding(claim: Claim, rows: Mapping[str, Mapping[str, Any]], values: Mapping[str, QueryScores]) -> Finding:
     questions, (direct, reason) = align([values["direct"]], [values["reason"]])
     result = compare(reason, direct)
     verdict, explanation = judge(claim, result)
@@ -284,12 +282,12 @@ def _read(output: Path, row: Mapping[str, Any]) -> dict[str, float]:
     return {record["query_id"]: float(record["ndcg_at_10"]) for record in map(json.loads, lines)}
 
 
-def _by_question(values: Values, several: bool) -> dict[str, float]:
-    """One value a question, whose mean is the task's score.
+def _by_question(values: QueryScores, several: bool) -> dict[str, float]:
+    """One value per question, whose mean is the task's score.
 
-    A task of several subsets (MKQA's languages) is scored by the mean over subsets of their means, and its queries carry the
-    subset's name. The same question in 26 languages is one draw of the bootstrap, not 26: taken one by one, the intervals
-    would come out too narrow.
+    A task of several subsets (MKQA's languages) is scored by the mean over subsets of their means, and its queries
+    carry the subset's name. The same question in 26 languages is one draw of the bootstrap: as 26 draws, the intervals
+    would be too narrow.
     """
     if not several:
         return dict(values)
@@ -304,7 +302,7 @@ def _by_question(values: Values, several: bool) -> dict[str, float]:
 
 
 def _keep(path: Path, finding: Finding) -> None:
-    """Add the finding to the file in place of an earlier one of the same claim, model and task."""
+    """Add the finding to the file, in place of an earlier one of the same claim, model and task."""
     earlier: list[Finding] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     key = ("claim", "model", "task")
     rest = [each for each in earlier if any(each.get(name) != finding[name] for name in key)]

@@ -1,14 +1,15 @@
 """Paired bootstrap over queries, with seeds as a second level.
 
-One resample draws queries with replacement (the same draw for both systems: the comparison is paired) and, where a system
-was run with several seeds, draws its seeds with replacement too. The statistic is the mean over the drawn queries and seeds.
-The interval is the percentile interval; p is twice the smaller share of resampled differences on either side of zero, with one
-added to both counts (Davison and Hinkley 1997, section 4.2), so the interval leaves out zero exactly when p is small.
+One resample draws queries with replacement (the same draw for both systems: the comparison is paired) and, where a
+system was run with several seeds, draws its seeds with replacement too. The statistic is the mean over the drawn
+queries and seeds. The interval is the percentile interval; p is twice the smaller share of resampled differences on
+either side of zero, with one added to both counts (Davison and Hinkley 1997, section 4.2), so the interval leaves out
+zero exactly when p is small.
 
-Why not a library: `scipy.stats.bootstrap` knows no second level and gives no p value; for a single seed ours agrees with it
+Why not a library: `scipy.stats.bootstrap` has no second level and no p value; for a single seed ours agrees with it
 (`tests/evaluation/test_significance.py`), and `ranx` would add numba for the same one-level test.
 
-With few seeds the second level is itself uncertain: two seeds give intervals that are too narrow, three or more are better.
+With few seeds the second level is itself uncertain: two give intervals that are too narrow, three or more are better.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Values = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
+QueryScores = Mapping[str, float]
+"""A score of each query, by query id."""
 _CELLS_PER_CHUNK = 4_000_000  # resample weights held at once, in float64 cells: 32 MB
 
 
@@ -71,8 +74,8 @@ def compare(
 ) -> Difference:
     """Paired bootstrap of mean(first) - mean(second).
 
-    Both are (queries,) or (seeds, queries) over the same queries in the same order (`align` sorts them so); the numbers of
-    seeds may differ. Raises ValueError on NaN, on no queries, or on different numbers of queries.
+    Both are (queries,) or (seeds, queries) over the same queries in the same order (`align` sorts them so); the numbers
+    of seeds may differ. Raises ValueError on NaN, on no queries, or on different numbers of queries.
 
     >>> compare([0.9, 0.8, 1.0, 0.7], [0.1, 0.3, 0.2, 0.2]).significant
     True
@@ -88,7 +91,7 @@ def compare(
     for weights, rng in _draws(a.shape[1], resamples, seed):
         parts.append(_means(a, weights, rng) - _means(b, weights, rng))
     drawn = np.concatenate(parts)
-    # Sums of the same numbers in another order differ in the last bits: a draw that is zero on paper must count as zero.
+    # Sums in another order differ in the last bits: a draw that is zero on paper must count as zero.
     drawn[np.abs(drawn) < 1e-12] = 0.0
     low, high = np.quantile(drawn, _tails(confidence))
     tail = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
@@ -99,12 +102,12 @@ def compare(
     )
 
 
-def align(*systems: Sequence[Mapping[str, float]]) -> tuple[list[str], list[Values]]:
-    """The query ids that every run of every system has a finite value for (sorted), and one (seeds, queries) array a system.
+def align(*systems: Sequence[QueryScores]) -> tuple[list[str], list[FloatArray]]:
+    """The sorted ids of the queries that every run has a finite value for, and one (seeds, queries) array per system.
 
-    Each system is a sequence of runs (one a seed), each run a mapping query id -> value. NaN and missing values drop the query
-    from every system, so that the comparison stays paired: compare `len(ids)` with the full number and say what was left out.
-    Raises ValueError when a system has no run.
+    Each system is a sequence of runs, one per seed. NaN and missing values drop the query from every system, so that
+    the comparison stays paired: compare `len(ids)` with the full number and say what was left out. Raises ValueError
+    when a system has no run.
     """
     for number, runs in enumerate(systems):
         if not runs:
@@ -133,7 +136,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _table(values: ArrayLike, name: str) -> Values:
+def _table(values: ArrayLike, name: str) -> FloatArray:
     table = np.atleast_2d(np.asarray(values, dtype=np.float64))
     if table.ndim != 2 or table.size == 0:
         shape = np.shape(values)
@@ -158,7 +161,7 @@ def _tails(confidence: float) -> list[float]:
     return [(1 - confidence) / 2, (1 + confidence) / 2]
 
 
-def _draws(queries: int, resamples: int, seed: int) -> Iterator[tuple[Values, np.random.Generator]]:
+def _draws(queries: int, resamples: int, seed: int) -> Iterator[tuple[FloatArray, np.random.Generator]]:
     """Chunks of query weights (resamples, queries), rows summing to one, with the generator that draws the seeds."""
     rng = np.random.default_rng(seed)
     rows = max(1, _CELLS_PER_CHUNK // queries)
@@ -170,7 +173,7 @@ def _draws(queries: int, resamples: int, seed: int) -> Iterator[tuple[Values, np
         yield counts / queries, rng
 
 
-def _means(table: Values, weights: Values, rng: np.random.Generator) -> Values:
+def _means(table: FloatArray, weights: FloatArray, rng: np.random.Generator) -> FloatArray:
     """The mean of each resample: (resamples,). A single seed draws nothing, so plain runs stay one-level."""
     per_seed = weights @ table.T
     seeds = table.shape[0]

@@ -1,4 +1,4 @@
-"""summary.json: one row per task, split, model and mode; and the table that people read."""
+"""The rows of summary.json, one per task, split, model and mode, and the table that people read."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from search_r3_mteb.evaluation.significance import interval
 if TYPE_CHECKING:
     from rich.table import Table
 
-Row = dict[str, Any]
+SummaryRow = dict[str, Any]
 Records = Sequence[Mapping[str, Any]]
 _DIGITS = 6
 
 
-def read_summary(path: Path) -> list[Row]:
-    """The rows of an earlier run, [] when there is none. Raises ValueError for a file that is no summary."""
+def read_summary(path: Path) -> list[SummaryRow]:
+    """The rows of an earlier run, [] if there is none. Raises ValueError for a file that is not a summary."""
     if not path.exists():
         return []
     try:
@@ -30,14 +30,14 @@ def read_summary(path: Path) -> list[Row]:
     return rows
 
 
-def quality(records: Mapping[str, Records]) -> Row:
-    """nDCG@10, recall@10, their interval and what the reasoning took (None: not told), of per-query records by subset.
+def quality(records: Mapping[str, Records]) -> SummaryRow:
+    """nDCG@10, recall@10, number of queries, reasoning tokens and forced share (None: unknown) of records by subset.
 
-    The means are over subsets of means over queries, as MTEB's are; the interval (95 %, bootstrap over queries) is given where
-    there is one subset.
+    As in MTEB, the means are over subsets of means over queries; a task of one subset also has the 95 % interval of
+    nDCG@10 (bootstrap over queries).
     """
     every = [record for part in records.values() for record in part]
-    row: Row = {
+    row: SummaryRow = {
         "ndcg_at_10": _mean([_mean_of(part, "ndcg_at_10") for part in records.values()]),
         "recall_at_10": _mean([_mean_of(part, "recall_at_10") for part in records.values()]),
         "queries": len(every),
@@ -53,8 +53,8 @@ def quality(records: Mapping[str, Records]) -> Row:
     return {key: round(value, _DIGITS) if isinstance(value, float) else value for key, value in row.items()}
 
 
-def hop_rows(row: Row, records: Mapping[str, Records]) -> list[Row]:
-    """One more row for each hop count of hopworld; none for other tasks. Times are known for all hop counts together only."""
+def hop_rows(row: SummaryRow, records: Mapping[str, Records]) -> list[SummaryRow]:
+    """One more row for each hop count of hopworld, without times, which are measured for all hop counts together."""
     by_hops: dict[int, list[Mapping[str, Any]]] = {}
     for part in records.values():
         for record in part:
@@ -64,8 +64,8 @@ def hop_rows(row: Row, records: Mapping[str, Records]) -> list[Row]:
     return [{**row, **quality({"default": part}), **untimed, "hops": hops} for hops, part in sorted(by_hops.items())]
 
 
-def replace_rows(rows: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """`rows` with those of the same task, split, model and mode replaced in their place by `new`; else `new` at the end."""
+def replace_rows(rows: Sequence[SummaryRow], new: Sequence[SummaryRow]) -> list[SummaryRow]:
+    """`rows` with `new` in place of those of the same task, split, model and mode, or at the end."""
     keys = {identity(row) for row in new}
     places = [position for position, row in enumerate(rows) if identity(row) in keys]
     kept = [row for row in rows if identity(row) not in keys]
@@ -73,12 +73,12 @@ def replace_rows(rows: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     return [*kept[:at], *new, *kept[at:]]
 
 
-def identity(row: Row) -> tuple[Any, ...]:
-    """What may stand in a summary once, together with its hop counts."""
+def identity(row: SummaryRow) -> tuple[Any, ...]:
+    """Task, split, model and mode, which only a row and the rows of its hop counts share."""
     return tuple(row.get(key) for key in ("task", "split", "model", "mode"))
 
 
-def table(rows: Sequence[Row]) -> "Table":
+def table(rows: Sequence[SummaryRow]) -> "Table":
     """The rows as a rich table; a row of one hop count follows the row of all."""
     from rich import box
     from rich.table import Table
@@ -97,7 +97,7 @@ def table(rows: Sequence[Row]) -> "Table":
     return found
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: SummaryRow) -> list[str]:
     names = [row["task"] if row["split"] == "test" else f"{row['task']} ({row['split']})", row["model"], row["mode"]]
     if "hops" in row:
         names = [f"  {row['hops']} hop" + ("s" if row["hops"] > 1 else ""), "", ""]
@@ -118,7 +118,7 @@ def _rate(value: float | None) -> str:
 
 
 def rate(count: int, seconds: float) -> float | None:
-    """Texts per second, None where no time was measured."""
+    """Texts per second, None if no time was measured."""
     return round(count / seconds, 3) if seconds > 0 else None
 
 

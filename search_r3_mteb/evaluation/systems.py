@@ -1,6 +1,6 @@
-"""What can be evaluated: Search-R3 checkpoints in both modes, ordinary sentence-transformers folders, and BM25.
+"""The systems that can be evaluated: Search-R3 checkpoints in both modes, sentence-transformers folders, and BM25.
 
-Each becomes a `System`: an object that `mteb.evaluate` takes, under an identity that no other checkpoint shares.
+Each has a model that `mteb.evaluate` takes and an identity that no other checkpoint shares.
 """
 
 import hashlib
@@ -18,26 +18,27 @@ from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.encoder.settings import Mode
 
 BM25 = "bm25"
 _BM25_IN_MTEB = "mteb/baseline-bm25s"
-Mode = Literal["both", "reason", "direct"]
-MODES: tuple[Mode, ...] = ("both", "reason", "direct")
-Kind = Literal["bm25", "sentence-transformers", "search-r3"]
+ModeChoice: TypeAlias = 'Mode | Literal["both"]'
+MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
+ModelKind = Literal["bm25", "sentence-transformers", "search-r3"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
-_SHARED = ("device", "revision", "trust_remote_code")  # settings that ordinary models take as well
+_SHARED = ("device", "revision", "trust_remote_code")  # settings that ordinary models take too
 ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder"
 
 
 @dataclass(frozen=True)
 class System:
-    """One model in one mode. `model` is what MTEB runs; it records times and thoughts while it does.
+    """One model in one mode. `model` is run by MTEB and records times and thoughts.
 
     `fingerprint` (hex) stands for everything that decides its vectors or scores.
     """
 
     label: str
-    mode: Literal["reason", "direct"]
+    mode: "Mode"
     model: RecordedEncoder | RecordedSearch
     fingerprint: str
     seed: int = 0
@@ -45,30 +46,27 @@ class System:
 
 
 def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> None:
-    """Raise FileNotFoundError for a model that is not there, and ValueError for settings that none of the models would use.
-
-    Called before anything long starts.
-    """
+    """Raise FileNotFoundError for a missing model, and ValueError for settings that none of the models would use."""
     kinds = [kind_of(split_label(str(spec))[1]) if isinstance(spec, str | Path) else "search-r3" for spec in models]
     unused = sorted(set(settings) - set(_SHARED))
     if unused and "search-r3" not in kinds:
         raise ValueError(
-            f"{', '.join(unused)} would change nothing: none of the models is a Search-R3 checkpoint, and baselines run as "
-            "they were made. Leave it out."
+            f"{', '.join(unused)} would change nothing: none of the models is a Search-R3 checkpoint, and baselines "
+            "run as they were made. Leave it out."
         )
 
 
 def split_label(spec: str) -> tuple[str | None, str]:
-    """NAME=PATH as (NAME, PATH), any other text as (None, text): a name for a folder that is merely called "model"."""
+    """NAME=PATH as (NAME, PATH), any other text as (None, text)."""
     label, sign, path = spec.partition("=")
     return (label, path) if sign and not Path(spec).exists() else (None, spec)
 
 
-def kind_of(path: str) -> Kind:
-    """What is behind a model's name. Raises FileNotFoundError when nothing is.
+def kind_of(path: str) -> ModelKind:
+    """The kind of model that a name stands for. Raises FileNotFoundError if there is no such model.
 
-    A folder of sentence-transformers (modules.json) that has no profile of ours is an ordinary one; every other folder must be
-    a Search-R3 checkpoint, and loading says by name what it lacks.
+    A folder of sentence-transformers (modules.json) without a profile of ours is an ordinary one; every other folder
+    must be a Search-R3 checkpoint, and loading says what it lacks.
     """
     from search_r3_mteb.encoder.checkpoints import resolve
     from search_r3_mteb.encoder.prompts import PROFILE_FILE
@@ -82,11 +80,11 @@ def kind_of(path: str) -> Kind:
 
 
 def open_systems(
-    spec: ModelSpec, mode: Mode, settings: Mapping[str, Any], cache_folder: Path | str | None
+    spec: ModelSpec, mode: ModeChoice, settings: Mapping[str, Any], cache_folder: Path | str | None
 ) -> Iterator[System]:
-    """The systems of one model, one after the other: both modes share the weights.
+    """The systems of one model, one after the other; both modes share the weights.
 
-    Baselines have no reasoning, so they are run directly whatever `mode` is. `settings` are those of SearchR3Encoder.
+    Baselines do not reason, so they run directly whatever `mode` is. `settings` are those of SearchR3Encoder.
     """
     if not isinstance(spec, str | Path):
         yield from _search_r3(spec, None, mode, settings, cache_folder)
@@ -102,7 +100,7 @@ def open_systems(
 
 
 def _search_r3(
-    spec: ModelSpec, label: str | None, mode: Mode, settings: Mapping[str, Any], cache_folder: Path | str | None
+    spec: ModelSpec, label: str | None, mode: ModeChoice, settings: Mapping[str, Any], cache_folder: Path | str | None
 ) -> Iterator[System]:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
@@ -121,7 +119,7 @@ def _search_r3(
 def _system(encoder: "SearchR3Encoder", label: str | None) -> System:
     settings = encoder.settings
     if encoder.mode == "direct":
-        # Budget, temperature and seed decide nothing here: two direct runs that differ in them only are one system.
+        # Budget, temperature and seed change nothing here: two direct runs that differ only in them are one system.
         settings = {key: value for key, value in settings.items() if key not in SAMPLING}
     return System(
         label=label or short_name(encoder.name),
@@ -134,10 +132,10 @@ def _system(encoder: "SearchR3Encoder", label: str | None) -> System:
 
 
 def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, Any]) -> System:
-    """A sentence-transformers model, run by MTEB's own wrapper; an export of ours reasons there as well.
+    """A sentence-transformers model, run by MTEB's own wrapper; an export of ours reasons there too.
 
-    MTEB gives every local folder one and the same identity, so that a second checkpoint is handed the first one's scores
-    (mteb 2.26, model_meta.py); name and revision from the folder's content prevent that. Weights come from safetensors only.
+    MTEB gives every local folder the same identity, so that a second checkpoint would get the first one's scores (mteb
+    2.26, model_meta.py); name and revision from the folder's content prevent that. Weights come from safetensors only.
     """
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
     from sentence_transformers import SentenceTransformer
@@ -162,7 +160,7 @@ def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, A
     )
     name = label or short_name(name_for_mteb(path))
     with warnings.catch_warnings():
-        # mteb 2.26 asks for the vectors' length by the old name of sentence-transformers' method.
+        # mteb 2.26 calls sentence-transformers' method by its old name.
         warnings.filterwarnings("ignore", "The `get_sentence_embedding_dimension` method", FutureWarning)
         wrapped = SentenceTransformerEncoderWrapper(model)
     meta = wrapped.mteb_model_meta.model_copy(
@@ -193,7 +191,7 @@ def _bm25(label: str) -> System:
 
 
 def short_name(name: str) -> str:
-    """A model's name as people write it: without the organisation that MTEB's form needs but no hub knows."""
+    """A model's name without the organisation that MTEB's form needs but no hub knows."""
     return name.removeprefix("search-r3-mteb/").removeprefix("local/")
 
 

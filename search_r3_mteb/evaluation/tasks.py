@@ -13,14 +13,14 @@ FORMS = "hopworld, hopworld:DOCUMENTS, stdlib, beir:FOLDER, or the name of an MT
 def resolve_task(spec: TaskSpec, split: str | None = None) -> "AbsTaskRetrieval":
     """The task that `spec` names, restricted to `split` when one is given; its data are not loaded yet.
 
-    Raises ValueError for an unknown name or split and for tasks that retrieve nothing, FileNotFoundError for a missing folder.
+    Raises ValueError for an unknown name or split and for tasks other than retrieval, FileNotFoundError for no folder.
     """
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     task = _named(spec, split) if isinstance(spec, str) else spec
     if not isinstance(task, AbsTaskRetrieval):
         raise ValueError(
-            f"{_name(task)} is no retrieval task, and this evaluation reports rankings only. Run it with "
+            f"{_name(task)} is not a retrieval task, and this evaluation reports rankings only. Run it with "
             "mteb.evaluate(SearchR3Encoder(...), task)."
         )
     if split is not None and list(task.eval_splits) != [split]:
@@ -35,7 +35,7 @@ def _named(name: str, split: str | None) -> Any:
     head, _, rest = name.partition(":")
     if head == "beir":
         if not rest:
-            raise ValueError(f"--task {name} names no folder; write beir:FOLDER.")
+            raise ValueError(f"--task {name} does not name a folder; write beir:FOLDER.")
         from search_r3_mteb.tasks.mteb_tasks import BeirFolder
 
         return BeirFolder(Path(rest), split=split)
@@ -45,7 +45,7 @@ def _named(name: str, split: str | None) -> Any:
         settings: dict[str, Any] = {} if split is None else {"split": split}
         if rest:
             if not rest.isdigit():
-                raise ValueError(f"--task {name}: {rest!r} is no number of documents; write for example hopworld:5000.")
+                raise ValueError(f"--task {name}: expected a number of documents as in hopworld:5000, got {rest!r}.")
             settings["documents"] = int(rest)
         return HopWorldTask(**settings)
     if name == "stdlib":

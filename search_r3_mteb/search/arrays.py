@@ -4,6 +4,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 RowNumbers = Int[np.ndarray, " rows"]
-"""Numbers of rows of a matrix of vectors, each from 0."""
+"""Row numbers of a matrix of vectors, from 0."""
 Vectors = Float[np.ndarray, "rows dim"]
-"""One vector per row, float32 where nothing else is said."""
+"""One vector per row, float32 unless stated otherwise."""

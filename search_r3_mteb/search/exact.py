@@ -1,13 +1,13 @@
-"""Exact search by cosine in blocks: never a scores matrix of queries x corpus, never the corpus in memory twice.
+"""Exact search by cosine in blocks, without a matrix of all scores and without a second copy of the corpus.
 
     for each block of the corpus (read once, converted to float32 if it is stored in half of it):
         scores = queries @ block                            # one small matrix
         keep the pairs that can still be among the k best   # score > k-th best so far - 2 * (largest error of a score)
     score the kept pairs again, from float32 vectors in float64, and take the k best.
 
-The k best are therefore exactly those of the float32 vectors, also where the scan reads bfloat16 or float16: a pair is dropped
-only when rounding cannot explain the distance. Nothing is approximate, only the number of pairs scored twice grows. After the
-first blocks almost no score passes the threshold, so selecting costs a comparison per score instead of a partial sort.
+The k best are therefore exactly those of the float32 vectors, even where the scan reads bfloat16 or float16: a pair is
+dropped only when rounding cannot explain the distance. After the first blocks almost no score passes the threshold, so
+selecting costs a comparison per score instead of a partial sort.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,23 +43,23 @@ def exact_search(
     exact_rows: Callable[[RowNumbers], Float[np.ndarray, "rows dim"]] | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Found:
-    """The `k` rows of `corpus` with the largest inner product for each query; all rows, ordered, when it has fewer than `k`.
+    """The `k` rows of `corpus` with the largest inner product for each query; all rows when it has fewer than `k`.
 
-    `queries` and `corpus` hold vectors of length 1. `corpus` is float32, float16 or uint16 (bfloat16, see `vector_storage`),
-    in memory or a memory map. `exact_rows(rows)` gives the float32 vectors behind a corpus stored in half precision; without
-    it the stored values are what is scored. `block_bytes` bounds the memory of one block of scores and of one converted block.
+    `queries` and `corpus` hold vectors of length 1. `corpus` is float32, float16 or uint16 (bfloat16, see `storage`),
+    in memory or a memory map. `exact_rows(rows)` returns the float32 vectors behind a corpus in half precision; without
+    it the stored values are scored. `block_bytes` bounds the memory of one block of scores and of one converted block.
 
-    Raises ValueError for k below 1, another dimension, vectors that are not finite or not of length 1; TypeError for other
-    number types.
+    Raises ValueError for k below 1, for another dimension and for queries that are not finite or not of length 1;
+    TypeError for other number types.
     """
     queries = checked_queries(queries, corpus.shape[1] if corpus.ndim == 2 else -1)
     if not isinstance(k, int | np.integer) or k < 1:
-        raise ValueError(f"k={k!r}: at least one row must be asked for.")
+        raise ValueError(f"k={k!r}: ask for at least one row.")
     n, dim = corpus.shape
     k = min(int(k), n)
     if k == 0 or len(queries) == 0:
         return Found(np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k), np.float32))
-    # What a scanned score can be off by: rounding of the stored vector and of the sum.
+    # The largest error of a scanned score: rounding of the stored vector and of the sum.
     error = (rounding(corpus) if exact_rows is not None else 0.0) + dim * 2.0**-24
     starts = range(0, len(queries), QUERIES_PER_PASS)
     passes = [_Candidates(queries[start : start + QUERIES_PER_PASS], k, 2 * error) for start in starts]
@@ -72,19 +72,19 @@ def exact_search(
 
 
 def checked_queries(queries: Float[np.ndarray, "queries dim"], dim: int) -> Float[np.ndarray, "queries dim"]:
-    """The queries in float32, once they are known to be finite unit vectors of dimension `dim`. ValueError otherwise."""
+    """The queries in float32. ValueError unless they are finite unit vectors of dimension `dim`."""
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise ValueError(
-            f"Queries of shape {queries.shape} do not fit a corpus of {dim}-dimensional rows: both must be (rows, dim) and come "
-            "from the same model."
+            f"Queries of shape {queries.shape} do not fit a corpus of {dim}-dimensional rows: both must be (rows, dim) "
+            "and come from the same model."
         )
     length = np.linalg.norm(queries, axis=1)
     if not (np.abs(length - 1) < 1e-2).all():
         worst = int(np.argmax(~(np.abs(length - 1) < 1e-2)))
         raise ValueError(
-            f"Query {worst} has length {length[worst]:.4g}, not 1: its scores would be no cosines. Normalise the queries, and "
-            "look for NaN in them."
+            f"Query {worst} has length {length[worst]:.4g}, not 1: its scores would not be cosines. "
+            "Normalise the queries, and look for NaN in them."
         )
     return queries
 
@@ -100,7 +100,7 @@ def blocks(
 
 @dataclass
 class _Candidates:
-    """Pairs of one group of queries that may still be among the best."""
+    """The pairs of one group of queries that may still be among the k best."""
 
     queries: Float[np.ndarray, "queries dim"]
     k: int
@@ -114,7 +114,7 @@ class _Candidates:
         self.best_scores = np.zeros((len(self.queries), 0), np.float32)
 
     def add(self, scores: Float[np.ndarray, "queries block"], first: int) -> None:
-        """Keep what this block has to offer."""
+        """Keep the pairs of this block that may be among the best."""
         if self.best_scores.shape[1] < self.k:
             self.best_scores = _largest(np.concatenate([self.best_scores, scores], axis=1), self.k)
             query, column = np.nonzero(scores >= self._threshold()[:, None])
@@ -132,7 +132,7 @@ class _Candidates:
             self.pairs = [self._alive()]
 
     def _threshold(self) -> Float[np.ndarray, " queries"]:
-        """Below it a pair cannot be among the k best, once k scores are known."""
+        """The score below which a pair cannot be among the k best; -inf until k scores are known."""
         if self.best_scores.shape[1] < self.k:
             return np.full(len(self.queries), -np.inf, dtype=np.float32)
         lowest: Float[np.ndarray, " queries"] = self.best_scores.min(axis=1) - np.float32(self.slack)
@@ -153,7 +153,7 @@ class _Candidates:
         return query[alive], row[alive], score[alive]
 
     def best(self, vectors_of: Callable[[RowNumbers], Float[np.ndarray, "rows dim"]]) -> Found:
-        """Score what is left exactly, and order it."""
+        """The k best of the remaining pairs, scored exactly."""
         query, row, _ = self._alive()
         scores = np.empty(len(row), dtype=np.float32)
         for start in range(0, len(row), _PAIRS_AT_ONCE):

@@ -1,8 +1,8 @@
-"""FAISS IVF for corpora that are too large to scan: rows are updated in place, without decay.
+"""A FAISS IVF index for corpora that are too large to scan, whose rows are updated in place.
 
-The index proposes rows; `CorpusCache.search` scores them again from the float32 vectors. Only IVF is offered: of the approximate
-indexes that we measured it is the one whose recall stays under churn (HNSW updated in place costs three inserts a row and loses
-recall), see `DirectMap` in FAISS's notes on special operations.
+The index proposes rows; `best_of` scores them again from the float32 vectors. Only IVF is offered: of the approximate
+indexes that we measured it alone keeps its recall when rows change (HNSW updated in place costs three inserts per row
+and loses recall), see `DirectMap` in FAISS's notes on special operations.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def best_of(
     k: int,
     values: Callable[[Int[np.ndarray, " rows"]], Float[np.ndarray, "rows dim"]],
 ) -> Found:
-    """The best `k` of some candidates each, scored from the float32 vectors that `values(rows)` gives; -1 is nobody."""
+    """Each query's best `k` candidates, scored from the float32 vectors `values(rows)`; -1 is no candidate."""
     unique, place = np.unique(np.maximum(candidates, 0), return_inverse=True)
     vectors = values(unique)[place.reshape(candidates.shape)]
     scores = np.einsum("qd,qcd->qc", queries, vectors, dtype=np.float64, casting="unsafe").astype(np.float32)
@@ -35,9 +35,9 @@ def best_of(
 
 
 class IvfIndex:
-    """Inverted lists over unit vectors; about sqrt(n) lists, 1/16 of them and at least 32 probed. Lists hold `storage`.
+    """About sqrt(n) inverted lists over unit vectors in `storage`; 1/16 of the lists, at least 32, are probed.
 
-    Rows that a drift map moves stay where they were: the index is used up after `max_moves` maps, and made anew.
+    Rows that a drift map moves stay in their lists, so the index is used up after `max_moves` maps and must be rebuilt.
     """
 
     def __init__(self, vectors: Shaped[np.ndarray, "rows dim"], storage: Storage, *, max_moves: int) -> None:
@@ -67,13 +67,13 @@ class IvfIndex:
     def update(
         self, rows: Int[np.ndarray, " rows"], vectors: Float[np.ndarray, "rows dim"], *, others_moved: bool
     ) -> bool:
-        """Overwrite rows, moving them to the lists that they belong to now. False where the index is used up."""
+        """Overwrite rows, moving them to the lists that they now belong to. False once the index is used up."""
         self._moves += others_moved
         if len(rows):
             self._index.update_vectors(np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(vectors, np.float32))
         return self._moves < self._max_moves
 
     def candidates(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Int[np.ndarray, "queries k"]:
-        """Rows that may be among the best `k`, unordered; -1 where the probed lists hold fewer."""
+        """Rows that may be among the best `k`, unordered; -1 where the probed lists hold fewer rows."""
         rows: Int[np.ndarray, "queries k"] = self._index.search(queries, k)[1]
         return rows

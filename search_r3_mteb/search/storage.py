@@ -1,6 +1,6 @@
-"""Vectors as they lie on disk: float32, or half of it.
+"""Storage types of vectors on disk: float32, bfloat16 and float16.
 
-numpy has no bfloat16: such an array is kept as uint16, the upper half of the float32 bits, so that it stays a plain `.npy`.
+numpy has no bfloat16: it is kept as uint16, the upper half of the float32 bits, so that the file stays a plain `.npy`.
 """
 
 from typing import Literal, get_args
@@ -31,7 +31,7 @@ def numpy_dtype(storage: Storage) -> np.dtype:
 
 
 def rounding(stored: Shaped[np.ndarray, "..."]) -> float:
-    """Largest relative error of one stored number: by Cauchy-Schwarz also of a unit vector's cosine with any other."""
+    """Largest relative error of one stored number; by Cauchy-Schwarz it also bounds the error of a cosine."""
     if stored.dtype not in _ROUNDING:
         raise TypeError(
             f"Stored vectors are float32, float16 or uint16 (bfloat16), got {stored.dtype}. Convert them with `pack`."
@@ -50,7 +50,7 @@ def pack(vectors: Float[np.ndarray, "rows dim"], storage: Storage) -> Shaped[np.
 
 
 def unpack(stored: Shaped[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
-    """The stored vectors as float32, exactly; a view where they already are."""
+    """The stored vectors as float32, exactly; a view where they are float32 already."""
     if rounding(stored) and stored.dtype == np.uint16:
         return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return np.asarray(stored, dtype=np.float32)

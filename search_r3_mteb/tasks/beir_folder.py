@@ -1,11 +1,12 @@
 """The BEIR folder layout: streaming readers whose errors name file, line and reason, and one writer.
 
-A folder holds `corpus.jsonl` ({"_id", "title", "text"}), `queries.jsonl` ({"_id", "text"}), each also as `.jsonl.gz`, and
-`qrels/SPLIT.tsv` (also `.tsv.gz`): a header row, then query id, document id and an integer relevance, separated by tabs. Source:
-BEIR's GenericDataLoader (beir 2.2.0); unlike it, nothing malformed is passed over. Differences that help: the title may be
-missing or null (it reads as ""), ids may be JSON integers, blank lines and a byte order mark are skipped.
+A folder holds `corpus.jsonl` ({"_id", "title", "text"}), `queries.jsonl` ({"_id", "text"}) and `qrels/SPLIT.tsv` (a
+header row, then query id, document id and an integer relevance, separated by tabs), each also with `.gz` behind its
+name. Source: BEIR's GenericDataLoader (beir 2.2.0); unlike it, nothing malformed is skipped silently. Further
+differences: the title may be missing or null (it reads as ""), ids may be JSON integers, blank lines and a byte order
+mark are skipped.
 
-`BeirFolder`, the same folder as an MTEB task, is imported on demand: it needs mteb, the readers do not.
+The same folder as an MTEB task is `mteb_tasks.BeirFolder`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,7 @@ import json
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
-
-if TYPE_CHECKING:
-    from search_r3_mteb.tasks.mteb_tasks import BeirFolder as BeirFolder
+from typing import Any, BinaryIO, NamedTuple, cast
 
 _HASH_CHUNK = 1 << 20  # bytes read at a time
 
@@ -50,8 +48,8 @@ class Judgement(NamedTuple):
 def read_corpus(path: str | Path) -> Iterator[Document]:
     """Stream the documents of a BEIR folder (or of one corpus file, .jsonl or .jsonl.gz), in file order.
 
-    Raises FileNotFoundError where there is no such file and ValueError (file, line, reason) for a malformed line, an id that
-    was seen before, a text that is no string or cannot be written as UTF-8.
+    Raises FileNotFoundError for a missing file and ValueError (file, line, reason) for a malformed line, a repeated id,
+    and a text that is not a string or cannot be written as UTF-8.
     """
     for file, number, record in _records(_find(path, "corpus.jsonl")):
         title = record.get("title")
@@ -77,9 +75,9 @@ def read_qrels(
 ) -> Iterator[Judgement]:
     """Stream the judgements of one split of a BEIR folder (see `choose_split`), or of one qrels file.
 
-    With `queries` or `documents` (known ids) a row that names another id raises. Raises FileNotFoundError for a missing file,
-    ValueError (file, line, reason) for a missing header row, a row that has not three columns, a relevance that is no integer,
-    or a pair judged twice with different relevance; the same judgement repeated is passed over.
+    With `queries` or `documents` (known ids) a row that names another id raises. Raises FileNotFoundError for a missing
+    file, ValueError (file, line, reason) for a missing header row, a row without exactly three columns, a relevance
+    that is not an integer, and a pair judged twice with different relevance (the same judgement twice is fine).
     """
     path = Path(path)
     file = path if path.is_file() else _find(path / "qrels", f"{choose_split(path, split)}.tsv")
@@ -121,7 +119,7 @@ def read_relevance(path: str | Path, split: str | None = None) -> dict[str, dict
 
 
 def splits(path: str | Path) -> list[str]:
-    """The names of the splits under `qrels/`, sorted; empty where there is none."""
+    """The names of the splits under `qrels/`, sorted."""
     files = (file.name for file in (Path(path) / "qrels").glob("*.tsv*"))
     return sorted(
         {name.removesuffix(".gz").removesuffix(".tsv") for name in files if name.endswith((".tsv", ".tsv.gz"))}
@@ -133,14 +131,12 @@ def choose_split(path: str | Path, split: str | None = None) -> str:
     _folder(path)
     available = splits(path)
     if not available:
-        raise FileNotFoundError(
-            f"BEIR folder {str(path)!r}: no qrels/SPLIT.tsv, so nothing says which document is relevant."
-        )
+        raise FileNotFoundError(f"BEIR folder {str(path)!r}: no qrels/SPLIT.tsv, which says what is relevant.")
     if split is None:
         if "test" in available or len(available) == 1:
             return "test" if "test" in available else available[0]
         raise ValueError(
-            f"BEIR folder {str(path)!r}: no split was named and there is no 'test' among {', '.join(available)}; name one."
+            f"BEIR folder {str(path)!r}: no split was named and 'test' is not among {', '.join(available)}; name one."
         )
     if split not in available:
         raise ValueError(f"BEIR folder {str(path)!r}: no split {split!r}; it has {', '.join(available)}.")
@@ -148,7 +144,7 @@ def choose_split(path: str | Path, split: str | None = None) -> str:
 
 
 def content_hash(path: str | Path, split: str) -> str:
-    """SHA-256 (64 hex digits) of corpus, queries and one qrels file, uncompressed: the identity of what is evaluated."""
+    """SHA-256 (64 hex digits) of corpus, queries and one qrels file, uncompressed."""
     digest = hashlib.sha256()
     path = _folder(path)
     for folder, name in ((path, "corpus.jsonl"), (path, "queries.jsonl"), (path / "qrels", f"{split}.tsv")):
@@ -170,8 +166,8 @@ def write_beir(
 ) -> None:
     """Write (id, title, text) documents, (id, text) queries and (query, document, relevance) rows per split, streaming.
 
-    The folder may exist if it is empty or holds only files that are written again; otherwise FileExistsError, since a stale
-    split beside a new corpus would be evaluated without complaint.
+    The folder may exist if it is empty or holds only files that are overwritten; otherwise FileExistsError, since an
+    old split beside a new corpus would be evaluated without complaint.
     """
     folder = Path(folder)
     wanted = {Path("corpus.jsonl"), Path("queries.jsonl"), *(Path("qrels", f"{split}.tsv") for split in qrels)}
@@ -195,15 +191,6 @@ def write_beir(
             stream.writelines(f"{query_id}\t{document_id}\t{relevance}\n" for query_id, document_id, relevance in rows)
 
 
-def __getattr__(name: str) -> Any:
-    """`BeirFolder` on demand: it needs mteb, the readers do not."""
-    if name == "BeirFolder":
-        from search_r3_mteb.tasks import mteb_tasks
-
-        return mteb_tasks.BeirFolder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 def _error(file: Path, number: int, reason: str) -> ValueError:
     return ValueError(f"{file}, line {number}: {reason}.")
 
@@ -212,13 +199,14 @@ def _folder(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(
-            f"BEIR folder {str(path)!r} does not exist or is no folder; it must hold corpus.jsonl, queries.jsonl and qrels/."
+            f"BEIR folder {str(path)!r} does not exist or is not a folder; it holds corpus.jsonl, "
+            "queries.jsonl and qrels/."
         )
     return path
 
 
 def _find(path: str | Path, name: str) -> Path:
-    """The file itself, or `name` or `name`.gz in the folder; both at once would leave open which one counts."""
+    """`path` itself if it is a file, else `name` or `name`.gz in the folder, but not both."""
     path = Path(path)
     if path.is_file():
         return path
@@ -298,7 +286,7 @@ def _utf8(file: Path, number: int, key: str, value: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _error(file, number, f'"{key}" holds a lone surrogate, which is no text; remove the escape') from error
+        raise _error(file, number, f'"{key}" holds a lone surrogate, which is not text; remove the escape') from error
     return value
 
 

@@ -1,37 +1,37 @@
-"""Hopworld: a generated, deterministic multi-hop retrieval task.
+"""Hopworld, a generated, deterministic multi-hop retrieval task.
 
-Documents state single facts ("Silent River was written by Anna Karel."). A query over k hops nests k relations ("What is the
-country of the birthplace of the author of Silent River?"); its one relevant document states the last fact of the chain, and
-its trace is the chain's sentences in order: what a model that knows the facts would say before it embeds.
+Documents state single facts ("Silent River was written by Anna Karel."). A query over k hops nests k relations ("What
+is the country of the birthplace of the author of Silent River?"); its one relevant document states the last fact of the
+chain, and its trace is the chain's sentences in order: what a model that knows the facts would say before it embeds.
 
 How the world is made (our choice, no published source):
 
-- Facts come in blocks of 500. A block holds its own entities in three *regions* (train 60 %, dev 10 %, test 30 %); a fact never
-  leaves its region, and objects come from the same block or the one before. So no entity of a multi-hop dev or test query
-  (anchor, bridge or answer) occurs in a multi-hop training query: composing must generalise.
-- 1-hop training queries cover every fact of every region, since nothing can be composed from facts that are not known. For each
+- Facts come in blocks of 500. A block holds its own entities in three *regions* (train 60 %, dev 10 %, test 30 %); a
+  fact never leaves its region, and objects come from the same block or the one before. So no entity of a multi-hop dev
+  or test query (anchor, bridge or answer) occurs in a multi-hop training query: composing must generalise.
+- 1-hop training queries cover every fact of every region, since nothing can be composed from unknown facts. For each
   dev or test fact one of the four phrasings is kept out of training, and its 1-hop query uses that one.
-- Worlds are nested: the first n documents are the same in every world of one seed, and dev and test queries come from the first
-  1000 facts only. A model that knows the default world can therefore be tested among 1,000,000 documents on the same queries.
+- Worlds are nested: the first n documents are the same in every world of one seed, and dev and test queries come from
+  the first 1000 facts only. So a model that knows the default world can be tested on the same queries among 1,000,000
+  documents.
 
-Only the standard library is needed; the MTEB task (`HopWorldTask`) is imported on demand.
+The world as an MTEB task is `mteb_tasks.HopWorldTask`.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from search_r3_mteb.tasks import beir_folder
 from search_r3_mteb.tasks.hopworld_language import PHRASINGS, RELATIONS, Relation, query_text, template_words
-from search_r3_mteb.tasks.hopworld_names import BOOK, CITY, COMPANY, COUNTRY, KINDS, PERSON, entity_name, name_words
-
-if TYPE_CHECKING:
-    from search_r3_mteb.tasks.mteb_tasks import HopWorldTask as HopWorldTask
+from search_r3_mteb.tasks.hopworld_names import BOOK, CITY, COMPANY, COUNTRY, PERSON, entity_name, name_words
 
 GENERATOR_VERSION = 1  # part of every seed and of the MTEB revision; raise it with any change of the output
 DEFAULT_DOCUMENTS = 1000
@@ -54,7 +54,7 @@ _TRAIN_PHRASINGS = 2  # of each multi-hop training chain
 
 @dataclass(frozen=True, slots=True)
 class HopQuery:
-    """One query: `chain` holds the ids of the documents that state its facts in order, the last one is `positive_id`."""
+    """One query; `chain` holds the ids of the documents that state its facts in order, `positive_id` last."""
 
     id: str
     text: str
@@ -75,7 +75,7 @@ class _Fact(NamedTuple):
 class HopWorld:
     """A world of `documents` facts (500 to 1,000,000), the same for the same seed on every machine.
 
-    Raises TypeError for sizes or seeds that are no integers, ValueError for a size out of range.
+    Raises TypeError for sizes or seeds that are not integers, ValueError for a size out of range.
     """
 
     def __init__(self, documents: int = DEFAULT_DOCUMENTS, seed: int = 0) -> None:
@@ -83,20 +83,18 @@ class HopWorld:
         self.seed = _checked("seed", seed)
         if not MIN_DOCUMENTS <= documents <= MAX_DOCUMENTS:
             raise ValueError(
-                f"HopWorld: documents must lie between {MIN_DOCUMENTS} and {MAX_DOCUMENTS}, got {documents}: a smaller world "
-                f"has too few chains for its splits, a larger one is not what this generator is made for. "
+                f"HopWorld: documents must lie between {MIN_DOCUMENTS} and {MAX_DOCUMENTS}, got {documents}: a smaller "
+                f"world has too few chains for its splits, a larger one is not what this generator is made for. "
                 f"Leave it out for the default of {DEFAULT_DOCUMENTS}."
             )
         self._names: list[str] = []
         self._regions: list[str] = []
         self._facts: list[_Fact] = []
         self._facts_of: list[list[int]] = []  # by entity, in the order of RELATIONS
-        self._numbers = dict.fromkeys(KINDS, 0)
+        self._numbers: Counter[str] = Counter()  # of entities by kind
         previous: dict[str, dict[str, list[int]]] = {}
         for block in range(max(_CORE_BLOCKS, -(-documents // _BLOCK))):
             previous = self._add_block(block, previous)
-
-    # ------------------------------------------------------------------------------------------------ the public side
 
     @property
     def revision(self) -> str:
@@ -109,7 +107,7 @@ class HopWorld:
         return {_document_id(fact): {"title": "", "text": self._sentence(fact)} for fact in range(self.documents)}
 
     def queries(self, split: str, hops: int | None = None) -> list[HopQuery]:
-        """The queries of a split ("train", "dev", "test"), of one hop count (1 to 4) or of all. Training: all chains."""
+        """The queries of a split, of one hop count (1 to 4) or of all; in training those of all chains."""
         return list(self.iterate_queries(split, HOPS if hops is None else (hops,)))
 
     def iterate_queries(self, split: str, hops: Iterable[int] = HOPS) -> Iterator[HopQuery]:
@@ -127,10 +125,11 @@ class HopWorld:
         return {query.id: {query.positive_id: 1} for query in self.queries(split, hops)}
 
     def training_rows(self, hops: Sequence[int] = (1, 2), traces: bool = True) -> Iterator[dict[str, Any]]:
-        """Training rows, unshuffled: "query", "positive", "positive_id", "reasoning" (the trace), "negatives", "hops", "query_id".
+        """Training rows, unshuffled.
 
-        The negatives are the documents of the chain's earlier facts: a vector after the trace must not rest with what was said before
-        the end. With `traces=False` the rows have neither "reasoning" nor "negatives", which would tell the chain.
+        Keys: "query", "positive", "positive_id", "hops", "query_id", "reasoning" (the trace) and "negatives" (the
+        documents of the chain's earlier facts, which the trace names too). With `traces=False` the last two, which tell
+        the chain, are missing.
         """
         for query in self.iterate_queries("train", hops):
             row = {
@@ -147,23 +146,19 @@ class HopWorld:
 
     @staticmethod
     def words() -> list[str]:
-        """Every word of the default name lists and of the templates, and the punctuation marks, sorted (case sensitive)."""
+        """Every word of the name lists and of the templates, and the punctuation marks, sorted (case sensitive)."""
         return sorted({*name_words(), *template_words()})
 
     def write_beir(self, folder: str | Path, train_hops: Sequence[int] = (1, 2)) -> None:
-        """Write corpus.jsonl, queries.jsonl and qrels/{train,dev,test}.tsv; of the training queries those of `train_hops`."""
-        from search_r3_mteb.tasks.beir_folder import write_beir
-
+        """Write the world as a BEIR folder with splits train (queries of `train_hops` only), dev and test."""
         queries = {split: self.queries(split) for split in ("dev", "test")}
         queries["train"] = list(self.iterate_queries("train", train_hops))
-        write_beir(
+        beir_folder.write_beir(
             folder,
             corpus=((id_, document["title"], document["text"]) for id_, document in self.corpus.items()),
             queries=((query.id, query.text) for split in SPLITS for query in queries[split]),
             qrels={split: ((query.id, query.positive_id, 1) for query in queries[split]) for split in SPLITS},
         )
-
-    # ------------------------------------------------------------------------------------------------ making the world
 
     def _add_block(self, block: int, previous: dict[str, dict[str, list[int]]]) -> dict[str, dict[str, list[int]]]:
         """Add one block's entities and facts; `previous` and the result hold entities by region and kind."""
@@ -192,8 +187,6 @@ class HopWorld:
         self._facts_of.append([])
         return len(self._names) - 1
 
-    # ------------------------------------------------------------------------------------------------ chains and queries
-
     def _chains(self, anchors: Iterable[int], hops: int, limit: int) -> Iterator[tuple[int, ...]]:
         """All chains of `hops` facts below `limit` that start at the anchors and visit no entity twice."""
         for anchor in anchors:
@@ -210,7 +203,7 @@ class HopWorld:
 
     @cached_property
     def _evaluation_chains(self) -> dict[tuple[str, int], list[tuple[int, ...]]]:
-        """Chains of the dev and test queries, sampled without repeats from the complete core, whatever the world's size."""
+        """Chains of the dev and test queries, sampled without repeats from the core, whatever the world's size."""
         core = _CORE_BLOCKS * _BLOCK
         per_block = sum(sum(sizes.values()) for sizes in _BLOCK_ENTITIES.values())
         chains: dict[tuple[str, int], list[tuple[int, ...]]] = {}
@@ -253,7 +246,7 @@ class HopWorld:
                     yield self._query("train", chain, (first + offset * PHRASINGS // 2) % PHRASINGS)
 
     def _phrasing(self, chain: tuple[int, ...]) -> int:
-        """A phrasing that depends on the chain and the seed alone (a small integer hash, the same on every platform)."""
+        """A phrasing that depends on chain and seed alone (a small integer hash, the same on every platform)."""
         state = self.seed & 0xFFFFFFFF
         for index in chain:
             state = ((state ^ (index + 1)) * 0x9E3779B1 + 0x7F4A7C15) & 0xFFFFFFFF
@@ -280,20 +273,11 @@ class HopWorld:
         return RELATIONS[fact.relation].sentence.format(s=self._names[fact.subject], o=self._names[fact.object])
 
 
-def __getattr__(name: str) -> Any:
-    """`HopWorldTask` on demand: it needs mteb, the world does not."""
-    if name == "HopWorldTask":
-        from search_r3_mteb.tasks import mteb_tasks
-
-        return mteb_tasks.HopWorldTask
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 def hops_of(query_id: str) -> int:
-    """The hop count that a hopworld query id states: 3 for "test-3hop-000314.000234.000321-p3". Raises ValueError for others."""
+    """The hop count in a query id: 3 for "test-3hop-000314.000234.000321-p3". ValueError for other ids."""
     match = re.fullmatch(r"(?:train|dev|test)-([1-4])hop-[\d.]+-p\d", query_id)
     if match is None:
-        raise ValueError(f"hops_of: {query_id!r} is no hopworld query id (SPLIT-Khop-FACTS-pPHRASING).")
+        raise ValueError(f"hops_of: {query_id!r} is not a hopworld query id (SPLIT-Khop-FACTS-pPHRASING).")
     return int(match[1])
 
 
@@ -308,7 +292,7 @@ def _document_id(index: int) -> str:
 
 
 def _region_facts(rng: random.Random, own: dict[str, list[int]], pools: dict[str, list[int]]) -> list[_Fact]:
-    """The facts of one block in one region: every relation of every own entity, objects spread evenly over the pools."""
+    """The facts of one block in one region: all relations of all own entities, objects spread evenly over the pools."""
     # A capital lies in its own country, so the first cities are given away before the rest is drawn.
     capitals = dict(zip(own[COUNTRY], own[CITY][: len(own[COUNTRY])], strict=True))
     country_of = {city: country for country, city in capitals.items()}
@@ -335,7 +319,7 @@ def _object(
         return country_of.get(subject, candidate)
     if candidate != subject:
         return candidate
-    pool = pools[relation.object]  # nobody teaches themselves: take the neighbour
+    pool = pools[relation.object]  # an entity is not its own object: take the neighbour
     return pool[(pool.index(candidate) + 1) % len(pool)]
 
 

@@ -1,7 +1,7 @@
 """The wording of hopworld: one sentence per relation for the documents, two noun phrases per relation for the queries.
 
-Every template ends in the place where the next phrase nests ("the country of the birthplace of ..."), so a query over k hops
-reads from the answer inwards to the anchor, and the trace (the documents' sentences) reads from the anchor outwards.
+Every template ends where the next phrase nests ("the country of the birthplace of ..."), so a query over k hops reads
+from the answer inwards to the anchor, and the trace (the documents' sentences) reads from the anchor outwards.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def query_text(anchor: str, relations: tuple[Relation, ...], phrasing: int) -> s
 
 
 def template_words() -> set[str]:
-    """Every word and punctuation mark that documents and queries hold beside names."""
+    """Every word and punctuation mark of documents and queries that is not part of a name."""
     texts = [text for relation in RELATIONS for text in (relation.sentence, relation.noun, relation.clause)]
     texts += [opening.format(w=who) + mark for opening, _, mark in _PHRASINGS for who in ("Who", "What")]
     return {word for text in texts for word in re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w\}", "", text))}

@@ -1,8 +1,8 @@
 """Names of hopworld's entities: two words each, drawn from fixed lists that no two kinds of entity share.
 
-A name is a first word and a second word from the two lists of its kind. Default lists hold some 650 words, so a tokenizer
-with one token per word covers every world up to about 30,000 documents; the names of larger worlds keep the first word and
-get a second word made of syllables. Words are case sensitive, and every name word starts with a capital.
+A name is a first word and a second word from the two lists of its kind. The lists hold some 650 words, so a tokenizer
+with one token per word covers every world up to about 30,000 documents; the names of larger worlds have a second word
+made of syllables. Words are case sensitive, and every name word starts with a capital.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import random
 from functools import cache
 
 PERSON, BOOK, COMPANY, CITY, COUNTRY = "person", "book", "company", "city", "country"
-KINDS = (PERSON, BOOK, COMPANY, CITY, COUNTRY)
 
 _GIVEN = """
 Ada Agnes Alma Amos Anna Anton Arvid Astrid Basil Bela Berta Boris Bruno Carla Casper Celia Clara Conrad Cyrus Dagmar Daria
@@ -111,7 +110,7 @@ def _syllable_word(kind: str, number: int) -> str:
 
 
 def entity_name(kind: str, number: int, seed: int) -> str:
-    """The name of the `number`-th entity of a kind in the world of a seed: two words, unique over all kinds and numbers."""
+    """The name of the `number`-th entity of a kind in the world of a seed: two words, unique over kinds and numbers."""
     first, second = _LISTS[kind]
     order = _pair_order(kind, seed)
     if number < len(order):

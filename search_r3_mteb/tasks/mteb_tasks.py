@@ -1,9 +1,9 @@
 """The three local tasks as MTEB retrieval tasks: a BEIR folder, hopworld, and the Python standard library.
 
-All of them work offline, and all differ from MTEB's own tasks in one thing: their metadata are made per object, with a dataset
-revision that stands for the content. MTEB 2.26 hands out a complete cached result of the same task name without a look at the
-revision (evaluate.py, `_check_cache`), so the name holds what tells two contents apart as well: two folders, two worlds or two
-Python versions never share a result. Importing this module imports mteb; the modules beside it do so on demand only.
+They work offline, and their metadata are made per object, with a dataset revision that stands for the content. MTEB
+2.26 returns a complete cached result of the same task name whatever its revision (evaluate.py, `_check_cache`), so the
+name too tells contents apart: two folders, two worlds or two Python versions never share a result. Importing this
+module imports mteb; importing the modules beside it does not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PER_HOP_CUTOFF = 10
 
 
 class LocalRetrievalTask(AbsTaskRetrieval):
-    """A retrieval task with one split, whose metadata belong to the object."""
+    """A retrieval task with one split and metadata of its own."""
 
     data_loaded: bool
     dataset: Any
@@ -41,12 +41,12 @@ class LocalRetrievalTask(AbsTaskRetrieval):
         return str(self.metadata.eval_splits[0])
 
     def unload_data(self) -> None:
-        """Free the data, keep the metadata: MTEB's own method drops the object's metadata in favour of its class's."""
+        """Free the data and keep the metadata, which MTEB's own method would replace by the class's."""
         self.dataset = None
         self.data_loaded = False
 
     def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
-        """Fill `dataset`; MTEB hands in further keywords (`timer`), which local data do not need."""
+        """Fill `dataset`; MTEB passes further keywords (`timer`), which local data do not need."""
         if self.data_loaded:
             return
         self.dataset = {"default": {self.split: self._load_split()}}
@@ -63,7 +63,7 @@ class LocalRetrievalTask(AbsTaskRetrieval):
         hf_split: str,
         hf_subset: str,
     ) -> dict[str, float]:
-        """No further scores, but a check: MTEB averages over the queries in the run, so a missing one would raise the mean."""
+        """No further scores; ValueError for a query without results, which MTEB would leave out of its mean."""
         missing = [query_id for query_id in qrels if query_id not in scores]
         if missing:
             raise ValueError(
@@ -76,13 +76,13 @@ class LocalRetrievalTask(AbsTaskRetrieval):
 class BeirFolder(LocalRetrievalTask):
     """Any BEIR folder as an MTEB task, offline.
 
-    `split` defaults to "test", or to the only one there is. The corpus may hold documents without a title. Documents whose id
-    equals the query's stay in the ranking unless `ignore_identical_ids` is set (as ArguAna needs). The task's name is `name`
-    (default: "beir-" and the folder's name) with eight digits of the content hash. `instruction` is the task instruction that
-    MTEB hands to the encoder (none by default). `languages` are MTEB's codes, for its tables only.
+    `split` defaults to "test", or to the only one there is. Documents whose id equals the query's stay in the ranking
+    unless `ignore_identical_ids` is set (as ArguAna needs). The task's name is `name` (default: "beir-" and the
+    folder's name) with eight digits of the content hash. `instruction` is the task instruction that MTEB passes to the
+    encoder (none by default). `languages` are MTEB's codes, for its tables only.
 
-    Raises FileNotFoundError or ValueError, naming file, line and reason: for the folder's shape here, for its lines when the
-    data are loaded.
+    Raises FileNotFoundError or ValueError, naming file, line and reason: for missing files and splits here, for
+    malformed lines when the data are loaded.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class BeirFolder(LocalRetrievalTask):
     def _load_split(self) -> dict[str, Any]:
         if beir_folder.content_hash(self.path, self.split) != self._content_hash:
             raise ValueError(
-                f"BEIR folder {str(self.path)!r} changed since this task was made, and its revision stands for the old "
+                f"BEIR folder {str(self.path)!r} changed since this task was made, whose revision stands for the old "
                 f"content: make a new BeirFolder."
             )
         corpus = _table(beir_folder.read_corpus(self.path), ("id", "title", "text"))
@@ -119,9 +119,7 @@ class BeirFolder(LocalRetrievalTask):
         for row in beir_folder.read_qrels(self.path, self.split, queries=queries, documents=documents):
             relevance.setdefault(row.query_id, {})[row.document_id] = row.relevance
         if not relevance:
-            raise ValueError(
-                f"BEIR folder {str(self.path)!r}: split {self.split!r} judges no query, nothing can be scored."
-            )
+            raise ValueError(f"BEIR folder {str(self.path)!r}: split {self.split!r} judges no query to score.")
         judged = ((query_id, text) for query_id, text in queries.items() if query_id in relevance)
         return _split_data(corpus, _table(judged, ("id", "text")), relevance)
 
@@ -129,15 +127,13 @@ class BeirFolder(LocalRetrievalTask):
 class HopWorldTask(LocalRetrievalTask):
     """Hopworld as an MTEB task: its main score is nDCG@10 over the queries of all hop counts together.
 
-    The result file also holds, from the same search, `ndcg_at_10_hop_K`, `recall_at_10_hop_K` and `queries_hop_K` for
-    K = 1 to 4. `split` is "test" or "dev". Raises like `HopWorld`.
+    The result file also holds `ndcg_at_10_hop_K`, `recall_at_10_hop_K` and `queries_hop_K` for K = 1 to 4. `split` is
+    "test" or "dev". Raises like `HopWorld`.
     """
 
     def __init__(self, documents: int = DEFAULT_DOCUMENTS, seed: int = 0, split: str = "test") -> None:
         if split not in ("test", "dev"):
-            raise ValueError(
-                f"HopWorldTask: split must be 'test' or 'dev', got {split!r}; training queries are no test."
-            )
+            raise ValueError(f"HopWorldTask: split must be 'test' or 'dev', got {split!r}; train is not for testing.")
         self.world = HopWorld(documents=documents, seed=seed)
         name = f"HopWorld-v{GENERATOR_VERSION}"
         name += (f"-{documents}" if documents != DEFAULT_DOCUMENTS else "") + (f"-seed{seed}" if seed else "")
@@ -211,13 +207,13 @@ def _metadata(
 
 
 def _table(rows: Iterable[Sequence[str]], columns: tuple[str, ...]) -> Dataset:
-    """Rows of strings as an in-memory Arrow table, batch by batch: a large corpus is never a list of Python objects."""
+    """Rows of strings as an in-memory Arrow table, made in batches: a large corpus is never a list of objects."""
     rows = iter(rows)
     batches: list[Dataset] = []
     while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
         batches.append(Dataset.from_dict({column: [row[i] for row in batch] for i, column in enumerate(columns)}))
     if not batches:
-        raise ValueError(f"a retrieval task without a single row of ({', '.join(columns)}): its file holds no entry.")
+        raise ValueError(f"A retrieval task needs at least one row of ({', '.join(columns)}); its file holds no entry.")
     return concatenate_datasets(batches)
 
 

@@ -1,15 +1,15 @@
-"""Code search over real text that every machine has: the Python standard library, read from the installed sources.
+"""A code-search task over the Python standard library, read from the installed sources.
 
 A query is the first sentence of a function's docstring without the function's own name; its document is that function's
-signature and body without the docstring. Nothing is imported or run: the sources are parsed. Both texts depend on the Python
-version (and on a distributor's patches), so the version and a hash of the content are the task's revision.
+signature and body without the docstring. Nothing is imported or run: the sources are parsed. Both texts depend on the
+Python version (and on a distributor's patches), so the version and a hash of the content are the task's revision.
 
-Our choices: functions and methods count, functions inside functions do not (their text is part of the outer document); a
-document whose body is the docstring alone has nothing to be found by and is left out; of documents with the same text the
-first stays. A sentence that several functions share, or with fewer than four words of two letters, is no query, but its
-functions stay in the corpus as candidates.
+Our choices: functions and methods count, functions inside functions do not (their text is part of the outer document);
+a function with no body but its docstring is left out; of documents with the same text the first stays. A sentence that
+several functions share, or with fewer than four words of two letters, is not a query, but its functions stay in the
+corpus.
 
-Only the standard library is needed; the MTEB task (`StdlibTask`) is imported on demand.
+The collection as an MTEB task is `mteb_tasks.StdlibTask`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from search_r3_mteb.tasks.mteb_tasks import StdlibTask as StdlibTask
+from search_r3_mteb.tasks import beir_folder
 
 # Tests repeat the library's names and texts; idlelib and lib2to3 are programs and left Python during 3.11 to 3.14.
 _DROPPED = frozenset(
@@ -66,10 +65,10 @@ class _Found(NamedTuple):
 
 @cache
 def collect(root: Path | None = None) -> Collection:
-    """Read all functions below `root` (default: the running interpreter's library). Takes some seconds, once a process.
+    """All documented functions below `root` (default: the running interpreter's library), read once per process.
 
-    Raises FileNotFoundError where there are no sources (a zipped or compiled-only library) and ValueError, naming the file, for
-    one that does not parse.
+    Raises FileNotFoundError where there are no sources (a zipped or compiled library) and ValueError, naming the file,
+    for one that does not parse.
     """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     found: dict[str, _Found] = {}  # by document text: the first of equal documents stays
@@ -88,8 +87,6 @@ def collect(root: Path | None = None) -> Collection:
 
 def write_beir(folder: str | Path) -> None:
     """Write the task as a BEIR folder: corpus.jsonl, queries.jsonl, qrels/test.tsv."""
-    from search_r3_mteb.tasks import beir_folder
-
     collection = collect()
     beir_folder.write_beir(
         folder,
@@ -100,7 +97,7 @@ def write_beir(folder: str | Path) -> None:
 
 
 def first_sentence(docstring: str, name: str) -> str | None:
-    """The query made of a docstring: its first sentence on one line, `name` removed; None where too little is left.
+    """A docstring's first sentence on one line, without `name`; None where too few words are left.
 
     >>> first_sentence("Sort the `lines` of a file. Blank ones come last.", "lines")
     'Sort the of a file.'
@@ -109,7 +106,7 @@ def first_sentence(docstring: str, name: str) -> str | None:
     """
     name = re.escape(name)
     text = inspect.cleandoc(docstring)
-    # Old docstrings open with the signature ("splitext(p) -> pair"), which is the name and no sentence.
+    # Old docstrings open with the signature ("splitext(p) -> pair"), which is not a sentence.
     text = re.sub(rf"\A(?:\w+\.)*{name}\s*\([^)]*\)\s*(?:->[^\n]*|=[^\n]*|:|--|\n|\Z)", "", text, count=1)
     paragraph = re.split(r"\n\s*\n", text.strip(), maxsplit=1)[0]
     line = re.split(r"(?<=[.!?])\s+(?=[A-Z(])", " ".join(paragraph.split()), maxsplit=1)[0]
@@ -118,21 +115,12 @@ def first_sentence(docstring: str, name: str) -> str | None:
     return line if len(re.findall(r"[^\W\d_]{2,}", line)) >= _MIN_WORDS else None
 
 
-def __getattr__(name: str) -> Any:
-    """`StdlibTask` on demand: it needs mteb, the collection does not."""
-    if name == "StdlibTask":
-        from search_r3_mteb.tasks import mteb_tasks
-
-        return mteb_tasks.StdlibTask
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 def _sources(root: Path) -> list[Path]:
     files = [file for file in root.rglob("*.py") if _DROPPED.isdisjoint(file.relative_to(root).parts)]
     if not files:
         raise FileNotFoundError(
-            f"stdlib task: no Python sources below {str(root)!r}; this interpreter carries its library zipped or compiled. "
-            f"Use an interpreter with sources."
+            f"stdlib task: no Python sources below {str(root)!r}: this interpreter's library is zipped or compiled. "
+            "Use an interpreter with sources."
         )
     return sorted(files, key=lambda file: file.relative_to(root).as_posix())
 
@@ -163,7 +151,7 @@ def _functions(file: Path, name: str) -> Iterator[_Found]:
 
 
 def _walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, _Function]]:
-    """Functions and methods with their qualified names, not those inside functions."""
+    """Functions and methods with their qualified names, without those inside functions."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, _Function):
             yield prefix + child.name, child
@@ -174,7 +162,7 @@ def _walk(node: ast.AST, prefix: str) -> Iterator[tuple[str, _Function]]:
 
 
 def _document(lines: list[bytes], node: _Function) -> str | None:
-    """Signature and body, dedented, the docstring (first statement) cut out; None if the docstring is all there is.
+    """Signature and body, dedented, without the docstring; None if the docstring is all there is.
 
     The source is cut by lines and byte columns, so comments and layout survive (ast.unparse would lose them).
     """

@@ -12,26 +12,50 @@ import numpy as np
 import pytest
 
 from search_r3_mteb.evaluation import bench as module
-from search_r3_mteb.evaluation.bench_cases import KINDS, Case, Subject, cases
+from search_r3_mteb.evaluation.bench_cases import BENCHMARKS, Case, cases
+from search_r3_mteb.evaluation.bench_memory import available, peak_bytes
+from search_r3_mteb.evaluation.bench_work import Subject
+
+only_on_linux = pytest.mark.skipif(not available(), reason="only Linux can reset a recorded peak")
 
 
-def case(ours=0.002, theirs=0.006, difference=0.0):
+class Clock:
+    """Seconds that pass only in the work of `case`, so that no measurement depends on how busy the machine is."""
+
+    def __init__(self):
+        self.now, self.slowness = 0.0, 1.0
+
+    def __call__(self):
+        return self.now
+
+
+def case(ours=2.0, theirs=6.0, difference=0.0, clock=None, slower=1.0, their_items=None):
+    """Ten items in `ours` and `theirs` seconds of `clock`; each run is `slower` times as slow as the one before."""
+    clock = clock or Clock()
+
     def side(seconds, vector):
         def work():
-            time.sleep(seconds)
+            clock.now += seconds * clock.slowness
+            clock.slowness *= slower
             return np.full((2, 3), vector)
 
         return work
 
-    return Case("c", "p", "items/s", 10, 5, side(ours, 1.0), side(theirs, 1.0 + difference))
+    return Case("c", "p", "items/s", 10, 5, side(ours, 1.0), side(theirs, 1.0 + difference), their_items)
 
 
 def test_the_ratio_is_how_much_faster_we_are():
-    record = module.measure(case())
-    assert 1.5 < record["ratio"] < 4.5
-    assert record["ours"] > record["theirs"]
-    assert record["runs"] == 5
-    assert set(record) == {"case", "peer", "ratio", "ours", "theirs", "unit", "runs"}
+    clock = Clock()
+    assert module.measure(case(clock=clock), clock) == {
+        "case": "c", "peer": "p", "ratio": 3.0, "ours": 5.0, "theirs": 1.667, "unit": "items/s", "runs": 5
+    }  # fmt: skip
+
+
+def test_a_machine_that_becomes_slower_hardly_changes_the_ratio():
+    # The second of a round's two runs takes 1.1 times as long; each side is second in two of four rounds.
+    clock = Clock()
+    slowing = replace(case(clock=clock, slower=1.1), rounds=4)
+    assert module.measure(slowing, clock)["ratio"] == pytest.approx(3.0, rel=0.01)
 
 
 def test_work_that_is_not_the_same_has_no_ratio():
@@ -55,7 +79,7 @@ def test_quick_ends_within_a_minute(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     assert time.perf_counter() - started < 60
     names = [record["case"] for record in json.loads((tmp_path / "b.json").read_text())]
-    assert {kind for kind in KINDS for name in names if kind in name} == set(KINDS)
+    assert {kind for kind in BENCHMARKS for name in names if kind in name} == set(BENCHMARKS)
 
 
 def test_unknown_kind():
@@ -82,12 +106,9 @@ def test_what_was_measured_is_kept_and_not_run_again(monkeypatch, tmp_path):
     assert [record["case"] for record in told] == ["another"]
 
 
+@only_on_linux
 def test_a_peak_is_what_the_work_held_at_once():
-    from search_r3_mteb.evaluation.bench_memory import available
-
-    if not available():
-        pytest.skip("only Linux can set a recorded peak back")
-    # In a process of its own, as the benchmark does it: in this one, tests before have left memory that may go meanwhile.
+    # In a process of its own, as in the benchmark: in this one, earlier tests have left memory that may go meanwhile.
     program = """
 import numpy as np
 from search_r3_mteb.evaluation.bench_memory import rise
@@ -99,11 +120,8 @@ print(rise(lambda: np.ones(8 << 20).sum()), rise(lambda: [np.ones(1 << 20).sum()
     assert parts < (64 << 20) / 2
 
 
+@only_on_linux
 def test_memory_is_measured_in_a_process_of_its_own():
-    from search_r3_mteb.evaluation.bench_memory import available, peak_bytes
-
-    if not available():
-        pytest.skip("only Linux can set a recorded peak back")
     work = {"work": "reason", "size": "nano", "batch": 2}
     assert peak_bytes(work | {"side": "ours"}) < peak_bytes(work | {"side": "theirs"})
     with pytest.raises(RuntimeError, match="exit status 1"):
@@ -111,19 +129,9 @@ def test_memory_is_measured_in_a_process_of_its_own():
 
 
 def test_fewer_items_on_the_other_side_are_counted():
-    few = Case("c", "p", "items/s", 10, 3, lambda: (time.sleep(0.02), np.zeros((10, 2)))[1], lambda: np.zeros((1, 2)))
-    flat = Case(
-        "c",
-        "p",
-        "items/s",
-        10,
-        3,
-        lambda: (time.sleep(0.05), np.zeros((10, 2)))[1],
-        lambda: (time.sleep(0.005), np.zeros((1, 2)))[1],
-        their_items=1,
-    )
-    assert module.measure(flat)["ratio"] == pytest.approx(1, rel=0.3)
-    assert module.measure(few)["ratio"] < 0.5
+    clock = Clock()
+    assert module.measure(case(50.0, 5.0, clock=clock, their_items=1), clock)["ratio"] == 1.0
+    assert module.measure(case(50.0, 5.0, clock=clock), clock)["ratio"] == 0.1
 
 
 def test_documents_are_no_longer_than_both_sides_read():

@@ -1,4 +1,4 @@
-"""Does the reasoning matter? The controls, the cosines and the verdict, on models for which the answer is known."""
+"""The diagnosis: controls, cosines and verdict, on models for which it is known whether the reasoning matters."""
 
 import itertools
 import json
@@ -16,18 +16,19 @@ from search_r3_mteb.encoder.engine import Engine, Rollouts
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.evaluation.diagnosis_groups import BudgetRun, Measured, _bins, group_record, hop_groups, verdict
-from search_r3_mteb.evaluation.diagnostics import Plan, diagnose, table
+from search_r3_mteb.evaluation.diagnosis_runs import DiagnosisPlan
+from search_r3_mteb.evaluation.diagnostics import diagnose, table
 from search_r3_mteb.evaluation.evaluate import evaluate
-from search_r3_mteb.evaluation.movement import Cosines, cosines, pooled
-from search_r3_mteb.evaluation.movement import Rollouts as Sampled
+from search_r3_mteb.evaluation.movement import Cosines, SampledReasonings, cosines, pooled
 from search_r3_mteb.evaluation.query_scorer import QueryScorer
 from search_r3_mteb.evaluation.reasoning_variants import embed_after, others, shuffled_words
 from search_r3_mteb.evaluation.tasks import resolve_task
+from search_r3_mteb.tasks.beir_folder import write_beir
 
 WORDS = ["silver", "river", "garden", "stone", "winter", "harbour", "letter", "engine"]
 SHORT = Profile(reason=Template("think", "{reasoning}{embed_token}"), direct=Template("embed", "{embed_token}"))
 SETTINGS = {"max_reasoning_tokens": 8}
-PLAN = Plan(max_queries=None, rollouts=4, budgets=(0, 4), pools=(1, 2, 4))
+PLAN = DiagnosisPlan(max_queries=None, rollouts=4, budgets=(0, 4), pools=(1, 2, 4))
 
 
 @pytest.fixture
@@ -38,21 +39,13 @@ def checkpoint(make_model, tiny_tokenizer):
 
 @pytest.fixture
 def beir(tmp_path):
-    """One document a word and its question; a second document that shares the question's other words."""
-    folder = tmp_path / "little"
-    (folder / "qrels").mkdir(parents=True)
-    documents = [{"_id": f"d{n}", "title": "", "text": f"the {word} is here"} for n, word in enumerate(WORDS)]
-    documents += [{"_id": f"x{n}", "title": "About", "text": f"where was it, {word}?"} for n, word in enumerate(WORDS)]
-    queries = [{"_id": f"q{n}", "text": f"where is number {n}"} for n in range(8)]
-    for name, rows in (("corpus", documents), ("queries", queries)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in range(8))]
-    (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def queries_of(folder):
-    return [json.loads(line)["text"] for line in (folder / "queries.jsonl").read_text().splitlines()]
+    """One document per word and its question; a second document that shares the question's other words."""
+    documents = [(f"d{n}", "", f"the {word} is here") for n, word in enumerate(WORDS)]
+    documents += [(f"x{n}", "About", f"where was it, {word}?") for n, word in enumerate(WORDS)]
+    queries = [(f"q{n}", f"where is number {n}") for n in range(8)]
+    qrels = {"test": [(f"q{n}", f"d{n}", 1) for n in range(8)]}
+    write_beir(tmp_path / "little", corpus=documents, queries=queries, qrels=qrels)
+    return tmp_path / "little"
 
 
 class Scripted:
@@ -149,7 +142,7 @@ def test_empty_reasoning_is_the_budget_of_zero(checkpoint):
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 101])
-def test_everyone_gets_another_ones_reasoning_and_each_is_given_once(count):
+def test_every_query_gets_another_ones_reasoning_and_each_is_given_once(count):
     other = others(count, np.random.default_rng(count))
     assert sorted(other) == list(range(count))
     assert (other != np.arange(count)).all()
@@ -199,7 +192,7 @@ def test_shuffling_where_it_is_not_plain(tiny_tokenizer):
 def sampled(vectors, token_ids):
     vectors = np.array(vectors, dtype=np.float32)
     zeros = np.zeros(vectors.shape[:2])
-    return Sampled(vectors, token_ids, zeros + 1, zeros, zeros)
+    return SampledReasonings(vectors, token_ids, zeros + 1, zeros, zeros)
 
 
 def test_cosines_by_hand():
@@ -236,7 +229,7 @@ def test_pooling_takes_full_groups_of_unit_means():
     np.testing.assert_allclose(np.concatenate(found), [[half, half], [-half, half]], atol=1e-6)
 
 
-def test_length_bins_never_part_equal_lengths_and_lose_nobody():
+def test_length_bins_never_part_equal_lengths_and_lose_no_query():
     tokens = np.array([3] * 10 + [4] * 3 + [9, 12, 30, 256, 256])
     wanted = tokens < 256
     bins = _bins(tokens, wanted)
@@ -417,7 +410,7 @@ def test_a_second_run_reasons_about_nothing_again(checkpoint, beir, tmp_path, sc
     assert calls == 1 + 2 + 4  # own, two further budgets, four rollouts
     assert diagnose(*where, settings={"max_reasoning_tokens": 40}, plan=PLAN) == first
     assert fake.calls == calls
-    other = diagnose(*where, settings={"max_reasoning_tokens": 40}, plan=Plan(None, 4, (0, 4), (1,), seed=7))
+    other = diagnose(*where, settings={"max_reasoning_tokens": 40}, plan=DiagnosisPlan(None, 4, (0, 4), (1,), seed=7))
     assert other["rollouts"]["seeds"] == [7, 8, 9, 10]
     assert fake.calls == calls + 4
 
@@ -425,7 +418,7 @@ def test_a_second_run_reasons_about_nothing_again(checkpoint, beir, tmp_path, sc
 def test_hopworld_is_diagnosed_by_hop_count(checkpoint, tmp_path):
     from rich.console import Console
 
-    plan = Plan(max_queries=24, rollouts=2, budgets=(0, 8), pools=(1, 2))
+    plan = DiagnosisPlan(max_queries=24, rollouts=2, budgets=(0, 8), pools=(1, 2))
     result = diagnose(
         checkpoint, "hopworld:500", tmp_path / "out", settings=SETTINGS, plan=plan, command="search-r3 ..."
     )
@@ -449,7 +442,8 @@ def measured(own, other, direct, none):
     ones, runs = np.ones(size), np.zeros((2, size))
     return Measured(
         ndcg=ndcg, cosine_to_own=dict.fromkeys(level, ones), tokens=ones.astype(int), forced=ones * 0,
-        budgets={8: BudgetRun(ndcg["own"], ones.astype(int), ones * 0)}, cosines=Cosines(ones, ones, ones * 0, ones.astype(int)),
+        budgets={8: BudgetRun(ndcg["own"], ones.astype(int), ones * 0)},
+        cosines=Cosines(ones, ones, ones * 0, ones.astype(int)),
         rollout_ndcg=runs, rollout_margin=runs, rollout_forced=runs, pools={1: ones},
     )  # fmt: skip
 
@@ -478,10 +472,10 @@ def test_the_verdict_says_what_the_intervals_say(own, other, direct, none, said,
     assert found["helps"] == (own > max(direct, none) + 0.1)
 
 
-def test_a_budget_beyond_the_window_is_told(make_model, tiny_tokenizer, beir, tmp_path, scripted):
+def test_a_budget_beyond_the_window_is_noted(make_model, tiny_tokenizer, beir, tmp_path, scripted):
     scripted()
     model = Checkpoint(make_model(max_position_embeddings=128), tiny_tokenizer, SHORT, "tests/narrow")
-    plan = Plan(rollouts=2, budgets=(0, 256), pools=(1,))
+    plan = DiagnosisPlan(rollouts=2, budgets=(0, 256), pools=(1,))
     result = diagnose(model, f"beir:{beir}", tmp_path / "out", settings={"max_reasoning_tokens": 30}, plan=plan)
     assert [each["max_reasoning_tokens"] for each in result["groups"][0]["budgets"]] == [0, 30]
     assert [each["max_reasoning_tokens"] for each in result["skipped"]] == [256]
@@ -515,18 +509,18 @@ def test_another_diagnosis_is_not_overwritten(checkpoint, beir, tmp_path):
     with pytest.raises(ValueError, match=r"holds the diagnosis of m on T\. Name another --output"):
         diagnose(checkpoint, f"beir:{beir}", out)
     (out / "diagnose.json").write_text('{"task": "T')
-    with pytest.raises(ValueError, match="is no diagnosis"):
+    with pytest.raises(ValueError, match="is not a diagnosis"):
         diagnose(checkpoint, f"beir:{beir}", out)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"rollouts": 1}, "two are the least"), ({"temperature": 0.0}, "above 0"), ({"max_queries": 1}, "two are the least"),
+    [({"rollouts": 1}, "at least two"), ({"temperature": 0.0}, "above 0"), ({"max_queries": 1}, "at least two"),
      ({"budgets": ()}, "at least one"), ({"budgets": (-1,)}, "none below 0")],
 )  # fmt: skip
 def test_a_plan_that_cannot_be_measured_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
-        Plan(**given)
+        DiagnosisPlan(**given)
 
 
 def test_tasks_that_leave_no_choice_are_named(checkpoint):
@@ -545,7 +539,7 @@ def test_the_default_folder_names_task_and_model(checkpoint, beir, scripted, tmp
     scripted()
     monkeypatch.chdir(tmp_path)
     result = diagnose(
-        checkpoint, f"beir:{beir}", settings={"max_reasoning_tokens": 40}, plan=Plan(rollouts=2, budgets=(0,))
+        checkpoint, f"beir:{beir}", settings={"max_reasoning_tokens": 40}, plan=DiagnosisPlan(rollouts=2, budgets=(0,))
     )
     assert Path(result["file"]) == Path("runs/diagnose") / f"{result['task']}__tests__short" / "diagnose.json"
     assert Path(result["file"]).exists()

@@ -1,4 +1,4 @@
-"""Evaluation: the numbers are MTEB's, the files are complete or absent, and nobody gets another model's results."""
+"""Evaluation: the numbers are MTEB's, the files are complete or absent, and no model gets another's results."""
 
 import json
 import math
@@ -324,7 +324,7 @@ def test_an_exported_folder_reasons_and_scores_as_its_checkpoint(tiny_folder, be
     [ours] = evaluate([tiny_folder], [f"beir:{beir}"], "reason", tmp_path / "out", settings=SETTINGS)
     assert theirs["mode"] == "reason"
     assert theirs["ndcg_at_10"] == ours["ndcg_at_10"]
-    # sentence-transformers hands back vectors only: what the reasoning took is not known, and not zero.
+    # sentence-transformers returns only vectors: the number of reasoning tokens is unknown, not zero.
     assert theirs["reasoning_tokens_per_query"] is None
 
 
@@ -434,9 +434,9 @@ def test_direct_runs_that_differ_in_the_budget_only_are_one(tiny_checkpoint):
         ({"mode": "fast"}, ValueError, "mode must be one of both, reason, direct, got 'fast'"),
         ({"models": []}, ValueError, "0 models and 1 tasks"),
         ({"tasks": ["SciFactt"]}, ValueError, "no task 'SciFactt'.*Did you mean: 'SciFact'"),
-        ({"tasks": ["STS12"]}, ValueError, "STS12 is no retrieval task"),
-        ({"tasks": ["hopworld:many"]}, ValueError, "'many' is no number of documents"),
-        ({"tasks": ["beir:"]}, ValueError, "names no folder"),
+        ({"tasks": ["STS12"]}, ValueError, "STS12 is not a retrieval task"),
+        ({"tasks": ["hopworld:many"]}, ValueError, "expected a number of documents as in hopworld:5000, got 'many'"),
+        ({"tasks": ["beir:"]}, ValueError, "does not name a folder"),
         ({"tasks": ["beir:nowhere"]}, FileNotFoundError, "nowhere"),
         ({"tasks": ["hopworld"], "split": "train"}, ValueError, "'test' or 'dev', got 'train'"),
         ({"tasks": ["SciFact"], "split": "dev"}, ValueError, "no split 'dev'; it has test"),

@@ -1,4 +1,4 @@
-"""`search-r3 reproduce`, end to end against a checkpoint and task folders made here, through the path that the real ones take."""
+"""`search-r3 reproduce`, end to end with a checkpoint and task folders made here, on the path of the real ones."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.evaluation import reproduce as module
 from search_r3_mteb.evaluation.reproduce import (
     CLAIMS,
-    MODEL,
+    RELEASED_MODEL,
     Claim,
     _by_question,
     judge,
@@ -22,6 +22,7 @@ from search_r3_mteb.evaluation.reproduce import (
     table,
 )
 from search_r3_mteb.evaluation.significance import Difference, interval
+from search_r3_mteb.tasks.beir_folder import write_beir
 
 SHORT = Profile(reason=Template("think", "{reasoning}{embed_token}"), direct=Template("embed", "{embed_token}"))
 SETTINGS = {"max_reasoning_tokens": 4}
@@ -46,15 +47,11 @@ def beirs(tmp_path):
     """A BEIR folder for each claim."""
     found = {}
     for claim in CLAIMS:
-        path = tmp_path / "data" / claim.name
-        (path / "qrels").mkdir(parents=True)
-        documents = [{"_id": f"d{n}", "title": "", "text": f"{claim.name} {a} {b}"} for n, (a, b) in enumerate(pairs())]
-        queries = [{"_id": f"q{n}", "text": f"{claim.name}: where is {word}"} for n, word in enumerate(WORDS)]
-        for name, rows in (("corpus", documents), ("queries", queries)):
-            (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        lines = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{6 * n}\t1" for n in range(6))]
-        (path / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
-        found[claim.name] = path
+        documents = [(f"d{n}", "", f"{claim.name} {a} {b}") for n, (a, b) in enumerate(pairs())]
+        queries = [(f"q{n}", f"{claim.name}: where is {word}") for n, word in enumerate(WORDS)]
+        qrels = {"test": [(f"q{n}", f"d{6 * n}", 1) for n in range(6)]}
+        found[claim.name] = tmp_path / "data" / claim.name
+        write_beir(found[claim.name], corpus=documents, queries=queries, qrels=qrels)
     return found
 
 
@@ -95,7 +92,7 @@ def test_all_claims_from_a_folder_and_again_without_work(folder, beirs, tmp_path
         assert finding["claimed"]["difference"] == claim.difference
         assert finding["verdict"] in ("confirmed", "not confirmed", "undecided")
         assert finding["rehearsal"] == (
-            f"local/Search-R3.0-Small is not known to be {MODEL}; a folder stands in for {claim.task}"
+            f"local/Search-R3.0-Small is not known to be {RELEASED_MODEL}; a folder stands in for {claim.task}"
         )
         assert (finding["queries"], finding["questions"], finding["max_reasoning_tokens"]) == (6, 6, 4)
         assert finding["command"] == "search-r3 reproduce"
@@ -214,7 +211,7 @@ def hub(monkeypatch, checkpoint, folder):
 def test_the_released_checkpoint_on_the_task_itself_is_no_rehearsal(hub, tmp_path):
     hub(downloaded(("en", "de")))
     [finding] = reproduce(["mkqa"], output=tmp_path / "run", settings=SETTINGS)
-    assert (finding["model"], finding["task"], finding["split"]) == (MODEL, "MKQARetrieval", "train")
+    assert (finding["model"], finding["task"], finding["split"]) == (RELEASED_MODEL, "MKQARetrieval", "train")
     assert finding["rehearsal"] is None
     assert (finding["queries"], finding["questions"]) == (10, 6)
     rows = {row["mode"]: row for row in json.loads((tmp_path / "run" / "summary.json").read_text())}
@@ -229,7 +226,7 @@ def test_questions_in_several_languages_are_drawn_together():
     together = _by_question(values, several=True)
     assert np.mean(list(together.values())) == pytest.approx(level.mean())
     apart, shared = interval(list(values.values())), interval(list(together.values()))
-    # The same 40 questions three times are 40 draws: counted as 120, the interval would be too narrow by the root of three.
+    # The same 40 questions three times are 40 draws: as 120, the interval would be too narrow by the root of three.
     assert (shared.high - shared.low) / (apart.high - apart.low) == pytest.approx(3**0.5, rel=0.1)
     uneven = {"en/a": 1.0, "en/b": 0.0, "de/a": 0.5}
     assert np.mean(list(_by_question(uneven, several=True).values())) == pytest.approx((0.5 + 0.5) / 2)
@@ -246,8 +243,8 @@ def test_without_network_it_is_said_what_is_needed(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         reproduce(["all"], output=tmp_path / "run")
     message = str(caught.value)
-    for needed in (f"the checkpoint {MODEL}", "the data of SciFact", "the data of LitSearchRetrieval", "MKQARetrieval",
-                   "machine with network and a GPU", "--claim scifact --claim litsearch --claim mkqa",
+    for needed in (f"the checkpoint {RELEASED_MODEL}", "the data of SciFact", "the data of LitSearchRetrieval",
+                   "MKQARetrieval", "machine with network and a GPU", "--claim scifact --claim litsearch --claim mkqa",
                    "--model FOLDER --task-folder scifact=BEIR_FOLDER", "no connection"):  # fmt: skip
         assert needed in message
     assert not (tmp_path / "run").exists()

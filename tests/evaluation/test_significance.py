@@ -37,7 +37,8 @@ def test_three_queries_by_hand():
 
 
 def test_seeds_are_a_second_level_by_hand():
-    # Two seeds, one right everywhere and one wrong everywhere: the mean over the drawn seeds is 0, 1/2, 1 (1/4, 1/2, 1/4).
+    # Two seeds, one right everywhere and one wrong everywhere: the mean of the drawn seeds is 0, 1/2, 1 (1/4, 1/2,
+    # 1/4).
     seeds = np.array([[1.0] * 50, [0.0] * 50])
     result = compare(seeds, np.zeros(50))
     assert (result.low, result.high) == pytest.approx((0.0, 1.0))

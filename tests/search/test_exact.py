@@ -1,4 +1,4 @@
-"""The blockwise search gives what a full scores matrix gives, whatever the blocks, the storage and the order of the corpus."""
+"""The blockwise search finds what a matrix of all scores gives, for any blocks, storage and order of the corpus."""
 
 import tracemalloc
 

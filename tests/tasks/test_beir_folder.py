@@ -5,8 +5,9 @@ import json
 
 import pytest
 
+from search_r3_mteb import BeirFolder
 from search_r3_mteb.tasks import beir_folder
-from search_r3_mteb.tasks.beir_folder import BeirFolder, Document, Judgement, Query
+from search_r3_mteb.tasks.beir_folder import Document, Judgement, Query
 from search_r3_mteb.tasks.hopworld import SPLITS, HopWorld
 
 CORPUS = [
@@ -139,7 +140,7 @@ def test_bad_judgements(folder, rows, message):
 
 
 def test_missing_parts(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"does not exist or is no folder; it must hold corpus\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist or is not a folder; it holds corpus\.jsonl"):
         BeirFolder(tmp_path / "nowhere")
     path = folder(qrels={})
     with pytest.raises(FileNotFoundError, match=r"no qrels/SPLIT\.tsv"):
@@ -161,7 +162,7 @@ def test_split_is_found_or_named(folder):
     assert BeirFolder(path).split == "test"
     assert BeirFolder(path, "dev").split == "dev"
     assert BeirFolder(folder("one", qrels={"dev": QRELS})).split == "dev"
-    with pytest.raises(ValueError, match="no split was named and there is no 'test' among dev, train; name one"):
+    with pytest.raises(ValueError, match="no split was named and 'test' is not among dev, train; name one"):
         BeirFolder(folder("two", qrels={"train": QRELS, "dev": QRELS}))
     with pytest.raises(ValueError, match="no split 'validation'; it has dev, test, train"):
         BeirFolder(path, "validation")
@@ -187,7 +188,8 @@ def test_changed_folder_is_noticed(folder):
         task.load_data()
 
 
-# MTEB returns a complete cached result of the same name and model whatever the dataset revision: the hash is in the name.
+# MTEB returns a complete cached result of the same name and model whatever the dataset revision: the hash is in the
+# name.
 def test_mteb_cache_does_not_mix_two_folders(folder, hash_encoder, evaluate, tmp_path):
     import mteb
 
@@ -202,7 +204,8 @@ def test_mteb_cache_does_not_mix_two_folders(folder, hash_encoder, evaluate, tmp
 
 
 def test_mteb_scores_graded_relevance(folder, hash_encoder, evaluate):
-    # q1 ranks its own copy first, then d1 (shares the, nile, is, river), then q2's answers and the lake with no shared word.
+    # q1 ranks its own copy first, then d1 (shares the, nile, is, river), then q2's answers and the lake with no shared
+    # word.
     scores = evaluate(hash_encoder(), BeirFolder(folder()))
     assert scores["ndcg_at_1"] == 0.5  # q2 right, q1 finds its copy first
     # Linear gains as trec_eval: q1 = (2 / log2(3) + 1 / log2(5)) / (2 + 1 / log2(3)), with the lake last; q2 = 1.
@@ -248,7 +251,7 @@ def test_large_corpus_is_read_in_batches(folder, monkeypatch):
 
 
 def test_hopworld_round_trip(tmp_path, hash_encoder, evaluate):
-    from search_r3_mteb.tasks.hopworld import HopWorldTask
+    from search_r3_mteb.tasks.mteb_tasks import HopWorldTask
 
     world = HopWorld(500)
     world.write_beir(tmp_path)

@@ -5,7 +5,8 @@ import json
 import mteb
 import pytest
 
-from search_r3_mteb.tasks.hopworld import HOPS, HopWorld, HopWorldTask
+from search_r3_mteb.tasks.hopworld import HOPS, HopWorld
+from search_r3_mteb.tasks.mteb_tasks import HopWorldTask
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from search_r3_mteb.tasks import beir_folder, stdlib
+from search_r3_mteb.tasks.mteb_tasks import StdlibTask
 from search_r3_mteb.tasks.stdlib import collect, first_sentence
 
 
@@ -82,7 +83,7 @@ SMALL = {
             @property
             def size(self):
                 """Return the size of this box in bytes."""
-                # counted anew
+                # counted again
                 return 1
 
             @size.setter
@@ -120,7 +121,7 @@ def test_cuts_and_names_by_hand(library):
         "a.py:load": 'async def load(path):\n    def inner():\n        """This one is part of the outer document."""\n'
         '        return 0\n    return "é" + """\nflush left\n"""\n',
         "a.py:short": "def short():\n    return 2\n",
-        "b.py:Box.size": "def size(self):\n    # counted anew\n    return 1\n",
+        "b.py:Box.size": "def size(self):\n    # counted again\n    return 1\n",
         "b.py:Box.size#2": "def size(self, value): self.value = value\n",
     }
     assert made.queries == {
@@ -195,7 +196,7 @@ def test_mteb_task(collection, hash_encoder, evaluate, monkeypatch):
         {id_: collection.documents[id_] for id_ in ids}, queries, {q: q.removeprefix("q:") for q in queries}, "3.x"
     )
     monkeypatch.setattr(stdlib, "collect", lambda: small)
-    task = stdlib.StdlibTask()
+    task = StdlibTask()
     assert task.metadata.dataset["revision"] == small.revision != collection.revision
     assert 0.3 < evaluate(hash_encoder(), task)["ndcg_at_10"] < 1.0
 

@@ -1,0 +1,132 @@
+"""The work that the benchmark measures: models, prompts, documents, and our side's runs on them."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.encoder.encoder import SearchR3Encoder
+from search_r3_mteb.encoder.engine import Sampling
+from search_r3_mteb.evaluation import bench_models as models
+from search_r3_mteb.evaluation import bench_peers as peers
+
+SHORTEST, LONGEST = 32, 256  # reasoning tokens, uniform
+SHORT_DOCUMENTS = (16, 48)  # words = tokens, uniform
+ROLLOUT_PROMPT, ROLLOUT_TOKENS = 512, 64
+MemoryWork = dict[str, Any]
+"""{"work": "reason" or "encode", "side": "ours" or "theirs", "size", "batch"}"""
+
+
+class Subject:
+    """One model and what is made for it once: encoder, sentence-transformers peer, prompts."""
+
+    def __init__(self, size: str) -> None:
+        self.size = size
+        self.checkpoint: Checkpoint = models.checkpoint(size)
+        self._folder = tempfile.TemporaryDirectory()
+
+    @cached_property
+    def encoder(self) -> SearchR3Encoder:
+        """Our encoder, direct."""
+        return SearchR3Encoder(self.checkpoint, mode="direct", max_length=512, show_progress_bar=False)
+
+    @cached_property
+    def peer(self) -> Any:
+        """sentence-transformers on the same weights."""
+        return peers.sentence_transformer(self.checkpoint, Path(self._folder.name), self.encoder.max_length)
+
+    def prompts(self, count: int) -> list[list[int]]:
+        """Reasoning prompts of queries with SciFact's lengths."""
+        texts = models.texts(models.lengths(count, models.QUERY_DECILES), self.checkpoint.tokenizer)
+        return [each.token_ids for each in self.encoder.renderer.render_batch(texts, "reason")]
+
+    def long_prompts(self, count: int) -> list[list[int]]:
+        """Prompts of `ROLLOUT_PROMPT` tokens without a common beginning: only what a group shares counts here."""
+        draw, tokenizer = np.random.default_rng(3), self.checkpoint.tokenizer
+        pool = tokenizer.convert_tokens_to_ids(models.whole_words(tokenizer, True))
+        return [draw.choice(pool, size=ROLLOUT_PROMPT).tolist() for _ in range(count)]
+
+    def documents(self, count: int, kind: str) -> list[str]:
+        """Documents of SciFact's lengths, cut to what the encoder reads, or short ones."""
+        if kind == "short":
+            words = np.random.default_rng(1).integers(SHORT_DOCUMENTS[0], SHORT_DOCUMENTS[1] + 1, count).tolist()
+            return models.texts(words, self.checkpoint.tokenizer)
+        before, after = self.encoder.renderer.frame_ids("direct")
+        room = self.encoder.max_length - len(before) - len(after)
+        words = models.lengths(count, models.DOCUMENT_DECILES, longest=room)
+        return [self._cut(text, room) for text in models.texts(words, self.checkpoint.tokenizer)]
+
+    def _cut(self, text: str, tokens: int) -> str:
+        """As many whole words as fit into `tokens`; in a longer text the peer would cut the embed token away."""
+        while (more := len(self.checkpoint.tokenizer(text, add_special_tokens=False).input_ids) - tokens) > 0:
+            text = " ".join(text.split(" ")[:-more])
+        return text
+
+    def engine(self, rows: int, length: int, wanted: Sequence[int]) -> Any:
+        """An engine for `rows` rows of that length at once, whose rows reason as long as wanted."""
+        engine = peers.FixedLengthEngine(
+            self.checkpoint.model, self.checkpoint.embed_token_id, (), token_budget=rows * length
+        )
+        engine.wanted = wanted
+        return engine
+
+
+def reasoning_lengths(count: int) -> list[int]:
+    """How many tokens each of `count` queries reasons."""
+    lengths: list[int] = np.random.default_rng(2).integers(SHORTEST, LONGEST + 1, size=count).tolist()
+    return lengths
+
+
+def together(subject: Subject, prompts: Any, wanted: Any, batch: int) -> Any:
+    """As many rows at once as the peer has: the same batch, at the length that the peer reaches."""
+    engine = subject.engine(batch, max(map(len, prompts)) + LONGEST + 1, wanted)
+    found = engine.reason(prompts, Sampling(LONGEST), log_probs=False)
+    return found.vectors, found.token_ids
+
+
+def one_by_one(subject: Subject, prompts: Any, wanted: Any, batch: int) -> Any:
+    """One call per query, as queries arrive at a service: nothing is shared between them."""
+    engine = subject.engine(1, 1, wanted)
+    vectors, ids = [], []
+    for prompt, tokens in zip(prompts, wanted, strict=True):
+        engine.wanted = [tokens]
+        found = engine.reason([prompt], Sampling(LONGEST), log_probs=False)
+        vectors.append(found.vectors)
+        ids += found.token_ids
+    return torch.cat(vectors), ids
+
+
+def rollouts(subject: Subject, prompts: list[list[int]], group: int) -> Any:
+    """Vectors and ids of `group` sampled rollouts of every prompt, which share its prefill."""
+    rows = len(prompts) * group
+    engine = subject.engine(rows, ROLLOUT_PROMPT + ROLLOUT_TOKENS + 1, [ROLLOUT_TOKENS] * rows)
+    found = engine.reason(prompts, Sampling(ROLLOUT_TOKENS, temperature=1.0), group_size=group)
+    return found.vectors, found.token_ids
+
+
+def sentence_transformers(subject: Subject, batch: int) -> Callable[[list[str]], Any]:
+    """The peer's encode as a function of texts."""
+    peer = subject.peer  # made here: a round times encoding, not loading
+    return lambda texts: peer.encode(texts, batch_size=batch, show_progress_bar=False)
+
+
+def memory_work(subject: Subject, work: MemoryWork) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A small run that warms up, and the run whose peak is measured: one batch of reasoning, or documents for eight."""
+    batch, ours = work["batch"], work["side"] == "ours"
+    if work["work"] == "reason":
+        prompts = subject.prompts(batch)
+        wanted = reasoning_lengths(batch)
+        run = together if ours else peers.keeping_hidden_states
+        owner: Any = subject if ours else subject.checkpoint
+        return partial(run, owner, prompts[:1], [4], 1), partial(run, owner, prompts, wanted, batch)
+    documents = subject.documents(batch * 8, "scifact")
+    encode: Callable[[list[str]], Any] = subject.encoder.encode_document
+    texts = documents
+    if not ours:
+        encode, texts = sentence_transformers(subject, batch), peers.prompt_texts(subject.checkpoint, documents)
+    return partial(encode, texts[:1]), partial(encode, texts)

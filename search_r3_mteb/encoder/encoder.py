@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load
 from search_r3_mteb.encoder.chunks import CHUNK, Compute, computed_chunks, progress_bar
 from search_r3_mteb.encoder.documents import Documents
-from search_r3_mteb.encoder.engine import Engine, Sampling
+from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.inputs import check_batch_size, documents_of, instructions_of, refuse_keywords, texts_of
 from search_r3_mteb.encoder.processes import process_device
 from search_r3_mteb.encoder.profiles import TEMPLATES, TemplateName
 from search_r3_mteb.encoder.prompts import Renderer
+from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics
 from search_r3_mteb.encoder.store import Store, fingerprint_of
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from search_r3_mteb.encoder.engine import Engine, Sampling
+from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.sampling import Sampling
 
 MODEL_TYPE = "search_r3"
 # The few lines that travel with a folder, for processes that never import this package.

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from search_r3_mteb.encoder import checkpoints
 from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token, load, resolve, save
-from search_r3_mteb.encoder.engine import Engine, Sampling
+from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.prompts import Profile, Template
+from search_r3_mteb.encoder.sampling import Sampling
 
 PROMPT = [[5, 6, 7, 8], [9, 10]]
 

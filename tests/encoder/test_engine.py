@@ -11,12 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from search_r3_mteb.encoder import backbone as backbone_module
 from search_r3_mteb.encoder import decode as decode_module
-from search_r3_mteb.encoder import engine as engine_module
 from search_r3_mteb.encoder.decode import Decode, Pace
-from search_r3_mteb.encoder.engine import Engine, Sampling
+from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.graphs import Recorded
 from search_r3_mteb.encoder.masks import DecodeMasks
+from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.encoder.slots import SlotLayer, Slots
 
 EMBED, END = 3, 2
@@ -205,8 +206,8 @@ def a_larger_cache_forgets_its_rows(monkeypatch):
 
 
 def prefix_too_long(monkeypatch):
-    real = engine_module.common_prefix_length
-    monkeypatch.setattr(engine_module, "common_prefix_length", lambda prompts: real(prompts) + 1)
+    real = backbone_module.common_prefix_length
+    monkeypatch.setattr(backbone_module, "common_prefix_length", lambda prompts: real(prompts) + 1)
 
 
 def draws_of_another_temperature(monkeypatch):
@@ -421,7 +422,7 @@ def scripted(monkeypatch, model, script, budget, **options):
     real = Decode.all
 
     def remember(self):
-        self.engine.decode = self
+        self.backbone.decode = self
         real(self)
 
     monkeypatch.setattr(Decode, "all", remember)

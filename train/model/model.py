@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token
-from search_r3_mteb.encoder.engine import Engine, unwrap
+from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.head import Head
 from search_r3_mteb.encoder.prompts import Renderer
 from train.config.model import LoraSettings, ModelSettings

@@ -10,9 +10,21 @@ from numpy.typing import NDArray
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load
 from search_r3_mteb.encoder.chunks import CHUNK, Compute, computed_chunks, progress_bar
-from search_r3_mteb.encoder.documents import Documents
+from search_r3_mteb.encoder.documents import Documents, document_texts
 from search_r3_mteb.encoder.engine import Engine
-from search_r3_mteb.encoder.inputs import check_batch_size, documents_of, instructions_of, refuse_keywords, texts_of
+from search_r3_mteb.encoder.identity import model_meta
+from search_r3_mteb.encoder.inputs import (
+    check_batch_size,
+    documents_of,
+    instructions_of,
+    is_query,
+    read_batches,
+    read_queries,
+    refuse_encode_kwargs,
+    refuse_keywords,
+    task_prompt,
+    texts_of,
+)
 from search_r3_mteb.encoder.processes import process_device
 from search_r3_mteb.encoder.profiles import TEMPLATES, TemplateName
 from search_r3_mteb.encoder.prompts import Renderer
@@ -181,32 +193,45 @@ class SearchR3Encoder:
         self.statistics.forced += sum(not thought.finished for thought in thoughts)
         return thoughts
 
-    def encode(self, inputs: Any, *, prompt_type: Any = None, **keywords: Any) -> Any:
-        """MTEB's entry point (a DataLoader of batches), or texts; a list may hold documents.
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any = None,
+        hf_split: str | None = None,
+        hf_subset: str | None = None,
+        prompt_type: Any = None,
+        **keywords: Any,
+    ) -> Any:
+        """MTEB's entry point: vectors (n, dim) of a DataLoader of its batches, or of texts; a list may hold documents.
 
-        `prompt_type` "query" reasons as `encode_query`; "document" and None embed directly.
+        `prompt_type` "query" reasons as `encode_query`; "document" and None, which symmetric tasks such as STS use for both
+        sides, embed directly. `hf_split` and `hf_subset` say where the texts come from; no vector depends on that.
         """
-        from search_r3_mteb.integrations.mteb import encode_batches, is_query, task_prompt
-
-        if not isinstance(inputs, str | list | tuple):
-            return encode_batches(self, inputs, prompt_type=prompt_type, **keywords)
-        task, _, _ = (keywords.pop(name, None) for name in ("task_metadata", "hf_split", "hf_subset"))
-        if not is_query(prompt_type):
-            return self.encode_document(inputs, **keywords)
-        prompt = task_prompt(task) if self.task_prompts else None
-        return self.encode_query(inputs, **({"instruction": prompt} | keywords))
+        query = is_query(prompt_type)
+        task = task_metadata if self.task_prompts else None
+        if isinstance(inputs, str | list | tuple):
+            if not query:
+                return self.encode_document(inputs, **keywords)
+            return self.encode_query(inputs, **({"instruction": task_prompt(task)} | keywords))
+        refuse_encode_kwargs(keywords)
+        if not query:
+            return self.encode_document(read_batches(inputs, is_query=False)[0], **keywords)
+        texts, instructions = read_queries(inputs, task)
+        return self.encode_query(texts, instruction=instructions, **keywords)
 
     def encode_queries(self, queries: Sequence[str], **keywords: Any) -> Any:
-        """BEIR's name for `encode_query`."""
-        from search_r3_mteb.integrations.beir import encode_queries
+        """BEIR's name for `encode_query`: vectors (queries, dim).
 
-        return encode_queries(self, queries, **keywords)
+        Limits of beir 2.2 that no encoder can mend: its exact search crashes on a single query, its FAISS and parallel
+        searches cannot be instantiated, and `EvaluateRetrieval.evaluate` averages over the queries present in a run. Where
+        that matters, evaluate the same folder through MTEB (`search_r3_mteb.tasks.beir_folder`).
+        """
+        return self.encode_query(list(queries), **keywords)
 
-    def encode_corpus(self, corpus: Any, **keywords: Any) -> Any:
-        """BEIR's name for `encode_document`."""
-        from search_r3_mteb.integrations.beir import encode_corpus
-
-        return encode_corpus(self, corpus, **keywords)
+    def encode_corpus(self, corpus: Documents, **keywords: Any) -> Any:
+        """BEIR's name for `encode_document`: vectors (documents, dim) of every form of corpus that BEIR has used."""
+        return self.encode_document(document_texts(corpus), **keywords)
 
     def similarity(self, first: Any, second: Any) -> Any:
         """Cosine similarities (n, m) of rows (n, dim) and (m, dim), as a tensor."""
@@ -244,15 +269,19 @@ class SearchR3Encoder:
     @property
     def mteb_model_meta(self) -> Any:
         """MTEB's description of this encoder, with an identity that no other checkpoint or mode shares."""
-        from search_r3_mteb.integrations.mteb import model_meta
-
-        return self._mteb_model_meta if self._mteb_model_meta is not None else model_meta(self)
+        if self._mteb_model_meta is not None:
+            return self._mteb_model_meta
+        return model_meta(self.checkpoint, self.dim, self._experiment())
 
     @mteb_model_meta.setter
     def mteb_model_meta(self, meta: Any) -> None:
-        from search_r3_mteb.integrations.mteb import attach_meta
+        # MTEB's `get_model` assigns what knows only the settings that its caller named; the others decide vectors as well.
+        experiment = {**(meta.experiment_kwargs or {}), **self._experiment()}
+        self._mteb_model_meta = meta.model_copy(update={"experiment_kwargs": experiment})
 
-        self._mteb_model_meta = attach_meta(self, meta)
+    def _experiment(self) -> dict[str, Any]:
+        """The part of the identity that name and revision do not hold; it becomes a folder's name in MTEB's cache."""
+        return self.settings | {"fingerprint": self.fingerprint[:16]}
 
     # ---- how it works ----------------------------------------------------------------------------------------------
 

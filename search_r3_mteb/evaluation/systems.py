@@ -143,7 +143,7 @@ def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, A
     from sentence_transformers import SentenceTransformer
 
     from search_r3_mteb.encoder.checkpoints import resolve
-    from search_r3_mteb.integrations.mteb import name_for_mteb
+    from search_r3_mteb.encoder.identity import name_for_mteb
 
     folder = resolve(path, settings.get("revision"))
     exported = _is_export(folder)

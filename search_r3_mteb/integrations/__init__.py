@@ -1,1 +1,1 @@
-"""The plugs: MTEB, BEIR and sentence-transformers."""
+"""Search-R3 inside sentence-transformers and transformers, and in MTEB's model registry."""

@@ -46,6 +46,12 @@ class Checkpoint:
         found = {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
         return tuple(sorted(found - {self.embed_token_id}))
 
+    @property
+    def window(self) -> int | None:
+        """Positions that the model was made for; None when its configuration does not say."""
+        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if window is None else int(window)
+
     def fingerprint(self) -> str:
         """Hex digest over weights, configuration, tokenizer, profile and stop ids; computed anew when weights were changed.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype
 
 Mode = Literal["reason", "direct"]
+_DEFAULT_MAX_LENGTH = 512
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,20 @@ class EncoderSettings:
                     f"search_r3_mteb.encoder.checkpoints.load(..., {name}={given!r}), or leave {name} out."
                 )
 
+    def fit_max_length(self, checkpoint: Checkpoint) -> int:
+        """The prompt's length in tokens: what was asked for, or what fits; the same in both modes, which share documents."""
+        budget = self.max_reasoning_tokens + 1
+        if self.max_length is not None:
+            check_window(checkpoint, self.max_length + (budget if self.mode == "reason" else 0), budget - 1)
+            return self.max_length
+        if checkpoint.window is None:
+            return _DEFAULT_MAX_LENGTH
+        if checkpoint.window > budget:
+            return min(_DEFAULT_MAX_LENGTH, checkpoint.window - budget)
+        if self.mode == "reason":
+            check_window(checkpoint, 1 + budget, budget - 1)
+        return min(_DEFAULT_MAX_LENGTH, checkpoint.window)
+
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> "EncoderSettings":
         """Settings from keyword arguments; TypeError for an unknown one, with the valid ones."""
@@ -78,6 +93,16 @@ class EncoderSettings:
                 f"SearchR3Encoder has no setting {', '.join(unknown)}. The valid ones are {', '.join(valid)}."
             )
         return cls(**keywords)
+
+
+def check_window(checkpoint: Checkpoint, needed: int, budget: int) -> None:
+    """Raises ValueError when the model was made for fewer than `needed` positions, of which `budget` are for reasoning."""
+    if checkpoint.window is not None and needed > checkpoint.window:
+        raise ValueError(
+            f"{needed} positions are needed for the prompt (max_length), the reasoning (max_reasoning_tokens={budget}) and "
+            f"the embed token, but {checkpoint.name} was made for {checkpoint.window}. Lower max_length or "
+            "max_reasoning_tokens."
+        )
 
 
 @dataclass

@@ -3,18 +3,17 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from search_r3_mteb.encoder.processes import process_number
 
 # Texts that are tokenised, encoded and stored together. A chunk is what a killed run loses.
 CHUNK = {"query": 512, "document": 4096}
 
-Part = TypeVar("Part")
-Prepared = TypeVar("Prepared")
 
-
-def one_ahead(parts: Sequence[Part], prepare: Callable[[Part], Prepared]) -> Iterator[tuple[Part, Prepared]]:
+def one_ahead(
+    parts: Sequence[list[int]], prepare: Callable[[list[int]], list[list[int]]]
+) -> Iterator[tuple[list[int], list[list[int]]]]:
     """Each part with what `prepare` makes of it, in order; a thread prepares one part ahead of the caller."""
     if len(parts) < 2:
         yield from ((part, prepare(part)) for part in parts)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
-_MODEL_TYPE = "search_r3"  # transformers_model.MODEL_TYPE, without its imports
 # Texts whose ids must survive the way through the exported folder: markers, an instruction's place, odd characters.
 _PROBES = ("", " two  spaces ", "a\nb\t<|im_end|>", "naïve 東京 🙂 Ünï\u200b", "1234567890 don't it's")
 
@@ -116,8 +115,10 @@ def _check_output(output: Path) -> None:
     """FileExistsError unless `output` is free, empty, or a previous export."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
+    from search_r3_mteb.integrations.transformers_model import MODEL_TYPE
+
     config = output / "config.json"
-    if config.is_file() and f'"model_type": "{_MODEL_TYPE}"' in config.read_text(encoding="utf-8"):
+    if config.is_file() and f'"model_type": "{MODEL_TYPE}"' in config.read_text(encoding="utf-8"):
         return
     raise FileExistsError(
         f"{output} exists and is not a previous export; writing there would destroy what it holds. Choose another output, "

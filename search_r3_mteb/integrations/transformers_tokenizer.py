@@ -54,7 +54,7 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
         if max_length not in renderers:
             profile = Profile.from_dict(self.init_kwargs["search_r3_profile"], "tokenizer_config.json")
             renderers.clear()  # one length is in use at a time
-            renderers[max_length] = Renderer(_Backbone(self), profile, max_length)
+            renderers[max_length] = Renderer(_BackboneTokenizer(self), profile, max_length)
         return renderers[max_length]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
         return encoded if return_dict else encoded["input_ids"]
 
 
-class _Backbone:
+class _BackboneTokenizer:
     """The tokenizer as the renderer wants it: with the backbone's own chat template in place of ours."""
 
     def __init__(self, tokenizer: SearchR3Tokenizer) -> None:

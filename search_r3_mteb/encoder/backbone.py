@@ -1,4 +1,4 @@
-"""The causal LM that engine and decode loop run: prompts in, hidden states and logits out, tokens counted."""
+"""The causal LM that engine and decode loop run: prefilling, logits, and counters of tokens."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +20,9 @@ _PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 class Backbone:
     """A Hugging Face causal LM with a key-value cache; `token_budget` bounds rows x length of what runs at once.
 
-    `stop_token_ids` end a row's reasoning (the embed token is then forced). `share_prefix=False` prefills every prompt whole;
-    it exists for the equality test and the benchmark. `forward_tokens` counts the real tokens that went through the model,
-    `computed_tokens` padding and rows that are done as well.
+    `stop_token_ids` end a row's reasoning (the embed token is then forced). `share_prefix=False` prefills whole
+    prompts, for the equality test and the benchmark. `forward_tokens` counts the real tokens that went through the
+    model, `computed_tokens` also padding and rows that are done.
     """
 
     model: Any
@@ -41,18 +41,18 @@ class Backbone:
         if getattr(self.causal, "_is_stateful", False) or not layers <= _PLAIN_LAYERS:
             raise ValueError(
                 f"{type(self.causal).__name__} keeps a recurrent or compressed state "
-                f"({', '.join(sorted(layers)) or 'stateful'}), which padding would leak into: its vectors would depend on the "
-                "batch. Use a model with a plain key-value cache."
+                f"({', '.join(sorted(layers)) or 'stateful'}), which padding would leak into: its vectors would depend "
+                "on the batch. Use a model with a plain key-value cache."
             )
         self.device = next(self.causal.parameters()).device
         self.dim = self.head.dim
 
     def logits(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
-        """Next-token logits in float32; where a subclass may steer what is said."""
+        """Next-token logits in float32. A subclass may change them to steer the reasoning."""
         return self.head(hidden)
 
     def prefix_length(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Tokens that all prompts begin with and that are run once for all of them."""
+        """Number of tokens that all prompts begin with, which are run once for all of them."""
         return common_prefix_length(prompts) if self.share_prefix and len(prompts) > 1 else 0
 
     def prefill(self, prompts: Sequence[Sequence[int]], prefix: int, cache: Any) -> Float[Tensor, "rows dim"]:
@@ -82,8 +82,8 @@ class Backbone:
         """A context without gradients, dropout and gradient checkpointing (which silently turns the cache off)."""
         training = [module for module in self.causal.modules() if module.training]
         self.causal.eval()
-        # Inference mode keeps no record of views and versions, a tenth of a small step. Sharded and quantised parameters keep
-        # tensors between passes, and those must not be of the kind that training cannot use.
+        # Inference mode keeps no record of views and versions, a tenth of a small step. Sharded and quantised
+        # parameters keep tensors between passes, and training cannot use tensors made in inference mode.
         plain = all(type(parameter.data) is Tensor for parameter in self.causal.parameters())
         try:
             with torch.inference_mode() if plain else torch.no_grad():
@@ -94,6 +94,6 @@ class Backbone:
 
 
 def unwrap(model: Any) -> Any:
-    """The Hugging Face causal LM inside a distributed or PEFT wrapper; adapters stay active, they live in its layers."""
+    """The Hugging Face causal LM inside a distributed or PEFT wrapper; adapters live in its layers and stay active."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model

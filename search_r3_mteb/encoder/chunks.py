@@ -1,4 +1,4 @@
-"""Parts of long work: how large they are, each prepared one ahead of the work on it, and a progress bar."""
+"""Chunks of long work: their sizes, their preparation one ahead of the model, and the progress bar."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -7,14 +7,14 @@ from typing import Any
 
 from search_r3_mteb.encoder.processes import process_number
 
-# Texts that are tokenised, encoded and stored together. A chunk is what a killed run loses.
+# Number of texts that are tokenised, encoded and stored together. A killed run loses one chunk.
 CHUNK = {"query": 512, "document": 4096}
 
 
 def one_ahead(
     parts: Sequence[list[int]], prepare: Callable[[list[int]], list[list[int]]]
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Each part with what `prepare` makes of it, in order; a thread prepares one part ahead of the caller."""
+    """Each part with the result of `prepare`, in order; a thread prepares one part ahead of the caller."""
     if len(parts) < 2:
         yield from ((part, prepare(part)) for part in parts)
         return
@@ -28,7 +28,7 @@ def one_ahead(
 
 
 def progress_bar(what: str, unit: str, show: bool | None) -> Any:
-    """A bar on standard error, of the first process only; None shows it on a terminal."""
+    """A bar on standard error, shown by the first process only; `show` None means on a terminal only."""
     from tqdm.auto import tqdm
 
     if show is None:

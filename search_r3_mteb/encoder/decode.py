@@ -2,9 +2,9 @@
 
     enter: prefill waiting prompts into free places, while rows x length stays within the token budget
     step:  sample, force the embed token where it is due, feed the token, keep the state of rows that just read it
-    leave: rows that read the embed token go; on a GPU one looks who has only every few steps, because looking waits for the device
+    leave: remove rows that read the embed token; a GPU is asked only every few steps, because the question waits for it
 
-All of a step happens in place in tensors that stay where they are, so that on a GPU it is recorded once (`graphs.py`).
+A step works in place on tensors that stay where they are, so that on a GPU it is recorded once (`graphs.py`).
 """
 
 from collections import deque
@@ -25,10 +25,11 @@ from search_r3_mteb.encoder.slots import Slots
 
 @dataclass(frozen=True)
 class Pace:
-    """How a device likes to be driven.
+    """How a device is driven.
 
-    `looks`: steps between two looks at who is done. `width` and `rows`: a step's columns and rows are rounded up to a multiple of
-    the one and a power of two of the other, so that few different steps have to be recorded. `record`: as CUDA graphs.
+    `looks`: steps between two looks at which rows are done. `width` and `round_rows`: a step's columns are rounded up
+    to a multiple of the one, its rows to a power of two, so that few different steps are recorded. `record`: as CUDA
+    graphs.
     """
 
     looks: int = 1
@@ -38,9 +39,9 @@ class Pace:
 
 
 PACES = {"cpu": Pace(), "cuda": Pace(looks=8, width=128, round_rows=True, record=True)}
-# Prompts enter when this share of the places is free: each entry is a forward pass of its own.
+# Prompts enter when this share of the places is free, because each entry is a forward pass of its own.
 REFILL_SHARE = 0.125
-# A cache of another shape is made when it has room for this many times the rows.
+# The cache is reshaped when the new shape holds this many times the rows.
 RESHAPE_FROM = 1.25
 
 
@@ -75,7 +76,7 @@ class Decode:
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
         self.masks = DecodeMasks(backbone.base_model)
         self.pace = Pace() if self.masks.blind else PACES.get(device.type, Pace())
-        # Where one looks after every step and steps nobody else, a row that is done never takes another one.
+        # With a look after every step and no rounding, a row that is done never takes another step.
         self.exact = self.pace.looks == 1 and not self.pace.round_rows
         self.prefix = backbone.prefix_length(prompts)
         self.slots = Slots(
@@ -99,7 +100,7 @@ class Decode:
             return
         slots, group = self.slots, self.group_size
         if slots.count and self.masks.blind:
-            return  # the rows that run are at one position, and a new one would not be
+            return  # all rows must be at one position, and a new one would not be
         if slots.count and slots.places - slots.count < max(group, REFILL_SHARE * slots.places):
             return
         longest = len(self.prompts[self.waiting[0]])
@@ -145,7 +146,7 @@ class Decode:
     # ---- step ------------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """One token a row."""
+        """One token per row."""
         slots, pace = self.slots, self.pace
         rows, width = slots.count, slots.width + 1
         if pace.round_rows:
@@ -161,9 +162,9 @@ class Decode:
         self.backbone.computed_tokens += rows
 
     def _step(self, rows: int, width: int) -> None:
-        """Sample one token a row, force the embed token where it is due, feed it, and keep the state of rows that read it.
+        """Sample a token per row, force the embed token where due, feed it, keep the state of rows that read it.
 
-        In place, without looking at a value.
+        Works in place and looks at no value, which would wait for the device.
         """
         slots, backbone, embed = self.slots, self.backbone, self.backbone.embed_token_id
         positions, done, hidden = slots.positions[:rows], slots.done[:rows], slots.hidden[:rows]
@@ -172,7 +173,7 @@ class Decode:
         output = backbone.base_model(
             input_ids=token[:, None],
             attention_mask=None if slots.window.aligned else self.masks(positions, width),
-            # A row that is done may stay for some steps; its own position would leave the model's window.
+            # A row that is done may stay for some steps, and its own position might leave the model's window.
             position_ids=(positions if self.exact else positions.masked_fill(done, 0))[:, None],
             past_key_values=slots.cache,
             use_cache=True,
@@ -191,9 +192,9 @@ class Decode:
         done |= token == embed
 
     def _sample(self, rows: int) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"]]:
-        """The rows' tokens, which are written down, and which rows sampled the embed token themselves.
+        """The rows' tokens, recorded in the slots, and which rows sampled the embed token themselves.
 
-        Log-probabilities are as `Sampling` says; where the embed token is forced, they are the embed token's.
+        Log-probabilities are as `Sampling` says; where the embed token is forced, they are those of the embed token.
         """
         slots, embed = self.slots, self.backbone.embed_token_id
         positions = slots.positions[:rows]
@@ -202,13 +203,14 @@ class Decode:
             token = logits.argmax(dim=-1)
         else:
             logits = logits / self.sampling.temperature
-            # Inverse of the cumulative distribution at the row's own uniform draw; float64, or rare tokens are lost.
+            # Inverse of the cumulative distribution at the row's own uniform draw; in float32 rare tokens would be
+            # lost.
             cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
             step = (positions - slots.starts[:rows]).clamp_(max=self.width - 1)
             draw = self.draws[slots.row[:rows], step]
             token = torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)[:, 0]
             token = token.clamp_(max=logits.shape[-1] - 1)
-        # A row whose budget is spent may have sampled the token itself: then it is its own, not a forced one.
+        # A row whose budget is spent may have sampled the token itself; then it is not forced.
         own, due = token == embed, positions >= slots.ends[:rows]
         if self.stops is not None:
             stopped = slots.stopped[:rows]
@@ -221,13 +223,13 @@ class Decode:
         return token, own
 
     def _said(self, token: Int[Tensor, " rows"], rows: int) -> Int[Tensor, " rows"]:
-        """The tokens that the rows say; the benchmark sets the rows' lengths here."""
+        """The tokens to feed; the benchmark overrides this to set the rows' lengths."""
         return token
 
     # ---- leave -----------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """Let the rows that are done go, and keep what they found."""
+        """Free the places of rows that are done, and keep their results."""
         slots = self.slots
         done = slots.done[: slots.count].nonzero()[:, 0]
         if len(done) == 0:
@@ -248,7 +250,7 @@ class Decode:
 
 
 def places_free(slots: Slots) -> int:
-    """Places that nobody is in."""
+    """Number of free places."""
     return slots.places - slots.count
 
 

@@ -1,4 +1,4 @@
-"""SearchR3Encoder: queries are reasoned about and then embedded, documents are embedded directly."""
+"""SearchR3Encoder: reasons about queries and then embeds them, embeds documents directly."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,10 +37,10 @@ from search_r3_mteb.search.arrays import Vectors
 
 @dataclass(frozen=True)
 class Thought:
-    """One text's reasoning.
+    """The reasoning about one text, and the vector it led to.
 
-    `token_ids` are the sampled ids without the embed token. `finished` is False when the embed token was forced: the budget
-    was spent, or the model ended its turn. `vector` (dim,) is float32 and of unit length.
+    `token_ids` are the sampled ids without the embed token. `finished` is False when the embed token was forced: the
+    budget was spent, or the model ended its turn. `vector` (dim,) is float32 and of unit length.
     """
 
     text: str
@@ -52,11 +52,12 @@ class Thought:
 class SearchR3Encoder:
     """Encodes queries (reason, then embed) and documents (directly) with one causal LM; for MTEB, BEIR and plain use.
 
-    `model` is "nano" or "mini" (bundled), a local folder, a LoRA folder, a hub id, or a `Checkpoint` in memory. The keyword arguments
-    are those of `EncoderSettings`; an unknown one is a TypeError. Vectors are float32, of unit length, in the order of the
-    input; a single string gives one vector (dim,), a list gives (n, dim), an empty list (0, dim).
+    `model` is "nano" or "mini" (bundled), a local folder, a LoRA folder, a hub id, or a `Checkpoint` in memory. The
+    keyword arguments are those of `EncoderSettings`; an unknown one is a TypeError. Vectors are float32, of unit
+    length, in the order of the input; a single text gives one vector (dim,), a list of n texts (n, dim), also for n =
+    0.
 
-    Under `accelerate launch` every process encodes its share and all of them get all vectors.
+    Under `accelerate launch` every process encodes its share, and all of them get all vectors.
     """
 
     def __init__(
@@ -106,8 +107,8 @@ class SearchR3Encoder:
     ) -> Any:
         """Vectors of queries, after reasoning in mode "reason".
 
-        `instruction` is one for all or one a text. `batch_size` (rows) is taken for compatibility with MTEB, BEIR and
-        sentence-transformers: batches are formed by `batch_tokens`, and no vector depends on either.
+        `instruction` is one for all or one per text. `batch_size` (rows) is accepted for compatibility with MTEB, BEIR
+        and sentence-transformers: batches are formed by `batch_tokens`, and no vector depends on either.
         """
         refuse_keywords(self.encode_query, unknown)
         check_batch_size(batch_size)
@@ -123,8 +124,8 @@ class SearchR3Encoder:
         else:
             if max_reasoning_tokens:
                 raise ValueError(
-                    f"max_reasoning_tokens={max_reasoning_tokens} was given, but this encoder's mode is 'direct', which does not "
-                    "reason. Make it with mode='reason'."
+                    f"max_reasoning_tokens={max_reasoning_tokens} was given, but this encoder's mode is 'direct', "
+                    "which does not reason. Make it with mode='reason'."
                 )
             vectors = self._computed(rows, instructions_of(instruction, len(rows)), "query", None, show_progress_bar)
             self.statistics.queries += len(rows)
@@ -140,7 +141,7 @@ class SearchR3Encoder:
         convert_to_tensor: bool = False,
         **unknown: Any,
     ) -> Any:
-        """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" and perhaps "title"."""
+        """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" (and "title")."""
         refuse_keywords(self.encode_document, unknown)
         check_batch_size(batch_size)
         rows, single = documents_of(texts)
@@ -157,7 +158,7 @@ class SearchR3Encoder:
         show_progress_bar: bool | None = None,
         **unknown: Any,
     ) -> list[Thought]:
-        """The reasoning about each text and the vector it leads to, in one pass; whatever the mode."""
+        """The reasoning about each text and the vector it leads to, in one pass and in either mode."""
         refuse_keywords(self.think, unknown)
         rows = texts_of(texts)
         instructions = instructions_of(instruction, len(rows))
@@ -182,8 +183,8 @@ class SearchR3Encoder:
     ) -> Any:
         """MTEB's entry point: vectors (n, dim) of a DataLoader of its batches, or of texts; a list may hold documents.
 
-        `prompt_type` "query" reasons as `encode_query`; "document" and None, which symmetric tasks such as STS use for both
-        sides, embed directly. `hf_split` and `hf_subset` say where the texts come from; no vector depends on that.
+        `prompt_type` "query" reasons as `encode_query`; "document" and None, which symmetric tasks such as STS use for
+        both sides, embed directly. `hf_split` and `hf_subset` say where the texts come from; no vector depends on that.
         """
         query = is_query(prompt_type)
         task = task_metadata if self.task_prompts else None
@@ -200,9 +201,9 @@ class SearchR3Encoder:
     def encode_queries(self, queries: Sequence[str], **keywords: Any) -> Any:
         """BEIR's name for `encode_query`: vectors (queries, dim).
 
-        Limits of beir 2.2 that no encoder can mend: its exact search crashes on a single query, its FAISS and parallel
-        searches cannot be instantiated, and `EvaluateRetrieval.evaluate` averages over the queries present in a run. Where
-        that matters, evaluate the same folder through MTEB (`search_r3_mteb.tasks.beir_folder`).
+        Limits of beir 2.2 that no encoder can lift: its exact search crashes on a single query, its FAISS and parallel
+        searches cannot be instantiated, and `EvaluateRetrieval.evaluate` averages over the queries present in a run.
+        Where that matters, evaluate the same folder through MTEB (`search_r3_mteb.tasks.beir_folder`).
         """
         return self.encode_query(list(queries), **keywords)
 
@@ -218,7 +219,7 @@ class SearchR3Encoder:
         """Cosine similarities (n,) of rows (n, dim) with rows (n, dim), as a tensor."""
         return (_unit_rows(first) * _unit_rows(second)).sum(dim=-1)
 
-    # ---- who it is -------------------------------------------------------------------------------------------------
+    # ---- identity --------------------------------------------------------------------------------------------------
 
     @property
     def mode(self) -> Mode:
@@ -252,7 +253,7 @@ class SearchR3Encoder:
 
     @mteb_model_meta.setter
     def mteb_model_meta(self, meta: Any) -> None:
-        # MTEB's `get_model` assigns what knows only the settings that its caller named; the others decide vectors as well.
+        # What MTEB's `get_model` assigns holds only the settings that its caller named; the others decide vectors too.
         experiment = {**(meta.experiment_kwargs or {}), **self._experiment()}
         self._mteb_model_meta = meta.model_copy(update={"experiment_kwargs": experiment})
 
@@ -260,7 +261,7 @@ class SearchR3Encoder:
         """The part of the identity that name and revision do not hold; it becomes a folder's name in MTEB's cache."""
         return self.settings | {"fingerprint": self.fingerprint[:16]}
 
-    # ---- how it works ----------------------------------------------------------------------------------------------
+    # ---- encoding --------------------------------------------------------------------------------------------------
 
     def _computed(
         self,
@@ -270,9 +271,9 @@ class SearchR3Encoder:
         sampling: Sampling | None,
         show_progress_bar: bool | None,
     ) -> Any:
-        """Thoughts under `sampling`, or without one direct vectors (n, dim); what the store has is not computed again.
+        """Thoughts under `sampling`, or direct vectors (n, dim) without it, computed where the store lacks them.
 
-        Chunk by chunk: each process computes its share, all of them get and store the whole.
+        The work is done chunk by chunk: each process computes its share, and all of them get and store all results.
         """
         template: TemplateName = "direct" if sampling is None else "reason"
         store = self._store(role, template, sampling)
@@ -307,7 +308,7 @@ class SearchR3Encoder:
                 bar.refresh()
                 began = time.perf_counter()
         if store is not None and len(texts):
-            # What the store answers counts as what it took, in whichever run that was: a resumed run shows the same speed.
+            # Stored rows count with the time that computing them took, so that a resumed run shows the same speed.
             seconds, results = store.seconds(texts, instructions), store.lookup(texts, instructions)
             if sampling is not None:
                 kept = zip(store.thoughts(texts, instructions), results, strict=True)
@@ -358,8 +359,9 @@ class SearchR3Encoder:
         bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
         if len(bad):
             raise ValueError(
-                f"{self.name}: the vector of text {texts[bad[0]]!r:.60} (and {len(bad) - 1} more) is not finite or zero, so it has no "
-                f"direction. The weights or the dtype ({self.model.dtype}) are at fault: load with dtype='float32' and look again."
+                f"{self.name}: the vector of text {texts[bad[0]]!r:.60} (and {len(bad) - 1} more) is not finite or "
+                f"zero, so it has no direction. The weights or the dtype ({self.model.dtype}) are at fault: load with "
+                "dtype='float32' and look again."
             )
         unit: Vectors = (vectors / norms).astype(np.float32)
         return unit

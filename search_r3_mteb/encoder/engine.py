@@ -1,10 +1,10 @@
-"""Token ids in, vectors out: the only place that runs the model for vectors, in inference and in training rollouts.
+"""The engine: token ids in, vectors out. Inference and training rollouts both run the model through it.
 
-A row is prefilled once, sampled token by token, and the vector is the final-norm hidden state of the decode step that *reads*
-the embed token. Neither the prompt nor the reasoning is ever run a second time, and the embedded ids are the sampled ids.
+A row is prefilled once and sampled token by token; its vector is the final-norm hidden state of the decode step that
+*reads* the embed token. Neither prompt nor reasoning is run a second time, and the embedded ids are the sampled ids.
 
-    prefill the shared prefix once -> prefill each prompt's rest -> decode: sample, force where the budget is spent, feed,
-    keep the state of rows that just read the token -> let finished rows leave, waiting prompts take their place (`decode.py`)
+    prefill the shared prefix once -> prefill the rest of each prompt -> decode (`decode.py`): sample, force the token
+    where the budget is spent, feed, keep the state of rows that just read it; rows leave and waiting prompts enter
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +25,12 @@ from search_r3_mteb.encoder.slots import prefix_cache
 
 @dataclass
 class Rollouts:
-    """What came of prompts x group rows; row r belongs to prompt `prompt_index[r]`, groups lie together.
+    """Results of prompts x group rows; row r belongs to prompt `prompt_index[r]`, and a group's rows are adjacent.
 
-    `vectors` (rows, dim) float32 on the CPU, not normalised. `token_ids[r]` are the exact generated ids, the embed token last;
-    `log_probs[r]` (same length) their natural-log probabilities under the sampling distribution (greedy: at temperature 1);
-    empty where they were not asked for.
-    `finished[r]` is False where the token was forced: the budget was spent, or the model ended its turn without the token.
-    `forward_tokens` counts the real tokens that went through the model, `computed_tokens` padding and spent rows as well.
+    `vectors` (rows, dim) are float32 on the CPU, not normalised. `token_ids[r]` are the generated ids, the embed token
+    last; `log_probs[r]` their natural-log probabilities under the sampling distribution (greedy: at temperature 1), or
+    empty when not asked for. `finished[r]` is False where the token was forced: the budget was spent, or the model
+    ended its turn without the token. The counters are those of `Backbone`, for this call.
     """
 
     vectors: Float[Tensor, "rows dim"]
@@ -47,7 +46,7 @@ class Rollouts:
 class Engine(Backbone):
     """Vectors of prompts, embedded directly or after reasoning, from a causal LM with a key-value cache."""
 
-    decoder: ClassVar[type[Decode]] = Decode  # the benchmark puts one in its place whose rows have lengths that are set
+    decoder: ClassVar[type[Decode]] = Decode  # the benchmark uses one whose rows have given lengths
 
     def embed(
         self, prompts: Sequence[Sequence[int]], on_batch: Callable[[int], None] | None = None
@@ -88,9 +87,9 @@ class Engine(Backbone):
     ) -> Rollouts:
         """Reason from each prompt (an open assistant turn) `group_size` times, and embed, in one pass.
 
-        `reread=True` runs prompt + generated ids again for the vector, as the released example does: for the equality test and
-        the benchmark only. `log_probs=False` saves a pass over the vocabulary at every token. `on_batch` is called with the number
-        of rows that just finished.
+        `reread=True` runs prompt + generated ids again for the vector, as the released example does; only the equality
+        test and the benchmark do so. `log_probs=False` saves a pass over the vocabulary at every token. `on_batch` is
+        called with the number of rows that just finished.
         """
         self._check(prompts)
         if group_size < 1:

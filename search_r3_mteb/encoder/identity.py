@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def model_meta(checkpoint: Checkpoint, dim: int, experiment: Mapping[str, Any]) -> "ModelMeta":
-    """MTEB's description of a checkpoint under the settings `experiment`, which hold its fingerprint.
+    """MTEB's description of a checkpoint under the settings `experiment`, which include its fingerprint.
 
-    MTEB stores a result under name, revision and `experiment_kwargs` and under nothing else; the fingerprint in the latter
-    keeps two checkpoints, modes or budgets apart even where names and revisions are the same.
+    MTEB stores a result under name, revision and `experiment_kwargs` only; the fingerprint in the latter keeps two
+    checkpoints, modes or budgets apart even where names and revisions are the same.
     """
     from mteb.models import ModelMeta
     from mteb.models.model_meta import ScoringFunction
@@ -45,7 +45,7 @@ def model_meta(checkpoint: Checkpoint, dim: int, experiment: Mapping[str, Any]) 
 
 
 def name_for_mteb(name: str) -> str:
-    """`name` as "organisation/model": a hub id stays, a folder becomes local/LAST-PART, never a path of this machine."""
+    """`name` as "organisation/model": a hub id stays, a folder becomes local/LAST-PART without this machine's path."""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists():
         return name
     last = re.sub(r"[^\w.-]+", "-", Path(name).name).strip("-.")

@@ -1,4 +1,4 @@
-"""What callers hand in, checked before any work is done: one bad text must not end a run of hours at its last chunk."""
+"""Texts, documents, instructions and MTEB's batches as callers give them, checked before any work is done."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,7 +41,7 @@ def _checked(texts: list[Any]) -> list[str]:
 
 
 def instructions_of(instruction: str | Sequence[str | None] | None, count: int) -> list[str | None]:
-    """One instruction a text: one for all, or one for each."""
+    """One instruction (or None) per text, from one for all or one for each."""
     if instruction is None or isinstance(instruction, str):
         given = [instruction] * count
     else:
@@ -61,24 +61,24 @@ def check_batch_size(batch_size: int | None) -> None:
 
 
 def refuse_keywords(method: Callable[..., Any], unknown: Mapping[str, Any]) -> None:
-    """Raises TypeError for keywords that `method` does not have, with those that it has."""
+    """Raises TypeError for keywords that `method` does not have, and lists those that it has."""
     if unknown:
         parameters = inspect.signature(method).parameters.values()
         valid = ", ".join(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
         raise TypeError(f"{method.__name__}() has no keyword {', '.join(sorted(unknown))}. The valid ones are {valid}.")
 
 
-# ---- MTEB's batches --------------------------------------------------------------------------------------------------
+# ---- MTEB's batches ------------------------------------------------------------------------------------------------
 
 
 def refuse_encode_kwargs(keywords: Mapping[str, Any]) -> None:
-    """Raises TypeError for keywords of MTEB's `encode` that could change a vector: its result cache does not see them."""
+    """Raises TypeError for MTEB's encode_kwargs that could change a vector, as its result cache does not see them."""
     unknown = sorted(set(keywords) - set(ENCODE_KEYWORDS))
     if unknown:
         raise TypeError(
-            f"encode() got {', '.join(unknown)}; it takes {', '.join(ENCODE_KEYWORDS)}. MTEB's result cache does not see "
-            "encode_kwargs, so anything that changes a vector is set when the encoder is made: SearchR3Encoder(..., "
-            "max_reasoning_tokens=64)."
+            f"encode() got {', '.join(unknown)}; it takes {', '.join(ENCODE_KEYWORDS)}. MTEB's result cache does not "
+            "see encode_kwargs, so anything that changes a vector is set when the encoder is made: SearchR3Encoder("
+            "..., max_reasoning_tokens=64)."
         )
 
 
@@ -96,15 +96,15 @@ def read_queries(
     """Queries, and for each its own instruction, else the prompt of `task_metadata`, else None. Never both."""
     texts, instructions = read_batches(inputs, is_query=True)
     prompt = task_prompt(task_metadata)
-    # An empty instruction is none: it must not leave an empty line in the prompt.
+    # An empty instruction counts as none: it must not leave an empty line in the prompt.
     return texts, [instruction or prompt for instruction in instructions]
 
 
 def read_batches(inputs: Iterable[Mapping[str, Any] | str], *, is_query: bool) -> tuple[list[str], list[str | None]]:
     """Texts and instructions of all batches; a batch may be a single text.
 
-    MTEB's `text` of a query is query and instruction run together; they are read apart, so that each has its own place in
-    the prompt. Its `text` of a document is title and body, joined.
+    MTEB's `text` of a query joins query and instruction; they are read separately, so that each has its own place in
+    the prompt. Its `text` of a document joins title and body.
     """
     if isinstance(inputs, str):
         raise TypeError(

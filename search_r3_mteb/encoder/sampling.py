@@ -1,4 +1,4 @@
-"""Settings of how reasoning is drawn, and the uniform numbers that it is drawn with."""
+"""Sampling of the reasoning: budget, temperature, and the seeded uniform numbers behind each draw."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from torch import Tensor
 class Sampling:
     """How reasoning is drawn. `max_reasoning_tokens` counts tokens before the embed token.
 
-    `temperature` 0 takes the most probable token. No top-p or top-k: log-probabilities are then those of the distribution
-    that was sampled. A row's draws depend on `seed`, its prompt's ids and its place in the group alone, never on the batch.
+    `temperature` 0 takes the most probable token. There is no top-p or top-k, so log-probabilities are those of the
+    distribution that was sampled. A row's draws depend on `seed`, its prompt's ids and its place in the group only.
     """
 
     max_reasoning_tokens: int = 256
@@ -28,7 +28,7 @@ class Sampling:
             raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or a positive number.")
 
     def draws(self, prompts: Sequence[Sequence[int]], group_size: int) -> Float64[Tensor, "rows steps"]:
-        """Uniform numbers, one per row and step: `group_size` rows for each prompt, a step for each token and the embed token."""
+        """Uniform numbers, one per row and step: `group_size` rows per prompt, a step per token and the embed token."""
         draws = torch.empty(len(prompts) * group_size, self.max_reasoning_tokens + 1, dtype=torch.float64)
         generator = torch.Generator()
         for index, prompt in enumerate(prompts):

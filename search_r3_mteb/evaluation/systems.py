@@ -71,7 +71,7 @@ def kind_of(path: str) -> Kind:
     a Search-R3 checkpoint, and loading says by name what it lacks.
     """
     from search_r3_mteb.encoder.checkpoints import resolve
-    from search_r3_mteb.encoder.prompts import PROFILE_FILE
+    from search_r3_mteb.encoder.profiles import PROFILE_FILE
 
     if path == BM25:
         return "bm25"

@@ -1,1 +1,1 @@
-"""Search-R3 inside sentence-transformers and transformers, and in MTEB's model registry."""
+"""Integrations of Search-R3 with sentence-transformers, transformers and MTEB's model registry."""

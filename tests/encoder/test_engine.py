@@ -51,7 +51,7 @@ PROMPTS = prompts_of([5, 17, 9, 3, 30, 9, 2, 12])
 
 @torch.no_grad()
 def reread_one_by_one(model, sequences, temperature=1.0):
-    """Final states and log-probabilities (of every token but the first) of each sequence alone: no cache, no padding."""
+    """Final states and log-probabilities (except of the first token) of each sequence alone: no cache, no padding."""
     states, log_probs = [], []
     for ids in sequences:
         output = model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False)
@@ -67,7 +67,7 @@ def assert_close(ours, reference):
 
 
 def check_against_forward(model, rollouts, prompts, temperature=1.0):
-    """Vectors and log-probabilities are those of Hugging Face's own forward over prompt + the very ids that were sampled."""
+    """Vectors and log-probabilities are those of Hugging Face's own forward over prompt + sampled ids."""
     whole = [[*prompts[p], *ids] for p, ids in zip(rollouts.prompt_index, rollouts.token_ids, strict=True)]
     vectors, log_probs = reread_one_by_one(model, whole, temperature)
     assert_close(rollouts.vectors, vectors)
@@ -83,7 +83,7 @@ def check_everything(model, prompts=PROMPTS, **options):
     return rollouts
 
 
-# ---- equalities -------------------------------------------------------------------------------------------------------
+# ---- equalities ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
@@ -274,7 +274,7 @@ def test_greedy_ids_are_those_of_generate(small, kind):
         assert finished == (token in theirs) or len(ours) == 12
 
 
-# ---- what is run, and how often ---------------------------------------------------------------------------------------
+# ---- what is run, and how often ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -386,7 +386,7 @@ def test_the_pace_of_a_gpu_changes_nothing(small, monkeypatch, pace):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_that_wait_to_leave_stay_inside_the_window(make_model, monkeypatch, kind):
-    """GPT-2 has no position beyond its window: a row that was done at the last one took another step and broke the run."""
+    """GPT-2 has no position beyond its window: a row that was done there took another step and broke the run."""
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(decode_module, "PACES", {"cpu": Pace(looks=8)})
@@ -398,11 +398,11 @@ def test_rows_that_wait_to_leave_stay_inside_the_window(make_model, monkeypatch,
     check_against_forward(model, rollouts, PROMPTS)
 
 
-# ---- what ends a row --------------------------------------------------------------------------------------------------
+# ---- what ends a row -----------------------------------------------------------------------------------------------
 
 
 class Scripted(Engine):
-    """An engine whose model says what a script says: one list of tokens a row, in the order of the prompts' first tokens."""
+    """An engine whose model follows a script: one list of tokens per row."""
 
     script: dict
 
@@ -474,7 +474,7 @@ def test_nothing_gives_nothing(small):
     assert rollouts.forward_tokens == 0
 
 
-# ---- sampling ---------------------------------------------------------------------------------------------------------
+# ---- sampling ------------------------------------------------------------------------------------------------------
 
 
 def test_a_row_draws_the_same_whatever_stands_beside_it(small):
@@ -516,7 +516,7 @@ def test_samples_follow_the_models_distribution_at_that_temperature(small):
     assert distance(0.7) > 0.12  # control: another temperature is told apart
 
 
-# ---- architectures, types, wrappers -----------------------------------------------------------------------------------
+# ---- architectures, types, wrappers --------------------------------------------------------------------------------
 
 
 def tiny(name, **own):
@@ -633,7 +633,7 @@ def test_a_model_in_training_mode_runs_without_dropout_and_with_its_cache(make_m
     assert all(p.grad_fn is None and p.requires_grad for p in model.parameters())
 
 
-# ---- errors -----------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_run_is_named(small):

@@ -13,7 +13,7 @@ import torch
 import search_r3_mteb
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
-from search_r3_mteb.encoder.prompts import Profile, Template
+from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.integrations.sentence_transformers import export
 
 # Everything that could become a control token, lose the template's end, or break a shape.
@@ -79,7 +79,7 @@ def model(folder):
     return open_folder(folder)
 
 
-# ---- the same vectors ------------------------------------------------------------------------------------------------
+# ---- the same vectors ----------------------------------------------------------------------------------------------
 
 
 def test_vectors_are_the_encoders(model, encoder):
@@ -168,7 +168,7 @@ def test_seeded_sampling_and_dtype_are_kept(tiny_checkpoint, tmp_path):
     assert open_folder(tmp_path / "half", model_kwargs={"dtype": "float32"})[0].model.dtype == torch.float32
 
 
-# ---- what the interface promises -------------------------------------------------------------------------------------
+# ---- what the interface promises -----------------------------------------------------------------------------------
 
 
 def test_queries_reason_and_the_rest_is_direct(model, monkeypatch):
@@ -215,7 +215,7 @@ def test_padding_side_and_batch_size_change_nothing(side, model, encoder):
 
 
 def test_reading_the_first_position_would_be_seen(model, encoder):
-    """Control of the padding test: with gradients the states differ by position, and pooling takes the last real one."""
+    """Control of the padding test: with gradients states differ by position, and pooling takes the last real one."""
     model.tokenizer.padding_side = "right"
     features = model.preprocess(["a", "a longer text"], task="document")
     states = model[0](features)["token_embeddings"].detach()
@@ -322,7 +322,7 @@ def test_weights_that_give_no_direction_are_refused(model):
         model.encode_document(["a"])
 
 
-# ---- folders ---------------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------------------------
 
 
 def test_save_and_reload(model, encoder, tmp_path):
@@ -369,7 +369,7 @@ def test_what_cannot_be_exported(tiny_checkpoint, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# ---- other parts of the library --------------------------------------------------------------------------------------
+# ---- other parts of the library ------------------------------------------------------------------------------------
 
 
 def test_information_retrieval_evaluator(model, encoder):
@@ -483,7 +483,7 @@ def test_trainer(model, encoder, tmp_path):
     assert np.abs(trained.encode_query(TEXTS) - encoder.encode_query(TEXTS)).max() > 1e-3
 
 
-# ---- other processes -------------------------------------------------------------------------------------------------
+# ---- other processes -----------------------------------------------------------------------------------------------
 
 NO_DOOR_THEN_THE_FOLDERS_CODE = """
 import json, sys
@@ -507,7 +507,9 @@ print("REPORT" + json.dumps(report))
 
 OTHER_DOORS = {
     "import": "from search_r3_mteb import SentenceTransformer",
-    "register": "import search_r3_mteb\nsearch_r3_mteb.register()\nfrom sentence_transformers import SentenceTransformer",
+    "register": "import search_r3_mteb\n"
+    "search_r3_mteb.register()\n"
+    "from sentence_transformers import SentenceTransformer",
 }
 ONE_DOOR = """
 import json, sys

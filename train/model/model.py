@@ -170,7 +170,7 @@ def trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
 def _load(config: ModelSettings) -> Checkpoint:
     """A checkpoint that has the token, or an ordinary causal LM that gets it."""
     from search_r3_mteb.encoder import checkpoints
-    from search_r3_mteb.encoder.prompts import Profile
+    from search_r3_mteb.encoder.profiles import Profile
 
     if config.path is None:
         raise ValueError("model.path is empty, and there is no [model.scratch]: set one of the two.")

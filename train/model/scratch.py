@@ -6,7 +6,7 @@ so that nothing is lost and every text has a finite vector.
 
 from typing import TYPE_CHECKING, Any
 
-from search_r3_mteb.encoder.prompts import EMBED_TOKEN, Profile, Template
+from search_r3_mteb.encoder.profiles import EMBED_TOKEN, Profile, Template
 
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint

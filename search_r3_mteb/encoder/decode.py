@@ -183,9 +183,9 @@ class Decode:
             slots.own[:rows] = own
             positions += 1
         else:
-            captured, said = slots.captured[:rows], slots.own[:rows]
+            captured, kept = slots.captured[:rows], slots.own[:rows]
             torch.where(done[:, None], captured, hidden, out=captured)
-            torch.where(done, said, own, out=said)
+            torch.where(done, kept, own, out=kept)
             positions += ~done
         if self.stops is not None:
             slots.stopped[:rows] = self.stops[token]
@@ -216,7 +216,7 @@ class Decode:
             stopped = slots.stopped[:rows]
             own, due = own & ~stopped, due | stopped
         token = self._said(token.masked_fill_(due, embed), rows)
-        slots.said[:rows].scatter_(1, positions[:, None], token[:, None])
+        slots.ids[:rows].scatter_(1, positions[:, None], token[:, None])
         if self.log_probs is not None:
             log_prob = logits.gather(1, token[:, None]) - logits.logsumexp(dim=-1, keepdim=True)
             slots.log_probs[:rows].scatter_(1, positions[:, None], log_prob)
@@ -240,7 +240,7 @@ class Decode:
         self.lengths[row] = steps
         self.finished[row] = slots.own[done]
         columns = starts[:, None] + self._columns
-        self.ids[row] = slots.said[done].gather(1, columns)
+        self.ids[row] = slots.ids[done].gather(1, columns)
         if self.log_probs is not None:
             self.log_probs[row] = slots.log_probs[done].gather(1, columns)
         self.backbone.forward_tokens += int(steps.sum())

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-# State of a row beside its keys and values; moves with it.
-_PER_ROW = ("positions", "starts", "ends", "row", "stopped", "done", "own", "hidden", "captured", "said", "log_probs")
+# Tensors that hold a row's state beside its keys and values; their entries move with the row.
+_PER_ROW = ("positions", "starts", "ends", "row", "stopped", "done", "own", "hidden", "captured", "ids", "log_probs")
 
 
 @dataclass
@@ -171,7 +171,7 @@ class Slots:
         self.stopped: Bool[Tensor, " places"] = zeros.bool()  # the last token ended the turn
         self.done = torch.ones_like(self.stopped)  # the embed token was read, or the place is free
         self.own = zeros.bool()  # the last token was an embed token sampled by the model itself
-        self.said = torch.zeros(self.places, self.columns, dtype=torch.long, device=device)  # generated ids, by column
+        self.ids = torch.zeros(self.places, self.columns, dtype=torch.long, device=device)  # generated ids, by column
         self.log_probs = torch.zeros(self.places, self.columns, device=device)
 
     def __len__(self) -> int:
@@ -248,7 +248,7 @@ class Slots:
             new.cache.layers.append(layer)
         for name in _PER_ROW:
             old_rows, new_rows = getattr(self, name)[: self.count], getattr(new, name)[: self.count]
-            if name in ("said", "log_probs"):
+            if name in ("ids", "log_probs"):
                 old_rows, new_rows = old_rows[:, : self.width], new_rows[:, : self.width]
             new_rows.copy_(old_rows)
         return new

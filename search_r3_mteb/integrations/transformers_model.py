@@ -180,6 +180,6 @@ class SearchR3Model(PreTrainedModel):
         )
         if needed > window:
             raise ValueError(
-                f"A prompt needs {needed} positions with its reasoning (max_reasoning_tokens={budget}) and embed token, "
-                f"but the backbone was made for {window}. Lower max_reasoning_tokens or the model's max_seq_length."
+                f"A prompt needs {needed} positions with its reasoning (max_reasoning_tokens={budget}) and embed "
+                f"token, but the backbone was made for {window}. Lower max_reasoning_tokens or max_seq_length."
             )

@@ -1,4 +1,4 @@
-"""Checkpoints: what loads, what is refused and by which name, and what a fingerprint tells apart."""
+"""Checkpoints: which ones load, which errors refuse the others, and what changes a fingerprint."""
 
 import json
 import pickle

@@ -207,7 +207,7 @@ def test_markers_in_a_text_are_not_the_markers(make, tiny_tokenizer, monkeypatch
         ([{"text": "a"}], TypeError, "Text 0 is of type dict"),
     ],
 )
-def test_what_is_no_query_is_named_before_anything_runs(encoder, texts, error, message):
+def test_what_is_not_a_query_is_named_before_anything_runs(encoder, texts, error, message):
     for encode in (encoder.encode_query, encoder.think):
         with pytest.raises(error, match=message):
             encode(texts)
@@ -223,7 +223,7 @@ def test_what_is_no_query_is_named_before_anything_runs(encoder, texts, error, m
         (None, TypeError, "A text or a list of texts is needed, got NoneType"),
     ],
 )
-def test_what_is_no_document_is_named_before_anything_runs(encoder, texts, error, message):
+def test_what_is_not_a_document_is_named_before_anything_runs(encoder, texts, error, message):
     with pytest.raises(error, match=message):
         encoder.encode_document(texts)
     assert encoder.engine.forward_tokens == 0

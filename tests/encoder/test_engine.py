@@ -1,4 +1,4 @@
-"""The engine against Hugging Face's own forward and generate, and against itself when it is broken on purpose."""
+"""The engine compared with Hugging Face's own forward and generate, and with itself when it is broken on purpose."""
 
 import contextlib
 import random
@@ -329,7 +329,7 @@ def test_rows_that_are_done_leave_and_waiting_ones_take_their_place(small):
     decode = [(rows, columns) for rows, tokens, columns in shapes if tokens == 1]
     assert sum(rows for rows, _ in decode) < 0.8 * 40 * 21, "every row was run to the end of the budget"
     rows = [rows for rows, _ in decode]
-    assert np.mean(rows[: len(rows) * 3 // 4]) > 7, "nobody took a free place"
+    assert np.mean(rows[: len(rows) * 3 // 4]) > 7, "no waiting prompt took a free place"
     assert rollouts.computed_tokens >= rollouts.forward_tokens
 
 
@@ -380,7 +380,7 @@ def test_the_pace_of_a_gpu_changes_nothing(small, monkeypatch, pace):
     assert paced.token_ids == plain.token_ids
     assert paced.finished == plain.finished
     assert paced.forward_tokens == plain.forward_tokens
-    assert paced.computed_tokens > plain.computed_tokens  # steps that nobody needed, the price of not looking
+    assert paced.computed_tokens > plain.computed_tokens  # unneeded steps are the price of looking seldom
     assert bool(recorded) == pace.record
 
 

@@ -1,4 +1,4 @@
-"""Several processes give what one gives: each its share, in order, by accelerate's own means."""
+"""Several processes: each computes its share, and together they give the results of one, in order."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""MTEB: what it hands over is read apart, and what it stores is never given to another model."""
+"""MTEB: its batches are read into queries and instructions, and no model is given another one's stored results."""
 
 import json
 from types import SimpleNamespace

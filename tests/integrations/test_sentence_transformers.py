@@ -485,7 +485,7 @@ def test_trainer(model, encoder, tmp_path):
 
 # ---- other processes -----------------------------------------------------------------------------------------------
 
-NO_DOOR_THEN_THE_FOLDERS_CODE = """
+UNREGISTERED_THEN_REMOTE_CODE = """
 import json, sys
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -505,15 +505,15 @@ for name, subject in (("model", model), ("reloaded", reloaded)):
 print("REPORT" + json.dumps(report))
 """
 
-OTHER_DOORS = {
+OTHER_WAYS = {
     "import": "from search_r3_mteb import SentenceTransformer",
     "register": "import search_r3_mteb\n"
     "search_r3_mteb.register()\n"
     "from sentence_transformers import SentenceTransformer",
 }
-ONE_DOOR = """
+ONE_WAY = """
 import json, sys
-{door}
+{way}
 model = SentenceTransformer(sys.argv[1], device="cpu")
 texts = json.loads(sys.argv[3])
 print("REPORT" + json.dumps({{"model": [model.encode_query(texts).tolist(), model.encode_document(texts).tolist()]}}))
@@ -537,9 +537,9 @@ def run_script(script, tmp_path, *arguments):
     return json.loads(done.stdout.split("REPORT")[1])
 
 
-def test_without_a_door_the_librarys_error_and_with_the_folders_code_the_model(folder, encoder, tmp_path):
+def test_without_registration_the_librarys_error_and_with_the_folders_code_the_model(folder, encoder, tmp_path):
     texts = TEXTS[:6]
-    report = run_script(NO_DOOR_THEN_THE_FOLDERS_CODE, tmp_path, folder, tmp_path / "again", json.dumps(texts))
+    report = run_script(UNREGISTERED_THEN_REMOTE_CODE, tmp_path, folder, tmp_path / "again", json.dumps(texts))
     assert "trust_remote_code" in report["error"]
     assert report["from"] == "builtins"
     assert not report["imported"]
@@ -550,10 +550,10 @@ def test_without_a_door_the_librarys_error_and_with_the_folders_code_the_model(f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", OTHER_DOORS)
-def test_the_other_doors_in_a_process_of_their_own(door, folder, encoder, tmp_path):
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_the_other_ways_to_load_in_a_process_of_their_own(way, folder, encoder, tmp_path):
     texts = TEXTS[:6]
-    script = ONE_DOOR.format(door=OTHER_DOORS[door])
+    script = ONE_WAY.format(way=OTHER_WAYS[way])
     queries, documents = run_script(script, tmp_path, folder, tmp_path, json.dumps(texts))["model"]
     assert np.abs(np.array(queries) - encoder.encode_query(texts)).max() <= 1e-5
     assert np.abs(np.array(documents) - encoder.encode_document(texts)).max() <= 1e-5

@@ -76,8 +76,7 @@ def load(
     """The named checkpoint: "nano" or "mini" (bundled), a local folder, a LoRA folder, or a hub id.
 
     `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that does not exist or has
-    no weights, ValueError for one without the embed token, with pickled weights only, or with damaged or missing
-    tensors.
+    no weights, ValueError for one without the embed token, with pickled weights, or damaged or missing tensors.
     """
     dtype, device = _check_dtype(dtype), _check_device(device or default_device())
     folder = resolve(path_or_id, revision)

@@ -27,9 +27,8 @@ from search_r3_mteb.encoder.slots import Slots
 class Pace:
     """How a device is driven.
 
-    `looks`: steps between two looks at which rows are done. `width` and `round_rows`: a step's columns are rounded up
-    to a multiple of the one, its rows to a power of two, so that few different steps are recorded. `record`: as CUDA
-    graphs.
+    `looks`: steps between two looks at which rows are done. `width`, `round_rows`: a step's columns are rounded up to a
+    multiple, its rows to a power of two, so that few different steps are recorded. `record`: as CUDA graphs.
     """
 
     looks: int = 1
@@ -203,8 +202,7 @@ class Decode:
             token = logits.argmax(dim=-1)
         else:
             logits = logits / self.sampling.temperature
-            # Inverse of the cumulative distribution at the row's own uniform draw; in float32 rare tokens would be
-            # lost.
+            # Inverse of the cumulative distribution at the row's own uniform draw; float32 would lose rare tokens.
             cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
             step = (positions - slots.starts[:rows]).clamp_(max=self.width - 1)
             draw = self.draws[slots.row[:rows], step]

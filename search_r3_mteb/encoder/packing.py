@@ -30,8 +30,7 @@ def packed_linears(model: Any) -> Iterator[int]:
 
     For inference only: there are no gradients. Results differ from `linear`'s in the order of summation. Under
     autocast, which does not know this product, weights are packed in autocast's type. Layers whose forward was replaced
-    (offloading, quantisation) and subclasses stay as they are, as does a model with less than `LEAST_BYTES` or more
-    than `MOST_BYTES`.
+    (offloading, quantisation) and subclasses stay as they are, and so do models outside `LEAST_BYTES` to `MOST_BYTES`.
     """
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     layers = [module for module in model.modules() if _can_be_packed(module, autocast)]

@@ -19,8 +19,7 @@ class Rendered:
     """Token ids of one prompt and where its parts lie.
 
     `spans` maps "system", "user", "assistant" and "embed" to half-open ranges of token positions. In an open
-    turn the assistant's span is empty and at the end, and "embed" is absent. `truncated_tokens` counts the tokens cut
-    from the user's text.
+    turn the assistant's span is empty and "embed" is absent. `truncated_tokens` were cut from the user's text.
     """
 
     token_ids: list[int]

@@ -26,9 +26,8 @@ _PER_ROW = ("positions", "starts", "ends", "row", "stopped", "done", "own", "hid
 class Window:
     """Where the next forward pass writes, and how many columns it sees; shared by all layers of a cache.
 
-    `index` None: whole prompts go into the rows `first` to `first + rows`, columns `begin` onwards (prefill). Otherwise
-    one token per row goes into the column that `index` (rows,) names, or into column `width - 1` when `aligned`
-    (decode).
+    `index` None (prefill): whole prompts go into the rows `first` to `first + rows`, columns `begin` onwards. Otherwise
+    (decode) one token per row goes into the column that `index` (rows,) names, or into `width - 1` when `aligned`.
     """
 
     places: int
@@ -191,7 +190,7 @@ class Slots:
         group: int,
         budget: int,
     ) -> None:
-        """Add `group` rows for each prompt that was just prefilled into the places from `count` on; all get its cache.
+        """Add `group` rows, with copies of the cache, for each prompt just prefilled into the places from `count` on.
 
         Row g of prompt p is row p * group + g of the output; it may generate `budget` tokens before the embed token.
         """

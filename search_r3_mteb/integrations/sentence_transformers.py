@@ -8,8 +8,8 @@ type. There are three ways to load it:
     SentenceTransformer(folder, trust_remote_code=True)    # anywhere, through modeling_search_r3.py in the folder
 
 `encode_query` reasons, within `max_reasoning_tokens` of the call or else of the folder; `encode_document` and plain
-`encode` are direct (`encode(..., task="query")` reasons). `prompt` is the profile's instruction before the text. To
-change the folder's budget: `SentenceTransformer(folder, config_kwargs={"max_reasoning_tokens": 64})`. For training see
+`encode` are direct (`encode(..., task="query")` reasons). `prompt` is the profile's instruction before the text.
+`SentenceTransformer(folder, config_kwargs={"max_reasoning_tokens": 64})` changes the folder's budget. Training: see
 `transformers_model`.
 
 In MTEB, a SentenceTransformer gets its own `prompts`, never the task's: for the score of `SearchR3Encoder` on a task

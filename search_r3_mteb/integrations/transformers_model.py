@@ -100,8 +100,7 @@ class SearchR3Model(PreTrainedModel):
 
         Padding may be on either side. Without gradients every position of a row repeats its vector.
         `max_reasoning_tokens` replaces the configured budget of the rows that reason; direct rows never do. Raises
-        ValueError for reasoning in training mode, for prompts beyond the backbone's window, and for vectors without a
-        direction.
+        ValueError for reasoning in training mode, prompts beyond the backbone's window, and vectors without direction.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         # One transfer for all rows; one per row would wait for the device each time.

@@ -3,8 +3,7 @@
 sentence-transformers renders a text with the tokenizer's chat template and tokenises the resulting string; a marker or
 the embed token spelled out in a *user's text* would become a control token, and truncation would cut the template's
 end. This tokenizer keeps that interface (`apply_chat_template`) but renders the ids from the checkpoint's profile: the
-user's text stays text, and only it is truncated. The chat template beside it says the same as a string; it branches on
-`task`.
+user's text stays text, and only it is truncated. The chat template beside it, which branches on `task`, says the same.
 """
 
 import json

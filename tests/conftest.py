@@ -90,7 +90,7 @@ def make_model() -> Callable[..., Any]:
 def tiny_checkpoint(tiny_tokenizer: Any) -> Any:
     """A random Qwen2-shaped checkpoint in memory, fp32."""
     from search_r3_mteb.encoder.checkpoints import Checkpoint
-    from search_r3_mteb.encoder.prompts import Profile
+    from search_r3_mteb.encoder.profiles import Profile
 
     return Checkpoint(model=build_model(), tokenizer=tiny_tokenizer, profile=Profile.default(), name="tests/tiny")
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import commit
 
 from search_r3_mteb import SearchR3Encoder
-from search_r3_mteb.encoder.engine import Sampling
+from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.evaluation import bench_models, bench_peers
 from search_r3_mteb.evaluation.bench_models import Shape
 

@@ -1,4 +1,4 @@
-"""Load, save and identify checkpoints: a causal LM, its tokenizer with the embed token, and its profile.
+"""Checkpoints: a causal LM, its tokenizer with the embed token and its profile, loaded, saved and identified.
 
 Weights are read from safetensors only. A folder with `adapter_config.json` is a LoRA adapter on a base model.
 """
@@ -34,8 +34,8 @@ class Checkpoint:
         rows = self.model.get_input_embeddings().weight.shape[0]
         if self.embed_token_id >= rows:
             raise ValueError(
-                f"{self.name}: the embed token has id {self.embed_token_id}, but the model's vocabulary has {rows} rows. The "
-                "tokenizer and the weights are from different checkpoints; use the pair that was saved together."
+                f"{self.name}: the embed token has id {self.embed_token_id}, but the model's vocabulary has {rows} "
+                "rows. Tokenizer and weights are from different checkpoints; use the pair that was saved together."
             )
 
     @property
@@ -46,11 +46,17 @@ class Checkpoint:
         found = {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
         return tuple(sorted(found - {self.embed_token_id}))
 
-    def fingerprint(self) -> str:
-        """Hex digest over weights, configuration, tokenizer, profile and stop ids; computed anew when weights were changed.
+    @property
+    def window(self) -> int | None:
+        """Number of positions that the model was made for; None when its configuration does not say."""
+        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if window is None else int(window)
 
-        Changes in place are seen, as optimizers and `load_state_dict` make them; after `parameter.data = ...` make a new
-        Checkpoint.
+    def fingerprint(self) -> str:
+        """Hex digest over weights, configuration, tokenizer, profile and stop ids.
+
+        It is computed again after changes in place, as optimizers and `load_state_dict` make them; after
+        `parameter.data = ...` make a new Checkpoint.
         """
         version = weights_version(self.model)
         if self._fingerprint is None or self._fingerprint[0] != version:
@@ -67,10 +73,10 @@ def load(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Checkpoint:
-    """The checkpoint named: "nano" or "mini" (bundled), a local folder, a LoRA folder, or a hub id.
+    """The named checkpoint: "nano" or "mini" (bundled), a local folder, a LoRA folder, or a hub id.
 
-    `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that is not there or has no
-    weights, ValueError for one without the embed token, with pickled weights only, or with damaged or missing tensors.
+    `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that does not exist or has
+    no weights, ValueError for one without the embed token, with pickled weights, or damaged or missing tensors.
     """
     dtype, device = _check_dtype(dtype), _check_device(device or default_device())
     folder = resolve(path_or_id, revision)
@@ -109,8 +115,8 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(
-            f"The model {name!r} (revision {revision or 'main'}) is neither a local folder nor to be had from the hub: {error}. "
-            "Check the name and the network, or download it elsewhere and give the folder."
+            f"The model {name!r} (revision {revision or 'main'}) is not a local folder and was not found on the hub: "
+            f"{error}. Check the name and the network, or download it elsewhere and give the folder."
         ) from error
 
 
@@ -118,7 +124,7 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
     """Write model (safetensors; a PEFT model as its adapter), tokenizer and profile; the folder can be loaded again."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # The token row lives in `trainable_token_indices`; without this peft would store the whole embedding matrix beside it.
+    # The token's row is kept in `trainable_token_indices`; by default peft would also store the whole embedding matrix.
     extra = {"save_embedding_layers": False} if hasattr(checkpoint.model, "peft_config") else {}
     checkpoint.model.save_pretrained(folder, **extra)
     checkpoint.tokenizer.save_pretrained(folder)
@@ -129,9 +135,9 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
 def add_embed_token(model: Any, tokenizer: Any, token: str) -> int:
     """Add the embed token to a causal LM that lacks it; returns its id.
 
-    Other special tokens stay. A free row of a padded vocabulary is used before the matrix is resized. A row that was never
-    trained starts at the mean of the used rows: Qwen's padding rows are near zero, and a vector would start from nothing
-    (our choice; mean initialisation is also transformers' default for new rows).
+    Other special tokens stay. A free row of a padded vocabulary is used before the matrix is resized. A row that was
+    never trained starts at the mean of the used rows: Qwen's padding rows are near zero, and a vector would start from
+    nothing (our choice; mean initialisation is also transformers' default for new rows).
     """
     import torch
     from tokenizers import AddedToken
@@ -183,8 +189,8 @@ def load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
     missing = sorted(report["missing_keys"])
     if missing:  # transformers only warns, and fills them with random numbers
         raise ValueError(
-            f"{folder.name}: the weights lack {len(missing)} tensors that {type(model).__name__} needs ({', '.join(missing[:3])}), "
-            "so the file belongs to another model or is incomplete. Copy or save the model again."
+            f"{folder.name}: the weights lack {len(missing)} tensors that {type(model).__name__} needs "
+            f"({', '.join(missing[:3])}), so the file belongs to another model or is incomplete. Copy or save it again."
         )
     return model
 
@@ -197,7 +203,8 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
     base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(
-            f"{folder.name}: {ADAPTER_CONFIG} names no base model. Write its path or hub id under 'base_model_name_or_path'."
+            f"{folder.name}: {ADAPTER_CONFIG} names no base model. Write its path or hub id under "
+            "'base_model_name_or_path'."
         )
     check_weights(folder, "adapter_model")
     nearby = folder / base
@@ -213,19 +220,20 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
             return PeftModel.from_pretrained(model, str(folder), is_trainable=False), base_folder
     except (RuntimeError, ValueError, KeyError, UserWarning) as error:
         raise ValueError(
-            f"{folder.name}: the adapter does not fit its base model {base_folder.name}: {error}. Use the base it was trained on."
+            f"{folder.name}: the adapter does not fit its base model {base_folder.name}: {error}. Use the base that it "
+            "was trained on."
         ) from error
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
-    """The tokenizer in a folder, as its files say."""
+    """The tokenizer in a folder, of the class that its files declare."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     check_tokenizer(folder)
     config = folder / "tokenizer_config.json"
     declared = read_json(config).get("tokenizer_class") if config.exists() else None
-    # transformers 5 picks Qwen2's own pre-tokenizer for every folder whose model is Qwen2-shaped, whatever tokenizer.json
-    # says. A folder that declares the generic class means its tokenizer.json.
+    # transformers 5 picks Qwen2's own pre-tokenizer for every folder whose model is Qwen2-shaped, whatever
+    # tokenizer.json says. A folder that declares the generic class means its tokenizer.json.
     generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast") and (folder / "tokenizer.json").exists()
     try:
         if generic:
@@ -236,7 +244,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 
 
 def display_name(name: str, folder: Path) -> str:
-    """MTEB wants organisation/model."""
+    """The name as organisation/model, the form that MTEB requires."""
     if folder.parent == ASSETS:
         return f"search-r3-mteb/{folder.name}"
     if name.count("/") == 1 and not Path(name).is_dir():
@@ -245,7 +253,7 @@ def display_name(name: str, folder: Path) -> str:
 
 
 def _check_dtype(dtype: Any) -> Dtype:
-    """The name of a type, which may come as torch's own."""
+    """The name of a dtype, which may be given as a torch dtype; ValueError for one that is not supported."""
     name = str(dtype).removeprefix("torch.")
     valid = get_args(Dtype)
     if name not in valid:
@@ -254,13 +262,14 @@ def _check_dtype(dtype: Any) -> Dtype:
 
 
 def _check_device(device: str) -> str:
-    """The device, if torch can put something there: seen before gigabytes are read."""
+    """The device; ValueError when torch cannot use it, before gigabytes are read."""
     import torch
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device={device!r} cannot be used here: {error}. Name another one, or leave it out to get {default_device()!r}."
+            f"device={device!r} cannot be used here: {error}. Name another one, or leave it out to get "
+            f"{default_device()!r}."
         ) from error
     return device

@@ -2,36 +2,33 @@
 
     enter: prefill waiting prompts into free places, while rows x length stays within the token budget
     step:  sample, force the embed token where it is due, feed the token, keep the state of rows that just read it
-    leave: rows that read the embed token go; on a GPU one looks who has only every few steps, because looking waits for the device
+    leave: remove rows that read the embed token; a GPU is asked only every few steps, because the question waits for it
 
-All of a step happens in place in tensors that stay where they are, so that on a GPU it is recorded once (`graphs.py`).
+A step works in place on tensors that stay where they are, so that on a GPU it is recorded once (`graphs.py`).
 """
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from search_r3_mteb.encoder.backbone import Backbone
 from search_r3_mteb.encoder.graphs import Recorded
 from search_r3_mteb.encoder.masks import DecodeMasks
+from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.encoder.scheduling import length_sorted_batches, prefill_budget
 from search_r3_mteb.encoder.slots import Slots
-
-if TYPE_CHECKING:
-    from search_r3_mteb.encoder.engine import Engine, Sampling
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How a device likes to be driven.
+    """How a device is driven.
 
-    `looks`: steps between two looks at who is done. `width` and `rows`: a step's columns and rows are rounded up to a multiple of
-    the one and a power of two of the other, so that few different steps have to be recorded. `record`: as CUDA graphs.
+    `looks`: steps between two looks at which rows are done. `width`, `round_rows`: a step's columns are rounded up to a
+    multiple, its rows to a power of two, so that few different steps are recorded. `record`: as CUDA graphs.
     """
 
     looks: int = 1
@@ -41,9 +38,9 @@ class Pace:
 
 
 PACES = {"cpu": Pace(), "cuda": Pace(looks=8, width=128, round_rows=True, record=True)}
-# Prompts enter when this share of the places is free: each entry is a forward pass of its own.
+# Prompts enter when this share of the places is free, because each entry is a forward pass of its own.
 REFILL_SHARE = 0.125
-# A cache of another shape is made when it has room for this many times the rows.
+# The cache is reshaped when the new shape holds this many times the rows.
 RESHAPE_FROM = 1.25
 
 
@@ -52,36 +49,38 @@ class Decode:
 
     def __init__(
         self,
-        engine: "Engine",
+        backbone: Backbone,
         prompts: Sequence[Sequence[int]],
-        sampling: "Sampling",
+        sampling: Sampling,
         group_size: int,
         log_probs: bool,
         on_batch: Callable[[int], None] | None,
     ) -> None:
-        self.engine, self.prompts, self.sampling, self.group_size = engine, prompts, sampling, group_size
+        self.backbone, self.prompts, self.sampling, self.group_size = backbone, prompts, sampling, group_size
         self.on_batch = on_batch
-        rows, device = len(prompts) * group_size, engine.device
+        rows, device = len(prompts) * group_size, backbone.device
         self.width = sampling.max_reasoning_tokens + 1
         self.ids = torch.zeros(rows, self.width, dtype=torch.long, device=device)
         self.log_probs = torch.zeros(rows, self.width, device=device) if log_probs else None
-        self.vectors = torch.zeros(rows, engine.dim, device=device)
+        self.vectors = torch.zeros(rows, backbone.dim, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.draws = self._draws() if sampling.temperature > 0 else None
-        stops = [i for i in engine.stop_token_ids if i < engine.head.vocabulary]
-        self.stops = torch.zeros(engine.head.vocabulary, dtype=torch.bool, device=device) if stops else None
+        self.draws = sampling.draws(prompts, group_size).to(device) if sampling.temperature > 0 else None
+        stops = [i for i in backbone.stop_token_ids if i < backbone.head.vocabulary]
+        self.stops = torch.zeros(backbone.head.vocabulary, dtype=torch.bool, device=device) if stops else None
         if self.stops is not None:
             self.stops[stops] = True
         self._columns = torch.arange(self.width, device=device)
         # Longest first: they take the most room, and short ones fill what is left at the end.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
-        self.masks = DecodeMasks(engine.backbone)
+        self.masks = DecodeMasks(backbone.base_model)
         self.pace = Pace() if self.masks.blind else PACES.get(device.type, Pace())
-        # Where one looks after every step and steps nobody else, a row that is done never takes another one.
+        # With a look after every step and no rounding, a row that is done never takes another step.
         self.exact = self.pace.looks == 1 and not self.pace.round_rows
-        self.prefix = engine.prefix_length(prompts)
-        self.slots = Slots(0, 0, self.prefix, torch.zeros(0, engine.dim, dtype=engine.backbone.dtype, device=device))
+        self.prefix = backbone.prefix_length(prompts)
+        self.slots = Slots(
+            0, 0, self.prefix, torch.zeros(0, backbone.dim, dtype=backbone.base_model.dtype, device=device)
+        )
         self.recorded = Recorded(self._step) if self.pace.record else None
 
     def all(self) -> None:
@@ -100,7 +99,7 @@ class Decode:
             return
         slots, group = self.slots, self.group_size
         if slots.count and self.masks.blind:
-            return  # the rows that run are at one position, and a new one would not be
+            return  # all rows must be at one position, and a new one would not be
         if slots.count and slots.places - slots.count < max(group, REFILL_SHARE * slots.places):
             return
         longest = len(self.prompts[self.waiting[0]])
@@ -108,7 +107,7 @@ class Decode:
             longest = max(longest, int(slots.starts[: slots.count].max()))
         length = longest + self.sampling.max_reasoning_tokens + 1
         wanted = slots.count + len(self.waiting) * group
-        places = min(wanted, max(slots.count, group, self.engine.token_budget // length))
+        places = min(wanted, max(slots.count, group, self.backbone.token_budget // length))
         if length + 1 > slots.columns or places > RESHAPE_FROM * slots.places:
             self._reshape(places, length + 1)
         chosen: list[int] = []
@@ -116,17 +115,17 @@ class Decode:
             if self.masks.blind and chosen and len(self.prompts[self.waiting[0]]) != longest:
                 break
             chosen.append(self.waiting.popleft())
-        budget = prefill_budget(self.engine.token_budget, self.engine.device.type)
+        budget = prefill_budget(self.backbone.token_budget, self.backbone.device.type)
         for part in length_sorted_batches([len(self.prompts[i]) for i in chosen], budget):
             self._prefill([chosen[i] for i in part])
 
     def _reshape(self, places: int, columns: int) -> None:
         first = self.slots.places == 0
         if first:
-            self.slots = Slots(places, columns, self.prefix, self.slots.hidden.new_zeros(places, self.engine.dim))
+            self.slots = Slots(places, columns, self.prefix, self.slots.hidden.new_zeros(places, self.backbone.dim))
             if self.prefix:
                 self.slots.window.rows = 1
-                self.engine.prefill([self.prompts[self.waiting[0]][: self.prefix]], 0, self.slots.cache)
+                self.backbone.prefill([self.prompts[self.waiting[0]][: self.prefix]], 0, self.slots.cache)
                 self.slots.spread_prefix()
         else:
             self.slots = self.slots.resized(places, columns)
@@ -135,10 +134,10 @@ class Decode:
 
     def _prefill(self, chosen: Sequence[int]) -> None:
         """Run each chosen prompt once, without the prefix, and expand it to its group's rows."""
-        slots, device = self.slots, self.engine.device
+        slots, device = self.slots, self.backbone.device
         window = slots.window
         window.first, window.rows, window.begin, window.index = slots.count, len(chosen), self.prefix, None
-        hidden = self.engine.prefill([self.prompts[i] for i in chosen], self.prefix, slots.cache)
+        hidden = self.backbone.prefill([self.prompts[i] for i in chosen], self.prefix, slots.cache)
         lengths = torch.tensor([len(self.prompts[i]) for i in chosen], device=device)
         prompts = torch.tensor(chosen, device=device)
         slots.enter(lengths, prompts, hidden, self.group_size, self.sampling.max_reasoning_tokens)
@@ -146,7 +145,7 @@ class Decode:
     # ---- step ------------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """One token a row."""
+        """One token per row."""
         slots, pace = self.slots, self.pace
         rows, width = slots.count, slots.width + 1
         if pace.round_rows:
@@ -159,21 +158,21 @@ class Decode:
         else:
             self.recorded(rows, width)
         slots.width = min(slots.width + 1, slots.columns - 1)
-        self.engine.computed_tokens += rows
+        self.backbone.computed_tokens += rows
 
     def _step(self, rows: int, width: int) -> None:
-        """Sample one token a row, force the embed token where it is due, feed it, and keep the state of rows that read it.
+        """Sample a token per row, force the embed token where due, feed it, keep the state of rows that read it.
 
-        In place, without looking at a value.
+        Works in place and looks at no value, which would wait for the device.
         """
-        slots, engine, embed = self.slots, self.engine, self.engine.embed_token_id
+        slots, backbone, embed = self.slots, self.backbone, self.backbone.embed_token_id
         positions, done, hidden = slots.positions[:rows], slots.done[:rows], slots.hidden[:rows]
         token, own = self._sample(rows)
         slots.window.index = positions
-        output = engine.backbone(
+        output = backbone.base_model(
             input_ids=token[:, None],
             attention_mask=None if slots.window.aligned else self.masks(positions, width),
-            # A row that is done may stay for some steps; its own position would leave the model's window.
+            # A row that is done may stay for some steps, and its own position might leave the model's window.
             position_ids=(positions if self.exact else positions.masked_fill(done, 0))[:, None],
             past_key_values=slots.cache,
             use_cache=True,
@@ -183,64 +182,52 @@ class Decode:
             slots.own[:rows] = own
             positions += 1
         else:
-            captured, said = slots.captured[:rows], slots.own[:rows]
+            captured, kept = slots.captured[:rows], slots.own[:rows]
             torch.where(done[:, None], captured, hidden, out=captured)
-            torch.where(done, said, own, out=said)
+            torch.where(done, kept, own, out=kept)
             positions += ~done
         if self.stops is not None:
             slots.stopped[:rows] = self.stops[token]
         done |= token == embed
 
     def _sample(self, rows: int) -> tuple[Int[Tensor, " rows"], Bool[Tensor, " rows"]]:
-        """The rows' tokens, which are written down, and which rows sampled the embed token themselves.
+        """The rows' tokens, recorded in the slots, and which rows sampled the embed token themselves.
 
-        Log-probabilities are as `Sampling` says; where the embed token is forced, they are the embed token's.
+        Log-probabilities are as `Sampling` says; where the embed token is forced, they are those of the embed token.
         """
-        slots, embed = self.slots, self.engine.embed_token_id
+        slots, embed = self.slots, self.backbone.embed_token_id
         positions = slots.positions[:rows]
-        logits = self.engine.logits(slots.hidden[:rows])
+        logits = self.backbone.logits(slots.hidden[:rows])
         if self.draws is None:
             token = logits.argmax(dim=-1)
         else:
             logits = logits / self.sampling.temperature
-            # Inverse of the cumulative distribution at the row's own uniform draw; float64, or rare tokens are lost.
+            # Inverse of the cumulative distribution at the row's own uniform draw; float32 would lose rare tokens.
             cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
             step = (positions - slots.starts[:rows]).clamp_(max=self.width - 1)
             draw = self.draws[slots.row[:rows], step]
             token = torch.searchsorted(cumulative, (draw * cumulative[:, -1])[:, None], right=True)[:, 0]
             token = token.clamp_(max=logits.shape[-1] - 1)
-        # A row whose budget is spent may have sampled the token itself: then it is its own, not a forced one.
+        # A row whose budget is spent may have sampled the token itself; then it is not forced.
         own, due = token == embed, positions >= slots.ends[:rows]
         if self.stops is not None:
             stopped = slots.stopped[:rows]
             own, due = own & ~stopped, due | stopped
         token = self._said(token.masked_fill_(due, embed), rows)
-        slots.said[:rows].scatter_(1, positions[:, None], token[:, None])
+        slots.ids[:rows].scatter_(1, positions[:, None], token[:, None])
         if self.log_probs is not None:
             log_prob = logits.gather(1, token[:, None]) - logits.logsumexp(dim=-1, keepdim=True)
             slots.log_probs[:rows].scatter_(1, positions[:, None], log_prob)
         return token, own
 
     def _said(self, token: Int[Tensor, " rows"], rows: int) -> Int[Tensor, " rows"]:
-        """The tokens that the rows say; the benchmark sets the rows' lengths here."""
+        """The tokens to feed; the benchmark overrides this to set the rows' lengths."""
         return token
-
-    def _draws(self) -> Float[Tensor, "rows steps"]:
-        """Uniform numbers of every row, from the seed, the prompt's ids and the row's place in its group."""
-        draws = torch.empty(self.ids.shape, dtype=torch.float64)
-        generator = torch.Generator()
-        for index, prompt in enumerate(self.prompts):
-            ids = ",".join(map(str, prompt))
-            for place in range(self.group_size):
-                key = f"{self.sampling.seed}|{place}|{ids}".encode()
-                generator.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
-                draws[index * self.group_size + place].uniform_(generator=generator)
-        return draws.to(self.ids.device)
 
     # ---- leave -----------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """Let the rows that are done go, and keep what they found."""
+        """Free the places of rows that are done, and keep their results."""
         slots = self.slots
         done = slots.done[: slots.count].nonzero()[:, 0]
         if len(done) == 0:
@@ -251,17 +238,17 @@ class Decode:
         self.lengths[row] = steps
         self.finished[row] = slots.own[done]
         columns = starts[:, None] + self._columns
-        self.ids[row] = slots.said[done].gather(1, columns)
+        self.ids[row] = slots.ids[done].gather(1, columns)
         if self.log_probs is not None:
             self.log_probs[row] = slots.log_probs[done].gather(1, columns)
-        self.engine.forward_tokens += int(steps.sum())
+        self.backbone.forward_tokens += int(steps.sum())
         slots.leave(done)
         if self.on_batch is not None:
             self.on_batch(len(done))
 
 
 def places_free(slots: Slots) -> int:
-    """Places that nobody is in."""
+    """Number of free places."""
     return slots.places - slots.count
 
 

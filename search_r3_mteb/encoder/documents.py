@@ -7,16 +7,16 @@ Documents: TypeAlias = Sequence[str | Mapping[str, Any]] | Mapping[str, Any]
 
 
 def join_title(title: str | None, text: str) -> str:
-    """`title` and `text` with one space between, without white space at the ends; no title leaves the text."""
+    """`title` and `text` with one space between, stripped of white space at the ends; without a title, the text."""
     return f"{title} {text}".strip() if title else text.strip()
 
 
 def document_texts(documents: Documents) -> list[str]:
     """One text per document, in order.
 
-    `documents` is a list whose members are strings or {"text", "title"?}, or columns {"text": [...], "title"?: [...]}, or
-    a BEIR corpus {id: {"text", "title"?}}. Other keys of a document (id, metadata) are not embedded. A string is taken as it
-    is. Raises TypeError and ValueError that name the document.
+    `documents` is a list whose members are strings or {"text", "title"?}, or columns {"text": [...], "title"?: [...]},
+    or a BEIR corpus {id: {"text", "title"?}}. Other keys of a document (id, metadata) are not embedded. A string is
+    taken as it is. Raises TypeError and ValueError that name the document.
     """
     if isinstance(documents, str):
         raise TypeError(f"A list of documents is needed, got one string {documents[:40]!r}. Write [document].")

@@ -1,51 +1,62 @@
-"""SearchR3Encoder: queries are reasoned about and then embedded, documents are embedded directly."""
+"""SearchR3Encoder: reasons about queries and then embeds them, embeds documents directly."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float32
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load
-from search_r3_mteb.encoder.chunks import CHUNK, Compute, computed_chunks, progress_bar
-from search_r3_mteb.encoder.documents import Documents
-from search_r3_mteb.encoder.engine import Engine, Sampling
-from search_r3_mteb.encoder.inputs import check_batch_size, documents_of, instructions_of, refuse_keywords, texts_of
-from search_r3_mteb.encoder.processes import process_device
+from search_r3_mteb.encoder.chunks import CHUNK, one_ahead, progress_bar
+from search_r3_mteb.encoder.documents import Documents, document_texts
+from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.identity import model_meta
+from search_r3_mteb.encoder.inputs import (
+    check_batch_size,
+    documents_of,
+    instructions_of,
+    is_query,
+    read_batches,
+    read_queries,
+    refuse_encode_kwargs,
+    refuse_keywords,
+    task_prompt,
+    texts_of,
+)
+from search_r3_mteb.encoder.processes import gathered, own_share, process_count, process_device
 from search_r3_mteb.encoder.profiles import TEMPLATES, TemplateName
 from search_r3_mteb.encoder.prompts import Renderer
-from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics
+from search_r3_mteb.encoder.sampling import Sampling
+from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics, check_window
 from search_r3_mteb.encoder.store import Store, fingerprint_of
-
-Vectors = NDArray[np.float32]
-
-_DEFAULT_MAX_LENGTH = 512
+from search_r3_mteb.search.arrays import Vectors
 
 
 @dataclass(frozen=True)
 class Thought:
-    """One text's reasoning.
+    """The reasoning about one text, and the vector it led to.
 
-    `token_ids` are the sampled ids without the embed token. `finished` is False when the embed token was forced: the budget
-    was spent, or the model ended its turn. `vector` (dim,) is float32 and of unit length.
+    `token_ids` are the sampled ids without the embed token. `finished` is False when the embed token was forced: the
+    budget was spent, or the model ended its turn. `vector` (dim,) is float32 and of unit length.
     """
 
     text: str
     token_ids: list[int]
     finished: bool
-    vector: Vectors = field(repr=False)
+    vector: Float32[np.ndarray, " dim"] = field(repr=False)
 
 
 class SearchR3Encoder:
     """Encodes queries (reason, then embed) and documents (directly) with one causal LM; for MTEB, BEIR and plain use.
 
-    `model` is "nano" or "mini" (bundled), a local folder, a LoRA folder, a hub id, or a `Checkpoint` in memory. The keyword arguments
-    are those of `EncoderSettings`; an unknown one is a TypeError. Vectors are float32, of unit length, in the order of the
-    input; a single string gives one vector (dim,), a list gives (n, dim), an empty list (0, dim).
+    `model` is "nano" or "mini" (bundled), a local folder, a LoRA folder, a hub id, or a `Checkpoint` in memory. The
+    keyword arguments are those of `EncoderSettings`; an unknown one is a TypeError. Vectors are float32, of unit length
+    and in the order of the input: (dim,) for a single text, (n, dim) for a list, (0, dim) for an empty one.
 
-    Under `accelerate launch` every process encodes its share and all of them get all vectors.
+    Under `accelerate launch` every process encodes its share, and all of them get all vectors.
     """
 
     def __init__(
@@ -65,7 +76,7 @@ class SearchR3Encoder:
             )
         self.model, self.tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
         self.name, self.revision = self.checkpoint.name, self.checkpoint.revision
-        self.max_length = self._fit_max_length(chosen)
+        self.max_length = chosen.fit_max_length(self.checkpoint)
         self.renderer = Renderer(self.tokenizer, self.checkpoint.profile, self.max_length)
         self.renderer.check_room("direct")
         self.renderer.check_room(chosen.mode)
@@ -95,8 +106,8 @@ class SearchR3Encoder:
     ) -> Any:
         """Vectors of queries, after reasoning in mode "reason".
 
-        `instruction` is one for all or one a text. `batch_size` (rows) is taken for compatibility with MTEB, BEIR and
-        sentence-transformers: batches are formed by `batch_tokens`, and no vector depends on either.
+        `instruction` is one for all or one per text. `batch_size` (rows) is accepted for compatibility with MTEB, BEIR
+        and sentence-transformers: batches are formed by `batch_tokens`, and no vector depends on either.
         """
         refuse_keywords(self.encode_query, unknown)
         check_batch_size(batch_size)
@@ -108,14 +119,14 @@ class SearchR3Encoder:
                 max_reasoning_tokens=max_reasoning_tokens,
                 show_progress_bar=show_progress_bar,
             )
-            vectors = np.stack([thought.vector for thought in thoughts]) if thoughts else self._empty()
+            vectors = np.array([thought.vector for thought in thoughts], np.float32).reshape(-1, self.dim)
         else:
             if max_reasoning_tokens:
                 raise ValueError(
-                    f"max_reasoning_tokens={max_reasoning_tokens} was given, but this encoder's mode is 'direct', which does not "
-                    "reason. Make it with mode='reason'."
+                    f"max_reasoning_tokens={max_reasoning_tokens} was given, but this encoder's mode is 'direct', "
+                    "which does not reason. Make it with mode='reason'."
                 )
-            vectors = self._embed(rows, instructions_of(instruction, len(rows)), "query", show_progress_bar)
+            vectors = self._computed(rows, instructions_of(instruction, len(rows)), "query", None, show_progress_bar)
             self.statistics.queries += len(rows)
         return self._give(vectors, isinstance(texts, str), convert_to_tensor)
 
@@ -129,11 +140,11 @@ class SearchR3Encoder:
         convert_to_tensor: bool = False,
         **unknown: Any,
     ) -> Any:
-        """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" and perhaps "title"."""
+        """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" (and "title")."""
         refuse_keywords(self.encode_document, unknown)
         check_batch_size(batch_size)
         rows, single = documents_of(texts)
-        vectors = self._embed(rows, instructions_of(instruction, len(rows)), "document", show_progress_bar)
+        vectors = self._computed(rows, instructions_of(instruction, len(rows)), "document", None, show_progress_bar)
         self.statistics.documents += len(rows)
         return self._give(vectors, single, convert_to_tensor)
 
@@ -146,66 +157,58 @@ class SearchR3Encoder:
         show_progress_bar: bool | None = None,
         **unknown: Any,
     ) -> list[Thought]:
-        """The reasoning about each text and the vector it leads to, in one pass; whatever the mode."""
+        """The reasoning about each text and the vector it leads to, in one pass and in either mode."""
         refuse_keywords(self.think, unknown)
         rows = texts_of(texts)
         instructions = instructions_of(instruction, len(rows))
-        sampling = Sampling(
-            self._settings.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens,
-            self._settings.temperature,
-            self._settings.seed,
-        )
-        self._check_window(self.max_length + sampling.max_reasoning_tokens + 1, sampling.max_reasoning_tokens)
-        store = self._store("query", "reason", sampling)
-
-        def render(part: Sequence[int]) -> list[list[int]]:
-            return self._render([rows[i] for i in part], [instructions[i] for i in part], "reason")
-
-        def compute(part: Sequence[int], prompts: list[list[int]], on_rows: Callable[[int], None]) -> list[Thought]:
-            return self._reason([rows[i] for i in part], prompts, sampling, on_rows)
-
-        thoughts: list[Any] = [None] * len(rows)
-
-        def place(part: Sequence[int], found: Any) -> None:
-            for position, thought in zip(part, found, strict=True):
-                thoughts[position] = thought
-
-        self._work(rows, instructions, "query", store, render, compute, place, show_progress_bar)
-        if store is not None and rows:
-            vectors = store.lookup(rows, instructions)
-            kept = store.thoughts(rows, instructions)
-            thoughts = [Thought(t.text, list(t.token_ids), t.finished, v) for t, v in zip(kept, vectors, strict=True)]
+        budget = self._settings.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens
+        sampling = Sampling(budget, self._settings.temperature, self._settings.seed)
+        check_window(self.checkpoint, self.max_length + budget + 1, budget)
+        thoughts: list[Thought] = self._computed(rows, instructions, "query", sampling, show_progress_bar)
         self.statistics.queries += len(rows)
         self.statistics.reasoning_tokens += sum(len(thought.token_ids) for thought in thoughts)
         self.statistics.forced += sum(not thought.finished for thought in thoughts)
         return thoughts
 
-    def encode(self, inputs: Any, *, prompt_type: Any = None, **keywords: Any) -> Any:
-        """MTEB's entry point (a DataLoader of batches), or texts; a list may hold documents.
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any = None,
+        hf_split: str | None = None,
+        hf_subset: str | None = None,
+        prompt_type: Any = None,
+        **keywords: Any,
+    ) -> Any:
+        """MTEB's entry point: vectors (n, dim) of a DataLoader of its batches, or of texts; a list may hold documents.
 
-        `prompt_type` "query" reasons as `encode_query`; "document" and None embed directly.
+        `prompt_type` "query" reasons as `encode_query`; "document" and None, which symmetric tasks such as STS use for
+        both sides, embed directly. `hf_split` and `hf_subset` say where the texts come from; no vector depends on that.
         """
-        from search_r3_mteb.integrations.mteb import encode_batches, is_query, task_prompt
-
-        if not isinstance(inputs, str | list | tuple):
-            return encode_batches(self, inputs, prompt_type=prompt_type, **keywords)
-        task, _, _ = (keywords.pop(name, None) for name in ("task_metadata", "hf_split", "hf_subset"))
-        if not is_query(prompt_type):
-            return self.encode_document(inputs, **keywords)
-        prompt = task_prompt(task) if self.task_prompts else None
-        return self.encode_query(inputs, **({"instruction": prompt} | keywords))
+        query = is_query(prompt_type)
+        task = task_metadata if self.task_prompts else None
+        if isinstance(inputs, str | list | tuple):
+            if not query:
+                return self.encode_document(inputs, **keywords)
+            return self.encode_query(inputs, **({"instruction": task_prompt(task)} | keywords))
+        refuse_encode_kwargs(keywords)
+        if not query:
+            return self.encode_document(read_batches(inputs, is_query=False)[0], **keywords)
+        texts, instructions = read_queries(inputs, task)
+        return self.encode_query(texts, instruction=instructions, **keywords)
 
     def encode_queries(self, queries: Sequence[str], **keywords: Any) -> Any:
-        """BEIR's name for `encode_query`."""
-        from search_r3_mteb.integrations.beir import encode_queries
+        """BEIR's name for `encode_query`: vectors (queries, dim).
 
-        return encode_queries(self, queries, **keywords)
+        Limits of beir 2.2 that no encoder can lift: its exact search crashes on a single query, its FAISS and parallel
+        searches cannot be instantiated, and `EvaluateRetrieval.evaluate` averages over the queries present in a run.
+        Where that matters, evaluate the same folder through MTEB (`search_r3_mteb.tasks.beir_folder`).
+        """
+        return self.encode_query(list(queries), **keywords)
 
-    def encode_corpus(self, corpus: Any, **keywords: Any) -> Any:
-        """BEIR's name for `encode_document`."""
-        from search_r3_mteb.integrations.beir import encode_corpus
-
-        return encode_corpus(self, corpus, **keywords)
+    def encode_corpus(self, corpus: Documents, **keywords: Any) -> Any:
+        """BEIR's name for `encode_document`: vectors (documents, dim) of every form of corpus that BEIR has used."""
+        return self.encode_document(document_texts(corpus), **keywords)
 
     def similarity(self, first: Any, second: Any) -> Any:
         """Cosine similarities (n, m) of rows (n, dim) and (m, dim), as a tensor."""
@@ -215,7 +218,7 @@ class SearchR3Encoder:
         """Cosine similarities (n,) of rows (n, dim) with rows (n, dim), as a tensor."""
         return (_unit_rows(first) * _unit_rows(second)).sum(dim=-1)
 
-    # ---- who it is -------------------------------------------------------------------------------------------------
+    # ---- identity --------------------------------------------------------------------------------------------------
 
     @property
     def mode(self) -> Mode:
@@ -243,43 +246,102 @@ class SearchR3Encoder:
     @property
     def mteb_model_meta(self) -> Any:
         """MTEB's description of this encoder, with an identity that no other checkpoint or mode shares."""
-        from search_r3_mteb.integrations.mteb import model_meta
-
-        return self._mteb_model_meta if self._mteb_model_meta is not None else model_meta(self)
+        if self._mteb_model_meta is not None:
+            return self._mteb_model_meta
+        return model_meta(self.checkpoint, self.dim, self._experiment())
 
     @mteb_model_meta.setter
     def mteb_model_meta(self, meta: Any) -> None:
-        from search_r3_mteb.integrations.mteb import attach_meta
+        # What MTEB's `get_model` assigns holds only the settings that its caller named; the others decide vectors too.
+        experiment = {**(meta.experiment_kwargs or {}), **self._experiment()}
+        self._mteb_model_meta = meta.model_copy(update={"experiment_kwargs": experiment})
 
-        self._mteb_model_meta = attach_meta(self, meta)
+    def _experiment(self) -> dict[str, Any]:
+        """The part of the identity that name and revision do not hold; it becomes a folder's name in MTEB's cache."""
+        return self.settings | {"fingerprint": self.fingerprint[:16]}
 
-    # ---- how it works ----------------------------------------------------------------------------------------------
+    # ---- encoding --------------------------------------------------------------------------------------------------
 
-    def _embed(
-        self, texts: Sequence[str], instructions: Sequence[str | None], role: str, show_progress_bar: bool | None
-    ) -> Vectors:
-        """Direct vectors, chunk by chunk; through the store when there is one."""
-        store = self._store(role, "direct", None)
-        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
-
-        def render(part: Sequence[int]) -> list[list[int]]:
-            return self._render([texts[i] for i in part], [instructions[i] for i in part], "direct")
-
-        def compute(part: Sequence[int], prompts: list[list[int]], on_rows: Callable[[int], None]) -> Vectors:
-            return self._unit(self.engine.embed(prompts, on_rows).numpy(), [texts[i] for i in part])
-
-        def place(part: Sequence[int], found: Any) -> None:
-            vectors[list(part)] = found
-
-        self._work(texts, instructions, role, store, render, compute, place, show_progress_bar)
-        return store.lookup(texts, instructions) if store is not None and len(texts) else vectors
-
-    def _reason(
+    def _computed(
         self,
         texts: Sequence[str],
-        prompts: list[list[int]],
-        sampling: Sampling,
-        on_rows: Callable[[int], None],
+        instructions: Sequence[str | None],
+        role: str,
+        sampling: Sampling | None,
+        show_progress_bar: bool | None,
+    ) -> Any:
+        """Thoughts under `sampling`, or direct vectors (n, dim) without it, computed where the store lacks them.
+
+        The work is done chunk by chunk: each process computes its share, and all of them get and store all results.
+        """
+        template: TemplateName = "direct" if sampling is None else "reason"
+        store = self._store(role, template, sampling)
+        todo = list(range(len(texts))) if store is None else store.missing(texts, instructions)
+        results: Any = np.empty((len(texts), self.dim), np.float32) if sampling is None else [None] * len(texts)
+        show = self._settings.show_progress_bar if show_progress_bar is None else show_progress_bar
+        what = "encoding" if sampling is None else "reasoning"
+        with progress_bar(what, "doc" if role == "document" else "query", show) as bar:
+
+            def progress(rows: int) -> None:
+                bar.update(rows * process_count())  # every process reports its own rows only
+
+            bar.total, done, seconds, began = len(todo), 0, 0.0, time.perf_counter()
+            for chunk, prompts in self._chunks(texts, instructions, template, todo, CHUNK[role]):
+                own = [texts[i] for i in own_share(chunk)]
+                if sampling is None:
+                    found: Any = self._unit(self.engine.embed(prompts, progress).numpy(), own)
+                else:
+                    found = self._reason(own, prompts, sampling, progress)
+                found = gathered(chunk, found)
+                took = time.perf_counter() - began
+                if store is None:
+                    for position, result in zip(chunk, found, strict=True):
+                        results[position] = result
+                else:
+                    vectors = found if sampling is None else np.stack([thought.vector for thought in found])
+                    given = [instructions[i] for i in chunk]
+                    thoughts = None if sampling is None else found
+                    store.append([texts[i] for i in chunk], vectors, thoughts, instructions=given, seconds=took)
+                seconds, done = seconds + took, done + len(chunk)
+                bar.n = done
+                bar.refresh()
+                began = time.perf_counter()
+        if store is not None and len(texts):
+            # Stored rows count with the time that computing them took, so that a resumed run shows the same speed.
+            seconds, results = store.seconds(texts, instructions), store.lookup(texts, instructions)
+            if sampling is not None:
+                kept = zip(store.thoughts(texts, instructions), results, strict=True)
+                results = [Thought(each.text, list(each.token_ids), each.finished, vector) for each, vector in kept]
+        if role == "query":
+            self.statistics.query_seconds += seconds
+        else:
+            self.statistics.document_seconds += seconds
+        return results
+
+    def _chunks(
+        self,
+        texts: Sequence[str],
+        instructions: Sequence[str | None],
+        template: TemplateName,
+        todo: Sequence[int],
+        size: int,
+    ) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """The positions `todo`, `size` at a time, the longest texts first, and the prompts of this process's share.
+
+        A thread tokenises each chunk while the model computes the one before it.
+        """
+        order = sorted(todo, key=lambda position: (-len(texts[position]), position))
+
+        def render(chunk: Sequence[int]) -> list[list[int]]:
+            own = own_share(chunk)
+            given = [instructions[i] for i in own]
+            rendered = self.renderer.render_batch([texts[i] for i in own], template, given if any(given) else None)
+            return [prompt.token_ids for prompt in rendered]
+
+        return one_ahead([order[start : start + size] for start in range(0, len(order), size)], render)
+
+    def _reason(
+        self, texts: Sequence[str], prompts: list[list[int]], sampling: Sampling, on_rows: Callable[[int], None]
     ) -> list[Thought]:
         rollouts = self.engine.reason(prompts, sampling, log_probs=False, on_batch=on_rows)
         vectors = self._unit(rollouts.vectors.numpy(), texts)
@@ -290,47 +352,15 @@ class SearchR3Encoder:
             for text, ids, finished, vector in zip(decoded, spoken, rollouts.finished, vectors, strict=True)
         ]
 
-    def _work(
-        self,
-        texts: Sequence[str],
-        instructions: Sequence[str | None],
-        role: str,
-        store: Store | None,
-        render: Callable[[Sequence[int]], list[list[int]]],
-        compute: Compute,
-        place: Callable[[Sequence[int], Any], None],
-        show_progress_bar: bool | None,
-    ) -> None:
-        """Compute what is missing, under a progress bar, and count the time; `place` takes each chunk's results."""
-        show = self._settings.show_progress_bar if show_progress_bar is None else show_progress_bar
-        what = "reasoning" if role == "query" and self.mode == "reason" else "encoding"
-        seconds = 0.0
-        with progress_bar(what, {"query": "query", "document": "doc"}[role], show) as bar:
-            for part, found, took in computed_chunks(texts, instructions, store, CHUNK[role], render, compute, bar):
-                place(part, found)
-                seconds += took
-        if store is not None and len(texts):
-            # What the store answers counts as what it took, in whichever run that was: a resumed run shows the same speed.
-            seconds = store.seconds(texts, instructions)
-        if role == "query":
-            self.statistics.query_seconds += seconds
-        else:
-            self.statistics.document_seconds += seconds
-
-    def _render(
-        self, texts: Sequence[str], instructions: Sequence[str | None], template: TemplateName
-    ) -> list[list[int]]:
-        given = instructions if any(instructions) else None
-        return [prompt.token_ids for prompt in self.renderer.render_batch(texts, template, given)]
-
     def _unit(self, vectors: Vectors, texts: Sequence[str]) -> Vectors:
         """Rows of unit length; ValueError for one that is not finite or has no direction."""
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)  # squares of float32 may overflow
         bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
         if len(bad):
             raise ValueError(
-                f"{self.name}: the vector of text {texts[bad[0]]!r:.60} (and {len(bad) - 1} more) is not finite or zero, so it has no "
-                f"direction. The weights or the dtype ({self.model.dtype}) are at fault: load with dtype='float32' and look again."
+                f"{self.name}: the vector of text {texts[bad[0]]!r:.60} (and {len(bad) - 1} more) is not finite or "
+                f"zero, so it has no direction. The weights or the dtype ({self.model.dtype}) are at fault: load with "
+                "dtype='float32' and look again."
             )
         unit: Vectors = (vectors / norms).astype(np.float32)
         return unit
@@ -351,36 +381,6 @@ class SearchR3Encoder:
         if key not in self._stores:
             self._stores[key] = Store(self._settings.cache_folder, key, role, self.dim)
         return self._stores[key]
-
-    def _fit_max_length(self, settings: EncoderSettings) -> int:
-        """The prompt's length: what was asked for, or what fits; the same in both modes, which share document vectors."""
-        budget = settings.max_reasoning_tokens + 1
-        if settings.max_length is not None:
-            self._check_window(settings.max_length + (budget if settings.mode == "reason" else 0), budget - 1)
-            return settings.max_length
-        window = self._window()
-        if window is None:
-            return _DEFAULT_MAX_LENGTH
-        if window > budget:
-            return min(_DEFAULT_MAX_LENGTH, window - budget)
-        if settings.mode == "reason":
-            self._check_window(1 + budget, budget - 1)
-        return min(_DEFAULT_MAX_LENGTH, window)
-
-    def _window(self) -> int | None:
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return None if window is None else int(window)
-
-    def _check_window(self, needed: int, budget: int) -> None:
-        window = self._window()
-        if window is not None and needed > window:
-            raise ValueError(
-                f"{needed} positions are needed for the prompt (max_length), the reasoning (max_reasoning_tokens={budget}) and the "
-                f"embed token, but {self.name} was made for {window}. Lower max_length or max_reasoning_tokens."
-            )
-
-    def _empty(self) -> Vectors:
-        return np.empty((0, self.dim), dtype=np.float32)
 
     def _give(self, vectors: Vectors, single: bool, convert_to_tensor: bool) -> Any:
         result: Any = vectors[0] if single else vectors

@@ -1,16 +1,16 @@
-"""The digest of everything about a checkpoint that decides a vector."""
+"""Digest of everything about a checkpoint that decides a vector."""
 
 import hashlib
 import json
 from typing import Any
 
-# Where a model was read from and by which version says nothing about its vectors; the tensors' own types are hashed.
+# Path and library version do not decide a vector, and the tensors' own types are hashed.
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
 _NOT_ADAPTER = ("base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping", "peft_version")
 
 
 def digest(model: Any, tokenizer: Any, rest: Any) -> str:
-    """SHA-256 (hex) over every tensor's name, type, shape and bytes, the configuration, the tokenizer, and `rest` (JSON).
+    """SHA-256 (hex) over each tensor's name, type, shape and bytes, the configuration, the tokenizer and `rest` (JSON).
 
     The configuration counts because equal weights under another rotary base or LoRA alpha give other vectors.
     """
@@ -43,11 +43,11 @@ def _configuration(model: Any) -> dict[str, Any]:
 
 def _tokenizer(tokenizer: Any) -> dict[str, Any]:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # State of the last call, not of the tokenizer: padding or cutting a batch leaves its settings there.
+    # Padding and truncation are state of the last call, which leaves its settings there.
     parts = {key: value for key, value in backend.items() if key not in ("padding", "truncation")}
     return parts | {"chat_template": tokenizer.chat_template}
 
 
 def _plain(value: Any) -> Any:
-    """JSON for what configurations hold besides JSON: sets and enumerations."""
+    """JSON for the other values in configurations: sets and enumerations."""
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

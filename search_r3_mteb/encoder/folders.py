@@ -1,4 +1,4 @@
-"""What a model folder holds, checked by name before anything is loaded from it. Nothing is ever read from a pickle."""
+"""Checks of a model folder's files before anything is loaded from it. Nothing is ever read from a pickle."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError that names the file when it holds anything else."""
+    """The object in a JSON file. Raises ValueError with the file's name when it holds anything else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -19,18 +19,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raises FileNotFoundError or ValueError unless `folder` holds a configuration and whole safetensors weights."""
+    """Raises FileNotFoundError or ValueError unless `folder` holds a configuration and complete safetensors weights."""
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder.resolve().name}: there is no config.json, so this is not a model folder.")
     read_json(folder / "config.json")
-    # transformers would quietly do without a damaged one, and a turn would then not end where it should.
+    # transformers would silently ignore a damaged one, and a turn would then not end where it should.
     if (folder / "generation_config.json").exists():
         read_json(folder / "generation_config.json")
     check_weights(folder)
 
 
 def check_weights(folder: Path, stem: str = "model") -> None:
-    """Raises FileNotFoundError or ValueError unless `folder` holds whole safetensors files that begin with `stem`."""
+    """Raises FileNotFoundError or ValueError unless `folder` holds complete safetensors files named `stem`*."""
     files = sorted(folder.glob(f"{stem}*.safetensors"))
     index = folder / f"{stem}.safetensors.index.json"
     wanted = set(read_json(index).get("weight_map", {}).values()) if index.exists() else set()
@@ -43,8 +43,8 @@ def check_weights(folder: Path, stem: str = "model") -> None:
         pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in _PICKLED]
         if pickled:
             raise ValueError(
-                f"{folder.name}: the weights are pickled ({', '.join(pickled)}), and a pickle can run any code when it is read. "
-                "Convert them to safetensors where you trust them: model.save_pretrained(folder)."
+                f"{folder.name}: the weights are pickled ({', '.join(pickled)}), and a pickle can run any code when "
+                "it is read. Convert them to safetensors where you trust them: model.save_pretrained(folder)."
             )
         raise FileNotFoundError(
             f"{folder.name}: there are no weights ({stem}.safetensors). Download or save the model again."
@@ -54,11 +54,11 @@ def check_weights(folder: Path, stem: str = "model") -> None:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raises FileNotFoundError or ValueError unless `folder` holds a tokenizer. transformers makes up an empty one."""
+    """Raises FileNotFoundError or ValueError unless `folder` holds a tokenizer; transformers would make one up."""
     # Older checkpoints have the vocabulary that a fast tokenizer can be built from, in place of tokenizer.json.
     if not any(any(folder.glob(name)) for name in ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")):
         raise FileNotFoundError(
-            f"{folder.name}: there is no tokenizer.json. Copy the tokenizer that belongs to these weights into the folder."
+            f"{folder.name}: there is no tokenizer.json. Copy the tokenizer of these weights into the folder."
         )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).exists():
@@ -73,5 +73,6 @@ def _check_safetensors(path: Path) -> None:
             pass
     except SafetensorError as error:
         raise ValueError(
-            f"{path.parent.name}/{path.name} is damaged or truncated ({path.stat().st_size} bytes): {error}. Copy it again."
+            f"{path.parent.name}/{path.name} is damaged or truncated ({path.stat().st_size} bytes): {error}. Copy it "
+            "again."
         ) from error

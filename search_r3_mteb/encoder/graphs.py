@@ -1,4 +1,4 @@
-"""CUDA graphs of decode steps: a step is some hundred kernels, and launching them one by one takes longer than running them."""
+"""CUDA graphs of decode steps: launching a step's hundreds of kernels one by one takes longer than running them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def capture(step: Callable[[], None], pool: Any) -> tuple[Callable[[], None], Any]:
-    """Record the step on the current CUDA device without running it; gives its replay and the memory pool it uses."""
+    """Record the step on the current CUDA device without running it; returns its replay and the memory pool it uses."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
         step()
@@ -17,8 +17,8 @@ def capture(step: Callable[[], None], pool: Any) -> tuple[Callable[[], None], An
 class Recorded:
     """A step that works in place on tensors that stay where they are, recorded once for every (rows, width).
 
-    The first call of a size runs as it is, which also lets libraries set themselves up; the second records; a step that cannot be
-    recorded (a model that looks at values on the host) goes on running as it is.
+    The first call of a size runs the step, which also lets libraries set themselves up; the second one records it. A
+    step that cannot be recorded (because the model looks at values on the host) is run each time.
     """
 
     def __init__(self, step: Callable[[int, int], None], capture: Callable[..., Any] = capture) -> None:
@@ -34,7 +34,7 @@ class Recorded:
         if size in self._seen and size not in self._replays and self.failure is None:
             try:
                 self._replays[size], self._pool = self.capture(lambda: self.step(rows, width), self._pool)
-            except RuntimeError as error:  # how CUDA refuses what cannot be part of a graph
+            except RuntimeError as error:  # CUDA's refusal of what cannot be part of a graph
                 self.failure = error
         if size in self._replays:
             self._replays[size]()
@@ -43,7 +43,7 @@ class Recorded:
             self.step(rows, width)
 
     def forget(self) -> None:
-        """The tensors have moved: nothing recorded is valid any more."""
+        """Drop all recordings, which are no longer valid after the tensors have moved."""
         self._seen.clear()
         self._replays.clear()
         self._pool = None

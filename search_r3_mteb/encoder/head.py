@@ -1,4 +1,4 @@
-"""From hidden states to logits, as the architecture's own forward does it: the head, and what some models do after it."""
+"""The language-model head: hidden states to logits, with the scalings that some architectures apply."""
 
 from typing import Any
 
@@ -8,18 +8,19 @@ from torch import Tensor
 
 
 class Head:
-    """The language-model head of a causal LM with its scalings: what decoding samples from and training learns are one.
+    """The language-model head of a causal LM with its scalings, as the architecture's own forward applies them.
 
-    Raises ValueError for a model that has no head.
+    Decoding samples from it and training learns it. Raises ValueError for a model that has no head.
     """
 
     def __init__(self, causal: Any) -> None:
         self._embeddings = causal.get_output_embeddings()
         if self._embeddings is None:
             raise ValueError(
-                f"{type(causal).__name__} has no language-model head, so it cannot reason. Load the checkpoint as a causal LM."
+                f"{type(causal).__name__} has no language-model head, so it cannot reason. Load the checkpoint as a "
+                "causal LM."
             )
-        # All that stands between hidden states and logits: mostly the projection itself, with BERT and its kind a transform before it.
+        # All that stands between hidden states and logits: the projection, in BERT and its kind after a transform.
         inputs = causal.get_input_embeddings()
         self.projection = next(
             part

@@ -1,7 +1,7 @@
-"""The attention mask of a decode step over left-aligned rows: each row sees the columns up to its own position.
+"""Attention masks of decode steps over left-aligned rows: each row sees the columns up to its own position.
 
-Made here and handed to the model ready-made: transformers would build one from a padding mask at every step, and for layers with
-a window it would measure the window from the last column, not from the row's own position.
+They are handed to the model ready-made: transformers would build one from a padding mask at every step, and would
+measure the window of windowed layers from the last column instead of the row's own position.
 """
 
 from typing import Any
@@ -14,9 +14,10 @@ from torch import Tensor
 class DecodeMasks:
     """Makes the `attention_mask` argument of one-token steps, in the form that the model's attention wants.
 
-    sdpa: boolean (rows, 1, 1, columns); eager: the same, added to the scores; other kernels and models outside transformers'
-    attention interface: (rows, columns). Models that mix windowed and full layers get one mask for each kind. Where a window
-    cannot be told by such a mask, the object is `blind`: only rows at one position, which need no mask, may be stepped together.
+    sdpa: boolean (rows, 1, 1, columns); eager: the same, added to the scores; other kernels and models outside
+    transformers' attention interface: (rows, columns). Models that mix windowed and full layers get one mask for each
+    kind. Where such a mask cannot express the window, the object is `blind`: only rows at one position, which need no
+    mask, may be stepped together.
     """
 
     def __init__(self, backbone: Any) -> None:

@@ -12,7 +12,7 @@ _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """The values in the types that `EncoderSettings` has; "revision" is the hub's, as in SearchR3Encoder.
 
-    Raises ValueError for a pair that is none, an unknown name, and a value of another type.
+    Raises ValueError for text that is not such a pair, an unknown name, and a value of another type.
     """
     hints = get_type_hints(EncoderSettings)
     valid = {each.name: hints[each.name] for each in fields(EncoderSettings)} | {"revision": str}
@@ -39,5 +39,5 @@ def _parsed(pair: str, text: str, hint: Any) -> Any:
             try:
                 return kind(text)
             except ValueError as error:
-                raise ValueError(f"--set {pair}: {text!r} is no {'whole ' if kind is int else ''}number.") from error
+                raise ValueError(f"--set {pair}: {text!r} is not a {'whole ' if kind is int else ''}number.") from error
     return text

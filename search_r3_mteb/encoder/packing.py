@@ -1,9 +1,9 @@
-"""Linear layers with their weights packed, while a model decodes on a processor.
+"""Packed weights of linear layers, while a model decodes on a processor.
 
-A decode step multiplies few rows by every weight. Torch's `linear` brings the weight into the kernel's own layout at each call,
-which for few rows costs as much as the product; oneDNN can be given it in that layout (torch's compiler does so for frozen models).
-The packed copies live as long as the decoding: the model's own weights are not touched, so training between two rollouts needs
-no care, and a large model, whose copies could not fit, goes without.
+A decode step multiplies few rows by every weight. Torch's `linear` brings the weight into the kernel's layout at each
+call, which for few rows costs as much as the product; oneDNN accepts it in that layout (torch's compiler does so for
+frozen models). The packed copies live as long as the decoding: the model's own weights are not touched, so training
+between two rollouts needs no care, and a large model, whose copies might not fit, goes without.
 
 What it is worth, by a layer's size and the number of rows: results/speed/tried.json.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of layers with fewer bytes nothing is gained that the kernels' own memory would be worth, and copies of more are not made. Our
+# Models whose layers have fewer bytes gain too little for the kernels' own memory, and more bytes are not copied. Our
 # choice: what fits into a processor's cache, and what a laptop can spare.
 LEAST_BYTES, MOST_BYTES = 1 << 22, 1 << 30
 # A float32 weight of fewer numbers is multiplied faster as it is: calling oneDNN takes longer than packing it.
@@ -26,11 +26,11 @@ _ROWS = 16  # what the packed layout is chosen for; any number of rows can be mu
 
 @contextmanager
 def packed_linears(model: Any) -> Iterator[int]:
-    """Within this context the model's plain linear layers on a CPU multiply by packed weights; gives the number of layers.
+    """A context in which the model's plain linear layers on a CPU multiply by packed weights; gives their number.
 
-    No gradients: for inference alone. Results differ from `linear`'s in the order of summation. Under autocast, which does not know
-    this product, the weights are packed in autocast's type. Layers whose forward was exchanged (offloading, quantisation) and
-    subclasses stay as they are, and so does a model whose layers have less than `LEAST_BYTES` or more than `MOST_BYTES`.
+    For inference only: there are no gradients. Results differ from `linear`'s in the order of summation. Under
+    autocast, which does not know this product, weights are packed in autocast's type. Layers whose forward was replaced
+    (offloading, quantisation) and subclasses stay as they are, and so do models outside `LEAST_BYTES` to `MOST_BYTES`.
     """
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     layers = [module for module in model.modules() if _can_be_packed(module, autocast)]

@@ -1,4 +1,4 @@
-"""Several devices: under `accelerate launch` each process encodes its share; splitting and gathering are accelerate's."""
+"""The processes of `accelerate launch`: their number, devices and shares, and the gathering of their results."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def process_count() -> int:
-    """Processes that `accelerate launch` or torchrun started together; 1 outside of them."""
+    """Number of processes that `accelerate launch` or torchrun started together; 1 outside of them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -25,12 +25,12 @@ def process_device() -> str | None:
 
 
 def own_share(part: Sequence[int]) -> list[int]:
-    """What this process does of `part`: every n-th row."""
+    """The rows of `part` that this process computes: every n-th one."""
     return list(part[process_number() :: process_count()])
 
 
 def gathered(part: Sequence[int], results: Any) -> Any:
-    """The results of all rows of `part`, of which every process gives those of its own share; accelerate's own gathering."""
+    """The results of all rows of `part`, gathered by accelerate; each process gives those of its own share."""
     if process_count() == 1:
         return results
     from accelerate.utils import gather_object
@@ -43,7 +43,7 @@ def gathered(part: Sequence[int], results: Any) -> Any:
 
 
 def _state() -> Any:
-    """Accelerate's state, one a process. Without an accelerator it has to be told: it would else take every process for alone."""
+    """Accelerate's state. Without an accelerator it needs `cpu`, or it would take each process for the only one."""
     import torch
     from accelerate import PartialState
 

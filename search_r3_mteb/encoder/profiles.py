@@ -1,6 +1,6 @@
-"""How a checkpoint is spoken to: its embed token, its system prompts and its replies.
+"""Profiles of checkpoints: embed token, system prompts and replies.
 
-A *profile* is data kept beside the weights (`search_r3.json`), so that other reason-then-embed models can be described
+A *profile* is data beside the weights (`search_r3.json`), so that other reason-then-embed models can be described
 without code; a folder without one gets Search-R3's own.
 """
 
@@ -12,13 +12,14 @@ from typing import Any, Literal
 PROFILE_FILE = "search_r3.json"
 EMBED_TOKEN = "<|embed_token|>"  # released tokenizer
 
-# The two prompts of the released file, to the letter: both begin and end with a newline.
+# The two prompts of the released file, unchanged: both begin and end with a newline.
 DIRECT_PROMPT = (
     "\nYou are a helpful AI assistant. Your task is to analyze input text and create a high-quality semantic vector "
     "embedding, which represents key concepts, relationships, and semantic meaning.\n"
 )
 REASON_PROMPT = """
-You are a helpful AI assistant. Your task is to enrich user input for more effective embedding representation by adding semantic depth.
+You are a helpful AI assistant. Your task is to enrich user input for more effective embedding representation by \
+adding semantic depth.
 For each input, briefly enhance the content by:
 1. Identifying core concepts and their relationships.
 2. Including key terminology with essential definitions.
@@ -34,7 +35,7 @@ PLAIN = "{system}\n\n{text}\n\n"  # our choice, for base models that have no cha
 
 @dataclass(frozen=True)
 class Template:
-    """One way to speak to the model: `{embed_token}` and, in the reply, `{reasoning}` are filled in."""
+    """A system prompt and a reply, with the slots `{embed_token}` and, in the reply, `{reasoning}`."""
 
     system: str
     reply: str
@@ -42,16 +43,16 @@ class Template:
 
 @dataclass(frozen=True)
 class Profile:
-    """How a checkpoint is spoken to.
+    """The texts with which a checkpoint is prompted.
 
-    `plain` is the prompt of a model without a chat template, with the slots `{system}` and `{text}`; None means that the
-    tokenizer's chat template is used where it has one, and `PLAIN` where it has none. `instruction` precedes the user's text
-    when a task gives one; its slot is `{instruction}`.
+    `plain` is the prompt of a model without a chat template, with the slots `{system}` and `{text}`; None means that
+    the tokenizer's chat template is used where it has one, and `PLAIN` where it has none. `instruction` precedes the
+    user's text when a task gives one; its slot is `{instruction}`.
     """
 
     embed_token: str = EMBED_TOKEN
     reason: Template = Template(REASON_PROMPT, "{reasoning}{embed_token}")
-    # The stage-1 assistant turn as a summary of the paper quotes it (design, section 1).
+    # The assistant's turn of stage 1 (arXiv 2510.07048), as quoted in a summary of the paper.
     direct: Template = Template(DIRECT_PROMPT, "The embedding is {embed_token}")
     instruction: str = "Instruct: {instruction}\nQuery: "  # our choice: the form that most instruction encoders share
     plain: str | None = None
@@ -62,8 +63,8 @@ class Profile:
             reply = getattr(self, name).reply
             if reply.count("{embed_token}") != 1 or not reply.endswith("{embed_token}"):
                 raise ValueError(
-                    f"The {name} reply of a profile must end with '{{embed_token}}' and hold it once, got {reply!r}: the vector "
-                    "is read at the last token of the sequence. Move the token to the end of the reply."
+                    f"The {name} reply of a profile must end with '{{embed_token}}' and hold it once, got {reply!r}: "
+                    "the vector is read at the last token of the sequence. Move the token to the end of the reply."
                 )
         slots = (
             ("reason reply", self.reason.reply, ("{reasoning}",)),
@@ -74,8 +75,8 @@ class Profile:
             for slot in needed:
                 if text.count(slot) != 1:
                     raise ValueError(
-                        f"The {what} of a profile needs the slot {slot!r} exactly once, got {text!r}: what belongs there would be "
-                        "lost or repeated."
+                        f"The {what} of a profile needs the slot {slot!r} exactly once, got {text!r}: what belongs "
+                        "there would be lost or repeated."
                     )
 
     def _check_types(self) -> None:
@@ -116,14 +117,15 @@ class Profile:
 
     @classmethod
     def from_dict(cls, data: Any, origin: str = PROFILE_FILE) -> "Profile":
-        """A profile from its JSON form; keys that are absent keep Search-R3's values."""
+        """A profile from its JSON form; absent keys keep Search-R3's values."""
         known = sorted(cls.__dataclass_fields__)
         if not isinstance(data, dict):
             raise ValueError(f"{origin} must hold an object with the keys {', '.join(known)}, got {data!r:.60}.")
         unknown = sorted(set(data) - set(known))
         if unknown:
             raise ValueError(
-                f"{origin} holds {', '.join(map(repr, unknown))}, which no profile has. The valid keys are {', '.join(known)}."
+                f"{origin} holds {', '.join(map(repr, unknown))}, which no profile has. The valid keys are "
+                f"{', '.join(known)}."
             )
         values = dict(data)
         for name in TEMPLATES:

@@ -1,42 +1,16 @@
-"""A profile's templates rendered to token ids, with a span table: system, user text, assistant, embed token."""
+"""Prompts as token ids: a profile's templates rendered around a text, with the spans of their parts."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from search_r3_mteb.encoder.profiles import (
-    DIRECT_PROMPT,
-    EMBED_TOKEN,
-    PLAIN,
-    PROFILE_FILE,
-    REASON_PROMPT,
-    TEMPLATES,
-    Profile,
-    Template,
-    TemplateName,
-)
+from search_r3_mteb.encoder.profiles import PLAIN, PROFILE_FILE, TEMPLATES, Profile, Template, TemplateName
 
-__all__ = [
-    "DIRECT_PROMPT",
-    "EMBED_TOKEN",
-    "PLAIN",
-    "PROFILE_FILE",
-    "REASON_PROMPT",
-    "TEMPLATES",
-    "Profile",
-    "Rendered",
-    "Renderer",
-    "Template",
-    "TemplateName",
-    "check_text",
-    "embed_token_id",
-]
-
-# Stands for the user's text while a chat template is rendered; no template trims or escapes it.
+# Placeholder of the user's text while a chat template is rendered; no template trims or escapes it.
 _SLOT = "USER-TEXT-4f1c9a"
-# What Llama 3's templates print as today: vectors must not change overnight (our choice: the month of the paper). A template
-# that cannot be told changes the encoder's fingerprint with the day.
+# The date that Llama 3's templates print: vectors must not change overnight (our choice: the month of the paper). A
+# template that takes no date from us changes the encoder's fingerprint every day.
 _TODAY = "08 Oct 2025"
 
 
@@ -44,8 +18,8 @@ _TODAY = "08 Oct 2025"
 class Rendered:
     """Token ids of one prompt and where its parts lie.
 
-    `spans` maps "system", "user", "assistant" and "embed" to half-open ranges of token positions. The assistant's span of an
-    open turn is empty and lies at the end; "embed" is then absent. `truncated_tokens` counts what the user's text lost.
+    `spans` maps "system", "user", "assistant" and "embed" to half-open ranges of token positions. In an open
+    turn the assistant's span is empty and "embed" is absent. `truncated_tokens` were cut from the user's text.
     """
 
     token_ids: list[int]
@@ -67,8 +41,8 @@ class _Frame:
 class Renderer:
     """Renders texts to token ids under a profile; `max_length` is in tokens and covers the whole prompt.
 
-    Too long a text loses the end of the *user's text* only. Markers or the embed token written out in a text stay text.
-    Raises ValueError when the tokenizer is slow or lacks the embed token, and when the chat template loses one of the parts.
+    A prompt that is too long is cut at the end of the *user's text* only. Markers or the embed token spelled out in a
+    text stay text. Raises ValueError when the tokenizer is slow or lacks the embed token, or the template drops a part.
     """
 
     tokenizer: Any
@@ -79,7 +53,7 @@ class Renderer:
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "is_fast", False):
             raise ValueError(
-                f"{type(self.tokenizer).__name__} is a slow tokenizer: texts that spell a marker cannot be kept apart from "
+                f"{type(self.tokenizer).__name__} is a slow tokenizer: a text that spells a marker cannot be told from "
                 "the marker. Load the fast version (tokenizer.json)."
             )
         self.embed_token_id = embed_token_id(self.tokenizer, self.profile.embed_token)
@@ -97,8 +71,8 @@ class Renderer:
         overhead = len(frame.before) + len(frame.after)
         if self.max_length <= overhead:
             raise ValueError(
-                f"max_length={self.max_length} leaves no room for text: the {template!r} template alone takes {overhead} tokens. "
-                f"Set max_length to more than {overhead}."
+                f"max_length={self.max_length} leaves no room for text: the {template!r} template alone takes "
+                f"{overhead} tokens. Set max_length to more than {overhead}."
             )
 
     def frame_ids(self, template: TemplateName) -> tuple[list[int], list[int]]:
@@ -112,7 +86,7 @@ class Renderer:
     def render_batch(
         self, texts: Sequence[str], template: TemplateName, instructions: Sequence[str | None] | None = None
     ) -> list[Rendered]:
-        """Inference prompts for texts, tokenised together; `instructions` has one entry a text."""
+        """Inference prompts for texts, tokenised together; `instructions` has one entry per text."""
         self.check_room(template)
         if instructions is not None and len(instructions) != len(texts):
             raise ValueError(f"{len(instructions)} instructions were given for {len(texts)} texts; give one for each.")
@@ -129,10 +103,10 @@ class Renderer:
         instruction: str | None = None,
         given: str | None = None,
     ) -> Rendered:
-        """A whole training sequence, which ends with the embed token; its "assistant" span is what a model learns to say.
+        """A training sequence that ends with the embed token; its "assistant" span is what a model learns to say.
 
-        `reasoning` is the reasoning of a "reason" reply and is refused for a "direct" one. `given` is reasoning that stands
-        before it as if it had been said, outside of the span.
+        `reasoning` is the reasoning of a "reason" reply and is refused for a "direct" one. `given` is reasoning that
+        stands before it as if it had been said, outside of the span.
         """
         if template == "direct":
             if reasoning is not None or given is not None:
@@ -155,14 +129,14 @@ class Renderer:
 
     @property
     def _spaces_count(self) -> bool:
-        """Whether a text that goes on needs its own space: a tokenizer that puts one before every text has it already."""
+        """Whether a continued text needs a space of its own; some tokenizers put one before every text."""
         first, second = self.tokenize_text(["a", " a"])
         return self.tokenizer.decode([*first, *first]) != self.tokenizer.decode([*first, *second])
 
     def tokenize_text(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts as mere text: a marker or embed token spelled out in one is cut into ordinary pieces.
+        """Ids of texts as plain text: a marker or embed token spelled out in one is cut into ordinary pieces.
 
-        Raises TypeError for what is not a string and ValueError for a lone surrogate.
+        Raises TypeError for a text that is not a string and ValueError for a lone surrogate.
         """
         if isinstance(texts, str):
             raise TypeError(f"A list of texts is needed, got one string {texts[:40]!r}. Write [text].")
@@ -180,9 +154,9 @@ class Renderer:
         ]
 
     def _markers(self) -> list[str]:
-        """What must stay text in a text: the embed token, special tokens, and added tokens of the templates.
+        """Tokens that a text must not produce: the embed token, special tokens, and added tokens of the templates.
 
-        The last are not all declared special: DeepSeek's chat markers, for one, are not.
+        The last are not all declared special: DeepSeek's chat markers, for example, are not.
         """
         framing = {i for frame in self._frames.values() for i in (*frame.before, *frame.after)}
         added = [token for token, i in self.tokenizer.get_added_vocab().items() if i in framing and token.strip()]
@@ -191,7 +165,7 @@ class Renderer:
         )
 
     def _spell_out(self, text: str) -> list[int]:
-        """Ids of a text that spells a marker which is a piece of the vocabulary, too, or not special: cut inside each one."""
+        """Ids of a text that spells markers which the tokenizer does not split by itself: cut inside each one."""
         ids: list[int] = []
         start = 0
         for match in self._marker.finditer(text):
@@ -200,7 +174,8 @@ class Renderer:
         ids += self._piece_ids(text[start:])
         if not self._control.isdisjoint(ids):
             raise ValueError(
-                f"The tokenizer turns the text {text!r:.60} into a control token even in pieces. Remove the marker from the text."
+                f"The tokenizer turns the text {text!r:.60} into a control token even in pieces. Remove the marker "
+                "from the text."
             )
         return ids
 
@@ -219,8 +194,8 @@ class Renderer:
         room = self.max_length - len(frame.before) - len(frame.after) - len(head)
         if room < 1:
             raise ValueError(
-                f"The instruction takes {len(head)} tokens, which leaves no room for text within max_length={self.max_length}. "
-                "Shorten the instruction or raise max_length."
+                f"The instruction takes {len(head)} tokens, which leaves no room for text within "
+                f"max_length={self.max_length}. Shorten the instruction or raise max_length."
             )
         user = head + body[:room]
         ids = frame.before + user + frame.after
@@ -257,9 +232,10 @@ class Renderer:
                 text: str = self.tokenizer.apply_chat_template(
                     messages, tokenize=False, add_generation_prompt=True, date_string=_TODAY
                 )
-            except TemplateError as error:  # Gemma's, for one, refuses system prompts by name
+            except TemplateError as error:  # Gemma's, for example, refuses system prompts by name
                 raise ValueError(
-                    f"The chat template cannot show a system prompt and a text: {error}. Give the profile a 'plain' prompt instead."
+                    f"The chat template cannot show a system prompt and a text: {error}. Give the profile a 'plain' "
+                    "prompt instead."
                 ) from error
         else:
             text = (PLAIN if self.profile.plain is None else self.profile.plain).replace("{text}", _SLOT)
@@ -299,15 +275,15 @@ def embed_token_id(tokenizer: Any, token: str) -> int:
     ids = tokenizer(token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != token:
         raise ValueError(
-            f"The tokenizer has no token {token!r} (it gives {len(ids)} pieces), so there is no place to read a vector from. "
-            "This is not a reason-then-embed checkpoint: train one with `python train/sft.py`, or name its token in "
-            f"{PROFILE_FILE}."
+            f"The tokenizer has no token {token!r} (it gives {len(ids)} pieces), so there is no place to read a vector "
+            "from. This is not a reason-then-embed checkpoint: train one with `python train/sft.py`, or name its token "
+            f"in {PROFILE_FILE}."
         )
     return int(ids[0])
 
 
 def check_text(text: Any, index: int, what: str = "Text") -> None:
-    """TypeError unless `text` is a string; ValueError when it cannot be written as UTF-8. `index` is the caller's."""
+    """TypeError unless `text` is a string; ValueError when UTF-8 cannot hold it. `index` is for the message."""
     if not isinstance(text, str):
         raise TypeError(
             f"{what} {index} is of type {type(text).__name__}, not str: {text!r:.60}. Convert it, or drop the row."
@@ -316,6 +292,6 @@ def check_text(text: Any, index: int, what: str = "Text") -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{what} {index} holds a lone surrogate {text[error.start]!r} at character {error.start}, which no tokenizer can read. "
-            "Decode the source with errors='replace', or remove the character."
+            f"{what} {index} holds a lone surrogate {text[error.start]!r} at character {error.start}, which no "
+            "tokenizer can read. Decode the source with errors='replace', or remove the character."
         ) from error

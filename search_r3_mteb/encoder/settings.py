@@ -1,4 +1,4 @@
-"""How an encoder runs, and what it has done."""
+"""Settings of an encoder, and statistics of what it has done."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -8,17 +8,18 @@ from typing import Any, Literal
 from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype
 
 Mode = Literal["reason", "direct"]
+_DEFAULT_MAX_LENGTH = 512
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """How an encoder runs. Lengths are in tokens.
+    """Settings of an encoder. Lengths are in tokens.
 
     `mode` "reason" lets queries reason first, "direct" embeds them as documents are. `max_length` covers a whole prompt
-    (default 512, or what the model's window leaves beside the budget); `max_reasoning_tokens` is the budget, 0 for none.
-    `temperature` 0 is greedy. `batch_tokens` bounds rows x length of what runs at once and changes no vector.
-    `task_prompts`: an MTEB task's own instruction is put before the query. `cache_folder`: thoughts and vectors are kept
-    there and a killed run resumes (off by default). `show_progress_bar` None: on a terminal only.
+    (default 512, or what the model's window leaves beside the budget); `max_reasoning_tokens` is the budget, 0 for
+    none. `temperature` 0 is greedy. `batch_tokens` bounds rows x length of what runs at once and changes no vector.
+    `task_prompts`: an MTEB task's own instruction is put before the query. `cache_folder`: thoughts and vectors are
+    kept there and a killed run resumes (off by default). `show_progress_bar` None: on a terminal only.
     """
 
     mode: Mode = "reason"
@@ -51,7 +52,7 @@ class EncoderSettings:
             raise ValueError(f"batch_tokens={self.batch_tokens} must be at least 1 token.")
 
     def check_fits(self, checkpoint: Checkpoint, revision: str | None) -> None:
-        """A checkpoint in memory is used as it is: ValueError for settings that would have it otherwise."""
+        """Raises ValueError for settings that a checkpoint in memory, which is used as it is, does not have."""
         import torch
 
         dtype, device = str(checkpoint.model.dtype).removeprefix("torch."), checkpoint.model.device
@@ -68,6 +69,20 @@ class EncoderSettings:
                     f"search_r3_mteb.encoder.checkpoints.load(..., {name}={given!r}), or leave {name} out."
                 )
 
+    def fit_max_length(self, checkpoint: Checkpoint) -> int:
+        """The prompt's length in tokens: the given one, or what fits; both modes have one, as they share documents."""
+        budget = self.max_reasoning_tokens + 1
+        if self.max_length is not None:
+            check_window(checkpoint, self.max_length + (budget if self.mode == "reason" else 0), budget - 1)
+            return self.max_length
+        if checkpoint.window is None:
+            return _DEFAULT_MAX_LENGTH
+        if checkpoint.window > budget:
+            return min(_DEFAULT_MAX_LENGTH, checkpoint.window - budget)
+        if self.mode == "reason":
+            check_window(checkpoint, 1 + budget, budget - 1)
+        return min(_DEFAULT_MAX_LENGTH, checkpoint.window)
+
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> "EncoderSettings":
         """Settings from keyword arguments; TypeError for an unknown one, with the valid ones."""
@@ -78,6 +93,16 @@ class EncoderSettings:
                 f"SearchR3Encoder has no setting {', '.join(unknown)}. The valid ones are {', '.join(valid)}."
             )
         return cls(**keywords)
+
+
+def check_window(checkpoint: Checkpoint, needed: int, budget: int) -> None:
+    """Raises ValueError when the model was made for fewer than `needed` positions; `budget` is the reasoning's."""
+    if checkpoint.window is not None and needed > checkpoint.window:
+        raise ValueError(
+            f"{needed} positions are needed for the prompt (max_length), the reasoning (max_reasoning_tokens={budget}) "
+            f"and the embed token, but {checkpoint.name} was made for {checkpoint.window}. Lower max_length or "
+            "max_reasoning_tokens."
+        )
 
 
 @dataclass
@@ -97,5 +122,5 @@ class Statistics:
         return self.forced / self.queries if self.queries else 0.0
 
     def reset(self) -> None:
-        """Start counting anew."""
+        """Set all counts to zero."""
         self.__init__()  # type: ignore[misc]

@@ -1,9 +1,9 @@
-"""The rows that decode together, in places of one preallocated key-value cache.
+"""Rows that decode together, in places of one preallocated key-value cache.
 
-Every row is left-aligned: its token number p lies in column p, so the shared prefix lies in the same columns of every place, is
-written there once, and stays when a row leaves and another takes its place. A decode step writes one column per row in place;
-nothing is concatenated. When a row leaves, the last row moves into its place, so that the rows in use are always the first ones
-and only what moves is copied.
+Rows are left-aligned: token number p lies in column p. So the shared prefix lies in the same columns of every place, is
+written there once, and stays when another row takes the place. A decode step writes one column per row in place;
+nothing is concatenated. When a row leaves, the last row moves into its place: the rows in use are always the first
+ones, and only what moves is copied.
 """
 
 import mmap
@@ -18,16 +18,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-# State of a row beside its keys and values; moves with it.
-_PER_ROW = ("positions", "starts", "ends", "row", "stopped", "done", "own", "hidden", "captured", "said", "log_probs")
+# Tensors that hold a row's state beside its keys and values; their entries move with the row.
+_PER_ROW = ("positions", "starts", "ends", "row", "stopped", "done", "own", "hidden", "captured", "ids", "log_probs")
 
 
 @dataclass
 class Window:
     """Where the next forward pass writes, and how many columns it sees; shared by all layers of a cache.
 
-    `index` None: whole prompts go into the rows `first` to `first + rows`, columns `begin` onwards (prefill). Otherwise one token
-    a row goes into the column that `index` (rows,) names, or all into column `width - 1` when `aligned` (decode).
+    `index` None (prefill): whole prompts go into the rows `first` to `first + rows`, columns `begin` onwards. Otherwise
+    (decode) one token per row goes into the column that `index` (rows,) names, or into `width - 1` when `aligned`.
     """
 
     places: int
@@ -50,13 +50,13 @@ class SlotLayer(CacheLayerMixin):
         self.window = window
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Reserve the memory; the kind and sizes are those of the first states."""
+        """Reserve the memory; type and sizes are those of the first states."""
         shape = (self.window.places, self.window.columns)
         self.keys, self.values = (reserve(states, *shape) for states in (key_states, value_states))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
-        """Write the new states and give the rows' states so far, as views."""
+        """Write the new states; returns the rows' states so far, as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         return self._write(self.keys, key_states), self._write(self.values, value_states)
@@ -76,7 +76,7 @@ class SlotLayer(CacheLayerMixin):
         return rows[:, :, : window.width]
 
     def get_seq_length(self) -> int:
-        """Columns before those that are written next."""
+        """Number of columns before those that are written next."""
         return self.window.begin if self.window.index is None else self.window.width - 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -84,17 +84,17 @@ class SlotLayer(CacheLayerMixin):
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """Columns reserved."""
+        """Number of columns reserved."""
         return self.window.columns
 
 
 class PrefixLayer(CacheLayerMixin):
-    """One layer's states of a prefix, one row, in front of whatever passes; keeps nothing of it."""
+    """One layer's states of a prefix (one row), put before the states of each pass, which are not kept."""
 
     is_sliding = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take the prefix's own states."""
+        """Keep the prefix's own states."""
         self.keys, self.values = key_states, value_states
         self.is_initialized = True
 
@@ -108,7 +108,7 @@ class PrefixLayer(CacheLayerMixin):
         return keys, values
 
     def get_seq_length(self) -> int:
-        """Tokens of the prefix."""
+        """Number of tokens of the prefix."""
         return self.keys.shape[2] if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -116,7 +116,7 @@ class PrefixLayer(CacheLayerMixin):
         return self.get_seq_length() + query_length, 0
 
     def get_max_length(self) -> int:
-        """No maximum."""
+        """-1: there is no maximum."""
         return -1
 
 
@@ -126,32 +126,32 @@ def prefix_cache() -> Any:
 
 
 def reserve(like: Tensor, places: int, columns: int) -> Tensor:
-    """Zeros (places, heads, columns, dim). Zeros, because attention multiplies what is masked by 0, and 0 x NaN is NaN."""
+    """Zeros (places, heads, columns, dim), because attention multiplies masked values by 0, and 0 x NaN is NaN."""
     shape = (places, like.shape[1], columns, like.shape[3])
     if like.device.type != "cpu":
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
-    # The system's own zeroed pages take no memory before they are written; torch would write the zeros.
+    # The system's zeroed pages take no memory before they are written; torch would write the zeros.
     memory = mmap.mmap(-1, max(1, int(np.prod(shape)) * like.element_size()))
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        # A row begins far from the next one: with pages of 2 MB, the first column of each would take the room of all columns.
-        with suppress(OSError):  # a kernel that has no huge pages knows no such advice either
+        # Rows begin far apart: with pages of 2 MB, the first column of each would take the memory of all columns.
+        with suppress(OSError):  # a kernel without huge pages does not know this advice
             memory.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(memory, dtype=like.dtype, count=int(np.prod(shape))).view(shape)
 
 
 @dataclass
 class Slots:
-    """The places and who is in them. The tensors have one entry a place; rows in use are the first `count` ones.
+    """The places and their rows. Tensors have one entry per place; the rows in use are the first `count` ones.
 
-    `run` rows are stepped: `count`, or more where steps are recorded for fixed sizes; what is beyond `count` counts as done.
+    Where sizes are rounded, places beyond `count` are stepped as well; they count as done.
     """
 
     places: int
     columns: int  # the longest row's tokens and one to spare, into which rows that are done write
     prefix: int
-    hidden: Float[Tensor, "places dim"]  # last state of the row, from which its next token is drawn
+    hidden: Float[Tensor, "places dim"]  # the row's last state, from which its next token is drawn
     count: int = 0
-    width: int = 0  # columns that the next step sees: an upper bound of the largest position, known without a look
+    width: int = 0  # columns that the next step sees: an upper bound of the positions, known without asking the device
     aligned: bool = False  # all rows in use are at the same position and none is done
     cache: Any = field(init=False)
 
@@ -161,16 +161,16 @@ class Slots:
         self.cache = Cache(layer_class_to_replicate=partial(SlotLayer, self.window))
         self.captured = torch.zeros_like(self.hidden)  # the state that read the embed token
         zeros = torch.zeros(self.places, dtype=torch.long, device=device)
-        # Column and position id of the next token. Where nobody is, it is the spare column: places are stepped beyond those in
-        # use where sizes are rounded up, and what they write must not reach the prefix that waits there for the next row.
+        # Column and position id of the next token. In a free place it is the spare column: free places are stepped
+        # where sizes are rounded up, and must not write over the prefix that waits there for the next row.
         self.positions: Int[Tensor, " places"] = torch.full_like(zeros, self.columns - 1)
         self.starts = zeros.clone()  # column of the first generated token
         self.ends = zeros.clone()  # column in which the budget is spent
         self.row = zeros.clone()  # number of the row in the output
         self.stopped: Bool[Tensor, " places"] = zeros.bool()  # the last token ended the turn
-        self.done = torch.ones_like(self.stopped)  # the embed token was read, or nobody is here
-        self.own = zeros.bool()  # the last token was an embed token that the model sampled itself
-        self.said = torch.zeros(self.places, self.columns, dtype=torch.long, device=device)  # generated ids, by column
+        self.done = torch.ones_like(self.stopped)  # the embed token was read, or the place is free
+        self.own = zeros.bool()  # the last token was an embed token sampled by the model itself
+        self.ids = torch.zeros(self.places, self.columns, dtype=torch.long, device=device)  # generated ids, by column
         self.log_probs = torch.zeros(self.places, self.columns, device=device)
 
     def __len__(self) -> int:
@@ -190,7 +190,7 @@ class Slots:
         group: int,
         budget: int,
     ) -> None:
-        """Rows whose prompts were just prefilled into the places from `count` on: `group` rows each, the cache copied to all.
+        """Add `group` rows, with copies of the cache, for each prompt just prefilled into the places from `count` on.
 
         Row g of prompt p is row p * group + g of the output; it may generate `budget` tokens before the embed token.
         """
@@ -212,7 +212,7 @@ class Slots:
         self.count, self.width = first + rows, max(self.width, width) if first else width
 
     def aligned_with(self, lengths: Int[Tensor, " prompts"]) -> bool:
-        """Whether rows of these lengths and those in use are at one position."""
+        """Whether rows of these lengths and the rows in use are all at one position."""
         one = int(lengths.min()) == int(lengths.max())
         return one and (self.count == 0 or (self.aligned and self.width == int(lengths[0])))
 
@@ -247,7 +247,7 @@ class Slots:
             new.cache.layers.append(layer)
         for name in _PER_ROW:
             old_rows, new_rows = getattr(self, name)[: self.count], getattr(new, name)[: self.count]
-            if name in ("said", "log_probs"):
+            if name in ("ids", "log_probs"):
                 old_rows, new_rows = old_rows[:, : self.width], new_rows[:, : self.width]
             new_rows.copy_(old_rows)
         return new

@@ -1,12 +1,12 @@
 """Vectors and thoughts on disk: one row per (fingerprint, role, text), so that a killed run resumes at its last chunk.
 
-    FOLDER/ROLE-FINGERPRINT/store.json          what the rows belong to
-    FOLDER/ROLE-FINGERPRINT/chunk-NAME/         keys.npy  vectors.npy  thoughts.jsonl  chunk.json (manifest, written last)
+    FOLDER/ROLE-FINGERPRINT/store.json     what the rows belong to
+    FOLDER/ROLE-FINGERPRINT/chunk-NAME/    keys.npy  vectors.npy  thoughts.jsonl  chunk.json (manifest, written last)
 
-A chunk is written into a hidden folder and renamed when it is complete, so a reader sees all of it or nothing. Its name is
-the hash of the keys that it holds: the run that is started again writes the same names, and two processes at once can only
-ever write the same chunk twice (the second copy is dropped) or different ones. There is no lock and nothing is overwritten.
-Plain `.npy` and JSON, read memory-mapped; no pickle.
+A chunk is written into a hidden folder and renamed when it is complete, so a reader sees all of it or nothing. Its name
+is the hash of the keys that it holds: the run that is started again writes the same names, and two processes at once
+can only ever write the same chunk twice (the second copy is dropped) or different ones. There is no lock and nothing is
+overwritten. Plain `.npy` and JSON, read memory-mapped; no pickle.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _KEY = np.dtype("S32")  # a sha256 digest; all have 32 bytes, so numpy's zero pa
 
 
 class ThoughtLike(Protocol):
-    """What the store keeps of a thought."""
+    """The part of a thought that the store keeps."""
 
     @property
     def text(self) -> str:
@@ -68,9 +68,9 @@ class _Chunk:
 
 
 def fingerprint_of(parts: Mapping[str, Any]) -> str:
-    """sha256 (64 hex digits) of the canonical JSON of `parts`: every setting that decides a vector.
+    """sha256 (64 hex digits) of the canonical JSON of `parts`, every setting that decides a vector.
 
-    Raises TypeError for a value that JSON cannot hold, because its text form could be the same for two different values.
+    Raises TypeError for a value that JSON cannot hold: two different values might have the same text form.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
@@ -93,7 +93,7 @@ def _keys_of(texts: Sequence[str], instructions: Sequence[str | None] | None) ->
 
 
 class _Index:
-    """Where a key is: sorted segments, merged as they grow, 40 bytes a row."""
+    """The rows of keys: sorted segments, merged as they grow, 40 bytes per row."""
 
     def __init__(self) -> None:
         self._segments: list[tuple[NDArray[np.bytes_], Int64[np.ndarray, " rows"]]] = []
@@ -102,7 +102,7 @@ class _Index:
         """Enter `keys` as the rows `first`, `first` + 1, ..."""
         rows = np.arange(first, first + len(keys), dtype=np.int64)
         self._segments.append(self._sorted(keys, rows))
-        # Merging only segments of similar size costs n log n in all, however many chunks there are.
+        # Merging only segments of similar size costs n log n in total, for any number of chunks.
         while len(self._segments) > 1 and len(self._segments[-2][0]) <= 2 * len(self._segments[-1][0]):
             (keys1, rows1), (keys2, rows2) = self._segments.pop(), self._segments.pop()
             self._segments.append(self._sorted(np.concatenate([keys2, keys1]), np.concatenate([rows2, rows1])))
@@ -127,8 +127,8 @@ class _Index:
 class Store:
     """The rows of one fingerprint and role under `folder`.
 
-    `fingerprint` is a hex digest over everything that decides a vector (see `fingerprint_of`), `dim` the vectors' length.
-    Raises ValueError when the folder holds rows of another fingerprint, role or length, or a damaged chunk.
+    `fingerprint` is a hex digest over everything that decides a vector (see `fingerprint_of`), `dim` the vectors'
+    length. Raises ValueError when the folder holds rows of another fingerprint, role or length, or a damaged chunk.
     """
 
     def __init__(self, folder: Path | str, fingerprint: str, role: str, dim: int) -> None:
@@ -149,7 +149,7 @@ class Store:
         self._scan()
 
     def __len__(self) -> int:
-        """Rows that can be looked up."""
+        """Number of rows that can be looked up."""
         return self._chunks[-1].first + self._chunks[-1].rows if self._chunks else 0
 
     def missing(self, texts: Sequence[str], instructions: Sequence[str | None] | None = None) -> list[int]:
@@ -171,8 +171,8 @@ class Store:
     ) -> None:
         """Write one chunk: on return it is on disk and survives a kill.
 
-        `seconds` is what computing the chunk took. Raises ValueError for wrong shapes, for vectors that are not finite and
-        for a text that occurs twice.
+        `seconds` is what computing the chunk took. Raises ValueError for wrong shapes, for vectors that are not finite
+        and for a text that occurs twice.
         """
         if len(texts) == 0:
             return
@@ -207,7 +207,7 @@ class Store:
         return vectors
 
     def thoughts(self, texts: Sequence[str], instructions: Sequence[str | None] | None = None) -> list[StoredThought]:
-        """The thoughts, in the order of the texts. Raises ValueError for texts that are not stored or have no thought."""
+        """The thoughts, in the order of the texts. ValueError for a text that is not stored or has no thought."""
         thoughts: dict[int, StoredThought] = {}
         for chunk, positions, rows in self._located(texts, instructions):
             stored = self._read_thoughts(chunk.path)
@@ -215,7 +215,7 @@ class Store:
         return [thoughts[position] for position in range(len(texts))]
 
     def seconds(self, texts: Sequence[str], instructions: Sequence[str | None] | None = None) -> float:
-        """What computing these texts took, in whichever run that was; a text's share of its chunk counts once."""
+        """Seconds that computing these texts took, in whichever run; a text's share of its chunk counts once."""
         total = 0.0
         for chunk, _, rows in self._located(texts, instructions):
             total += chunk.seconds * len(np.unique(rows)) / chunk.rows
@@ -229,8 +229,8 @@ class Store:
         if (rows < 0).any():
             absent = texts[int(np.flatnonzero(rows < 0)[0])]
             raise ValueError(
-                f"{int((rows < 0).sum())} of {len(texts)} texts are not stored under {self.folder.name[:24]}, the first is "
-                f"{absent[:80]!r}. Compute what `missing` lists and `append` it before looking it up."
+                f"{int((rows < 0).sum())} of {len(texts)} texts are not stored under {self.folder.name[:24]}, the "
+                f"first is {absent[:80]!r}. Compute what `missing` lists and `append` it before looking it up."
             )
         if len(rows) == 0:
             return []
@@ -244,7 +244,7 @@ class Store:
         return parts
 
     def _check_manifest(self) -> None:
-        """Write what the rows belong to, or refuse a folder whose rows belong to something else."""
+        """Write the store's identity, or raise ValueError for a folder whose rows have another one."""
         ours = {"format": FORMAT, "fingerprint": self.fingerprint, "role": self.role, "dim": self.dim}
         path = self.folder / "store.json"
         if not path.exists():
@@ -252,8 +252,8 @@ class Store:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found != ours:
             raise ValueError(
-                f"The store {self.folder} holds {found}, but this run needs {ours}: vectors of different settings must not "
-                "mix. Name another cache folder, or delete this one."
+                f"The store {self.folder} holds {found}, but this run needs {ours}: vectors of different settings must "
+                "not mix. Name another cache folder, or delete this one."
             )
 
     def _drop_leftovers(self) -> None:
@@ -278,8 +278,8 @@ class Store:
                 raise ValueError(f"{len(keys)} keys and vectors of shape {shape} for {manifest['rows']} rows")
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
-                f"The stored chunk {path} is damaged ({error}). Chunks are complete when they appear, so something else "
-                "changed it. Delete that folder: its rows are computed again."
+                f"The stored chunk {path} is damaged ({error}). Chunks are complete when they appear, so something "
+                "else changed it. Delete that folder: its rows are computed again."
             ) from error
         chunk = _Chunk(path, manifest["rows"], float(manifest["seconds"]), len(self))
         self._index.add(keys, chunk.first)
@@ -325,7 +325,7 @@ class Store:
 def _thought_lines(
     texts: Sequence[str], instructions: Sequence[str | None] | None, thoughts: Sequence[ThoughtLike]
 ) -> list[str]:
-    """One JSON line per thought, with its text: the file can be read without the program."""
+    """One JSON line per thought, with its text, so that the file can be read without the program."""
     lines = []
     for position, (text, thought) in enumerate(zip(texts, thoughts, strict=True)):
         record = {
@@ -344,7 +344,7 @@ def _host() -> str:
 
 
 def _alive(process: int) -> bool:
-    """Whether a process with this id runs; where that cannot be asked safely, it is taken to run."""
+    """Whether a process with this id runs; assumed where that cannot be asked safely."""
     if os.name != "posix":
         return True  # signal 0 would end a process on Windows
     try:

@@ -47,7 +47,7 @@ class FixedLengths(Decode):
         self.wanted = torch.tensor(engine.wanted, device=engine.device)
 
     def _said(self, token: Tensor, rows: int) -> Tensor:
-        embed = self.engine.embed_token_id
+        embed = self.backbone.embed_token_id
         due = self.slots.steps[:rows] == self.wanted[self.slots.row[:rows]]
         return token.masked_fill(due, embed)
 

@@ -11,7 +11,7 @@ import torch
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
-from search_r3_mteb.encoder.engine import Sampling
+from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.evaluation import bench_models as models
 from search_r3_mteb.evaluation import bench_peers as peers
 

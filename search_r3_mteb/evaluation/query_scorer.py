@@ -94,7 +94,7 @@ class QueryScorer:
         return Quality(ndcg, margin)
 
     def _add(self, prefix: str, data: Any, rows: Sequence[int], encoder: "SearchR3Encoder") -> None:
-        from search_r3_mteb.integrations.mteb import read_queries
+        from search_r3_mteb.encoder.inputs import read_queries
 
         queries = data["queries"].select(rows)
         ids, texts = list(queries["id"]), [query_text(text) for text in queries["text"]]

@@ -57,7 +57,7 @@ class RecordedEncoder:
     ) -> Any:
         """MTEB's encode. In mode "reason" the thoughts are kept."""
         from search_r3_mteb.encoder.encoder import SearchR3Encoder
-        from search_r3_mteb.integrations.mteb import is_query, read_queries
+        from search_r3_mteb.encoder.inputs import is_query, read_queries
 
         record = self.records.setdefault(hf_split, SplitRecord())
         query = is_query(prompt_type)

@@ -69,7 +69,7 @@ def kind_of(path: str) -> ModelKind:
     must be a Search-R3 checkpoint, and loading says what it lacks.
     """
     from search_r3_mteb.encoder.checkpoints import resolve
-    from search_r3_mteb.encoder.prompts import PROFILE_FILE
+    from search_r3_mteb.encoder.profiles import PROFILE_FILE
 
     if path == BM25:
         return "bm25"
@@ -141,7 +141,7 @@ def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, A
     from sentence_transformers import SentenceTransformer
 
     from search_r3_mteb.encoder.checkpoints import resolve
-    from search_r3_mteb.integrations.mteb import name_for_mteb
+    from search_r3_mteb.encoder.identity import name_for_mteb
 
     folder = resolve(path, settings.get("revision"))
     exported = _is_export(folder)

@@ -1,1 +1,1 @@
-"""The plugs: MTEB, BEIR and sentence-transformers."""
+"""Integrations of Search-R3 with sentence-transformers, transformers and MTEB's model registry."""

@@ -1,7 +1,7 @@
 """The released Search-R3 checkpoints as MTEB describes models.
 
-The form is that of a file in mteb/models/model_implementations: this module can be proposed there as it is. Importing it
-imports mteb; `search_r3_mteb.integrations.mteb.register_models` does so when it is called.
+It has the form of a file in mteb/models/model_implementations and can be proposed there as it is. Importing it imports
+mteb; `search_r3_mteb.integrations.mteb.register_models` does so when it is called.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ SEARCH_R3_CITATION = """@misc{gui2025searchr3,
       url={https://arxiv.org/abs/2510.07048},
 }"""
 
-# Stage-1 data as summaries of the paper name it; the paper's own list is not public in more detail. Declared so that MTEB
-# does not count these tasks as zero-shot. S2ORC and TriviaQA are no MTEB tasks, but other entries name them the same way.
+# Stage-1 data as summaries of the paper name it; no more detailed list is public. Declared so that MTEB does not count
+# these tasks as zero-shot. S2ORC and TriviaQA are not MTEB tasks, but other entries name them in the same way.
 SEARCH_R3_TRAINING_DATA = {
     "TriviaQA",
     "MSMARCO",
@@ -37,7 +37,7 @@ def search_r3_loader(
     device: str | None = None,
     **kwargs: Any,
 ) -> Any:
-    """The encoder, for `ModelMeta.load_model`; `kwargs` are settings of SearchR3Encoder (`mode`, `max_reasoning_tokens`...)."""
+    """The encoder, for `ModelMeta.load_model`; `kwargs` are settings of SearchR3Encoder, such as `mode`."""
     from search_r3_mteb import SearchR3Encoder
 
     return SearchR3Encoder(model_name, revision=revision, device=device, **kwargs)
@@ -50,7 +50,7 @@ search_r3_0_small = ModelMeta(
     languages=["eng-Latn"],
     open_weights=True,
     revision="6e8f95d30b513363e68081cdb3926c43762da97d",
-    release_date="2025-10-08",  # arXiv v1; the repository's own first commit is not known to us
+    release_date="2025-10-08",  # arXiv v1; the repository's first commit is not known to us
     n_parameters=1_543_714_304,
     n_embedding_parameters=233_373_696,
     memory_usage_mb=2944,

@@ -1,18 +1,19 @@
 """Search-R3 in sentence-transformers: queries reason, documents are embedded directly, with the library's own class.
 
-`export` writes a folder of the library's own modules (Transformer, last-token Pooling, Normalize) around our model type. It
-loads by three doors:
+`export` writes a folder of the library's own modules (Transformer, last-token Pooling, Normalize) around our model
+type. There are three ways to load it:
 
-    from search_r3_mteb import SentenceTransformer              # the library's own class; this import registers the type
-    search_r3_mteb.register()                                   # for code that imports the library itself
-    SentenceTransformer(folder, trust_remote_code=True)         # anywhere, through modeling_search_r3.py in the folder
+    from search_r3_mteb import SentenceTransformer         # the library's own class; this import registers the type
+    search_r3_mteb.register()                              # for code that imports the library itself
+    SentenceTransformer(folder, trust_remote_code=True)    # anywhere, through modeling_search_r3.py in the folder
 
-`encode_query` reasons, within `max_reasoning_tokens` of the call or else of the folder; `encode_document` and plain `encode`
-are direct (`encode(..., task="query")` reasons). `prompt` is the profile's instruction, which stands before the text. Another
-budget for good: `SentenceTransformer(folder, config_kwargs={"max_reasoning_tokens": 64})`. Training: see `transformers_model`.
+`encode_query` reasons, within `max_reasoning_tokens` of the call or else of the folder; `encode_document` and plain
+`encode` are direct (`encode(..., task="query")` reasons). `prompt` is the profile's instruction before the text.
+`SentenceTransformer(folder, config_kwargs={"max_reasoning_tokens": 64})` changes the folder's budget. Training: see
+`transformers_model`.
 
-In MTEB, a SentenceTransformer gets the prompts that its own `prompts` name, never the task's: for the score of `SearchR3Encoder`
-on a task with a prompt, give `prompts={"query": ...}`. MTEB knows all local folders by one name, so pass `cache=None` there.
+In MTEB, a SentenceTransformer gets its own `prompts`, never the task's: for the score of `SearchR3Encoder` on a task
+with a prompt, give `prompts={"query": ...}`. MTEB gives all local folders one name, so pass `cache=None` there.
 """
 
 import copy
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
-_MODEL_TYPE = "search_r3"  # transformers_model.MODEL_TYPE, without its imports
-# Texts whose ids must survive the way through the exported folder: markers, an instruction's place, odd characters.
+# Texts that must have the same ids after an export: markers, white space, unusual characters.
 _PROBES = ("", " two  spaces ", "a\nb\t<|im_end|>", "naïve 東京 🙂 Ünï\u200b", "1234567890 don't it's")
 
 _CARD = """---
@@ -52,8 +52,8 @@ documents = model.encode_document(["..."])
 model.similarity(queries, documents)
 ```
 
-`search_r3_mteb.register()` does the same for code that imports sentence-transformers itself; elsewhere the folder loads with
-`SentenceTransformer("{folder}", trust_remote_code=True)`.
+`search_r3_mteb.register()` does the same for code that imports sentence-transformers itself; elsewhere the folder loads
+with `SentenceTransformer("{folder}", trust_remote_code=True)`.
 """
 
 
@@ -68,7 +68,7 @@ def __getattr__(name: str) -> Any:
 
 
 def register() -> None:
-    """Make transformers, and with it sentence-transformers, know the model type of exported folders. Twice is harmless."""
+    """Register the model type of exported folders with transformers; calling it again is harmless."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     from search_r3_mteb.integrations.transformers_model import MODEL_TYPE, SearchR3Config, SearchR3Model
@@ -88,10 +88,10 @@ def export(
 ) -> Path:
     """Write `model` as a sentence-transformers folder; returns the folder.
 
-    `model` is what `SearchR3Encoder` takes, or an encoder, whose settings are kept; a LoRA checkpoint is merged, in a copy.
-    `max_reasoning_tokens` and `max_length` (tokens) become the folder's defaults. A previous export at `output` is replaced.
-    Raises FileExistsError when `output` holds anything else, ValueError for an encoder in mode "direct" and for a checkpoint
-    that `SearchR3Encoder` refuses.
+    `model` is what `SearchR3Encoder` takes, or an encoder, whose settings are kept; a copy of a LoRA checkpoint is
+    merged. `max_reasoning_tokens` and `max_length` (tokens) become the folder's defaults. A previous export at `output`
+    is replaced. Raises FileExistsError when `output` holds anything else, ValueError for an encoder in mode "direct"
+    and for a checkpoint that `SearchR3Encoder` refuses.
     """
     output = Path(output)
     _check_output(output)
@@ -116,12 +116,14 @@ def _check_output(output: Path) -> None:
     """FileExistsError unless `output` is free, empty, or a previous export."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
+    from search_r3_mteb.integrations.transformers_model import MODEL_TYPE
+
     config = output / "config.json"
-    if config.is_file() and f'"model_type": "{_MODEL_TYPE}"' in config.read_text(encoding="utf-8"):
+    if config.is_file() and f'"model_type": "{MODEL_TYPE}"' in config.read_text(encoding="utf-8"):
         return
     raise FileExistsError(
-        f"{output} exists and is not a previous export; writing there would destroy what it holds. Choose another output, "
-        "or delete it first."
+        f"{output} exists and is not a previous export; writing there would destroy what it holds. Choose another "
+        "output, or delete it first."
     )
 
 
@@ -141,7 +143,7 @@ def _encoder(model: Any, max_reasoning_tokens: int | None, max_length: int | Non
         kept = ("max_reasoning_tokens", "temperature", "seed", "max_length")
         settings = {name: model.settings[name] for name in kept} | {"batch_tokens": model.engine.token_budget}
         return SearchR3Encoder(model.checkpoint, **(settings | chosen))
-    # Weights are only written, so a device that may lack room for them is left alone.
+    # The weights are only written, so they are not loaded onto a device that may lack room for them.
     place: dict[str, Any] = {} if isinstance(model, Checkpoint) else {"device": "cpu"}
     return SearchR3Encoder(model, **(place | chosen))
 
@@ -167,7 +169,7 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
         tie_word_embeddings=bool(getattr(causal.config, "tie_word_embeddings", False)),
         dtype=causal.dtype,
     )
-    with torch.device("meta"):  # no second set of weights, and nothing that could initialise the trained ones anew
+    with torch.device("meta"):  # no second set of weights, and no new initialisation of the trained ones
         model = SearchR3Model(config)
     model.causal = causal
     model.save_pretrained(folder)
@@ -184,7 +186,7 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
 
 
 def _write_module_files(folder: Path) -> None:
-    """The three files in which sentence-transformers keeps what a folder is made of."""
+    """Write the three files in which sentence-transformers describes a folder's modules."""
     import sentence_transformers
     import torch
     import transformers
@@ -202,7 +204,7 @@ def _write_module_files(folder: Path) -> None:
         "transformer_task": "feature-extraction",
         "modality_config": {"text": text, "message": text | {"format": "flat"}},
         "module_output_name": "token_embeddings",
-        # Our tokenizer truncates the user's text only. Restoring the template's end would guess at it by comparing
+        # Our tokenizer truncates the user's text only. Restoring the template's end would guess it by comparing
         # renders, and overwrite text where a small vocabulary maps both fillers to one token.
         "processing_kwargs": {"chat_template": {"restore_suffix": False}},
         "unpad_inputs": False,  # the engine wants rows
@@ -224,7 +226,7 @@ def _write_module_files(folder: Path) -> None:
 
 
 def _merged(model: Any, keep_adapter: bool) -> Any:
-    """The causal LM itself; an adapter is merged into it, in a copy where the caller still holds the model."""
+    """The causal LM with its adapter merged, in a copy where the caller still holds the model."""
     model = getattr(model, "module", model)  # accelerate's wrapper
     if hasattr(model, "merge_and_unload"):
         return (copy.deepcopy(model) if keep_adapter else model).merge_and_unload()
@@ -232,14 +234,14 @@ def _merged(model: Any, keep_adapter: bool) -> Any:
 
 
 def _backbone_config(causal: Any) -> dict[str, Any]:
-    """The causal LM's configuration without this machine's paths; ValueError for one that transformers does not bring."""
+    """The causal LM's configuration without this machine's paths; ValueError for one that transformers lacks."""
     from transformers import CONFIG_MAPPING
 
     config: dict[str, Any] = causal.config.to_dict()
     if config["model_type"] not in CONFIG_MAPPING:
         raise ValueError(
-            f"The backbone's model type {config['model_type']!r} is code of its own, which an exported folder cannot carry. "
-            "Export a checkpoint whose architecture transformers brings, or use SearchR3Encoder."
+            f"The backbone's model type {config['model_type']!r} has code of its own, which an exported folder cannot "
+            "hold. Export a checkpoint whose architecture is part of transformers, or use SearchR3Encoder."
         )
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
 
@@ -251,6 +253,6 @@ def _check_tokenizer(tokenizer: Any, encoder: "SearchR3Encoder") -> None:
     for template in ("reason", "direct"):
         if renderer.render_batch(texts, template) != encoder.renderer.render_batch(texts, template):
             raise ValueError(
-                f"{type(encoder.tokenizer).__name__} does not survive saving: the exported folder would give other token ids than "
-                "the checkpoint. Save the tokenizer as tokenizer.json with its own library first, and export that folder."
+                f"{type(encoder.tokenizer).__name__} does not survive saving: the exported folder would give other "
+                "token ids than the checkpoint. Save it as tokenizer.json with its own library, and export that."
             )

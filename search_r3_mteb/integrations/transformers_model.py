@@ -1,11 +1,11 @@
 """Search-R3 as a transformers model type, so that sentence-transformers' own modules run it.
 
-The model's forward takes prompts and returns, at each row's last real position, the vector at the embed token: after reasoning
-where the prompt leaves the assistant's turn open, at once where the prompt already ends in the token. Both go through the
+The model's forward takes prompts and returns, at each row's last real position, the vector at the embed token: after
+reasoning where the prompt leaves the assistant's turn open, directly where it ends in the token. Both go through the
 engine, so the vectors are those of `SearchR3Encoder`.
 
-Gradients: a direct prompt is differentiable (an ordinary forward of the backbone). Reasoning draws tokens, through which no
-gradient flows; in training mode it is refused rather than detached in silence (our choice).
+Gradients: a direct prompt is differentiable (an ordinary forward of the backbone). Reasoning draws tokens, through
+which no gradient flows; in training mode it is refused rather than silently detached (our choice).
 """
 
 import shutil
@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from search_r3_mteb.encoder.engine import Engine, Sampling
+from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.sampling import Sampling
 
 MODEL_TYPE = "search_r3"
 # The few lines that travel with a folder, for processes that never import this package.
@@ -27,9 +28,10 @@ AUTO_MAP = {"AutoConfig": "modeling_search_r3.SearchR3Config", "AutoModel": "mod
 
 
 class SearchR3Config(PreTrainedConfig):
-    """A causal LM's configuration, and how it reasons. Budgets are in tokens; `batch_tokens` bounds rows x length at once.
+    """A causal LM's configuration and reasoning settings. `batch_tokens` bounds rows x length of what runs at once.
 
-    `reasoning_temperature` 0 is greedy (plain `temperature` would be a generation setting, which transformers refuses here). `backbone_config` is the causal LM's own configuration, of any model type.
+    `reasoning_temperature` 0 is greedy (transformers refuses plain `temperature`, a generation setting, here).
+    `backbone_config` is the causal LM's own configuration, of any model type.
     """
 
     model_type = MODEL_TYPE
@@ -60,11 +62,11 @@ class SearchR3Config(PreTrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Nothing: transformers would copy this package's source into every saved folder. `CODE_FILE` goes instead."""
+        """Do nothing: transformers would copy this package's source into every folder; we copy `CODE_FILE`."""
 
 
 class SearchR3Model(PreTrainedModel):
-    """A causal LM that answers prompts with vectors; see the module's text."""
+    """A causal LM that returns vectors for prompts; see the module's docstring."""
 
     config_class = SearchR3Config
     main_input_name = "input_ids"
@@ -80,11 +82,11 @@ class SearchR3Model(PreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> Any:
-        """The causal LM's."""
+        """The input embeddings of the causal LM."""
         return self.causal.get_input_embeddings()
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Replace the causal LM's."""
+        """Replace the input embeddings of the causal LM."""
         self.causal.set_input_embeddings(value)
 
     def forward(
@@ -94,15 +96,14 @@ class SearchR3Model(PreTrainedModel):
         max_reasoning_tokens: int | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput:
-        """`last_hidden_state` (rows, positions, dim), whose last real position of each row is its vector, not normalised.
+        """`last_hidden_state` (rows, positions, dim); at a row's last real position is its vector, not normalised.
 
-        Padding may be on either side. Without gradients every position of a row repeats its vector. `max_reasoning_tokens`
-        replaces the configured budget of the rows that reason; a direct row does not reason whatever it says. Raises
-        ValueError for reasoning in training mode, for prompts beyond the backbone's window, and for vectors without a
-        direction.
+        Padding may be on either side. Without gradients every position of a row repeats its vector.
+        `max_reasoning_tokens` replaces the configured budget of the rows that reason; direct rows never do. Raises
+        ValueError for reasoning in training mode, prompts beyond the backbone's window, and vectors without direction.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        # One transfer for all rows: a look at each would wait for the device each time.
+        # One transfer for all rows; one per row would wait for the device each time.
         ids, real = input_ids.cpu(), mask.cpu().bool()
         prompts: list[list[int]] = [ids[row][real[row]].tolist() for row in range(len(ids))]
         direct = [bool(prompt) and prompt[-1] == self.config.embed_token_id for prompt in prompts]
@@ -111,8 +112,8 @@ class SearchR3Model(PreTrainedModel):
         else:
             if torch.is_grad_enabled() and self.training:
                 raise ValueError(
-                    "A prompt with an open assistant's turn reached this model in training mode: reasoning draws tokens, "
-                    "through which no gradient flows. sentence-transformers trains direct vectors (no task, or "
+                    "A prompt with an open assistant's turn reached this model in training mode: reasoning draws "
+                    "tokens, through which no gradient flows. sentence-transformers trains direct vectors (no task, or "
                     "task='document'); for queries with reasoning use `python train/sft.py` and `python train/rl.py`."
                 )
             vectors = self._vectors(prompts, direct, max_reasoning_tokens).to(input_ids.device)
@@ -121,20 +122,20 @@ class SearchR3Model(PreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, **keywords: Any) -> None:
-        """As transformers does it, and the lines that make the folder load with `trust_remote_code=True`."""
+        """Save as transformers does, with the file that makes the folder load with `trust_remote_code=True`."""
         super().save_pretrained(save_directory, *arguments, **keywords)
         shutil.copyfile(CODE_FILE, Path(save_directory) / CODE_FILE.name)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Nothing, as in `SearchR3Config`."""
+        """Do nothing, as in `SearchR3Config`."""
 
     def _vectors(
         self, prompts: list[list[int]], direct: list[bool], max_reasoning_tokens: int | None
     ) -> Float[Tensor, "rows dim"]:
         """Vectors of all prompts through the engine, float32, on the CPU."""
         config = self.config
-        # Made anew each time: the engine is light, and the model may have moved to another device since.
+        # A new one for each call: the engine is light, and the model may have moved to another device.
         engine = Engine(self.causal, config.embed_token_id, tuple(config.stop_token_ids), config.batch_tokens)
         sampling = Sampling(
             config.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens,
@@ -153,8 +154,9 @@ class SearchR3Model(PreTrainedModel):
         bad = (~(norms.isfinite() & (norms > 0))).nonzero()[:, 0].tolist()
         if bad:
             raise ValueError(
-                f"The vectors of rows {bad[:5]} ({len(bad)} in all) are not finite or zero, so they have no direction. The "
-                f"weights or the dtype ({self.dtype}) are at fault: load with model_kwargs={{'dtype': 'float32'}} and look again."
+                f"The vectors of rows {bad[:5]} ({len(bad)} in all) are not finite or zero, so they have no direction. "
+                f"The weights or the dtype ({self.dtype}) are at fault: load with "
+                "model_kwargs={'dtype': 'float32'} and look again."
             )
         return vectors
 
@@ -177,6 +179,6 @@ class SearchR3Model(PreTrainedModel):
         )
         if needed > window:
             raise ValueError(
-                f"A prompt needs {needed} positions with its reasoning (max_reasoning_tokens={budget}) and embed token, but the "
-                f"backbone was made for {window}. Lower max_reasoning_tokens or the model's max_seq_length."
+                f"A prompt needs {needed} positions with its reasoning (max_reasoning_tokens={budget}) and embed "
+                f"token, but the backbone was made for {window}. Lower max_reasoning_tokens or max_seq_length."
             )

@@ -1,9 +1,9 @@
-"""The tokenizer of an exported folder: it turns chat messages into exactly the token ids that the encoder's renderer gives.
+"""The tokenizer of an exported folder: chat messages to the token ids that the encoder's renderer gives.
 
-sentence-transformers renders a text with the tokenizer's chat template and tokenises the resulting string; a marker or the
-embed token that a *user's text* spells out would become a control token, and truncation would cut the template's end. This
-tokenizer keeps that interface (`apply_chat_template`), and renders the ids from the checkpoint's profile instead: the user's
-text stays text, and only it is truncated. The chat template beside it says the same as a string; it branches on `task`.
+sentence-transformers renders a text with the tokenizer's chat template and tokenises the resulting string; a marker or
+the embed token spelled out in a *user's text* would become a control token, and truncation would cut the template's
+end. This tokenizer keeps that interface (`apply_chat_template`) but renders the ids from the checkpoint's profile: the
+user's text stays text, and only it is truncated. The chat template beside it, which branches on `task`, says the same.
 """
 
 import json
@@ -12,7 +12,8 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
-from search_r3_mteb.encoder.prompts import _SLOT, Profile, Renderer, Template, TemplateName
+from search_r3_mteb.encoder.profiles import Profile, Template, TemplateName
+from search_r3_mteb.encoder.prompts import _SLOT, Renderer
 
 _TOKENIZER_KEYWORDS = ("padding_side", "pad_to_multiple_of", "return_attention_mask")
 _SHAPE = "A Search-R3 prompt is one user message, and before it at most one system message, the instruction"
@@ -28,7 +29,7 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
 
     @classmethod
     def wrap(cls, tokenizer: Any, profile: Profile) -> "SearchR3Tokenizer":
-        """A tokenizer with the vocabulary and special tokens of `tokenizer`, which speaks as `profile` says."""
+        """A tokenizer with the vocabulary and special tokens of `tokenizer` and the prompts of `profile`."""
         backbone = tokenizer.get_chat_template() if tokenizer.chat_template else None
         wrapped = cls(
             tokenizer_object=tokenizer.backend_tokenizer,
@@ -46,7 +47,7 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoTokenizer") -> None:
-        """Nothing: transformers would copy this package's source into every saved folder."""
+        """Do nothing: transformers would copy this package's source into every saved folder."""
 
     def renderer(self, max_length: int) -> Renderer:
         """The renderer of this tokenizer's profile for prompts of `max_length` tokens."""
@@ -54,7 +55,7 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
         if max_length not in renderers:
             profile = Profile.from_dict(self.init_kwargs["search_r3_profile"], "tokenizer_config.json")
             renderers.clear()  # one length is in use at a time
-            renderers[max_length] = Renderer(_Backbone(self), profile, max_length)
+            renderers[max_length] = Renderer(_BackboneTokenizer(self), profile, max_length)
         return renderers[max_length]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,10 +79,10 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
     ) -> Any:
         """Token ids of one conversation or a list of them; `tokenize=False` gives the template's strings.
 
-        A conversation is a user message, perhaps after a system message, which is the instruction. `task` "query" leaves the
-        assistant's turn open, so that the model reasons; everything else ends in the embed token. `max_length` (default: the
-        tokenizer's `model_max_length`) is in tokens and holds when `truncation` is set. Raises ValueError for other
-        conversations, and for keywords that could change nothing here.
+        A conversation is a user message, perhaps after a system message, which is the instruction. `task` "query"
+        leaves the assistant's turn open, so that the model reasons; everything else ends in the embed token.
+        `max_length` (default: the tokenizer's `model_max_length`) is in tokens and holds when `truncation` is set.
+        Raises ValueError for other conversations, and for keywords that could change nothing here.
         """
         if not tokenize:
             task_keyword = {} if task is None else {"task": task}
@@ -117,8 +118,8 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
         return encoded if return_dict else encoded["input_ids"]
 
 
-class _Backbone:
-    """The tokenizer as the renderer wants it: with the backbone's own chat template in place of ours."""
+class _BackboneTokenizer:
+    """The tokenizer for the renderer: with the backbone's own chat template instead of ours."""
 
     def __init__(self, tokenizer: SearchR3Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -128,7 +129,7 @@ class _Backbone:
         return getattr(self._tokenizer, name)
 
     def __call__(self, text: Any, **keywords: Any) -> Any:
-        # Quiet: a template longer than `model_max_length` gets the renderer's own error.
+        # No warning: a template longer than `model_max_length` gets the renderer's own error.
         return self._tokenizer(text, **({"verbose": False} | keywords))
 
     def apply_chat_template(self, conversation: Any, **keywords: Any) -> Any:
@@ -183,7 +184,7 @@ def _text_and_instruction(messages: Any) -> tuple[Any, str | None]:
 
 
 def _content(content: Any) -> Any:
-    """A message's text; parts of other kinds are refused. What is no list is left to the renderer's check."""
+    """A message's text; ValueError for parts of other kinds. The renderer checks what is not a list."""
     if not isinstance(content, list):
         return content
     kinds = {part.get("type", "text") for part in content}

@@ -1,4 +1,4 @@
-"""The models that the package carries, as a user meets them: by name, without a network."""
+"""The bundled models as a user loads them: by name, without a network."""
 
 import numpy as np
 import pytest

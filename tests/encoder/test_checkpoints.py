@@ -1,4 +1,4 @@
-"""Checkpoints: what loads, what is refused and by which name, and what a fingerprint tells apart."""
+"""Checkpoints: which ones load, which errors refuse the others, and what changes a fingerprint."""
 
 import json
 import pickle
@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from search_r3_mteb.encoder import checkpoints
 from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token, load, resolve, save
-from search_r3_mteb.encoder.engine import Engine, Sampling
-from search_r3_mteb.encoder.prompts import Profile, Template
+from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.profiles import Profile, Template
+from search_r3_mteb.encoder.sampling import Sampling
 
 PROMPT = [[5, 6, 7, 8], [9, 10]]
 
@@ -43,7 +44,7 @@ def change_tensors(folder, change):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-# ---- what loads -------------------------------------------------------------------------------------------------------
+# ---- what loads ----------------------------------------------------------------------------------------------------
 
 
 def test_a_saved_checkpoint_loads_as_it_was(tiny_checkpoint, tmp_path):
@@ -107,7 +108,7 @@ def test_a_sharded_checkpoint_loads_and_a_missing_shard_is_named(tiny_checkpoint
         load(folder)
 
 
-# ---- LoRA folders -----------------------------------------------------------------------------------------------------
+# ---- LoRA folders --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def test_adapters_that_cannot_work_are_refused(adapted, tmp_path):
         load(folder)
 
 
-# ---- what is refused, by name -----------------------------------------------------------------------------------------
+# ---- what is refused, by name --------------------------------------------------------------------------------------
 
 
 def test_names_that_lead_nowhere(monkeypatch, tmp_path):
@@ -203,7 +204,7 @@ def test_a_hub_id_without_network_says_what_to_do(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    message = r"'ytgui/Search-R3.0-Small' \(revision main\) is neither a local folder nor .* download it elsewhere and give the folder"
+    message = r"'ytgui/Search-R3.0-Small' \(revision main\) is not a local folder and .* download it elsewhere and give"
     with pytest.raises(FileNotFoundError, match=f"(?s){message}"):
         load("ytgui/Search-R3.0-Small")
     with pytest.raises(FileNotFoundError, match="'no such/model' "):
@@ -325,7 +326,7 @@ def test_code_in_a_folder_does_not_run_unless_asked_for(folder, tmp_path):
     assert not mark.exists()
 
 
-# ---- fingerprints -----------------------------------------------------------------------------------------------------
+# ---- fingerprints --------------------------------------------------------------------------------------------------
 
 
 def test_a_fingerprint_is_the_same_after_saving_and_after_use(tiny_checkpoint, tmp_path):
@@ -402,7 +403,7 @@ def test_an_adapters_strength_is_part_of_its_identity(adapted, tmp_path):
     assert load(folder).fingerprint() != before.fingerprint()
 
 
-# ---- adding the token -------------------------------------------------------------------------------------------------
+# ---- adding the token ----------------------------------------------------------------------------------------------
 
 
 def base_pair(make_model, rows=384, **options):

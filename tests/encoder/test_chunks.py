@@ -1,4 +1,4 @@
-"""Chunks are tokenised one ahead of the model, in order, and an error is not lost in the thread."""
+"""Chunks: tokenised one ahead of the model, in order, and no error is lost in the thread."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Documents as one text each, whatever layout they come in."""
+"""Documents as one text each, from every layout."""
 
 import pytest
 from hypothesis import given
@@ -55,6 +55,6 @@ def test_what_is_one_document_and_what_is_a_list():
         ({"text": ["a"], "title": "c"}, ValueError, "titles for 1 texts"),
     ],
 )
-def test_what_is_no_document_is_named(documents, error, message):
+def test_what_is_not_a_document_is_named(documents, error, message):
     with pytest.raises(error, match=message):
         document_texts(documents)

@@ -14,7 +14,7 @@ from search_r3_mteb.encoder import encoder as encoder_module
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.encoder import SearchR3Encoder, Thought
 from search_r3_mteb.encoder.engine import Engine
-from search_r3_mteb.encoder.prompts import Profile, Template
+from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.settings import EncoderSettings
 
 SETTINGS = {"max_reasoning_tokens": 6, "max_length": 600}
@@ -38,7 +38,7 @@ def assert_unit(vectors, count, dim=32):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
 
 
-# ---- vectors ----------------------------------------------------------------------------------------------------------
+# ---- vectors -------------------------------------------------------------------------------------------------------
 
 
 def test_vectors_are_of_unit_length_in_the_order_of_the_input(encoder):
@@ -154,7 +154,7 @@ def test_similarity(encoder):
     )
 
 
-# ---- bad input --------------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------------------------
 
 STRANGE = {
     "empty": "",
@@ -207,7 +207,7 @@ def test_markers_in_a_text_are_not_the_markers(make, tiny_tokenizer, monkeypatch
         ([{"text": "a"}], TypeError, "Text 0 is of type dict"),
     ],
 )
-def test_what_is_no_query_is_named_before_anything_runs(encoder, texts, error, message):
+def test_what_is_not_a_query_is_named_before_anything_runs(encoder, texts, error, message):
     for encode in (encoder.encode_query, encoder.think):
         with pytest.raises(error, match=message):
             encode(texts)
@@ -223,7 +223,7 @@ def test_what_is_no_query_is_named_before_anything_runs(encoder, texts, error, m
         (None, TypeError, "A text or a list of texts is needed, got NoneType"),
     ],
 )
-def test_what_is_no_document_is_named_before_anything_runs(encoder, texts, error, message):
+def test_what_is_not_a_document_is_named_before_anything_runs(encoder, texts, error, message):
     with pytest.raises(error, match=message):
         encoder.encode_document(texts)
     assert encoder.engine.forward_tokens == 0
@@ -254,7 +254,7 @@ def test_broken_weights_are_an_error_and_never_stored(tiny_checkpoint, tmp_path,
     assert not list(tmp_path.rglob("chunk-*"))
 
 
-# ---- settings ---------------------------------------------------------------------------------------------------------
+# ---- settings ------------------------------------------------------------------------------------------------------
 
 
 def test_unknown_keywords_raise_and_list_the_valid_ones(make, encoder):
@@ -389,7 +389,7 @@ def test_statistics(make):
     )
 
 
-# ---- MTEB's entry point with lists ------------------------------------------------------------------------------------
+# ---- MTEB's entry point with lists ---------------------------------------------------------------------------------
 
 
 def test_encode_takes_lists(encoder):
@@ -416,7 +416,7 @@ def test_encode_puts_a_tasks_prompt_before_queries_once(make):
     np.testing.assert_allclose(make().encode(["a"], **place), make().encode_document(["a"]), atol=1e-6)
 
 
-# ---- the store --------------------------------------------------------------------------------------------------------
+# ---- the store -----------------------------------------------------------------------------------------------------
 
 
 class KilledError(Exception):
@@ -514,7 +514,7 @@ def test_weights_that_change_under_a_store_do_not_get_its_rows(tiny_checkpoint, 
     np.testing.assert_allclose(after, SearchR3Encoder(tiny_checkpoint, **SETTINGS).encode_document(TEXTS), atol=1e-6)
 
 
-# ---- progress ---------------------------------------------------------------------------------------------------------
+# ---- progress ------------------------------------------------------------------------------------------------------
 
 
 def test_the_bar_is_shown_on_request_only(make, capfd):

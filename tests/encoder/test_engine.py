@@ -1,4 +1,4 @@
-"""The engine against Hugging Face's own forward and generate, and against itself when it is broken on purpose."""
+"""The engine compared with Hugging Face's own forward and generate, and with itself when it is broken on purpose."""
 
 import contextlib
 import random
@@ -11,12 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from search_r3_mteb.encoder import backbone as backbone_module
 from search_r3_mteb.encoder import decode as decode_module
-from search_r3_mteb.encoder import engine as engine_module
 from search_r3_mteb.encoder.decode import Decode, Pace
-from search_r3_mteb.encoder.engine import Engine, Sampling
+from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.graphs import Recorded
 from search_r3_mteb.encoder.masks import DecodeMasks
+from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.encoder.slots import SlotLayer, Slots
 
 EMBED, END = 3, 2
@@ -50,7 +51,7 @@ PROMPTS = prompts_of([5, 17, 9, 3, 30, 9, 2, 12])
 
 @torch.no_grad()
 def reread_one_by_one(model, sequences, temperature=1.0):
-    """Final states and log-probabilities (of every token but the first) of each sequence alone: no cache, no padding."""
+    """Final states and log-probabilities (except of the first token) of each sequence alone: no cache, no padding."""
     states, log_probs = [], []
     for ids in sequences:
         output = model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False)
@@ -66,7 +67,7 @@ def assert_close(ours, reference):
 
 
 def check_against_forward(model, rollouts, prompts, temperature=1.0):
-    """Vectors and log-probabilities are those of Hugging Face's own forward over prompt + the very ids that were sampled."""
+    """Vectors and log-probabilities are those of Hugging Face's own forward over prompt + sampled ids."""
     whole = [[*prompts[p], *ids] for p, ids in zip(rollouts.prompt_index, rollouts.token_ids, strict=True)]
     vectors, log_probs = reread_one_by_one(model, whole, temperature)
     assert_close(rollouts.vectors, vectors)
@@ -82,7 +83,7 @@ def check_everything(model, prompts=PROMPTS, **options):
     return rollouts
 
 
-# ---- equalities -------------------------------------------------------------------------------------------------------
+# ---- equalities ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
@@ -205,8 +206,8 @@ def a_larger_cache_forgets_its_rows(monkeypatch):
 
 
 def prefix_too_long(monkeypatch):
-    real = engine_module.common_prefix_length
-    monkeypatch.setattr(engine_module, "common_prefix_length", lambda prompts: real(prompts) + 1)
+    real = backbone_module.common_prefix_length
+    monkeypatch.setattr(backbone_module, "common_prefix_length", lambda prompts: real(prompts) + 1)
 
 
 def draws_of_another_temperature(monkeypatch):
@@ -273,7 +274,7 @@ def test_greedy_ids_are_those_of_generate(small, kind):
         assert finished == (token in theirs) or len(ours) == 12
 
 
-# ---- what is run, and how often ---------------------------------------------------------------------------------------
+# ---- what is run, and how often ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -328,7 +329,7 @@ def test_rows_that_are_done_leave_and_waiting_ones_take_their_place(small):
     decode = [(rows, columns) for rows, tokens, columns in shapes if tokens == 1]
     assert sum(rows for rows, _ in decode) < 0.8 * 40 * 21, "every row was run to the end of the budget"
     rows = [rows for rows, _ in decode]
-    assert np.mean(rows[: len(rows) * 3 // 4]) > 7, "nobody took a free place"
+    assert np.mean(rows[: len(rows) * 3 // 4]) > 7, "no waiting prompt took a free place"
     assert rollouts.computed_tokens >= rollouts.forward_tokens
 
 
@@ -379,13 +380,13 @@ def test_the_pace_of_a_gpu_changes_nothing(small, monkeypatch, pace):
     assert paced.token_ids == plain.token_ids
     assert paced.finished == plain.finished
     assert paced.forward_tokens == plain.forward_tokens
-    assert paced.computed_tokens > plain.computed_tokens  # steps that nobody needed, the price of not looking
+    assert paced.computed_tokens > plain.computed_tokens  # unneeded steps are the price of looking seldom
     assert bool(recorded) == pace.record
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_that_wait_to_leave_stay_inside_the_window(make_model, monkeypatch, kind):
-    """GPT-2 has no position beyond its window: a row that was done at the last one took another step and broke the run."""
+    """GPT-2 has no position beyond its window: a row that was done there took another step and broke the run."""
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(decode_module, "PACES", {"cpu": Pace(looks=8)})
@@ -397,11 +398,11 @@ def test_rows_that_wait_to_leave_stay_inside_the_window(make_model, monkeypatch,
     check_against_forward(model, rollouts, PROMPTS)
 
 
-# ---- what ends a row --------------------------------------------------------------------------------------------------
+# ---- what ends a row -----------------------------------------------------------------------------------------------
 
 
 class Scripted(Engine):
-    """An engine whose model says what a script says: one list of tokens a row, in the order of the prompts' first tokens."""
+    """An engine whose model follows a script: one list of tokens per row."""
 
     script: dict
 
@@ -421,7 +422,7 @@ def scripted(monkeypatch, model, script, budget, **options):
     real = Decode.all
 
     def remember(self):
-        self.engine.decode = self
+        self.backbone.decode = self
         real(self)
 
     monkeypatch.setattr(Decode, "all", remember)
@@ -473,7 +474,7 @@ def test_nothing_gives_nothing(small):
     assert rollouts.forward_tokens == 0
 
 
-# ---- sampling ---------------------------------------------------------------------------------------------------------
+# ---- sampling ------------------------------------------------------------------------------------------------------
 
 
 def test_a_row_draws_the_same_whatever_stands_beside_it(small):
@@ -515,7 +516,7 @@ def test_samples_follow_the_models_distribution_at_that_temperature(small):
     assert distance(0.7) > 0.12  # control: another temperature is told apart
 
 
-# ---- architectures, types, wrappers -----------------------------------------------------------------------------------
+# ---- architectures, types, wrappers --------------------------------------------------------------------------------
 
 
 def tiny(name, **own):
@@ -632,7 +633,7 @@ def test_a_model_in_training_mode_runs_without_dropout_and_with_its_cache(make_m
     assert all(p.grad_fn is None and p.requires_grad for p in model.parameters())
 
 
-# ---- errors -----------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_run_is_named(small):

@@ -1,4 +1,4 @@
-"""Packed weights give what the layers give, and leave nothing behind."""
+"""Packed weights: the results of the plain layers, and nothing left behind."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_under_autocast_the_weights_are_packed_in_its_type(layers):
     assert layers[0].weight.dtype == torch.float32
 
 
-def test_weights_that_change_between_two_uses_are_packed_anew(layers):
+def test_weights_that_change_between_two_uses_are_packed_again(layers):
     rows = torch.randn(2, 48)
     with torch.inference_mode():
         with packed_linears(layers):

@@ -1,4 +1,4 @@
-"""Several processes give what one gives: each its share, in order, by accelerate's own means."""
+"""Several processes: each computes its share, and together they give the results of one, in order."""
 
 import json
 import os
@@ -63,14 +63,16 @@ import numpy as np, torch
 from search_r3_mteb import SearchR3Encoder
 torch.set_num_threads(1)
 folder, out, cache = sys.argv[1:]
-encoder = SearchR3Encoder(folder, device="cpu", max_length=600, max_reasoning_tokens=4, temperature=1.0, cache_folder=cache or None)
+settings = {"max_length": 600, "max_reasoning_tokens": 4, "temperature": 1.0, "cache_folder": cache or None}
+encoder = SearchR3Encoder(folder, device="cpu", **settings)
 texts = [f"text {n} " * (n + 1) for n in range(7)]
 thoughts = encoder.think(texts)
 documents = encoder.encode_document(texts)
 from search_r3_mteb.encoder.processes import process_number, process_count
 np.savez(f"{out}-{process_number()}.npz", queries=np.stack([t.vector for t in thoughts]), documents=documents)
 with open(f"{out}-{process_number()}.json", "w") as stream:
-    json.dump({"count": process_count(), "ids": [t.token_ids for t in thoughts], "tokens": encoder.engine.forward_tokens}, stream)
+    ids, tokens = [t.token_ids for t in thoughts], encoder.engine.forward_tokens
+    json.dump({"count": process_count(), "ids": ids, "tokens": tokens}, stream)
 if torch.distributed.is_initialized():  # a run that finds everything stored has nothing to gather
     torch.distributed.destroy_process_group()
 """

@@ -1,4 +1,4 @@
-"""Prompts: the released texts to the letter, every part where the span table says, and nothing lost but the user's text."""
+"""Prompts: the released texts unchanged, every part where the spans say, and nothing cut but the user's text."""
 
 import json
 from types import SimpleNamespace
@@ -9,23 +9,16 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from search_r3_mteb.encoder.prompts import (
-    EMBED_TOKEN,
-    PROFILE_FILE,
-    Profile,
-    Rendered,
-    Renderer,
-    Template,
-    embed_token_id,
-)
+from search_r3_mteb.encoder.profiles import EMBED_TOKEN, PROFILE_FILE, Profile, Template
+from search_r3_mteb.encoder.prompts import Rendered, Renderer, embed_token_id
 
 DIRECT = (
-    "\nYou are a helpful AI assistant. Your task is to analyze input text and create a high-quality semantic vector embedding, "
-    "which represents key concepts, relationships, and semantic meaning.\n"
+    "\nYou are a helpful AI assistant. Your task is to analyze input text and create a high-quality semantic "
+    "vector embedding, which represents key concepts, relationships, and semantic meaning.\n"
 )
 REASON = (
-    "\nYou are a helpful AI assistant. Your task is to enrich user input for more effective embedding representation by adding "
-    "semantic depth.\n"
+    "\nYou are a helpful AI assistant. Your task is to enrich user input for more effective embedding representation "
+    "by adding semantic depth.\n"
     "For each input, briefly enhance the content by:\n"
     "1. Identifying core concepts and their relationships.\n"
     "2. Including key terminology with essential definitions.\n"
@@ -255,7 +248,7 @@ def test_a_direct_reply_has_no_reasoning(renderer):
         renderer.render_reply("t", "direct", reasoning="because")
 
 
-# ---- base models without a chat template, and other chat templates ----------------------------------------------------
+# ---- base models without a chat template, and other chat templates -------------------------------------------------
 
 
 def bos_tokenizer(template=None):
@@ -319,7 +312,8 @@ def test_chat_templates_that_lose_or_repeat_a_part_are_refused(template, message
 def test_llama_s_date_is_the_same_on_every_day():
     tokenizer = byte_tokenizer(["<|embed_token|>"])
     tokenizer.chat_template = (
-        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string }}"
         "{% for m in messages %}{{ m.content }}{% endfor %}"
     )
     ids = Renderer(tokenizer, Profile.default(), 2000).render("x").token_ids
@@ -339,7 +333,7 @@ def test_a_tokenizer_without_the_token_is_refused_with_what_to_do():
         embed_token_id(tokenizer, "<|embed_token|>")
 
 
-# ---- profiles ---------------------------------------------------------------------------------------------------------
+# ---- profiles ------------------------------------------------------------------------------------------------------
 
 
 def test_another_model_of_this_kind_is_described_without_code(tmp_path):

@@ -1,4 +1,4 @@
-"""The store: what is written is found again, by nobody else, and a kill costs one chunk at most."""
+"""The store: rows are found again under their own settings only, and a kill costs one chunk at most."""
 
 import json
 import os
@@ -141,7 +141,7 @@ def test_killed_at_any_write_and_started_again_gives_the_same_files(tmp_path, vi
     assert files_of(tmp_path / "whole") != files_of(tmp_path / "killed")  # it did die in the middle
     store = Store(tmp_path / "killed", PRINT, "query", DIM)
     kept = 10 - len(store.missing(texts))
-    assert kept % 3 == 0  # whole chunks only
+    assert kept % 3 == 0  # complete chunks only
     fill(store, texts)
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "killed")
 

@@ -1,4 +1,4 @@
-"""BEIR's search and evaluation run on the encoder as they are."""
+"""BEIR's own search and evaluation, run on the encoder."""
 
 import numpy as np
 import pytest
@@ -98,6 +98,6 @@ def test_columns_without_titles_and_the_empty_corpus():
         ({"text": ["a", "b"], "title": ["x"]}, ValueError, "1 titles for 2 texts"),
     ],
 )
-def test_what_is_no_document_is_named(corpus, error, message):
+def test_what_is_not_a_document_is_named(corpus, error, message):
     with pytest.raises(error, match=message):
         document_texts(corpus)

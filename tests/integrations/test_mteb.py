@@ -1,4 +1,4 @@
-"""MTEB: what it hands over is read apart, and what it stores is never given to another model."""
+"""MTEB: its batches are read into queries and instructions, and no model is given another one's stored results."""
 
 import json
 from types import SimpleNamespace
@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
-from search_r3_mteb.integrations.mteb import encode_batches, name_for_mteb, read_batches, register_models
+from search_r3_mteb.encoder.identity import name_for_mteb
+from search_r3_mteb.encoder.inputs import read_batches
+from search_r3_mteb.integrations.mteb import register_models
 
 INSTRUCTION = "Ignore opinions"
 PROMPT = "Find the page"
@@ -139,17 +141,17 @@ def test_batches_are_read_in_order_and_apart():
 def test_symmetric_tasks_embed_both_sides_directly(tiny_checkpoint):
     encoder = make_encoder(tiny_checkpoint)
     batches = [{"text": ["one", "two"]}]
-    symmetric = encode_batches(encoder, batches, prompt_type=None)
+    symmetric = encoder.encode(iter(batches), prompt_type=None)
     np.testing.assert_allclose(symmetric, encoder.encode_document(["one", "two"]), atol=1e-6)
-    reasoned = encode_batches(encoder, batches, prompt_type="query")
+    reasoned = encoder.encode(iter(batches), prompt_type="query")
     assert np.abs(reasoned - symmetric).max() > 1e-3
     with pytest.raises(ValueError, match="prompt_type must be"):
-        encode_batches(encoder, batches, prompt_type="passage")
+        encoder.encode(iter(batches), prompt_type="passage")
 
 
 def test_settings_that_the_result_cache_would_not_see_are_refused(tiny_checkpoint):
     with pytest.raises(TypeError, match="max_reasoning_tokens; it takes batch_size, show_progress_bar"):
-        encode_batches(make_encoder(tiny_checkpoint), [{"text": ["a"]}], prompt_type="query", max_reasoning_tokens=9)
+        make_encoder(tiny_checkpoint).encode(iter([{"text": ["a"]}]), prompt_type="query", max_reasoning_tokens=9)
 
 
 def score(encoder, cache):
@@ -252,5 +254,5 @@ def test_a_missing_prompt_is_no_prompt(tiny_checkpoint):
     encoder = make_encoder(tiny_checkpoint)
     batches = [{"text": ["a"], "query": ["a"], "instruction": [""]}]
     for metadata in (None, SimpleNamespace(prompt=None), SimpleNamespace(prompt={"document": "x"})):
-        vectors = encode_batches(encoder, batches, task_metadata=metadata, prompt_type="query")
+        vectors = encoder.encode(iter(batches), task_metadata=metadata, prompt_type="query")
         np.testing.assert_array_equal(vectors, encoder.encode_query(["a"]))

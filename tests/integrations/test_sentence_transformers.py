@@ -13,7 +13,7 @@ import torch
 import search_r3_mteb
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
-from search_r3_mteb.encoder.prompts import Profile, Template
+from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.integrations.sentence_transformers import export
 
 # Everything that could become a control token, lose the template's end, or break a shape.
@@ -79,7 +79,7 @@ def model(folder):
     return open_folder(folder)
 
 
-# ---- the same vectors ------------------------------------------------------------------------------------------------
+# ---- the same vectors ----------------------------------------------------------------------------------------------
 
 
 def test_vectors_are_the_encoders(model, encoder):
@@ -168,7 +168,7 @@ def test_seeded_sampling_and_dtype_are_kept(tiny_checkpoint, tmp_path):
     assert open_folder(tmp_path / "half", model_kwargs={"dtype": "float32"})[0].model.dtype == torch.float32
 
 
-# ---- what the interface promises -------------------------------------------------------------------------------------
+# ---- what the interface promises -----------------------------------------------------------------------------------
 
 
 def test_queries_reason_and_the_rest_is_direct(model, monkeypatch):
@@ -215,7 +215,7 @@ def test_padding_side_and_batch_size_change_nothing(side, model, encoder):
 
 
 def test_reading_the_first_position_would_be_seen(model, encoder):
-    """Control of the padding test: with gradients the states differ by position, and pooling takes the last real one."""
+    """Control of the padding test: with gradients states differ by position, and pooling takes the last real one."""
     model.tokenizer.padding_side = "right"
     features = model.preprocess(["a", "a longer text"], task="document")
     states = model[0](features)["token_embeddings"].detach()
@@ -322,7 +322,7 @@ def test_weights_that_give_no_direction_are_refused(model):
         model.encode_document(["a"])
 
 
-# ---- folders ---------------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------------------------
 
 
 def test_save_and_reload(model, encoder, tmp_path):
@@ -369,7 +369,7 @@ def test_what_cannot_be_exported(tiny_checkpoint, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# ---- other parts of the library --------------------------------------------------------------------------------------
+# ---- other parts of the library ------------------------------------------------------------------------------------
 
 
 def test_information_retrieval_evaluator(model, encoder):
@@ -483,9 +483,9 @@ def test_trainer(model, encoder, tmp_path):
     assert np.abs(trained.encode_query(TEXTS) - encoder.encode_query(TEXTS)).max() > 1e-3
 
 
-# ---- other processes -------------------------------------------------------------------------------------------------
+# ---- other processes -----------------------------------------------------------------------------------------------
 
-NO_DOOR_THEN_THE_FOLDERS_CODE = """
+UNREGISTERED_THEN_REMOTE_CODE = """
 import json, sys
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -505,13 +505,15 @@ for name, subject in (("model", model), ("reloaded", reloaded)):
 print("REPORT" + json.dumps(report))
 """
 
-OTHER_DOORS = {
+OTHER_WAYS = {
     "import": "from search_r3_mteb import SentenceTransformer",
-    "register": "import search_r3_mteb\nsearch_r3_mteb.register()\nfrom sentence_transformers import SentenceTransformer",
+    "register": "import search_r3_mteb\n"
+    "search_r3_mteb.register()\n"
+    "from sentence_transformers import SentenceTransformer",
 }
-ONE_DOOR = """
+ONE_WAY = """
 import json, sys
-{door}
+{way}
 model = SentenceTransformer(sys.argv[1], device="cpu")
 texts = json.loads(sys.argv[3])
 print("REPORT" + json.dumps({{"model": [model.encode_query(texts).tolist(), model.encode_document(texts).tolist()]}}))
@@ -535,9 +537,9 @@ def run_script(script, tmp_path, *arguments):
     return json.loads(done.stdout.split("REPORT")[1])
 
 
-def test_without_a_door_the_librarys_error_and_with_the_folders_code_the_model(folder, encoder, tmp_path):
+def test_without_registration_the_librarys_error_and_with_the_folders_code_the_model(folder, encoder, tmp_path):
     texts = TEXTS[:6]
-    report = run_script(NO_DOOR_THEN_THE_FOLDERS_CODE, tmp_path, folder, tmp_path / "again", json.dumps(texts))
+    report = run_script(UNREGISTERED_THEN_REMOTE_CODE, tmp_path, folder, tmp_path / "again", json.dumps(texts))
     assert "trust_remote_code" in report["error"]
     assert report["from"] == "builtins"
     assert not report["imported"]
@@ -548,10 +550,10 @@ def test_without_a_door_the_librarys_error_and_with_the_folders_code_the_model(f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", OTHER_DOORS)
-def test_the_other_doors_in_a_process_of_their_own(door, folder, encoder, tmp_path):
+@pytest.mark.parametrize("way", OTHER_WAYS)
+def test_the_other_ways_to_load_in_a_process_of_their_own(way, folder, encoder, tmp_path):
     texts = TEXTS[:6]
-    script = ONE_DOOR.format(door=OTHER_DOORS[door])
+    script = ONE_WAY.format(way=OTHER_WAYS[way])
     queries, documents = run_script(script, tmp_path, folder, tmp_path, json.dumps(texts))["model"]
     assert np.abs(np.array(queries) - encoder.encode_query(texts)).max() <= 1e-5
     assert np.abs(np.array(documents) - encoder.encode_document(texts)).max() <= 1e-5

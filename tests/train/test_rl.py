@@ -333,7 +333,7 @@ def test_kl_to_the_start(tmp_path, model, copy):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     _, ours = one.gradient()
     from search_r3_mteb.encoder import checkpoints
-    from search_r3_mteb.encoder.engine import unwrap
+    from search_r3_mteb.encoder.backbone import unwrap
 
     run_model, one.run.checkpoint.model = one.run.checkpoint.model, unwrap(one.run.checkpoint.model)
     by_hand(one, contrastive=0, kl=0.5, base=checkpoints.load(folder).model).backward()

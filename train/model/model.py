@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from search_r3_mteb.encoder import checkpoints
+from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
-from search_r3_mteb.encoder.engine import Engine, unwrap
+from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.head import Head
 from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.encoder.prompts import Renderer

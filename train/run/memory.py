@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from search_r3_mteb.encoder.engine import unwrap
+from search_r3_mteb.encoder.backbone import unwrap
 
 
 @dataclass(frozen=True)

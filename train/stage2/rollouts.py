@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from search_r3_mteb.encoder.engine import Engine, Rollouts, Sampling
+from search_r3_mteb.encoder.engine import Engine, Rollouts
 from search_r3_mteb.encoder.prompts import Rendered, Renderer
+from search_r3_mteb.encoder.sampling import Sampling
 from train.config.grpo import RolloutSettings
 from train.data.mixing import TrainingRow
 from train.model.model import evaluating

@@ -19,9 +19,11 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
-from search_r3_mteb.encoder.engine import Engine, Sampling, unwrap
+from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.prompts import Renderer
+from search_r3_mteb.encoder.sampling import Sampling
 from train.config.grpo import RewardSettings
 from train.config.loss import ContrastiveSettings
 from train.losses.checks import unit

@@ -39,7 +39,8 @@ def test_off_by_default_and_another_draw_in_every_epoch():
 
 
 def test_given_is_outside_of_what_is_learned(tiny_tokenizer):
-    from search_r3_mteb.encoder.prompts import Profile, Renderer
+    from search_r3_mteb.encoder.profiles import Profile
+    from search_r3_mteb.encoder.prompts import Renderer
 
     renderer = Renderer(tiny_tokenizer, Profile.default(), 900)
     whole = renderer.render_reply("q", "reason", "one. two.")

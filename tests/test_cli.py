@@ -234,7 +234,7 @@ def test_settings_from_text():
     }
     for pair, message in (
         ("seed", "write NAME=VALUE"),
-        ("seed=x", "no whole number"),
+        ("seed=x", "not a whole number"),
         ("temperature=hot", "no number"),
         ("task_prompts=perhaps", "neither true nor false"),
     ):

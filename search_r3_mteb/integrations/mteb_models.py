@@ -38,7 +38,7 @@ def search_r3_loader(
     **kwargs: Any,
 ) -> Any:
     """The encoder, for `ModelMeta.load_model`; `kwargs` are settings of SearchR3Encoder, such as `mode`."""
-    from search_r3_mteb import SearchR3Encoder
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
     return SearchR3Encoder(model_name, revision=revision, device=device, **kwargs)
 

@@ -17,12 +17,10 @@ with a prompt, give `prompts={"query": ...}`. MTEB gives all local folders one n
 """
 
 import copy
-import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_r3_mteb.atomic import write_json, write_text
+from search_r3_mteb.atomic import replaced_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer as SentenceTransformer
@@ -100,15 +98,8 @@ def export(
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
     in_memory = isinstance(model, Checkpoint | SearchR3Encoder)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        _write(encoder, partial, output.name, keep_adapter=in_memory)
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replaced_folder(output) as folder:
+        _write(encoder, folder, output.name, keep_adapter=in_memory)
     return output
 
 
@@ -155,7 +146,6 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
     from search_r3_mteb.integrations.transformers_model import SearchR3Config, SearchR3Model
     from search_r3_mteb.integrations.transformers_tokenizer import SearchR3Tokenizer
 
-    folder.mkdir(parents=True)
     causal = _merged(encoder.model, keep_adapter)
     config = SearchR3Config(
         backbone_config=_backbone_config(causal),

@@ -234,8 +234,8 @@ def test_settings_from_text():
     }
     for pair, message in (
         ("seed", "write NAME=VALUE"),
-        ("seed=x", "no whole number"),
-        ("temperature=hot", "no number"),
+        ("seed=x", "not a whole number"),
+        ("temperature=hot", "not a number"),
         ("task_prompts=perhaps", "neither true nor false"),
     ):
         with pytest.raises(ValueError, match=message):

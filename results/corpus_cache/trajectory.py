@@ -43,7 +43,7 @@ def record(config: Path, model: Path, steps: int, folder: Path, overrides: list[
 
     class Recording(Environment):
         def judge(self, groups, step):
-            weights = {n: p.detach().cpu().contiguous() for n, p in self.run.checkpoint.model.named_parameters()}
+            weights = {n: p.detach().cpu().contiguous() for n, p in self.encoder.model.named_parameters()}
             save_file(weights, folder / f"weights-{step - 1:04}.safetensors")
             relevant = ["\n".join(self.corpus.relevance(groups.query(r))) for r in range(len(groups.prompt))]
             np.savez(folder / f"batch-{step - 1:04}.npz", queries=groups.vectors, positives=np.array(relevant))

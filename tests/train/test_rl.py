@@ -391,7 +391,7 @@ def test_replay_is_a_step_of_stage_1_with_every_loss(tmp_path, model):
     assert set(losses) == {"replay", "replay_reply", "replay_reading", "replay_infonce"}
     run.checkpoint.model.zero_grad()
     loss = ReplayLossSettings(reply=0.5, reading=2.0, reading_documents=2, infonce=0.7)
-    truth = SupervisedStep.of(run, loss).backward(rows, run.accelerator)
+    truth = SupervisedStep(run, loss).backward(rows)
     assert losses["replay"] == pytest.approx(truth["loss"])
     assert largest_difference(ours, {n: p.grad for n, p in models.trainable(run.model)}) < 1e-6
     assert largest_difference(ours, reply_alone) > 1e-3, "the control: the other losses count"

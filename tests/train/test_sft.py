@@ -178,7 +178,7 @@ def test_nan_stops_the_run_and_leaves_the_batch(tmp_path, monkeypatch):
             checkpoint.model.base_model.layers[0].mlp.up_proj.weight[3, 5] = float("nan")
         return checkpoint
 
-    monkeypatch.setattr(models, "prepare", poisoned)
+    monkeypatch.setattr("train.run.run.prepare", poisoned)
     with pytest.raises(FloatingPointError, match=r"Step 1 failed, its batch is in .*failed-batch-step-1"):
         train(sft_config(tmp_path / "run"))
     saved = json.loads((tmp_path / "run/failed-batch-step-1-process-0.json").read_text())
@@ -306,8 +306,8 @@ def test_kl_to_the_base_with_an_adapter_equals_that_to_a_copy(tmp_path, monkeypa
     rows = run.data.next_batch()
     found = []
     for base in (start, copied):
-        step = SupervisedStep.of(run, config.loss, config.optimization.mini_batch_size, base)
-        parts = step.backward(rows, run.accelerator)
+        step = SupervisedStep(run, config.loss, config.optimization.mini_batch_size, base)
+        parts = step.backward(rows)
         found.append((parts["kl"], {n: p.grad.clone() for n, p in models.trainable(run.model) if p.grad is not None}))
         run.optimizer.zero_grad()
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
@@ -334,6 +334,6 @@ def test_hard_negatives_are_mined_with_the_starting_model(tmp_path):
 
 def test_columns_run_in_one_order_so_that_replies_come_last(tmp_path):
     run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
-    step = SupervisedStep.of(run, run.config.loss, run.config.optimization.mini_batch_size)
+    step = SupervisedStep(run, run.config.loss, run.config.optimization.mini_batch_size)
     columns, _ = step.prepare(run.data.next_batch())
     assert list(columns) == ["documents", "direct", "reason"]

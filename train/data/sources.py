@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from train.config.data import SourceSettings
+from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.tasks.beir_folder import read_corpus
+from search_r3_mteb.tasks.hopworld import HopWorld
+from train.config.data import JudgedSetSettings, SourceSettings
 from train.data.beir_source import BeirSource, Unit
 from train.data.jsonl import JsonlFile, Line
 from train.data.order import uniform
@@ -76,8 +79,6 @@ class HopWorldSource(RowSource):
     """Training queries of the generated world, written to a temporary file so that a large world is shuffled as a whole."""
 
     def __init__(self, settings: SourceSettings) -> None:
-        from search_r3_mteb.tasks.hopworld import HopWorld
-
         self.label, self._continued = settings.label, settings.continued
         world = HopWorld(settings.documents, settings.world_seed)
         self._spill = Spill()
@@ -136,6 +137,14 @@ def open_source(settings: SourceSettings, *, unit: Unit = "judgement", on_bad_ro
     if settings.kind == "hopworld":
         return HopWorldSource(settings)
     return BeirSource(settings, unit, on_bad_row)
+
+
+def documents_of(place: SourceSettings | JudgedSetSettings) -> Iterator[tuple[str, str]]:
+    """(id, text) of every document of a BEIR folder or a hopworld, titles before the texts."""
+    if place.kind == "hopworld":
+        corpus = HopWorld(place.documents, place.world_seed).corpus
+        return ((id_, join_title(document["title"], document["text"])) for id_, document in corpus.items())
+    return ((id_, join_title(title, text)) for id_, title, text in read_corpus(str(place.path)))
 
 
 def all_rows(source: RowSource, on_bad_row: str = "stop") -> Iterator[TrainingRow]:

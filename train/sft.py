@@ -7,7 +7,7 @@ L = reply * L_SFT + kl * L_KL + infonce * L_InfoNCE + triplet * L_TripletMargin,
 
 Departures from the paper, and what it leaves open (each value and its source: train/PAPER.md):
 - A query is embedded directly and, where its row has a reasoning trace, after the trace; both are contrasted with the
-  documents in one batch, so that one checkpoint serves both modes. The paper's stage 1 is known for the direct turn only.
+  documents in one batch, so that one checkpoint serves both modes. The paper describes the direct turn only.
 - The triplet's negative is the hardest allowed document of the batch. The paper's 100k synthetic triples are not
   published; rows with hard negatives of their own bring them into the same batch.
 - A model may also learn the documents' own text (`loss.reading`, train/stage1/reading.py), and a sentence encoder's

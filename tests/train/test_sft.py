@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.train.loops import (
+    SFT,
     byte_folder,
     events,
     largest_difference,
@@ -188,21 +189,10 @@ def test_nan_stops_the_run_and_leaves_the_batch(tmp_path, monkeypatch):
 
 
 def test_dry_run_says_what_would_run_and_trains_nothing(tmp_path, capsys):
-    from tests.train.loops import SFT
-
     path = tmp_path / "tiny.toml"
     path.write_text(SFT)
-    main(
-        [
-            "--config",
-            str(path),
-            "--set",
-            f"output.folder={tmp_path / 'run'}",
-            "--set",
-            "loss.temperature=0.07",
-            "--dry-run",
-        ]
-    )
+    settings = ["--set", f"output.folder={tmp_path / 'run'}", "--set", "loss.temperature=0.07"]
+    main(["--config", str(path), *settings, "--dry-run"])
     shown = capsys.readouterr().out
     assert "temperature = 0.07" in shown
     assert "# parameters: " in shown
@@ -212,8 +202,6 @@ def test_dry_run_says_what_would_run_and_trains_nothing(tmp_path, capsys):
 
 
 def test_an_unknown_key_ends_with_code_2(tmp_path, capsys):
-    from tests.train.loops import SFT
-
     path = tmp_path / "tiny.toml"
     path.write_text(SFT.replace("triplet", "triplets"))
     with pytest.raises(SystemExit) as end:

@@ -56,7 +56,7 @@ class CacheFolder:
     _log: BinaryIO | None = field(default=None, repr=False)
 
     def append(self, record: Mapping[str, Array]) -> None:
-        """Commit one change: after this call a killed process does not lose it. The caller applies it to the maps next."""
+        """Commit one change, which a killed process does not lose. The caller applies it to the maps next."""
         if self._log is None:
             self._log = (self.path / self.files["changes"]).open("ab")
         self._log.write(_frame(record))
@@ -157,8 +157,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     if not file.is_file():
         raise FileNotFoundError(
-            f"{path} holds no finished corpus cache ({MANIFEST} is missing): it was never built, or its build was killed. "
-            "Build it with CorpusCache.build."
+            f"{path} holds no finished corpus cache ({MANIFEST} is missing): it was never built, or its build was "
+            "killed. Build it with CorpusCache.build."
         )
     try:
         manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

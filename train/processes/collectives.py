@@ -100,7 +100,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # all_reduce instead of reduce_scatter: gloo lacks the latter, and vectors are small beside the model's gradients.
+        # all_reduce instead of reduce_scatter, which gloo lacks: vectors are small beside the model's gradients.
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]

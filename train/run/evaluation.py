@@ -37,7 +37,7 @@ class JudgedSet:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean nDCG@10 over the queries of one set, mode and hop count (None: all), and what the reasoning cost."""
+    """Mean nDCG@10 over the queries of one set, mode and hop count (None: all), and the cost of the reasoning."""
 
     task: str
     mode: str

@@ -39,9 +39,9 @@ def estimate(
 ) -> MemoryEstimate:
     """Memory of a step with `rows` sequences of `length` tokens; `compute_bytes` is 2 in bf16, 4 in float32.
 
-    Activations: 17 values per token, layer and unit of width (Korthikanti et al., arXiv 2205.05198, eq. 2: 34 bytes at 2
-    bytes per value, without the attention matrix, which fused attention never stores); with gradient checkpointing the
-    layers' inputs and one whole layer.
+    Activations: 17 values per token, layer and unit of width (Korthikanti et al., arXiv 2205.05198, eq. 2: 34 bytes at
+    2 bytes per value, without the attention matrix, which fused attention never stores); with gradient checkpointing
+    the layers' inputs and one whole layer.
     """
     config = unwrap(model).config
     parameters = list(model.parameters())

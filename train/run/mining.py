@@ -28,7 +28,7 @@ class StartingModel:
 
 
 def mined_data(config: Any, checkpoint: Checkpoint, renderer: Renderer) -> DataSettings:
-    """The data settings of `config`, with mined rows (kept in the run folder for a resumed run) where it asks for them."""
+    """The data settings of `config`, with mined rows, kept in the run folder, where it asks for mining."""
     data: DataSettings = config.data
     if data.mining is None:
         return data

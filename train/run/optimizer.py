@@ -36,7 +36,7 @@ def make_optimizer(model: nn.Module, settings: OptimizationSettings, *, sharded:
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """torch's Muon and torch's AdamW over different parameters as one optimizer: one list of groups, one state to save."""
+    """torch's Muon and AdamW over different parameters as one optimizer, with one list of groups and one state."""
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
         self.parts: tuple[torch.optim.Optimizer, ...] = (muon, adamw)
@@ -81,8 +81,8 @@ def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The matrices that map hidden states to hidden states: neither embeddings nor the language-model head."""
     if not all(p.requires_grad for p in model.parameters()):
         raise ValueError(
-            'optimizer = "muon" is for full fine-tuning, and some weights are frozen: the factors of an adapter are not '
-            'the matrices that Muon orthogonalizes. Use optimizer = "adamw".'
+            'optimizer = "muon" is for full fine-tuning, and some weights are frozen: Muon orthogonalizes whole '
+            'matrices, not the factors of an adapter. Use optimizer = "adamw".'
         )
     # The weight of a tied head is one of them.
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}

@@ -94,8 +94,8 @@ def cosine_distance(
     """1 - cosine of each vector and its target, mean over rows. ValueError where the two spaces differ in dimension."""
     if vectors.shape != targets.shape:
         raise ValueError(
-            f"The model gives vectors of shape {tuple(vectors.shape)}, the teacher {tuple(targets.shape)}: they have no "
-            "cosine. Take a teacher of the model's width."
+            f"The model gives vectors of shape {tuple(vectors.shape)}, the teacher {tuple(targets.shape)}: they have "
+            "no cosine. Take a teacher of the model's width."
         )
     require_finite(vectors=vectors, targets=targets)
     return (1 - (unit(vectors) * unit(targets)).sum(dim=-1)).sum() / share(count, len(vectors))

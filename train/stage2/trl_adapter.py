@@ -141,7 +141,7 @@ class SearchR3GRPOTrainer(GRPOTrainer):
         vectors = torch.stack(list(vector))
         self._retrieved, similarities = environment.search(vectors, settings.k)
         positive = None
-        if settings.weights.get("margin"):
+        if settings.margin:
             relevant = [[d for d, gain in environment.judgements[query].items() if gain > 0] for query in query_id]
             pairs = zip(relevant, vectors, strict=True)
             positive = [float((unit(environment.vectors(ids)) @ unit(own)).max()) for ids, own in pairs]

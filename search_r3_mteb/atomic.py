@@ -1,7 +1,7 @@
-"""Files and folders that are there completely or not at all, whenever the process is killed.
+"""Atomic writes: a file or folder is complete or absent, whenever the process is killed.
 
-What is written has a hidden name beside its place, reaches the disk, and is renamed. A folder cannot be renamed over another, so
-the old one is first renamed aside; `recover` puts it back where a process was killed between the two renames.
+New content has a hidden name beside its place, reaches the disk, and is renamed. A folder cannot be renamed over
+another, so the old one is renamed aside first; `recover` puts it back after a kill between the two renames.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def written_file(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose content is at `path` when the block ends; after an error there is what was there before."""
+    """A stream whose content takes the place of `path` when the block ends; after an error `path` is as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -73,14 +73,14 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def removed_folder(folder: Path) -> None:
-    """Remove a folder under another name: a folder that is half removed must not look like a whole one."""
+    """Remove a folder under another name: a folder that is half removed must not look complete."""
     removed = _aside(folder, "removed")
     folder.rename(removed)
     shutil.rmtree(removed)
 
 
 def recover(folder: Path) -> None:
-    """Undo what a killed process left of a replacement or removal of `folder`: put back the old one, or finish its removal."""
+    """Undo a replacement of `folder` that a kill interrupted, or finish an interrupted removal."""
     replaced = _aside(folder, "replaced")
     if replaced.exists() and not folder.exists():
         replaced.rename(folder)
@@ -90,12 +90,12 @@ def recover(folder: Path) -> None:
 
 
 def left_behind(parent: Path, pattern: str) -> set[Path]:
-    """The folders in `parent`, by a pattern of their names, of which a killed process left something for `recover`."""
+    """The folders in `parent`, by a pattern of their names, for which a killed process left work for `recover`."""
     return {path.with_name(path.name[1:].rpartition(".")[0]) for path in parent.glob(f".{pattern}.*")}
 
 
 def flush(folder: Path) -> None:
-    """Force every file below `folder`, and the folders themselves, to the disk: a rename must not overtake its content."""
+    """Force every file below `folder`, and the folders, to the disk: a rename must not overtake the content."""
     for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
         flush_one(path)
 

@@ -40,7 +40,7 @@ def test_evaluate_prints_the_table_and_writes_the_run(call, tmp_path):
     code, out, err = call("evaluate", "--model", "bm25", "--task", "hopworld:500", "--output", output)
     assert code == 0
     assert "bm25 (direct) on HopWorld" in err
-    assert "it/s" not in err  # a log is no place for moving bars
+    assert "it/s" not in err  # a log is not a place for moving bars
     rows = json.loads((output / "summary.json").read_text())
     for word in ("nDCG@10", "recall", "tokens/query", "queries/s", "documents/s", "bm25", "1 hop", "4 hops"):
         assert word in out
@@ -66,7 +66,7 @@ def test_evaluate_passes_every_option_on(call, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("role", ["query", "document"])
-def test_embed_writes_one_row_a_line(call, tiny_folder, tmp_path, role):
+def test_embed_writes_one_row_per_line(call, tiny_folder, tmp_path, role):
     source, output = tmp_path / "texts.txt", tmp_path / "deep" / "vectors.npy"
     source.write_text("one\n\nשלום\r\n", encoding="utf-8")
     code, out, _ = call(

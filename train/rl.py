@@ -3,23 +3,24 @@
     python train/rl.py --config train/configs/rl_nano.toml [--set optimization.steps=100 ...] [--dry-run]
     accelerate launch train/rl.py --config ...                                           # several GPUs or machines
 
-One step: sample a group of rollouts for each prompt -> refresh the corpus cache around what they retrieve -> reward each rollout
-for how its vector ranks the judged documents -> one forward with gradient over what was sampled gives the policy loss and the
-contrastive loss of the same vectors.
+One step: sample a group of rollouts for each prompt -> refresh the corpus cache around the documents that they retrieve
+-> reward each rollout for how its vector ranks the judged documents -> one forward with gradient over the rollouts
+gives the policy loss, and the contrastive loss of the same vectors.
 
 Departures from the paper, and what it leaves open (each value and its source: train/PAPER.md):
-- "Selective local graph refresh" is the cache's `local` policy; by default every row that is not re-encoded also moves by a
-  linear map fitted on those that were (`local+map`), which the paper does not have.
-- The reward is our reading of "DCG_scaled"; no KL and no division by the group's deviation unless asked for, as in GRACE.
-- The vector is trained beside the policy by a contrastive term, in the same forward; whether the paper does so is not known.
-- Old log-probabilities are the sampler's own, since sampler and trainer are the same weights; the gap is logged and bounded.
+- "Selective local graph refresh" is the cache's `local` policy; by default every row that is not re-encoded also moves
+  by a linear map fitted on those that were (`local+map`), which the paper does not have.
+- The reward is our reading of "DCG_scaled"; no KL and no division by the group's deviation by default, as in GRACE.
+- A contrastive term trains the vector beside the policy, in the same forward; whether the paper does so is not known.
+- Old log-probabilities are the sampler's, whose weights are the trainer's; the gap is logged and bounded.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-# Started as `python train/rl.py`, Python looks for modules here first: our `data` or `losses` would hide a library's.
+# Under `python train/rl.py` Python looks for modules here first: our `data` or `losses` would hide a library's.
 _FOLDER = Path(__file__).resolve().parent
 sys.path[:] = [str(_FOLDER.parent) if Path(entry).resolve() == _FOLDER else entry for entry in sys.path]
 
@@ -27,7 +28,7 @@ from search_r3_mteb.encoder.engine import Engine
 from train.config.stages import RlConfig
 from train.corpus_cache.cache import CorpusCache
 from train.data.rows import TrainingRow
-from train.model import model as models
+from train.model.model import Base
 from train.processes import collectives
 from train.processes.replicas import all_processes
 from train.run.allocation import keep_freed_memory
@@ -46,7 +47,7 @@ from train.stage2.step import PolicyStep
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: see the module's docstring."""
-    command = parse("rl.py", RlConfig, sys.argv[1:] if arguments is None else arguments)
+    command = parse("rl.py", RlConfig, arguments)
     train(command.config, dry_run=command.dry_run)
 
 
@@ -54,20 +55,15 @@ def train(config: RlConfig, *, dry_run: bool = False) -> Path | None:
     """Run the stage; returns the folder of the final checkpoint, None for a dry run."""
     run = Run.begin(config, base_copy=bool(config.policy.kl_weight) and config.model.lora is None, unit="query")
     if dry_run:
-        whole = config.rollout.prompts_per_step * config.rollout.group_size
-        run.describe(rows=config.optimization.mini_batch_size or whole)
+        rollouts_per_step = config.rollout.prompts_per_step * config.rollout.group_size
+        run.describe(rows=config.optimization.mini_batch_size or rollouts_per_step)
         return None
-    base = models.Base.of(run.checkpoint) if config.policy.kl_weight else None
+    base = Base.of(run.checkpoint) if config.policy.kl_weight else None
     replay = Replay.begin(run)
     run.resume()
     environment = open_environment(run)
-    log = RolloutLog(
-        run.folder,
-        run.checkpoint.tokenizer,
-        config.output,
-        step=run.step,
-        active=run.accelerator.is_main_process,
-    )
+    main = run.accelerator.is_main_process
+    log = RolloutLog(run.folder, run.checkpoint.tokenizer, config.output, step=run.step, active=main)
 
     for number in run.steps():
         rows = run.data.next_batch()
@@ -89,17 +85,17 @@ def train(config: RlConfig, *, dry_run: bool = False) -> Path | None:
                 norm = run.reduce_gradients()
                 run.optimizer.step()
                 run.optimizer.zero_grad(set_to_none=True)
-        run.event("audit", number, environment.audit(number))
+        if (audit := environment.audit(number)) is not None:
+            run.log.event("audit", number, **audit)
         log.write(groups, judged, advantages, number)
         shown = collectives.average(step.numbers(judged, advantages) | losses | gaps, run.device)
-        run.after_step(
-            number, shown | {"cache_age": environment.age(number)} | {"learning_rate": rate, "gradient_norm": norm}
-        )
+        shown |= {"cache_age": environment.age(number), "learning_rate": rate, "gradient_norm": norm}
+        run.after_step(number, shown)
     return run.finish()
 
 
 def open_environment(run: Run) -> Environment:
-    """The corpus, encoded with the present weights, or the cache of the checkpoint that the run resumed from."""
+    """The environment: its corpus encoded with the present weights, or the cache of the resumed checkpoint."""
     config: RlConfig = run.config
     checkpoint, cached = run.checkpoint, config.corpus_cache
     engine = Engine(
@@ -112,36 +108,22 @@ def open_environment(run: Run) -> Environment:
         checkpoint.model, engine, run.renderer, frozen=cached.policy == "frozen", autocast=run.accelerator.autocast
     )
     corpus = SearchedCorpus(config.data, encoder.count_tokens)
-    folder, weights, replicas = run.folder / "cache", run.weights_fingerprint(), all_processes()
+    folder = run.folder / "cache"
+    shared: Any = {"fingerprint": checkpoint.fingerprint(), "settings": cached, "replicas": all_processes()}
     if run.resumed_from is None:
-        cache = CorpusCache.build(
-            corpus.texts,
-            encoder,
-            folder=folder,
-            settings=cached,
-            fingerprint=weights,
-            seed=config.optimization.seed,
-            replicas=replicas,
-        )
+        cache = CorpusCache.build(corpus.texts, encoder, folder=folder, seed=config.optimization.seed, **shared)
     else:
-        cache = CorpusCache.load(
-            run.resumed_from.extra / "cache",
-            corpus.texts,
-            fingerprint=weights,
-            dim=engine.dim,
-            settings=cached,
-            working=folder,
-            replicas=replicas,
-        )
-    # On the main process, while the others wait for the whole checkpoint.
-    run.extra = lambda place: cache.snapshot(place / "cache", fingerprint=run.weights_fingerprint())
+        saved = run.resumed_from.extra / "cache"
+        cache = CorpusCache.load(saved, corpus.texts, dim=engine.dim, working=folder, **shared)
+    # On the main process, while the others wait for the checkpoint.
+    run.extra = lambda place: cache.snapshot(place / "cache", fingerprint=checkpoint.fingerprint())
     return Environment(corpus, cache, encoder, cached, config.reward)
 
 
 def sample(run: Run, engine: Engine, rows: Sequence[TrainingRow], number: int) -> Groups:
     """The step's rollouts on this process."""
     config: RlConfig = run.config
-    with run.accelerator.autocast():  # what samples computes as what is trained does
+    with run.accelerator.autocast():  # sampling computes as training does
         return rollouts.sample(
             run.checkpoint.model,
             run.renderer,

@@ -1,17 +1,17 @@
-"""Stage 1: a causal LM learns to emit the embed token, and the hidden state there to be a good vector.
+"""Stage 1: a causal LM learns to emit the embed token, and the hidden state there becomes a good vector.
 
     python train/sft.py --config train/configs/nano.toml [--set optimization.steps=100 ...] [--dry-run]
     accelerate launch train/sft.py --config ...                                          # several GPUs or machines
 
-L = reply * L_SFT + kl * L_KL + infonce * L_InfoNCE + triplet * L_TripletMargin, unit weights, as a summary of the paper has it.
+L = reply * L_SFT + kl * L_KL + infonce * L_InfoNCE + triplet * L_TripletMargin, with unit weights in the paper.
 
 Departures from the paper, and what it leaves open (each value and its source: train/PAPER.md):
-- A query is embedded directly and, where its row has a reasoning trace, after the trace; both are contrasted with the documents
-  in one batch, so that one checkpoint serves both modes. The paper's stage 1 is known for the direct turn only.
-- The triplet's negative is the hardest allowed document of the batch. The paper's triples come from 100k synthetic ones, which
-  are not published; rows with hard negatives of their own bring them into the same batch.
-- A model may also learn to say the documents' own text (`loss.reading`, train/stage1/reading.py), and a sentence encoder's vectors
-  (`loss.distill`, train/stage1/distillation.py).
+- A query is embedded directly and, where its row has a reasoning trace, after the trace; both are contrasted with the
+  documents in one batch, so that one checkpoint serves both modes. The paper describes the direct turn only.
+- The triplet's negative is the hardest allowed document of the batch. The paper's 100k synthetic triples are not
+  published; rows with hard negatives of their own bring them into the same batch.
+- A model may also learn the documents' own text (`loss.reading`, train/stage1/reading.py), and a sentence encoder's
+  vectors (`loss.distill`, train/stage1/distillation.py).
 - Large batches are computed in parts with cached gradients (train/losses/gradcache.py).
 """
 
@@ -19,12 +19,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Started as `python train/sft.py`, Python looks for modules here first: our `data` or `losses` would hide a library's.
+# Under `python train/sft.py` Python looks for modules here first: our `data` or `losses` would hide a library's.
 _FOLDER = Path(__file__).resolve().parent
 sys.path[:] = [str(_FOLDER.parent) if Path(entry).resolve() == _FOLDER else entry for entry in sys.path]
 
 from train.config.stages import SftConfig
-from train.model import model as models
+from train.model.model import Base
 from train.run.allocation import keep_freed_memory
 from train.run.command import parse
 from train.run.optimizer import learning_rate, set_learning_rate
@@ -34,7 +34,7 @@ from train.stage1.step import SupervisedStep
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: see the module's docstring."""
-    command = parse("sft.py", SftConfig, sys.argv[1:] if arguments is None else arguments)
+    command = parse("sft.py", SftConfig, arguments)
     train(command.config, dry_run=command.dry_run)
 
 
@@ -44,15 +44,15 @@ def train(config: SftConfig, *, dry_run: bool = False) -> Path | None:
     if dry_run:
         run.describe(rows=config.optimization.mini_batch_size or config.optimization.batch_size)
         return None
-    base = models.Base.of(run.checkpoint) if config.loss.kl else None
-    step = SupervisedStep.of(run, config.loss, config.optimization.mini_batch_size, base)
+    base = Base.of(run.checkpoint) if config.loss.kl else None
+    step = SupervisedStep(run, config.loss, config.optimization.mini_batch_size, base)
 
     for number in run.steps():
         rows = run.data.next_batch()
         rate = learning_rate(number, config.optimization)
         set_learning_rate(run.optimizer, rate)
         with run.guard(number, rows):  # a NaN stops the run and leaves the batch behind
-            losses = step.backward(rows, run.accelerator)
+            losses = step.backward(rows)
             norm = run.reduce_gradients()
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)

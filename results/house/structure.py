@@ -2,8 +2,8 @@
 
     python results/house/structure.py [--tree FOLDER]      # a clone of another commit, to compare with
 
-A room is a folder of `train/` or of `search_r3_mteb/`; in a tree without rooms each module is its own. A floor is the longest way
-down from a module to one that imports nothing of ours.
+A room is a folder of `train/` or of `search_r3_mteb/`; in a tree without rooms each module is its own. The number of
+floors is that of the rooms on the longest way down to one that imports nothing of ours.
 """
 
 import argparse
@@ -44,9 +44,10 @@ def imports(tree: Path) -> list[str]:
     graph = grimp.build_graph("train", "search_r3_mteb", cache_dir=None)
     arrows = {(a, b) for a in graph.modules for b in graph.find_modules_directly_imported_by(a)}
     rooms = {(_room(a), _room(b)) for a, b in arrows if _room(a) != _room(b)}
+    inside = sum(a.startswith("train.") and b.startswith("train.") for a, b in arrows)
     own = {(a, b) for a, b in rooms if a.startswith("train.") and b.startswith("train.")}
     return [
-        f"imports between modules of train: {sum(a.startswith('train.') and b.startswith('train.') for a, b in arrows)}",
+        f"imports between modules of train: {inside}",
         f"rooms of train: {len({room for pair in own for room in pair})}, arrows between them: {len(own)}, "
         f"floors: {_floors(own)}",
         *(f"circle of modules: {circle}" for circle in _circles(arrows)),

@@ -1,4 +1,4 @@
-"""Best-of-N: which of the sampled reasonings becomes a row, against rewards computed anew from the encoder's own vectors."""
+"""Best-of-N: the sampled reasoning that becomes a row, against rewards computed again from the encoder's vectors."""
 
 import json
 

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
-    """accelerate keeps its settings (precision, processes) for the life of the process; a test must not inherit them."""
+    """accelerate keeps its settings for the life of the process; a test must not inherit them."""
     yield
     state = sys.modules.get("accelerate.state")
     if state is not None:
@@ -29,3 +29,9 @@ def trained(tmp_path_factory):
         )
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture
+def model(trained):
+    """The folder of the model that stage 1 wrote."""
+    return trained / "last"

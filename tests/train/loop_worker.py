@@ -1,7 +1,7 @@
-"""Runs of both stages that are killed, and runs on two processes. One import of torch, then one fork per life.
+"""Runs of both stages that are killed, and runs on two processes. Torch is imported once, then every life is a fork.
 
 python loop_worker.py kills STAGE FOLDER MODEL COUNT     killed COUNT times at random moments, resumed, compared
-python loop_worker.py processes STAGE FOLDER MODEL       two gloo processes, one process, and one that takes over from two
+python loop_worker.py processes STAGE FOLDER MODEL       two gloo processes, one, and one that takes over from two
 """
 
 import contextlib
@@ -48,7 +48,8 @@ def train(stage, config):
 
 
 def life(stage, folder, model):
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing), contextlib.redirect_stdout(nothing):  # noqa: PTH123
+    nothing = Path(os.devnull)
+    with nothing.open("w") as sink, contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
         train(stage, settings(stage, folder, model))
 
 
@@ -107,13 +108,13 @@ def free_port():
 
 
 def member(rank, size, port, action):
-    """What torchrun sets, in this process alone."""
+    """Set the environment of torchrun in this process, then act."""
     if size > 1:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):  # noqa: PTH123
+    with Path(os.devnull).open("w") as sink, contextlib.redirect_stdout(sink):
         action(rank)
     if size > 1:
         torch.distributed.destroy_process_group()
@@ -132,7 +133,7 @@ def together(size, action):
 
 
 def processes(stage, folder, model):
-    # AdamW divides by the gradient's own size: where that is 0, rounding decides the sign. A large epsilon leaves it out.
+    # AdamW divides by the gradient's own size: where that is 0, rounding decides the sign, unless epsilon is large.
     stable = ["optimization.epsilon=1e-3", "optimization.max_gradient_norm=0"]
 
     def run(name, until=None):

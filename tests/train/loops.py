@@ -1,4 +1,4 @@
-"""Tiny runs of both stages: settings, small models, and what of a run must be equal to another's."""
+"""Tiny runs of both stages: settings, small models, and the results by which two runs are compared."""
 
 import json
 from pathlib import Path
@@ -90,6 +90,9 @@ path = "MODEL"
 [data]
 """
 
+LORA = ["model.lora.rank=4", "model.lora.alpha=8.0"]
+FORCED = ["rollout.max_reasoning_tokens=3"]
+
 
 class StoppedError(Exception):
     """A run that a test ended after some step."""
@@ -139,7 +142,7 @@ def byte_folder(folder, *, with_embed_token=True, **shape):
 
 
 def events(folder, kind=None):
-    """What the log says, without what a clock said."""
+    """The events of the log, without clock times."""
     lines = (json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines())
     clock = ("seconds", "refresh_seconds")
     return [{k: v for k, v in e.items() if k not in clock} for e in lines if kind in (None, e["event"])]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.loops import EVALUATION, RL, SFT
+
 WORKER = Path(__file__).with_name("loop_worker.py")
 
 
@@ -28,7 +30,7 @@ def check_kills(found, count):
 @pytest.mark.slow  # the moments are drawn from a measured duration, which other load can make useless
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_three_kills(tmp_path, trained, stage):
-    """kill -9 at random moments: weights, best model, log and, in stage 2, cache and rollouts of an uninterrupted run."""
+    """kill -9 at random moments: weights, best model, log, cache and rollouts are those of an uninterrupted run."""
     check_kills(work("kills", stage, tmp_path, trained / "last", 3), 3)
 
 
@@ -59,36 +61,23 @@ def test_two_processes_are_one(tmp_path, trained, stage):
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_accelerate_launch(tmp_path, trained, stage):
     """The command that users type."""
-    from tests.train.loops import EVALUATION, RL, SFT
-
     text = SFT if stage == "sft" else RL.replace("MODEL", str(trained / "last"))
     (tmp_path / "tiny.toml").write_text(text + EVALUATION)
     root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--cpu",
-            "--num_processes",
-            "2",
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            str(root / f"train/{stage}.py"),
-            "--config",
-            str(tmp_path / "tiny.toml"),
-            "--set",
-            f"output.folder={tmp_path / 'run'}",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=root,
-    )
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    program = [str(root / f"train/{stage}.py"), "--config", str(tmp_path / "tiny.toml")]
+    command = [*launch, *program, "--set", f"output.folder={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
     steps = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [event["step"] for event in steps if event["event"] == "step"] == [1, 2, 3]

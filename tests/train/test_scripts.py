@@ -1,4 +1,4 @@
-"""The two scripts as people start them, and that no folder of ours hides a module of somebody else's."""
+"""The two scripts as people start them; no folder of ours hides a library's module."""
 
 import os
 import subprocess

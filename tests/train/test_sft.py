@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.train.loops import (
+    SFT,
     byte_folder,
     events,
     largest_difference,
@@ -178,7 +179,7 @@ def test_nan_stops_the_run_and_leaves_the_batch(tmp_path, monkeypatch):
             checkpoint.model.base_model.layers[0].mlp.up_proj.weight[3, 5] = float("nan")
         return checkpoint
 
-    monkeypatch.setattr(models, "prepare", poisoned)
+    monkeypatch.setattr("train.run.run.prepare", poisoned)
     with pytest.raises(FloatingPointError, match=r"Step 1 failed, its batch is in .*failed-batch-step-1"):
         train(sft_config(tmp_path / "run"))
     saved = json.loads((tmp_path / "run/failed-batch-step-1-process-0.json").read_text())
@@ -188,21 +189,10 @@ def test_nan_stops_the_run_and_leaves_the_batch(tmp_path, monkeypatch):
 
 
 def test_dry_run_says_what_would_run_and_trains_nothing(tmp_path, capsys):
-    from tests.train.loops import SFT
-
     path = tmp_path / "tiny.toml"
     path.write_text(SFT)
-    main(
-        [
-            "--config",
-            str(path),
-            "--set",
-            f"output.folder={tmp_path / 'run'}",
-            "--set",
-            "loss.temperature=0.07",
-            "--dry-run",
-        ]
-    )
+    settings = ["--set", f"output.folder={tmp_path / 'run'}", "--set", "loss.temperature=0.07"]
+    main(["--config", str(path), *settings, "--dry-run"])
     shown = capsys.readouterr().out
     assert "temperature = 0.07" in shown
     assert "# parameters: " in shown
@@ -212,8 +202,6 @@ def test_dry_run_says_what_would_run_and_trains_nothing(tmp_path, capsys):
 
 
 def test_an_unknown_key_ends_with_code_2(tmp_path, capsys):
-    from tests.train.loops import SFT
-
     path = tmp_path / "tiny.toml"
     path.write_text(SFT.replace("triplet", "triplets"))
     with pytest.raises(SystemExit) as end:
@@ -306,8 +294,8 @@ def test_kl_to_the_base_with_an_adapter_equals_that_to_a_copy(tmp_path, monkeypa
     rows = run.data.next_batch()
     found = []
     for base in (start, copied):
-        step = SupervisedStep.of(run, config.loss, config.optimization.mini_batch_size, base)
-        parts = step.backward(rows, run.accelerator)
+        step = SupervisedStep(run, config.loss, config.optimization.mini_batch_size, base)
+        parts = step.backward(rows)
         found.append((parts["kl"], {n: p.grad.clone() for n, p in models.trainable(run.model) if p.grad is not None}))
         run.optimizer.zero_grad()
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
@@ -334,6 +322,6 @@ def test_hard_negatives_are_mined_with_the_starting_model(tmp_path):
 
 def test_columns_run_in_one_order_so_that_replies_come_last(tmp_path):
     run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
-    step = SupervisedStep.of(run, run.config.loss, run.config.optimization.mini_batch_size)
+    step = SupervisedStep(run, run.config.loss, run.config.optimization.mini_batch_size)
     columns, _ = step.prepare(run.data.next_batch())
     assert list(columns) == ["documents", "direct", "reason"]

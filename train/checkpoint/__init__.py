@@ -1,1 +1,1 @@
-"""Checkpoints of a training run: complete or not there, without pickle."""
+"""Checkpoints of a training run: complete or absent, without pickle."""

@@ -1,7 +1,7 @@
-"""The folders of checkpoints: how one is put in place, found, checked and removed. Nothing here knows what is inside.
+"""Folders of checkpoints, whatever is inside: named, recovered, checked against their manifest, and pruned.
 
-A finished checkpoint is a folder `step-000100` with a manifest of its files. Whatever is being written, replaced or removed has
-a hidden name, so that a process that dies leaves no `step-` folder that is not whole.
+A finished checkpoint is a folder `step-000100` with a manifest of its files. While it is written, replaced or removed
+it has a hidden name (search_r3_mteb/atomic.py), so that a killed process leaves no incomplete `step-` folder.
 """
 
 import hashlib
@@ -13,17 +13,17 @@ from typing import Any
 
 from search_r3_mteb.atomic import left_behind, recover, removed_folder, write_json
 
-FORMAT = "search-r3 training checkpoint"
-VERSION = 1
-MANIFEST = "manifest.json"
 EXTRA = "extra"
+_FORMAT = "search-r3 training checkpoint"
+_VERSION = 1
+_MANIFEST = "manifest.json"
 _FIELDS = {"step": int, "processes": int, "config": dict, "files": dict}
-_HASHED = 1 << 22  # bytes at a time
+_BYTES_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
 class TrainingCheckpoint:
-    """A checkpoint whose files were checked. `refused` are the messages of newer ones that were passed over."""
+    """A checkpoint whose files were checked. `refused` are the messages of newer ones that were skipped."""
 
     folder: Path
     step: int
@@ -58,11 +58,12 @@ def folder_of(folder: Path, step: int) -> Path:
 def write_manifest(unfinished: Path, step: int, **manifest: Any) -> None:
     """Write the manifest of the files in a folder that is to become the checkpoint of `step`."""
     files = {name: _digest(path) for name, path in _files(unfinished)}
-    write_json(unfinished / MANIFEST, {"format": FORMAT, "version": VERSION, "step": step, **manifest, "files": files})
+    header = {"format": _FORMAT, "version": _VERSION, "step": step}
+    write_json(unfinished / _MANIFEST, {**header, **manifest, "files": files})
 
 
 def recover_all(folder: Path) -> None:
-    """Undo what a killed process left half done: put back what was being replaced, finish what was being removed."""
+    """`recover` every checkpoint that a killed process was replacing or removing."""
     for checkpoint in left_behind(folder, "step-*"):
         recover(checkpoint)
 
@@ -119,14 +120,14 @@ def read(path: str | Path) -> TrainingCheckpoint:
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Every file but the manifest, with its name as the manifest has it."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / MANIFEST:
+        if path.is_file() and path != folder / _MANIFEST:
             yield path.relative_to(folder).as_posix(), path
 
 
 def _digest(path: Path) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as stream:
-        while chunk := stream.read(_HASHED):
+        while chunk := stream.read(_BYTES_AT_ONCE):
             digest.update(chunk)
             size += len(chunk)
     return {"bytes": size, "sha256": digest.hexdigest()}
@@ -134,24 +135,24 @@ def _digest(path: Path) -> dict[str, Any]:
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest: Any = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest: Any = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(path, f"there is no {MANIFEST}, so it is not complete or no checkpoint at all") from None
+        raise CheckpointError(path, f"there is no {_MANIFEST}, so it is not complete, or not a checkpoint") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(path, f"{MANIFEST} is damaged ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(path, f"{MANIFEST} is not that of a {FORMAT}")
-    if manifest.get("version") != VERSION:
-        raise CheckpointError(path, f"it has format version {manifest.get('version')!r}, this program reads {VERSION}")
+        raise CheckpointError(path, f"{_MANIFEST} is damaged ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise CheckpointError(path, f"{_MANIFEST} is not that of a {_FORMAT}")
+    if manifest.get("version") != _VERSION:
+        raise CheckpointError(path, f"it has format version {manifest.get('version')!r}, this program reads {_VERSION}")
     for name, kind in _FIELDS.items():
         if not isinstance(manifest.get(name), kind):
-            raise CheckpointError(path, f"{MANIFEST} is damaged ({name} = {manifest.get(name)!r:.60})")
+            raise CheckpointError(path, f"{_MANIFEST} is damaged ({name} = {manifest.get(name)!r:.60})")
     return manifest
 
 
 def _score(path: Path) -> float | None:
     try:
         score = _manifest(path).get("score")
-    except CheckpointError:  # a damaged one is never the best; a resume says what is wrong with it
+    except CheckpointError:  # a damaged checkpoint is never the best; a resume says why
         return None
     return float(score) if score is not None else None

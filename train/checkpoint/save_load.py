@@ -1,22 +1,21 @@
-"""Checkpoints of a training run: complete or not there, checked before they are believed, without pickle.
+"""Checkpoints of a training run, without pickle: complete or absent, and checked before they are loaded.
 
     save(folder, step, state, config=flatten(config), score=0.93, extra=cache.save)
-    found = load_latest(folder, state, config=flatten(config))      # None: nothing there yet, begin anew
+    found = load_latest(folder, state, config=flatten(config))      # None: there is no checkpoint yet
 
-    FOLDER/step-000100/  weights.safetensors   what is trained, and buffers; frozen weights come from model.path again
+    FOLDER/step-000100/  weights.safetensors   trained weights and buffers; frozen weights come from model.path again
                          optimizer.{json,safetensors}  the optimizer's moments
-                         state.json            schedule, data position, the loop's notes
-                         random-00000.{json,safetensors}  generators of each process
+                         state.json            positions of the streams, the loop's notes
+                         random-00000.{json,safetensors}  random generators of each process
                          extra/                whatever the loop adds, for example the corpus cache
                          manifest.json         written last: step, score, settings, size and SHA-256 of every file
 
-A checkpoint is written under a hidden name, flushed to the disk, and renamed: whenever the process dies, a `step-` folder is
-whole. What is there all the same and not whole (a bad disk, a copy that was cut off, another run's folder) is refused by name
-and reason, and the newest good one before it is named.
+A damaged checkpoint (a bad disk, an incomplete copy, another run's folder) is refused by name and reason, and the error
+names the newest good one before it.
 
-On several processes all of them call `save` and `load_latest`. The main process writes and judges, the others wait for its
-verdict, an error included. The state of the random generators is kept for each process; with another number of processes
-the ones without a saved state are seeded from the step and their rank.
+All processes call `save` and `load_latest`. The main process writes and checks; the others wait for its result or its
+error. Each process keeps the state of its random generators; when a run resumes on more processes, those without a
+saved state are seeded from the step and their rank.
 """
 
 import json
@@ -34,7 +33,6 @@ from train.checkpoint.folders import (
     EXTRA,
     CheckpointError,
     TrainingCheckpoint,
-    best,
     checkpoints,
     folder_of,
     prune,
@@ -42,29 +40,11 @@ from train.checkpoint.folders import (
     recover_all,
     write_manifest,
 )
-from train.checkpoint.trees import (
-    capture_random_state,
-    read_tensors,
-    read_tree,
-    restore_random_state,
-    seed_random_state,
-    write_tensors,
-    write_tree,
-)
+from train.checkpoint.random_state import capture_random_state, restore_random_state, seed_random_state
+from train.checkpoint.trees import read_tensors, read_tree, write_tensors, write_tree
 from train.checkpoint.weights import ModelState, apply, collect, frozen_digest, optimized_names, trained_tensors
 from train.config.loading import differences
 from train.processes.collectives import gather, on_main, rank, world_size
-
-__all__ = [
-    "CheckpointError",
-    "TrainingCheckpoint",
-    "TrainingState",
-    "best",
-    "checkpoints",
-    "load_latest",
-    "read",
-    "save",
-]
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +61,7 @@ _DTYPES = {  # safetensors' names
 
 
 class Stateful(Protocol):
-    """What can be saved and continued: a data stream, a learning-rate schedule."""
+    """A stream that continues from a saved position: training data, a learning-rate schedule."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
@@ -92,21 +72,18 @@ class Stateful(Protocol):
 
 @dataclass
 class TrainingState:
-    """The live objects of a run. `notes` are JSON values that the loop wants back, such as the best score so far."""
+    """The live objects of a run; with shards every process must make one.
+
+    `streams` are saved by name. `notes` are JSON values that the loop wants back, such as the best score so far.
+    """
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: Stateful | None = None
-    data: Stateful | None = None
-    generators: dict[str, torch.Generator] = field(default_factory=dict)
+    streams: Mapping[str, Stateful] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    _frozen: list[str | None] = field(default_factory=list, init=False, repr=False)
 
-    def frozen(self) -> str | None:
-        """The digest of the frozen weights, taken once: they do not change."""
-        if not self._frozen:
-            self._frozen.append(frozen_digest(self.model))
-        return self._frozen[0]
+    def __post_init__(self) -> None:
+        self.frozen = frozen_digest(self.model)
 
 
 def save(
@@ -122,17 +99,16 @@ def save(
     """Write the checkpoint of `step` and remove all but the newest `keep` and the one with the highest `score`.
 
     `config` is the flattened configuration; a later run under other settings is refused. `extra` is called on the main
-    process with an empty folder inside the unfinished checkpoint. Returns the finished folder. Raises on every process what
-    fails on the main one; an unfinished checkpoint never replaces a finished one.
+    process with an empty folder inside the unfinished checkpoint. Returns the finished folder. An error of the main
+    process is raised on every process; an unfinished checkpoint never replaces a finished one.
     """
     folder = Path(folder)
     if keep < 1 or (score is not None and not math.isfinite(score)):
         raise ValueError(
             f"keep = {keep}, score = {score}: at least one checkpoint stays, and a score is a finite number."
         )
-    random_states = gather(capture_random_state(state.generators))
+    random_states = gather(capture_random_state())
     collected = collect(state.model, state.optimizer)
-    state.frozen()  # with shards all processes must take part, so before only one of them goes on
 
     def write() -> Path:
         recover_all(folder)
@@ -153,10 +129,10 @@ def load_latest(
 ) -> TrainingCheckpoint | None:
     """Put the newest checkpoint into `state`; None where there is none.
 
-    Raises CheckpointError where it is damaged, or of another model or other settings; nothing of it has been loaded then. The
-    error names the newest good one before it. With `fallback` that one is taken, and `refused` says what was passed over.
+    Raises CheckpointError where it is damaged, or of another model or other settings; nothing of it has been loaded
+    then. The error names the newest good one before it. With `fallback` that one is loaded, and `refused` holds the
+    messages of those that were skipped.
     """
-    state.frozen()
     found = on_main(lambda: _choose(Path(folder), state, config, fallback))
     if found is not None:
         for refusal in found.refused:
@@ -177,34 +153,27 @@ def _choose(folder: Path, state: TrainingState, config: Mapping[str, Any], fallb
             refusals.append(refusal)
             continue
         if refusals and not fallback:
-            advice = f' The newest good one before it is {path.name}: set checkpoint.resume = "fallback" to go on from there.'
+            advice = f' The newest good one before it is {path.name}: set checkpoint.resume = "fallback" to use it.'
             raise CheckpointError(refusals[0].checkpoint, refusals[0].reason, path, advice)
         return replace(found, refused=tuple(str(refusal) for refusal in refusals))
     if refusals:
-        advice = " There is no good one before it. Set another output.folder to begin anew."
+        advice = " There is no good one before it. Set another output.folder to begin again."
         raise CheckpointError(refusals[0].checkpoint, refusals[0].reason, None, advice)
     return None
-
-
-# --- writing -----------------------------------------------------------------------------------------------------------
 
 
 def _write_state(folder: Path, state: TrainingState, collected: ModelState, random_states: list[Any]) -> None:
     write_tensors(collected.weights, folder / "weights.safetensors")
     write_tree(collected.optimizer, folder, "optimizer")
     rest = {
-        "frozen": state.frozen(),
+        "frozen": state.frozen,
         "parameters": optimized_names(state.model, state.optimizer),
-        "schedule": None if state.schedule is None else state.schedule.state_dict(),
-        "data": None if state.data is None else state.data.state_dict(),
+        "data": {name: stream.state_dict() for name, stream in state.streams.items()},
         "notes": state.notes,
     }
     write_tree(rest, folder, "state")
     for process, random_state in enumerate(random_states):
         write_tree(random_state, folder, f"random-{process:05d}")
-
-
-# --- checking and restoring --------------------------------------------------------------------------------------------
 
 
 def _check_settings(found: TrainingCheckpoint, config: Mapping[str, Any]) -> None:
@@ -215,12 +184,12 @@ def _check_settings(found: TrainingCheckpoint, config: Mapping[str, Any]) -> Non
 
 
 def _check_tensors(found: TrainingCheckpoint, state: TrainingState) -> None:
-    """Names, shapes and types against the live model, from the file's header alone."""
+    """Compare names, shapes and types with the live model, from the file's header alone."""
     from safetensors import safe_open
 
     rest = read_tree(found.folder, "state")
-    if rest["frozen"] != state.frozen():
-        raise CheckpointError(found.folder, "its frozen weights were others, so what was trained on them does not fit")
+    if rest["frozen"] != state.frozen:
+        raise CheckpointError(found.folder, "its frozen weights were others, so the trained ones do not fit")
     live = trained_tensors(state.model)
     with safe_open(found.folder / "weights.safetensors", framework="pt") as file:
         names = set(file.keys())
@@ -231,33 +200,31 @@ def _check_tensors(found: TrainingCheckpoint, state: TrainingState) -> None:
             )
             raise CheckpointError(found.folder, f"it is of another model: {whose}, the tensor {odd}")
         for name, tensor in live.items():
-            there, here = file.get_slice(name), (list(tensor.shape), _DTYPES.get(tensor.dtype))
-            if (there.get_shape(), there.get_dtype()) != here:
-                raise CheckpointError(
-                    found.folder,
-                    f"it is of another model: {name} is {there.get_dtype()} {there.get_shape()} there, {here[1]} {here[0]} here",
-                )
+            saved = file.get_slice(name)
+            there = f"{saved.get_dtype()} {saved.get_shape()}"
+            here = f"{_DTYPES.get(tensor.dtype)} {list(tensor.shape)}"
+            if there != here:
+                reason = f"it is of another model: {name} is {there} there, {here} here"
+                raise CheckpointError(found.folder, reason)
     if rest["parameters"] != optimized_names(state.model, state.optimizer):
         raise CheckpointError(found.folder, "its optimizer holds other parameters, or the same in another order")
 
 
 def _restore(found: TrainingCheckpoint, state: TrainingState) -> None:
     rest = read_tree(found.folder, "state")
-    for name, part in (("data", state.data), ("schedule", state.schedule)):
-        if (part is None) != (rest[name] is None):
-            raise CheckpointError(
-                found.folder, f"it was written {'without' if part is not None else 'with'} a {name} state"
-            )
-        if part is not None:
-            try:
-                part.load_state_dict(rest[name])
-            except (ValueError, KeyError) as error:
-                raise CheckpointError(found.folder, f"its {name} state does not fit this run: {error}") from error
+    for name in sorted(rest["data"].keys() ^ state.streams.keys()):
+        given = "without" if name in state.streams else "with"
+        raise CheckpointError(found.folder, f"it was written {given} a {name} state")
+    for name, stream in state.streams.items():
+        try:
+            stream.load_state_dict(rest["data"][name])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(found.folder, f"its {name} state does not fit this run: {error}") from error
     weights = read_tensors(found.folder / "weights.safetensors")
     apply(ModelState(weights, read_tree(found.folder, "optimizer")), state.model, state.optimizer)
     state.notes.clear()
     state.notes.update(rest["notes"])
     if rank() < found.processes:
-        restore_random_state(read_tree(found.folder, f"random-{rank():05d}"), state.generators)
+        restore_random_state(read_tree(found.folder, f"random-{rank():05d}"))
     else:
-        seed_random_state(("resumed", found.step, rank()), state.generators)
+        seed_random_state("resumed", found.step, rank())

@@ -1,12 +1,10 @@
 """Trees of plain values and tensors on disk without pickle: tensors in NAME.safetensors, everything else in NAME.json.
 
-A tree is what `state_dict()` gives: dicts (also with whole numbers as keys), lists, tuples, text, numbers, booleans, None, torch
-tensors and numpy arrays. It comes back equal, types included; a value of any other type is refused by its path. And the state
-of the random number generators as such a tree.
+A tree is what `state_dict()` gives: dicts (also with integer keys), lists, tuples, text, numbers, booleans, None, torch
+tensors and numpy arrays. It comes back equal, types included; a value of any other type is refused by its path.
 """
 
 import json
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.data.order import key_of
-
 Tree = Any
-_MARK = "__kind__"  # of an object in the JSON that stands for what JSON does not have
+_MARK = "__kind__"  # key of a JSON object that stands for a value of another type
 
 
 def write_tree(tree: Tree, folder: Path, name: str) -> None:
-    """Write NAME.json and, where there are tensors, NAME.safetensors. Raises TypeError for a value that is no plain one."""
+    """Write NAME.json and, where there are tensors, NAME.safetensors. Raises TypeError for a value of another type."""
     tensors: dict[str, Tensor] = {}
     value = _encode(tree, name, tensors)
     write_tensors(tensors, folder / f"{name}.safetensors")
@@ -31,13 +27,13 @@ def write_tree(tree: Tree, folder: Path, name: str) -> None:
 
 
 def read_tree(folder: Path, name: str) -> Tree:
-    """What `write_tree` wrote, tensors on the CPU. Raises FileNotFoundError or ValueError for damaged files."""
+    """The tree that `write_tree` wrote, tensors on the CPU. FileNotFoundError or ValueError for damaged files."""
     value = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     return _decode(value, read_tensors(folder / f"{name}.safetensors"))
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write named tensors as safetensors; none at all make no file."""
+    """Write named tensors as safetensors; without tensors no file is written."""
     from safetensors.torch import save_file
 
     ready: dict[str, Tensor] = {}
@@ -65,53 +61,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path.name} is damaged: {error}") from error
 
 
-def capture_random_state(generators: Mapping[str, torch.Generator]) -> Tree:
-    """The state of Python's, numpy's and torch's generators and of `generators` in this process."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002  libraries draw from the global one
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-        "generators": {name: generator.get_state() for name, generator in generators.items()},
-    }
-
-
-def restore_random_state(tree: Tree, generators: Mapping[str, torch.Generator]) -> None:
-    """Continue the draws where `tree` was captured. Raises ValueError where other generators were saved."""
-    if set(tree["generators"]) != set(generators):
-        raise ValueError(
-            f"the checkpoint has random generators {sorted(tree['generators'])}, this run {sorted(generators)}"
-        )
-    random.setstate(tree["python"])
-    np.random.set_state(tree["numpy"])  # noqa: NPY002
-    torch.set_rng_state(tree["torch"])
-    if tree["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tree["cuda"])
-    for name, generator in generators.items():
-        generator.set_state(tree["generators"][name])
-
-
-def seed_random_state(parts: tuple[object, ...], generators: Mapping[str, torch.Generator]) -> None:
-    """Seed all of them from `parts`: for a process that the checkpoint knows nothing of."""
-    seed = key_of(*parts) >> 1  # torch takes 63 bits
-    random.seed(seed)
-    np.random.seed(seed % (1 << 32))  # noqa: NPY002
-    torch.manual_seed(seed)
-    for name, generator in generators.items():
-        generator.manual_seed(key_of(*parts, name) >> 1)
-
-
 def _encode(value: Tree, path: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | np.ndarray):
         name = f"{path} {len(tensors)}"  # keys may hold dots, so a path alone need not be unique
-        tensors[name] = value
-        return {_MARK: "tensor", "name": name}
-    if isinstance(value, np.ndarray):
-        name = f"{path} {len(tensors)}"
-        tensors[name] = torch.from_numpy(np.array(value))
-        return {_MARK: "array", "name": name}
+        tensors[name] = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+        return {_MARK: "tensor" if isinstance(value, Tensor) else "array", "name": name}
     if isinstance(value, np.generic):
         return {_MARK: "number", "type": str(value.dtype), "value": value.item()}
     if isinstance(value, list | tuple):
@@ -123,8 +79,8 @@ def _encode(value: Tree, path: str, tensors: dict[str, Tensor]) -> Any:
         pairs = [[_encode(key, path, tensors), _encode(item, f"{path}.{key}", tensors)] for key, item in value.items()]
         return {_MARK: "dict", "pairs": pairs}
     raise TypeError(
-        f"{path} is of type {type(value).__name__}, which a checkpoint cannot hold without pickle. Keep numbers, text, tensors, "
-        "lists and dicts of them in the state, and make other objects anew on resume."
+        f"{path} is of type {type(value).__name__}, which a checkpoint cannot hold without pickle. Keep numbers, text, "
+        "tensors, lists and dicts of them in the state, and make other objects again on resume."
     )
 
 

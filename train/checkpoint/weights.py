@@ -1,6 +1,6 @@
-"""Weights and optimizer moments by parameter name, whole, wherever they lie: one process, DDP, or shards of FSDP2.
+"""Weights and optimizer moments by parameter name, from one process, DDP, or shards of FSDP2.
 
-What is saved is the same in all cases, so a sharded run resumes on one process and the other way round. FSDP1 and DeepSpeed
+The saved form is the same in all cases, so a sharded run resumes on one process, and the reverse. FSDP1 and DeepSpeed
 keep parts of the state inside their own engines; they are refused by name instead of being saved in part.
 """
 
@@ -17,7 +17,7 @@ _SAMPLES = 32  # values of each frozen weight that go into the digest
 
 @dataclass(frozen=True)
 class ModelState:
-    """What is trained (tensors on the CPU where they were sharded), and the optimizer's state in the same names."""
+    """The trained tensors (on the CPU where they were sharded), and the optimizer's state by the same names."""
 
     weights: Mapping[str, Tensor]
     optimizer: dict[str, Any]
@@ -25,7 +25,7 @@ class ModelState:
 
 
 def collect(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> ModelState:
-    """The whole state; with shards every process must call it, and the main one gets it. Raises TypeError (see above)."""
+    """The whole state; with shards every process must call it, and the main one gets it. Raises TypeError as above."""
     model = unwrapped(model)
     weights = trained_tensors(model)
     if not is_sharded(model):
@@ -45,7 +45,7 @@ def collect(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> ModelSt
 
 
 def apply(saved: ModelState, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a whole state into the live objects; with shards every process calls it with the whole and keeps its part."""
+    """Load a whole state into the live objects; with shards every process calls it and keeps its part."""
     model = unwrapped(model)
     if not is_sharded(model):
         with torch.no_grad():
@@ -75,7 +75,7 @@ def trained_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def optimized_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """The names of the optimizer's parameters in order: its own state knows them by number only."""
+    """The names of the optimizer's parameters in order; its own state numbers them."""
     names = {id(p): name for name, p in unwrapped(model).named_parameters()}
     return [
         names.get(id(parameter), f"not in the model, number {number}, of shape {tuple(parameter.shape)}")
@@ -84,10 +84,10 @@ def optimized_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
 
 
 def frozen_digest(model: torch.nn.Module) -> str | None:
-    """What tells one frozen base from another: names, shapes and 32 values of each frozen weight; None where none is frozen.
+    """Digest of names, shapes and 32 values of each frozen weight; None where no weight is frozen.
 
-    Our choice: a sample. Hashing all of a 7B base takes a minute, and no two bases agree in every 32nd part. With shards every
-    process must call it.
+    Our choice: a sample. Hashing all of a 7B base takes a minute, and two bases differ in some of these values. With
+    shards every process must call it.
     """
     frozen = [(name, p) for name, p in unwrapped(model).named_parameters() if not p.requires_grad]
     if not frozen:
@@ -124,13 +124,13 @@ def _refuse_foreign_engines(model: torch.nn.Module) -> None:
     names = {type(module).__name__ for module in model.modules()} | {type(p).__name__ for p in model.parameters()}
     if names & {"FullyShardedDataParallel", "FlatParameter"}:
         raise TypeError(
-            "The model is wrapped by FSDP1, whose flat parameters have no names of their own. Set fsdp_version: 2 in accelerate's "
-            "configuration."
+            "The model is wrapped by FSDP1, whose flat parameters have no names of their own. Set fsdp_version: 2 in "
+            "accelerate's configuration."
         )
     if "DeepSpeedEngine" in names or any(hasattr(p, "ds_id") for p in model.parameters()):
         raise TypeError(
-            "The model is wrapped by DeepSpeed, which keeps the optimizer's state inside its own engine and its own checkpoints. "
-            "Use DDP or FSDP (fsdp_version: 2) for a run that can be resumed here."
+            "The model is wrapped by DeepSpeed, which keeps the optimizer's state inside its own engine. Use DDP or "
+            "FSDP (fsdp_version: 2) for a run that can be resumed here."
         )
 
 

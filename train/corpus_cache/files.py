@@ -2,13 +2,13 @@
 
     manifest.json            which files belong to the state, and its scalars; replaced atomically, always last
     <generation>-NAME.npy    one memory map each
-    <generation>-changes.log what was refreshed since the manifest was written, one checksummed record a refresh
+    <generation>-changes.log one checksummed record per refresh since the manifest was written
 
-A change is first appended to the log, which commits it, and only then written into the memory maps. Records hold values, not
-operations, so applying them again is harmless. Whenever the process is killed, `open_folder` finds the maps with none, some or all of
-the logged rows written, applies the whole log again, and has the state after the last complete record; a record that was cut
-off is the refresh in flight, and is dropped. Nothing a killed process leaves behind is ever read as a state: files that no
-manifest names are removed when the folder is next opened for writing.
+A change is committed by appending it to the log; only then is it written into the memory maps. Records hold values, not
+operations, so applying them again is harmless. After a kill the maps hold none, some or all of the logged rows; the
+whole log is applied again, which gives the state after the last complete record. An incomplete record is the refresh
+that was interrupted, and is dropped. Files that no manifest names are never read as a state, and are removed when the
+folder is next opened for writing.
 
 `durable=True` also waits for the disk (fsync), which a power cut needs and a killed process does not.
 """
@@ -40,9 +40,9 @@ ChangeRecord = dict[str, Array]
 
 @dataclass
 class CacheFolder:
-    """An open cache folder. `arrays` are its memory maps, `scalars` what the manifest says beside them.
+    """An open cache folder. `arrays` are its memory maps, `scalars` the manifest's further values.
 
-    A process that may not write (`writable=False`) sees through its maps what the writer of the same machine writes.
+    A process that may not write (`writable=False`) sees in its maps the changes of the same machine's writer.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class CacheFolder:
     _log: BinaryIO | None = field(default=None, repr=False)
 
     def append(self, record: Mapping[str, Array]) -> None:
-        """Commit one change: after this call a killed process does not lose it. The caller applies it to the maps next."""
+        """Commit one change, which a killed process does not lose. The caller applies it to the maps next."""
         if self._log is None:
             self._log = (self.path / self.files["changes"]).open("ab")
         self._log.write(_frame(record))
@@ -66,13 +66,13 @@ class CacheFolder:
 
     @property
     def log_bytes(self) -> int:
-        """Size of the changes since the manifest was written."""
+        """Bytes of the changes since the manifest was written."""
         return self._log.tell() if self._log is not None else (self.path / self.files["changes"]).stat().st_size
 
     def checkpoint(self, scalars: Mapping[str, Any], small: Mapping[str, Array]) -> None:
         """Make the present maps the state that the manifest describes, and start an empty log.
 
-        `small` are arrays that are rewritten as a whole each time (the drift maps) and lie in memory after `open_folder`.
+        `small` are arrays that are rewritten each time (the drift maps) and lie in memory after `open_folder`.
         """
         for array in self.arrays.values():
             if isinstance(array, np.memmap):
@@ -88,11 +88,11 @@ class CacheFolder:
         files["changes"] = f"{self.generation}-changes.log"
         (self.path / files["changes"]).write_bytes(b"")
         self.files, self.scalars, self.small = files, dict(scalars), tuple(small)
-        _write_manifest(self.path, self, self.files)
+        _write_manifest(self.path, self, files, self.generation)
         _remove_unnamed(self.path, files)
 
     def copy_to(self, target: Path) -> None:
-        """Write the state as of the manifest into another folder, as a whole or not at all. Call `checkpoint` first."""
+        """Write the state of the manifest into another folder, completely or not at all. Call `checkpoint` first."""
         target.mkdir(parents=True, exist_ok=True)
         generation = _next_generation(target)
         files = {name: f"{generation}-{own.partition('-')[2]}" for name, own in self.files.items()}
@@ -106,7 +106,7 @@ class CacheFolder:
 def create_arrays(
     path: Path, shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], *, durable: bool = False
 ) -> CacheFolder:
-    """New memory maps of zeros beside whatever the folder holds; they become its state with `checkpoint`."""
+    """New memory maps of zeros beside the folder's other files; they become its state with `checkpoint`."""
     path.mkdir(parents=True, exist_ok=True)
     generation = _next_generation(path)
     files = {name: f"{generation}-{name}.npy" for name in shapes}
@@ -117,9 +117,9 @@ def create_arrays(
 
 
 def open_folder(path: Path, *, writable: bool = True, durable: bool = False) -> tuple[CacheFolder, list[ChangeRecord]]:
-    """The folder's maps as they lie there, and the log's complete records, which the caller must apply in order.
+    """The folder's maps as they are, and the log's complete records, which the caller must apply in order.
 
-    Raises FileNotFoundError where no finished cache is, ValueError for a manifest or a log that is damaged or of another format.
+    Raises FileNotFoundError without a finished cache, ValueError for a damaged manifest or log and another format.
     """
     manifest = read_manifest(path)
     files: dict[str, str] = manifest["files"]
@@ -153,12 +153,12 @@ def open_folder(path: Path, *, writable: bool = True, durable: bool = False) -> 
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, checked for being one."""
+    """The manifest. Raises FileNotFoundError where it is missing, ValueError for damage and another format."""
     file = path / MANIFEST
     if not file.is_file():
         raise FileNotFoundError(
-            f"{path} holds no finished corpus cache ({MANIFEST} is missing): it was never built, or its build was killed. "
-            "Build it with CorpusCache.build."
+            f"{path} holds no finished corpus cache ({MANIFEST} is missing): it was never built, or its build was "
+            "killed. Build it with CorpusCache.build."
         )
     try:
         manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -173,15 +173,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _write_manifest(path: Path, folder: CacheFolder, files: Mapping[str, str], generation: int | None = None) -> None:
-    manifest = {
-        "format": FORMAT,
-        "generation": folder.generation if generation is None else generation,
-        "files": dict(files),
-        "small": list(folder.small),
-        "scalars": folder.scalars,
-    }
-    write_json(path / MANIFEST, manifest)
+def _write_manifest(path: Path, folder: CacheFolder, files: Mapping[str, str], generation: int) -> None:
+    manifest = {"format": FORMAT, "generation": generation, "files": files, "small": folder.small}
+    write_json(path / MANIFEST, {**manifest, "scalars": folder.scalars})
 
 
 def _frame(record: Mapping[str, Array]) -> bytes:
@@ -205,12 +199,12 @@ def _read_log(log: Path) -> tuple[list[ChangeRecord], int]:
             magic, length, digest = _HEADER.unpack(header)
             end = good + _HEADER.size + length
             if magic == _MAGIC and end > size:
-                return records, good  # cut off while it was written: the refresh in flight
+                return records, good  # cut off while it was written: the refresh that was interrupted
             payload = stream.read(length) if magic == _MAGIC else b""
             if magic != _MAGIC or hashlib.blake2b(payload, digest_size=16).digest() != digest:
                 raise ValueError(
-                    f"{log} is damaged at byte {good}: record {len(records)} does not match its checksum, and it was not cut off "
-                    "by a crash. Load an older checkpoint's cache, or build it again."
+                    f"{log} is damaged at byte {good}: record {len(records)} does not match its checksum, and it was "
+                    "not cut off by a crash. Load an older checkpoint's cache, or build it again."
                 )
             with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
                 records.append({name: arrays[name] for name in arrays.files})
@@ -229,7 +223,7 @@ def _next_generation(path: Path) -> int:
 
 
 def _remove_unnamed(path: Path, files: Mapping[str, str]) -> None:
-    """Delete what earlier generations or a killed process left behind."""
+    """Delete files of earlier generations and of a killed process."""
     for file in _ours(path):
         if file.name not in files.values():
             file.unlink()

@@ -1,1 +1,1 @@
-"""Rank, world size and collectives: the only home of what several processes tell each other."""
+"""Rank, world size and collectives of the process group, and the replicas of the corpus cache."""

@@ -1,11 +1,12 @@
-"""Rank, world size and collectives of the process group. Without a process group there is one process, and all of it is the identity.
+"""Rank, world size and collectives of the process group; without one, each collective is the identity.
 
-DDP averages gradients over the processes. A process therefore divides its sums by `shared_count`, the number of items on all
-processes over the number of processes: the average of such losses is the mean over all items, whether or not the processes
-have equally many. A contrastive loss also needs the documents of the others, with gradient: `gather_rows`.
+DDP averages gradients over the processes. A process therefore divides its sums by `shared_count`, the number of items
+on all processes over the number of processes: the average of such losses is the mean over all items, even where
+processes have different numbers. A contrastive loss also needs the documents of the others, with gradient:
+`gather_rows`.
 
-It rests on torch.distributed's default group, which accelerate initialises (gloo, nccl); sentence-transformers'
-`all_gather_with_grad` wants equal shapes on all processes and rests on a function that torch 2.13 deprecates.
+The group is torch.distributed's default one, which accelerate initialises (gloo, nccl). sentence-transformers'
+`all_gather_with_grad` wants equal shapes on all processes and uses a function that torch 2.13 deprecates.
 """
 
 import io
@@ -22,7 +23,7 @@ Result = TypeVar("Result")
 
 
 def in_group() -> bool:
-    """Whether there is a process group: accelerate or torchrun started this process, and initialised it."""
+    """Whether accelerate or torchrun started this process in a group."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -66,15 +67,12 @@ def gather(value: Result) -> list[Result]:
 
 
 def gather_arrays(arrays: Mapping[str, Shaped[np.ndarray, "..."]], device: Any) -> list[dict[str, Any]]:
-    """The named arrays of every process, in the order of rank; shapes may differ. Every process must call it.
-
-    All arrays travel as one message of bytes: lengths first, then the bytes padded to the longest.
-    """
+    """The named arrays of every process, in the order of rank; shapes may differ. Every process must call it."""
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **arrays)
     message = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8).to(device)
     lengths = row_counts(len(message), device)
-    padded = torch.cat([message, message.new_zeros(max(lengths) - len(message))])
+    padded = torch.cat([message, message.new_zeros(max(lengths) - len(message))])  # one message, of equal length
     messages = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(messages, padded)
     gathered = []
@@ -91,7 +89,7 @@ def barrier() -> None:
 
 
 class _AllGather(torch.autograd.Function):
-    """Equal-shaped tensors of all processes, concatenated; backward sums what every process's loss has to say about ours."""
+    """Equal-shaped tensors of all processes, concatenated; backward sums the gradients from every process's loss."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -102,7 +100,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # all_reduce instead of reduce_scatter: gloo lacks the latter, and vectors are small beside the model's gradients.
+        # all_reduce instead of reduce_scatter, which gloo lacks: vectors are small beside the model's gradients.
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
@@ -118,10 +116,10 @@ def row_counts(rows: int, device: torch.device | None = None) -> list[int]:
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """The rows of all processes in the order of rank, (sum of rows, ...); processes may have different numbers, also none.
+    """The rows of all processes in the order of rank, (sum of rows, ...); processes may have different numbers, or 0.
 
-    Differentiable: a row's gradient is the sum over the losses of all processes. Every process must call it, and run backward
-    through it, equally often; otherwise the others wait for ever.
+    Differentiable: a row's gradient is the sum over the losses of all processes. Every process must call it, and run
+    backward through it, equally often; otherwise the others wait for ever.
     """
     if world_size() == 1:
         return tensor
@@ -129,15 +127,17 @@ def gather_rows(tensor: Tensor) -> Tensor:
     widest = max(counts)
     padding = tensor.new_zeros(widest - len(tensor), *tensor.shape[1:])
     gathered: Tensor = _AllGather.apply(torch.cat([tensor, padding]))
-    return (
-        torch.cat([part[:count] for part, count in zip(gathered.split(widest), counts, strict=True)])
-        if widest
-        else tensor
-    )
+    parts = [part[:count] for part, count in zip(gathered.split(widest), counts, strict=True)] if widest else [tensor]
+    return torch.cat(parts)
+
+
+def rows_before(rows: int, device: torch.device | None = None) -> int:
+    """The number of this process's first row among those that `gather_rows` gives."""
+    return sum(row_counts(rows, device)[: rank()])
 
 
 def shared_count(here: int, device: torch.device | None = None) -> float:
-    """What a sum over `here` items is divided by, so that the processes' average is the mean over the items of all."""
+    """The divisor of a sum over `here` items, with which the processes' average is the mean over the items of all."""
     return sum(row_counts(here, device)) / world_size()
 
 

@@ -1,8 +1,8 @@
-"""Several processes that keep one corpus cache: each encodes its share, and only what changed travels.
+"""The processes that keep one corpus cache together: each encodes its share, and only changes travel.
 
-What travels in a refresh: the hits of each process (row numbers and counts, so that all select the same rows), then
-(row, vector) deltas of the share that each encoded; the step is the same for all. Never texts, never matrices. On each machine
-one process, the writer, writes the memory maps; the others map the same files read-only, so that the matrix lies in memory once a machine.
+In a refresh the processes exchange their hits (row numbers and counts, so that all select the same rows), then (row,
+vector) deltas of the share that each encoded; never texts, never matrices. On each machine one process, the writer,
+writes the memory maps; the others map the same files read-only, so that a machine holds the matrix once.
 """
 
 import os
@@ -16,34 +16,21 @@ Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
 
 class Replicas(Protocol):
-    """The processes that train together, as the cache sees them."""
+    """All processes, as the cache sees them; `writes`: this one writes its machine's memory maps."""
 
-    @property
-    def rank(self) -> int:
-        """Number of this process, from 0."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Number of processes."""
-        ...
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes its machine's memory maps."""
-        ...
+    rank: int
+    size: int
+    writes: bool
 
     def gather(self, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> list[Arrays]:
         """The arrays of every process, in the order of rank; shapes may differ. Every process must call it."""
-        ...
 
     def barrier(self) -> None:
         """Wait until every process is here."""
-        ...
 
 
 class OneProcess:
-    """No other process."""
+    """The only process."""
 
     rank = 0
     size = 1
@@ -54,14 +41,15 @@ class OneProcess:
         return [dict(arrays)]
 
     def barrier(self) -> None:
-        """Nobody to wait for."""
+        """There is no process to wait for."""
 
 
 class ProcessGroup:
     """The processes of torch.distributed (gloo or nccl), as accelerate or torchrun started them.
 
-    `local_rank` is this process's number on its machine; 0 writes. Default: the environment's LOCAL_RANK, which both launchers
-    set. Every machine needs a cache folder of its own: on a shared file system, put the machine's name into the path.
+    `local_rank` is this process's number on its machine; 0 writes. Default: the environment's LOCAL_RANK, which both
+    launchers set. Every machine needs a cache folder of its own: on a shared file system, put the machine's name into
+    the path.
     """
 
     def __init__(self, local_rank: int | None = None, device: Any = "cpu") -> None:
@@ -69,30 +57,25 @@ class ProcessGroup:
 
         if not collectives.in_group():
             raise ValueError(
-                "There is no process group: torch.distributed is not initialised, so there is nobody to gather from. Start with "
-                "accelerate or torchrun, or use OneProcess()."
+                "There is no process group: torch.distributed is not initialised, so there is no process to gather "
+                "from. Start with accelerate or torchrun, or use OneProcess()."
             )
         if local_rank is None and "LOCAL_RANK" not in os.environ:
             raise ValueError(
-                "LOCAL_RANK is not set, so it is unknown which process of this machine writes the cache. Start with accelerate or "
-                "torchrun, or pass local_rank."
+                "LOCAL_RANK is not set, so it is unknown which process of this machine writes the cache. Start with "
+                "accelerate or torchrun, or pass local_rank."
             )
-        self.rank = collectives.rank()
-        self.size = collectives.world_size()
+        self.rank, self.size = collectives.rank(), collectives.world_size()
         self.writes = (int(os.environ["LOCAL_RANK"]) if local_rank is None else local_rank) == 0
-        self._device = device
+        self._collectives, self._device = collectives, device
 
     def gather(self, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> list[Arrays]:
         """The arrays of every process."""
-        from train.processes import collectives
-
-        return collectives.gather_arrays(arrays, self._device)
+        return self._collectives.gather_arrays(arrays, self._device)
 
     def barrier(self) -> None:
         """Wait for all."""
-        from train.processes import collectives
-
-        collectives.barrier()
+        self._collectives.barrier()
 
 
 def all_processes() -> Replicas:
@@ -103,7 +86,7 @@ def all_processes() -> Replicas:
 
 
 def shares(tokens: Shaped[np.ndarray, " rows"], size: int) -> Shaped[np.ndarray, " rows"]:
-    """Which process encodes which row, so that all have about equally many tokens: rows by length, dealt back and forth."""
+    """The process that encodes each row, so that all have about equally many tokens: rows by length, dealt in turns."""
     order = np.argsort(-tokens, kind="stable")
     turn = np.arange(len(tokens)) % (2 * size)
     owner = np.empty(len(tokens), dtype=np.int64)

@@ -1,1 +1,1 @@
-"""One run: optimizer, evaluation, log, memory, and the command line of both stages."""
+"""One run: its folder, optimizer, evaluation, log and memory, and the command line of both stages."""

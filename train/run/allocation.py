@@ -1,7 +1,7 @@
-"""Memory that a step frees stays with the process, for the next step.
+"""Settings of malloc that keep freed memory in the process, for the next training step.
 
-glibc's malloc hands blocks of megabytes back to the system and gets them anew, page by page, at every use: a seventh of the time of a
-step of nano on the CPU (15 % of 60 steps, one thread and two, in turns).
+By default glibc's malloc returns blocks of megabytes to the system and gets them back, page by page, at every use: a
+seventh of the time of a step of nano on the CPU (15 % of 60 steps, with one thread and with two, in turns).
 """
 
 import ctypes
@@ -13,7 +13,7 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Raise both thresholds of this process; whether it was done. Call it in programs, not in libraries: it is for good.
+    """Raise both thresholds of this process; returns whether it was done. For programs, not libraries: it is permanent.
 
     Nothing is done where malloc is not glibc's, or where the user's environment has settings of its own.
     """

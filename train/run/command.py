@@ -17,22 +17,18 @@ class Command:
     dry_run: bool
 
 
-def parse(program: str, cls: type[Any], arguments: Sequence[str]) -> Command:
-    """Read `--config FILE [--set key=value ...] [--dry-run]`; a wrong setting ends the program with its message and code 2."""
-    parser = argparse.ArgumentParser(prog=program, description=f"Settings: {cls.__name__} in train/.")
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a TOML file, for example train/configs/nano.toml"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting, for example optimization.steps=100",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the settings, the sizes and a memory estimate; train nothing"
-    )
+def parse(program: str, cls: type[Any], arguments: Sequence[str] | None) -> Command:
+    """Read `--config FILE [--set key=value ...] [--dry-run]`, from sys.argv without `arguments`.
+
+    A wrong setting ends the program with its message and code 2.
+    """
+    parser = argparse.ArgumentParser(prog=program, description=f"Settings: {cls.__name__} in train/config/stages.py.")
+    example = "a TOML file, for example train/configs/nano.toml"
+    parser.add_argument("--config", required=True, metavar="FILE", help=example)
+    example = "override a setting, for example optimization.steps=100"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=example)
+    dry_run = "print the settings, the sizes and a memory estimate; train nothing"
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
     given = parser.parse_args(arguments)
     try:
         config = load_config(given.config, given.set, cls)

@@ -1,4 +1,4 @@
-"""nDCG@10 of the model in training on held-out judged queries, in both modes: the numbers that choose a checkpoint."""
+"""nDCG@10 of the model in training on held-out judged queries, by mode: the numbers that choose a checkpoint."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint
-from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.tasks.beir_folder import read_queries, read_relevance
+from search_r3_mteb.tasks.hopworld import HopWorld
 from train.config.data import JudgedSetSettings
 from train.config.run import EvaluateSettings
+from train.data.sources import documents_of
 from train.model.model import evaluating
 
-Qrels = Mapping[str, Mapping[str, int]]
-_BLOCK = 512  # queries scored against the corpus at a time
+_QUERIES_AT_ONCE = 512  # scored against the corpus
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class JudgedSet:
     label: str
     documents: Mapping[str, str]
     queries: Mapping[str, str]
-    qrels: Qrels
+    qrels: Mapping[str, Mapping[str, int]]
     hops: Mapping[str, int]
 
     @cached_property
@@ -36,7 +37,7 @@ class JudgedSet:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean nDCG@10 over the queries of one set, mode and hop count (None: all), and what the reasoning cost."""
+    """Mean nDCG@10 over the queries of one set, mode and hop count (None: all), and the cost of the reasoning."""
 
     task: str
     mode: str
@@ -46,37 +47,40 @@ class Score:
     reasoning_tokens: float
     forced_share: float
 
+    def __str__(self) -> str:
+        """Task, mode, hop count and nDCG@10."""
+        hops = f" {self.hops}-hop" if self.hops else ""
+        return f"{self.task} {self.mode}{hops} {self.ndcg_at_10:.3f}"
+
 
 def load(settings: JudgedSetSettings, max_queries: int | None, seed: int) -> JudgedSet:
-    """The judged set that `settings` name, cut to `max_queries` by a draw that only `seed` decides."""
-    judged = _hopworld(settings) if settings.kind == "hopworld" else _beir(settings)
-    if max_queries is None or len(judged.queries) <= max_queries:
-        return judged
-    kept = sorted(random.Random(f"evaluation {seed}").sample(sorted(judged.queries), max_queries))
+    """The judged set that `settings` name; `seed` alone decides which `max_queries` queries are drawn from it."""
+    queries, qrels, hops = _hopworld(settings) if settings.kind == "hopworld" else _beir(settings)
+    kept = list(queries)
+    if max_queries is not None and len(kept) > max_queries:
+        kept = sorted(random.Random(f"evaluation {seed}").sample(sorted(kept), max_queries))
     return JudgedSet(
-        judged.label,
-        judged.documents,
-        {q: judged.queries[q] for q in kept},
-        {q: judged.qrels[q] for q in kept},
-        {q: judged.hops[q] for q in kept if q in judged.hops},
+        label=settings.label,
+        documents=dict(documents_of(settings)),
+        queries={query: queries[query] for query in kept},
+        qrels={query: qrels[query] for query in kept},
+        hops={query: hops[query] for query in kept if query in hops},
     )
 
 
 def evaluate(
     checkpoint: Checkpoint, sets: Sequence[JudgedSet], settings: EvaluateSettings, max_length: int
 ) -> list[Score]:
-    """Scores of every set and mode; the model is left in the mode it was in, and no global random number is drawn."""
+    """Scores of every set and mode; the model stays in its mode, and no global random number is drawn."""
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
     scores: list[Score] = []
-    # A Checkpoint of its own: the fingerprint of one whose weights change must not be kept.
-    current = Checkpoint(checkpoint.model, checkpoint.tokenizer, checkpoint.profile, checkpoint.name)
     with evaluating(checkpoint.model):
         for judged in sets:
             corpus: Any = None
             for mode in settings.modes:
                 encoder = SearchR3Encoder(
-                    current,
+                    checkpoint,
                     mode=mode,
                     max_length=max_length,
                     max_reasoning_tokens=settings.max_reasoning_tokens,
@@ -99,10 +103,10 @@ def per_query_ndcg(judged: JudgedSet, queries: Any, corpus: Any, k: int = 10) ->
 
     run: dict[str, dict[str, float]] = {}
     ids = list(judged.queries)
-    for start in range(0, len(ids), _BLOCK):
-        scores = queries[start : start + _BLOCK] @ corpus.T
+    for start in range(0, len(ids), _QUERIES_AT_ONCE):
+        scores = queries[start : start + _QUERIES_AT_ONCE] @ corpus.T
         top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        for row, query in enumerate(ids[start : start + _BLOCK]):
+        for row, query in enumerate(ids[start : start + _QUERIES_AT_ONCE]):
             run[query] = {judged.document_ids[d]: float(scores[row, d]) for d in top[row]}
     metric = f"ndcg_cut.{k}"
     measured = pytrec_eval.RelevanceEvaluator({q: dict(j) for q, j in judged.qrels.items()}, {metric}).evaluate(run)
@@ -124,29 +128,16 @@ def _by_hops(judged: JudgedSet, values: Mapping[str, float]) -> list[tuple[int |
     return [(hops, sum(group) / len(group), len(group)) for hops, group in ordered]
 
 
-def _hopworld(settings: JudgedSetSettings) -> JudgedSet:
-    from search_r3_mteb.tasks.hopworld import HopWorld
-
+def _hopworld(settings: JudgedSetSettings) -> tuple[dict[str, str], dict[str, dict[str, int]], dict[str, int]]:
+    """Texts, judgements and hop counts of the queries, by their ids."""
     world = HopWorld(settings.documents, settings.world_seed)
-    queries = [query for hops in settings.hops for query in world.queries(settings.split, hops)]
-    return JudgedSet(
-        label=settings.label,
-        documents={id_: document["text"] for id_, document in world.corpus.items()},
-        queries={query.id: query.text for query in queries},
-        qrels={query.id: {query.positive_id: 1} for query in queries},
-        hops={query.id: query.hops for query in queries},
-    )
+    queries = list(world.iterate_queries(settings.split, settings.hops))
+    qrels = {query.id: {query.positive_id: 1} for query in queries}
+    return {query.id: query.text for query in queries}, qrels, {query.id: query.hops for query in queries}
 
 
-def _beir(settings: JudgedSetSettings) -> JudgedSet:
-    from pathlib import Path
-
-    from search_r3_mteb.tasks.beir_folder import read_corpus, read_qrels, read_queries
-
-    folder = Path(str(settings.path))
-    qrels: dict[str, dict[str, int]] = {}
-    for query, document, relevance in read_qrels(folder, settings.split):
-        qrels.setdefault(query, {})[document] = relevance
-    documents = {id_: join_title(title, text) for id_, title, text in read_corpus(folder)}
-    queries = {id_: text for id_, text in read_queries(folder) if id_ in qrels}
-    return JudgedSet(settings.label, documents, queries, {q: qrels[q] for q in queries}, {})
+def _beir(settings: JudgedSetSettings) -> tuple[dict[str, str], dict[str, dict[str, int]], dict[str, int]]:
+    """The same of a BEIR folder, whose queries have no hop counts."""
+    folder = str(settings.path)
+    qrels = read_relevance(folder, settings.split)
+    return {id_: text for id_, text in read_queries(folder) if id_ in qrels}, qrels, {}

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: `log.jsonl` (one event a line), TensorBoard, and a progress bar with the losses."""
+"""The log of a run: `log.jsonl` with one event per line, TensorBoard, and a progress bar with the losses."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ from search_r3_mteb.atomic import write_text
 
 
 class RunLog:
-    """Writes events; on all processes but the main one it does nothing.
+    """Writes events; does nothing where it is not `active`, which only the main process's is.
 
-    `resume_step`: lines of later steps are cut off, so that a resumed run's log is the uninterrupted run's. Numbers must be
-    finite: a NaN in a log is an error that went unnoticed.
+    Lines of steps after `resume_step` are cut off, so that a resumed run's log is the uninterrupted run's. Numbers must
+    be finite: a NaN in a log is an error that went unnoticed.
     """
 
     def __init__(self, folder: Path, *, total: int, resume_step: int, tensorboard: bool, active: bool = True) -> None:
@@ -63,8 +63,13 @@ class RunLog:
             self._bar.close()
 
 
+def due(step: int, every: int) -> bool:
+    """Whether what happens every `every` steps happens after this one; with 0 it never does."""
+    return every > 0 and step % every == 0
+
+
 def cut(path: Path, step: int) -> None:
-    """Keep the events up to `step` of a file with one JSON object a line; a last line that a kill cut in half goes too."""
+    """Keep the events up to `step` of a file with one JSON object per line, and no line that a kill left incomplete."""
     if not path.exists():
         return
     kept: list[str] = []

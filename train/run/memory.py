@@ -24,7 +24,7 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.base_copy + self.activations
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The estimate in words."""
         parts = ("weights", "gradients", "optimizer", "base_copy", "activations", "total")
         shown = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name) / 2**30:.2f}" for name in parts)
         share = self.trainable_parameters / self.parameters
@@ -37,16 +37,16 @@ class MemoryEstimate:
 def estimate(
     model: Any, *, rows: int, length: int, gradient_checkpointing: bool, base_copy: bool, compute_bytes: int
 ) -> MemoryEstimate:
-    """What a step with `rows` sequences of `length` tokens takes; `compute_bytes` is 2 in bf16, 4 in float32.
+    """Memory of a step with `rows` sequences of `length` tokens; `compute_bytes` is 2 in bf16, 4 in float32.
 
-    Activations: 34 values of the width a token and layer (Korthikanti et al., arXiv 2205.05198, eq. 2, without the attention
-    matrix, which fused attention never stores), or the layers' inputs alone with gradient checkpointing plus one whole layer.
+    Activations: 17 values per token, layer and unit of width (Korthikanti et al., arXiv 2205.05198, eq. 2: 34 bytes at
+    2 bytes per value, without the attention matrix, which fused attention never stores); with gradient checkpointing
+    the layers' inputs and one whole layer.
     """
     config = unwrap(model).config
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     weights = sum(p.numel() * p.element_size() for p in parameters)
-    # 34 bytes at 2 bytes a value: 17 values.
     layer = 17 * rows * length * config.hidden_size * compute_bytes
     layers = config.num_hidden_layers
     inputs = layers * rows * length * config.hidden_size * compute_bytes

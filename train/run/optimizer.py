@@ -11,10 +11,10 @@ from train.config.run import OptimizationSettings
 
 
 def make_optimizer(model: nn.Module, settings: OptimizationSettings, *, sharded: bool = False) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) over what is trainable, or Muon for hidden matrices and AdamW for the rest.
+    """AdamW (arXiv 1711.05101) over the trainable weights, or Muon for hidden matrices and AdamW for the rest.
 
-    Weight decay is for matrices only, not for norms and biases. `sharded`: the weights will lie in parts on several processes. Raises
-    ValueError for Muon with an adapter or with shards.
+    Weight decay is for matrices only, not for norms and biases. `sharded`: the weights will be split over processes.
+    Raises ValueError for Muon with an adapter or with shards.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if settings.optimizer == "adamw":
@@ -36,7 +36,7 @@ def make_optimizer(model: nn.Module, settings: OptimizationSettings, *, sharded:
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """torch's Muon and torch's AdamW over different parameters as one optimizer: one list of groups, one state to save."""
+    """torch's Muon and AdamW over different parameters as one optimizer, with one list of groups and one state."""
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
         self.parts: tuple[torch.optim.Optimizer, ...] = (muon, adamw)
@@ -78,11 +78,11 @@ def _adamw(parameters: Iterable[nn.Parameter], settings: OptimizationSettings) -
 
 
 def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """What Muon is for: matrices that map hidden states to hidden states, so neither embeddings nor the language-model head."""
+    """The matrices that map hidden states to hidden states: neither embeddings nor the language-model head."""
     if not all(p.requires_grad for p in model.parameters()):
         raise ValueError(
-            'optimizer = "muon" is for full fine-tuning, and some weights are frozen: the factors of an adapter are not the matrices '
-            'that Muon orthogonalizes. Use optimizer = "adamw".'
+            'optimizer = "muon" is for full fine-tuning, and some weights are frozen: Muon orthogonalizes whole '
+            'matrices, not the factors of an adapter. Use optimizer = "adamw".'
         )
     # The weight of a tied head is one of them.
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -92,7 +92,7 @@ def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def learning_rate(step: int, settings: OptimizationSettings) -> float:
-    """The rate of optimizer step `step` (from 1): linear warm-up, then the schedule down to `final_share` at the last step."""
+    """The rate of step `step` (from 1): linear warm-up, then the schedule down to `final_share` at the last step."""
     if step <= settings.warmup_steps:
         return settings.learning_rate * step / settings.warmup_steps
     if settings.schedule == "constant":

@@ -1,7 +1,7 @@
-"""Stage 1's contrastive terms over the whole batch of all processes: InfoNCE and triplet margin on the same similarities.
+"""Stage 1's contrastive terms over the batch of all processes: InfoNCE and triplet margin on the same similarities.
 
-A row's query is embedded directly and, where it has a trace, after its reasoning; both are queries of the same documents, and
-the loss is the mean over all of them.
+A row's query is embedded directly and, where it has a trace, after its reasoning; both are queries of the same
+documents, and the loss is the mean over all of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ from train.processes import collectives
 
 @dataclass
 class BatchContrast:
-    """The share of a batch that lies on this process: which document belongs to which query.
+    """The share of a batch on this process: which document belongs to which query.
 
-    `rows[name]` are the numbers of the rows whose queries the column `name` holds; `positives[r]` is the column of row r's
-    document among this process's documents, `owners[d]` the row that document d belongs to. Ids are equal for equal texts.
+    `rows[name]` are the numbers of the rows whose queries the column `name` holds; `positives[r]` is the place of row
+    r's document among this process's documents, `owners[d]` the row of document d. Ids are equal for equal texts.
     """
 
     settings: LossSettings
@@ -39,14 +39,13 @@ class BatchContrast:
         return bool(self.settings.infonce or self.settings.triplet)
 
     def __call__(self, vectors: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """The weighted sum of both terms; `parts` then holds each as a number, unweighted."""
+        """The weighted sum of both terms; each is put into `parts`, unweighted."""
         settings = self.settings
         names = [name for name in vectors if name != "documents"]
         queries = torch.cat([vectors[name] for name in names])
         rows = [self.rows[name].to(queries.device) for name in names]
-        counts = collectives.row_counts(len(vectors["documents"]), queries.device)
+        before = collectives.rows_before(len(vectors["documents"]), queries.device)
         documents = collectives.gather_rows(vectors["documents"])
-        before = sum(counts[: collectives.rank()])
         positives = self.positives.to(queries.device)[torch.cat(rows)] + before
         negatives = self._negatives(rows, before)
         count = collectives.shared_count(len(queries), queries.device)
@@ -69,7 +68,7 @@ class BatchContrast:
         return loss
 
     def _negatives(self, columns: Sequence[Tensor], before: int) -> Tensor:
-        """Which documents of all processes are negatives of which query; `columns` are the rows of each column's queries."""
+        """Which documents of all processes are negatives of which query; `columns` are the queries' rows, by column."""
         device = columns[0].device
         every_id = collectives.gather_rows(self.document_ids.to(device))
         query_ids, positives = self.query_ids.to(device), self.positives.to(device) + before
@@ -77,7 +76,7 @@ class BatchContrast:
         masks = []
         for rows in columns:
             owners = None
-            if not self.settings.in_batch:  # documents by the place of their row in this column; -1: not here
+            if not self.settings.in_batch:  # documents by the place of their row in this column, -1 for none
                 place = torch.full((len(query_ids),), -1, device=device)
                 place[rows] = torch.arange(len(rows), device=device)
                 owners = torch.full((len(every_id),), -1, device=device)

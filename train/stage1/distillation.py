@@ -5,9 +5,10 @@
 
 The teacher reads a document, a query, and for the vector after reasoning the query with its reasoning.
 
-Source: our choice. The paper distils nothing; a small model that starts from an encoder's weights, with causal attention in place of
-its own, has no other way to get back in minutes what that encoder learned from a billion pairs. Vectors are matched as in Reimers
-and Gurevych 2020 (arXiv 2004.09813, there with the mean squared error), similarities by a softmax over the batch's documents.
+Source: our choice, the paper has no distillation. A small model that starts from an encoder's weights, but with causal
+attention, has no other way to regain in minutes what that encoder learned from a billion pairs. Vectors are matched as
+in Reimers and Gurevych 2020 (arXiv 2004.09813, there with the mean squared error), similarities by a softmax over the
+batch's documents.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from train.processes import collectives
 
 
 class Teacher:
-    """A sentence-transformers model whose vectors are targets, with its own pooling. It reads no more tokens than the model does."""
+    """A sentence-transformers model, with its own pooling, whose vectors are targets."""
 
     def __init__(self, path: str, device: torch.device) -> None:
         from sentence_transformers import SentenceTransformer
@@ -45,13 +46,13 @@ class Teacher:
 
 @cache
 def teacher(path: str, device: torch.device) -> Teacher:
-    """The teacher in that folder, loaded once a process."""
+    """The teacher in that folder, loaded once per process."""
     return Teacher(path, device)
 
 
 @dataclass
 class Distillation:
-    """The distance of a batch's vectors to the teacher's; `targets` has a column of unit vectors for each of theirs."""
+    """The distance of a batch's vectors to the teacher's; `targets` holds unit vectors under the same column names."""
 
     targets: Mapping[str, Float[Tensor, "rows dim"]]
     weight: float
@@ -59,8 +60,9 @@ class Distillation:
     parts: dict[str, float] = field(default_factory=dict, init=False)
 
     def __call__(self, vectors: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """The weighted sum of both terms; `parts` then holds each as a number, unweighted. Over several processes the
-        similarities are those to the process's own documents.
+        """The weighted sum of both terms; each is put into `parts`, unweighted.
+
+        On several processes the similarities are those to the process's own documents.
         """
         names = list(vectors)
         device = vectors[names[0]].device
@@ -92,8 +94,8 @@ def cosine_distance(
     """1 - cosine of each vector and its target, mean over rows. ValueError where the two spaces differ in dimension."""
     if vectors.shape != targets.shape:
         raise ValueError(
-            f"The model gives vectors of shape {tuple(vectors.shape)}, the teacher {tuple(targets.shape)}: their cosine is not "
-            "defined. Take a teacher of the model's width."
+            f"The model gives vectors of shape {tuple(vectors.shape)}, the teacher {tuple(targets.shape)}: they have "
+            "no cosine. Take a teacher of the model's width."
         )
     require_finite(vectors=vectors, targets=targets)
     return (1 - (unit(vectors) * unit(targets)).sum(dim=-1)).sum() / share(count, len(vectors))

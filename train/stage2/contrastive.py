@@ -1,6 +1,6 @@
 """Stage 2's contrastive term: InfoNCE of the rollouts' vectors, in the same forward as the policy loss.
 
-Positives are the documents of the prompts of all processes, with gradient; hard negatives come from the cache and are constants.
+Positives are the documents of all processes' prompts, with gradient; hard negatives are constants from the cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ from train.stage2.rollouts import Groups
 
 @dataclass
 class PositiveDocuments:
-    """The positives of this process's prompts, each once: `column[p]` is the place of prompt p's among `texts`.
+    """The positives of this process's prompts, each once; `column[p]` is the place of prompt p's among `texts`.
 
-    `vectors` (texts, dim) have the gradient; None: no contrastive term.
+    `vectors` (texts, dim) have the gradient; None without a contrastive term.
     """
 
     texts: list[str]
@@ -42,9 +42,9 @@ class PositiveDocuments:
 
 @dataclass
 class RolloutContrast:
-    """What the rollouts of a step are contrasted with, and which of them are.
+    """The documents that a step's rollouts are contrasted with, and which rollouts are.
 
-    `leaf` stands for the documents of all processes, so that the gradient of many mini-batches of rollouts is collected there
+    `leaf` stands for the documents of all processes: the gradient of many mini-batches of rollouts is collected there
     and goes through the documents' own forward once, in `finish`. Columns are the documents, then the constants.
     """
 
@@ -72,8 +72,8 @@ class RolloutContrast:
         if documents.vectors is None:
             return None
         device = documents.vectors.device
-        before = sum(collectives.row_counts(len(documents.texts), device)[: collectives.rank()])
-        # Those of all processes, so that a query's negatives do not depend on who else shares its process.
+        before = collectives.rows_before(len(documents.texts), device)
+        # Those of all processes, so that a query's negatives do not depend on the other queries of its process.
         own_rows = torch.from_numpy(environment.negatives(groups, judged, settings.hard_negatives)).to(device)
         hard = list(dict.fromkeys(collectives.gather_rows(own_rows).tolist()))
         constants = torch.from_numpy(environment.cache.values(np.array(hard, dtype=np.int64))).to(device)
@@ -103,7 +103,7 @@ class RolloutContrast:
         )
 
     def loss(self, part: Sequence[int], vectors: Float[Tensor, "rollouts dim"], count: float) -> Float[Tensor, ""]:
-        """The share of the rollouts `part`, of which those below `min_reward` teach nothing; `count` stays that of all."""
+        """The share of the rollouts `part`, without those below `min_reward`; `count` is the divisor for all."""
         rollouts = torch.tensor(list(part), device=vectors.device)
         taught = self.taught[rollouts]
         if not taught.any():

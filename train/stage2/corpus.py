@@ -2,13 +2,11 @@
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 
-from search_r3_mteb.encoder.documents import join_title
 from train.config.data import RlDataSettings, SourceSettings
 from train.corpus_cache.texts import CorpusTexts, CountTokens
 from train.data.rows import TrainingRow
-from train.data.sources import all_rows, open_source
+from train.data.sources import all_rows, documents_of, open_source
 
 
 class SearchedCorpus:
@@ -18,20 +16,20 @@ class SearchedCorpus:
     """
 
     def __init__(self, settings: RlDataSettings, count_tokens: CountTokens) -> None:
-        self._named = bool(settings.corpus)
         places = {_place(source): source for source in (settings.corpus or settings.sources)}
-        self._prefixed = len(places) > 1 and not self._named
+        self._prefixed = len(places) > 1 and not settings.corpus
         self._place_of = {source.label: _place(source) for source in settings.sources}
-        ids: list[str] = []
+        self.ids: list[str] = []
         texts: list[str] = []
         for place, source in places.items():
-            for id_, text in _documents(source, settings.on_bad_row):
-                ids.append(self._id(place, id_))
+            pairs = _positives(source, settings.on_bad_row) if source.kind in ("jsonl", "hub") else documents_of(source)
+            for id_, text in pairs:
+                self.ids.append(self._id(place, id_))
                 texts.append(text)
-        self.ids, self.texts = ids, CorpusTexts(texts, ids, count_tokens)
+        self.texts = CorpusTexts(texts, self.ids, count_tokens)
 
     def relevance(self, row: TrainingRow) -> dict[str, float]:
-        """Document id -> relevance of a training row, by the corpus's ids; only what is relevant at all.
+        """Document id -> relevance of a training row, by the corpus's ids; grades above 0 only.
 
         Raises ValueError (from `CorpusTexts.rows_of`) for a document that the corpus does not have.
         """
@@ -46,7 +44,7 @@ class SearchedCorpus:
         return self._id(self._place_of[row.source], _id_of(row))
 
     def id_of(self, row: int) -> str:
-        """The id of a row; empty for -1, the place of a document that the index did not find, which the reward refuses."""
+        """The id of a row; for -1, a document that the index did not find, the empty id that the reward refuses."""
         return "" if row < 0 else self.ids[int(row)]
 
     def _id(self, place: str, id_: str) -> str:
@@ -63,31 +61,15 @@ def _id_of(row: TrainingRow) -> str:
 
 
 def _place(source: SourceSettings) -> str:
-    """What two sources over the same documents have in common."""
+    """A name that is the same for two sources over the same documents."""
     if source.kind == "hopworld":
         return f"hopworld-{source.documents}-{source.world_seed}"
     return f"{source.kind}-{source.path}"
 
 
-def _documents(source: SourceSettings, on_bad_row: str) -> Iterable[tuple[str, str]]:
-    """(id, text) of every document of a source."""
-    if source.kind == "hopworld":
-        from search_r3_mteb.tasks.hopworld import HopWorld
-
-        corpus = HopWorld(source.documents, source.world_seed).corpus
-        return ((id_, document["text"]) for id_, document in corpus.items())
-    if source.kind == "beir":
-        from search_r3_mteb.tasks.beir_folder import read_corpus
-
-        return ((id_, join_title(title, text)) for id_, title, text in read_corpus(Path(str(source.path))))
-    return _positives(source, on_bad_row)
-
-
 def _positives(source: SourceSettings, on_bad_row: str) -> Iterable[tuple[str, str]]:
-    """The documents that the rows of a file name as relevant, each once."""
-    seen: set[str] = set()
+    """(id, text) of the documents that the rows of a file name as relevant, each once."""
+    seen: dict[str, str] = {}
     for row in all_rows(open_source(source), on_bad_row):
-        id_ = _id_of(row)
-        if id_ not in seen:
-            seen.add(id_)
-            yield id_, row.positive
+        seen.setdefault(_id_of(row), row.positive)
+    return seen.items()

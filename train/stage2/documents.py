@@ -1,4 +1,4 @@
-"""Documents of the searched corpus as vectors, under the present weights."""
+"""The encoder of the searched corpus's documents, under the present weights."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,10 +14,9 @@ from train.model.model import embed, unwrapped_peft
 
 
 class DocumentEncoder:
-    """What the corpus cache asks for vectors; those that `know` was told are not computed again.
+    """Texts to vectors for the corpus cache; the vectors that `know` was given are not computed again.
 
-    `frozen`: documents are embedded with the adapter of `model` switched off. `autocast` makes the context that training
-    computes in.
+    `frozen`: documents are embedded with the adapter of `model` switched off. `autocast` is the training's context.
     """
 
     def __init__(
@@ -44,14 +43,14 @@ class DocumentEncoder:
         return np.stack([found[text] for text in texts])
 
     def know(self, texts: Sequence[str], vectors: torch.Tensor | None) -> None:
-        """Take over vectors (n, dim) that the loss has just computed for these texts with the present weights."""
+        """Take vectors (n, dim) that the loss has just computed for these texts with the present weights."""
         if vectors is None:
             return
         unit = torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=-1).numpy()
         self.known = dict(zip(texts, unit, strict=True))
 
     def forget(self) -> None:
-        """Know no vectors: the weights are about to move."""
+        """Drop the known vectors, since the weights are about to move."""
         self.known = {}
 
     def count_tokens(self, texts: list[str]) -> list[int]:

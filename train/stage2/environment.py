@@ -13,6 +13,7 @@ from train.config.grpo import RewardSettings
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.refresh_policies import Hits, RefreshReport
 from train.losses.rewards import Rankings, Rewards, reward
+from train.run.log import due
 from train.stage2.corpus import SearchedCorpus
 from train.stage2.documents import DocumentEncoder
 from train.stage2.rollouts import Groups
@@ -20,9 +21,10 @@ from train.stage2.rollouts import Groups
 
 @dataclass(frozen=True)
 class Judged:
-    """What rollouts retrieved and earned. `relevance[p]` maps prompt p's relevant document ids to their grades;
+    """The documents that rollouts retrieved, and their rewards.
 
-    `rows` (rollouts, k) and `similarities` (rollouts, k) are the ranking of `corpus` in the refreshed cache, best first.
+    `relevance[p]` maps prompt p's relevant document ids to their grades. `rows` and `similarities` (rollouts, k) are
+    the ranking of `corpus` in the refreshed cache, best first.
     """
 
     corpus: SearchedCorpus
@@ -33,7 +35,7 @@ class Judged:
     refresh: RefreshReport
 
     def top(self, rollout: int, count: int) -> list[dict[str, Any]]:
-        """The first documents of a rollout's ranking: id, cosine, and the beginning of the text."""
+        """The first documents of a rollout's ranking: id, cosine, and the first characters of the text."""
         found = zip(self.rows[rollout, :count], self.similarities[rollout, :count], strict=True)
         texts = self.corpus.texts.texts
         return [{"id": self.corpus.id_of(r), "cosine": float(s), "text": texts[int(r)][:300]} for r, s in found]
@@ -50,7 +52,7 @@ class Environment:
     reward: RewardSettings
 
     def judge(self, groups: Groups, step: int) -> Judged:
-        """Refresh what the rollouts touch, rank the corpus for each of them, and reward it. `step`: the update to come."""
+        """Refresh the rows near the rollouts, rank the corpus for each, and reward it; `step` is the coming update."""
         cache, settings, exact = self.cache, self.settings, self.settings.index == "exact"
         rewarded = self.reward.replaced(k=min(self.reward.k, len(cache)))  # a corpus smaller than k has no rank k
         relevance = [self.corpus.relevance(row) for row in groups.rows]
@@ -61,7 +63,7 @@ class Environment:
             Hits(groups.vectors, touched.rows, positives),
             self.encoder,
             settings.budget_tokens,
-            step=step - 1,  # the weights are those after so many updates
+            step=step - 1,  # the number of updates so far
             given=cache.rows_of(known),
         )
         self.encoder.forget()
@@ -78,7 +80,7 @@ class Environment:
         return Judged(self.corpus, relevance, found.rows, found.scores, rewards, report)
 
     def negatives(self, groups: Groups, judged: Judged, count: int) -> Int[np.ndarray, " rows"]:
-        """For each prompt the `count` documents that its rollouts ranked highest and that are not relevant; all of them together."""
+        """The `count` documents per prompt that its rollouts ranked highest and that are not relevant, all together."""
         chosen: list[int] = []
         for prompt, relevant in enumerate(judged.relevance):
             own = set(self.cache.rows_of(list(relevant)).tolist())
@@ -94,9 +96,8 @@ class Environment:
         return self.cache.values(self.cache.rows_of([ids[text] for text in texts]))
 
     def audit(self, step: int) -> dict[str, Any] | None:
-        """How wrong the cache is after the update of `step`, for the log; None where no audit is due."""
-        every = self.settings.audit_every
-        if not every or step % every or self.cache.policy.is_exact:
+        """The cache's error after the update of `step`, for the log; None where no audit is due."""
+        if not due(step, self.settings.audit_every) or self.cache.policy.is_exact:
             return None
         found = asdict(self.cache.audit(self.settings.audit_rows, self.encoder, step=step))
         del found["step"]

@@ -10,7 +10,7 @@ from train.stage1.step import SupervisedStep
 
 @dataclass
 class Replay:
-    """A step of stage 1 beside the policy's, on stage 1's rows; nothing where no rows are replayed."""
+    """A step of stage 1 on stage 1's rows, beside the policy's; without rows it does nothing."""
 
     run: Run
     data: TrainingData | None
@@ -32,9 +32,8 @@ class Replay:
         return cls(run, data)
 
     def backward(self) -> dict[str, float]:
-        """Add the gradient of stage 1's losses on the next replayed rows; returns them as "replay" and "replay_NAME"."""
+        """Add the gradient of stage 1's losses on the next rows; returns the losses as "replay" and "replay_NAME"."""
         if self.data is None:
             return {}
-        run = self.run
-        losses = SupervisedStep.of(run, run.config.replay.loss).backward(self.data.next_batch(), run.accelerator)
+        losses = SupervisedStep(self.run, self.run.config.replay.loss).backward(self.data.next_batch())
         return {"replay": losses.pop("loss")} | {f"replay_{name}": value for name, value in losses.items()}

@@ -1,4 +1,4 @@
-"""Rollouts written down to be read: `rollouts.jsonl`, one rollout per line."""
+"""A log of some rollouts for reading: `rollouts.jsonl`, one rollout per line."""
 
 import json
 from pathlib import Path
@@ -6,28 +6,26 @@ from typing import Any
 
 from train.config.run import RlOutputSettings
 from train.losses.grpo import Advantages
-from train.run.log import cut
+from train.run.log import cut, due
 from train.stage2.environment import Judged
 from train.stage2.rollouts import Groups
 
-FILE = "rollouts.jsonl"
-
 
 class RolloutLog:
-    """A few rollouts every so many steps: query, reasoning, reward, top documents. On the main process alone (`active`)."""
+    """Query, reasoning, reward and top documents of a few rollouts, every so many steps; nothing unless `active`."""
 
     def __init__(self, folder: Path, tokenizer: Any, settings: RlOutputSettings, *, step: int, active: bool) -> None:
-        self._path, self._tokenizer, self._settings, self._active = folder / FILE, tokenizer, settings, active
+        self._path, self._tokenizer, self._settings = folder / "rollouts.jsonl", tokenizer, settings
+        self._active = active
         if active:
             cut(self._path, step)  # what was written after the checkpoint that the run resumed from
 
     def write(self, groups: Groups, judged: Judged, advantages: Advantages, step: int) -> None:
         """Append the step's first rollouts where they are due."""
-        settings = self._settings
-        if not (self._active and settings.rollouts_every and step % settings.rollouts_every == 0):
+        if not (self._active and due(step, self._settings.rollouts_every)):
             return
         with self._path.open("a", encoding="utf-8") as file:
-            for rollout in range(min(settings.rollouts, len(groups.prompt))):
+            for rollout in range(min(self._settings.rollouts, len(groups.prompt))):
                 record = {"step": step} | self._record(groups, judged, advantages, rollout)
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 

@@ -22,8 +22,8 @@ from train.model.model import evaluating
 class Groups:
     """The rollouts of one step on this process.
 
-    Rollout r belongs to prompt `prompt[r]`, whose id `group[r]` is unique over all processes. `vectors` (rollouts, dim) are of
-    unit length. `rendered[r]` is the whole sequence that was sampled: prompt, reasoning, embed token, with its spans.
+    Rollout r belongs to prompt `prompt[r]`, whose id `group[r]` is unique over all processes. `vectors` (rollouts, dim)
+    have unit length. `rendered[r]` is the whole sequence: prompt, reasoning, embed token, with its spans.
     """
 
     rows: Sequence[TrainingRow]
@@ -58,7 +58,7 @@ def sample(
     seed: int,
     process: int,
 ) -> Groups:
-    """`group_size` rollouts of every row's query; each prompt is prefilled once. Draws depend on seed, step and query alone."""
+    """`group_size` rollouts per row, each prompt prefilled once; draws depend on seed, step and query alone."""
     prompts = [renderer.render(row.query, "reason") for row in rows]
     digest = hashlib.sha256(f"rollouts {seed} {step}".encode()).digest()
     sampling = Sampling(settings.max_reasoning_tokens, settings.temperature, int.from_bytes(digest[:6], "big"))

@@ -1,7 +1,7 @@
 """One step of stage 2: policy and contrastive loss of a step's rollouts, and their gradient."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,23 +9,22 @@ from torch import Tensor
 from train.config.stages import RlConfig
 from train.losses.grpo import Advantages, PolicyBatch, PolicyLoss, gathered_advantages, grpo_loss
 from train.losses.stage1 import select_reply, token_scores
-from train.model import model as models
 from train.model.batches import TokenBatch, collate
+from train.model.model import Base, forward, head_of
 from train.processes import collectives
 from train.run.run import Run
-from train.stage2 import rollouts
 from train.stage2.contrastive import PositiveDocuments, RolloutContrast
 from train.stage2.environment import Environment, Judged
-from train.stage2.rollouts import Groups
+from train.stage2.rollouts import Groups, padded, sampled_log_probs
 
 
 @dataclass(frozen=True)
 class LossCounts:
-    """What sums are divided by, so that the shares of mini-batches and processes add up to means over all of them."""
+    """The divisors of sums, with which the shares of mini-batches and processes add up to means over all of them."""
 
     tokens: float  # chosen by the model, of all rollouts
     rollouts: float
-    shown: float  # tokens of the rollouts that run: for what is logged
+    shown: float  # chosen tokens of the rollouts that run, for logged numbers
 
 
 @dataclass
@@ -35,7 +34,7 @@ class PolicyStep:
     run: Run
     environment: Environment
     groups: Groups
-    base: models.Base | None
+    base: Base | None
 
     @property
     def config(self) -> RlConfig:
@@ -46,8 +45,8 @@ class PolicyStep:
     def documents(self) -> PositiveDocuments:
         """The positives of this process's prompts, encoded under the present weights.
 
-        Under the `frozen` policy they are the cache's constants: documents are then embedded by the frozen weights for ever, and
-        positives that moved would differ from every negative by that alone.
+        Under the `frozen` policy they are the cache's constants, as all documents are: positives that moved would
+        differ from every negative by that alone.
         """
         run = self.run
 
@@ -58,7 +57,7 @@ class PolicyStep:
                 return torch.from_numpy(self.environment.positive_vectors(self.groups, texts)).to(run.device)
             batch = collate(run.renderer.render_batch(texts, "direct"), run.checkpoint.embed_token_id, run.device)
             with run.accelerator.autocast():
-                return models.forward(run.model, batch.token_ids, batch.lengths).vectors
+                return forward(run.model, batch.token_ids, batch.lengths).vectors
 
         return PositiveDocuments.of(self.groups.rows, encode)
 
@@ -71,20 +70,16 @@ class PolicyStep:
     def backward(self, judged: Judged, advantages: Advantages, documents: PositiveDocuments) -> dict[str, float]:
         """Add the gradient to the parameters, `mini_batch_size` rollouts at a time; returns the parts of the loss.
 
-        A rollout's loss needs the others only through numbers that are already known (advantages) and through the documents,
-        so adding up the parts is exact. The documents' gradient is collected and goes through their own forward once.
+        A rollout's loss depends on the others only through numbers that are already known (advantages) and through the
+        documents, so adding up the parts is exact. The documents' gradient goes through their own forward once.
         """
         chosen = self.chosen(advantages)
         size = self.config.optimization.mini_batch_size or len(chosen)
         everything = range(len(self.groups.prompt))
-        counts = LossCounts(
-            self._token_count(everything),
-            collectives.shared_count(len(everything), self.run.device),
-            self._token_count(chosen),
-        )
-        totals = dict.fromkeys(
-            ("loss", "policy", "contrastive", "kl", "clipped", "gap_mean", "gap_max", "entropy"), 0.0
-        )
+        rollouts = collectives.shared_count(len(everything), self.run.device)
+        counts = LossCounts(self._token_count(everything), rollouts, self._token_count(chosen))
+        names = ("loss", "policy", "contrastive", "kl", "clipped", "gap_mean", "gap_max", "entropy")
+        totals = dict.fromkeys(names, 0.0)
         with self.run.accelerator.autocast():
             contrast = RolloutContrast.of(self.config.contrastive, self.environment, self.groups, judged, documents)
             for start in range(0, len(chosen), size):
@@ -95,10 +90,10 @@ class PolicyStep:
         return totals
 
     def chosen(self, advantages: Advantages) -> list[int]:
-        """The rollouts that have something to teach: where the policy's is the only loss, not those of groups with equal rewards.
+        """The rollouts that run: where the policy's loss is the only one, those of groups with unequal rewards.
 
-        What they are divided by stays, so that leaving them out saves time and changes nothing else. Where no group has anything
-        to teach the first one stays, so that every process has a backward pass.
+        The divisors stay, so that leaving the others out saves time and changes nothing else. Where all groups have
+        equal rewards the first one runs, so that every process has a backward pass.
         """
         config, everything = self.config, list(range(len(self.groups.prompt)))
         if config.contrastive.weight or config.policy.kl_weight or not config.policy.skip_zero_variance:
@@ -107,26 +102,26 @@ class PolicyStep:
         return [r for r in everything if self.groups.prompt[r] in alive]
 
     def check_gap(self, losses: dict[str, float]) -> dict[str, float]:
-        """The sampler and the trainer are the same weights: their log-probabilities may differ by rounding only.
+        """The gaps between the log-probabilities of sampler and trainer, for the log.
 
-        The gaps before any update, which those of later updates on the same rollouts must not hide in the log.
+        Before an update both are the same weights, so only rounding may differ: FloatingPointError above `max_gap`.
         """
         gap, limit = losses["gap_mean"], self.config.policy.max_gap
         if not gap <= limit:
             raise FloatingPointError(
-                f"sampler and trainer differ by {gap:.4f} nats per token on average, above policy.max_gap = {limit}: the ratios, and "
-                "so the gradient, would be wrong. Train in float32, or raise the bound if the dtype explains it."
+                f"sampler and trainer differ by {gap:.4f} nats per token on average, above policy.max_gap = {limit}: "
+                "the gradient would be wrong. Train in float32, or raise the bound if the dtype explains it."
             )
         return {name: losses[name] for name in ("gap_mean", "gap_max")}
 
     def numbers(self, judged: Judged, advantages: Advantages) -> dict[str, float]:
-        """What the log and the bar show of this process's rollouts."""
-        rollouts = self.groups.rollouts
+        """Mean rewards, lengths and costs of this process's rollouts, for the log and the bar."""
+        finished = self.groups.rollouts.finished
         parts = {f"reward_{name}": float(values.mean()) for name, values in judged.rewards.parts.items()}
         return parts | {
             "reward": float(judged.rewards.total.mean()),
-            "finished_share": sum(rollouts.finished) / len(rollouts.finished),
-            "length": sum(self.groups.reasoning_tokens) / len(rollouts.finished),
+            "finished_share": sum(finished) / len(finished),
+            "length": sum(self.groups.reasoning_tokens) / len(finished),
             "zero_variance_share": advantages.zero_variance_groups / advantages.groups,
             "documents_encoded": float(len(judged.refresh.rows)),
             "refresh_seconds": judged.refresh.seconds,
@@ -136,24 +131,21 @@ class PolicyStep:
         self,
         part: Sequence[int],
         advantages: Advantages,
-        contrast: "RolloutContrast | None",
+        contrast: RolloutContrast | None,
         counts: LossCounts,
         totals: dict[str, float],
     ) -> Tensor:
         """The loss of some rollouts, as their share of the step's; adds its parts to `totals`."""
         config = self.config
         rows = collate([self.groups.rendered[r] for r in part], self.run.checkpoint.embed_token_id, self.run.device)
-        hidden = models.forward(self.run.model, rows.token_ids, rows.lengths)
+        hidden = forward(self.run.model, rows.token_ids, rows.lengths)
         policy, entropy = self._policy(part, rows, hidden.states, advantages, counts)
         loss = config.policy.weight * policy.loss
         share = policy.tokens / counts.shown
         totals["policy"] += float(policy.loss.detach())
-        for name, value in (
-            ("kl", policy.kl),
-            ("clipped", policy.clipped_low + policy.clipped_high),
-            ("entropy", entropy),
-        ):
-            totals[name] += share * value
+        totals["kl"] += share * policy.kl
+        totals["clipped"] += share * (policy.clipped_low + policy.clipped_high)
+        totals["entropy"] += share * entropy
         totals["gap_mean"] += share * policy.ratio_gap_mean
         totals["gap_max"] = max(totals["gap_max"], policy.ratio_gap_max)
         if contrast is not None:
@@ -167,32 +159,31 @@ class PolicyStep:
         self, part: Sequence[int], rows: TokenBatch, states: Tensor, advantages: Advantages, counts: LossCounts
     ) -> tuple[PolicyLoss, float]:
         """GRPO on the tokens that the model chose, and their mean entropy in nats."""
-        policy, temperature = self.config.policy, self.config.rollout.temperature
+        policy, temperature, device = self.config.policy, self.config.rollout.temperature, self.run.device
         reply = select_reply(states, rows.token_ids, rows.reply)
-        scores = token_scores(reply.hidden, models.head_of(self.run.model), reply.targets, temperature=temperature)
+        scores = token_scores(reply.hidden, head_of(self.run.model), reply.targets, temperature=temperature)
         lengths = rows.reply.sum(dim=1).tolist()
-        old, mask = (tensor.to(self.run.device) for tensor in rollouts.sampled_log_probs(self.groups.rollouts, part))
+        old, mask = (tensor.to(device) for tensor in sampled_log_probs(self.groups.rollouts, part))
         reference = None
         if self.base is not None:
             before = select_reply(self.base.states(rows.token_ids, rows.lengths), rows.token_ids, rows.reply)
             with torch.no_grad():
                 flat = token_scores(before.hidden, self.base.head, reply.targets, temperature=temperature).log_probs
-            reference = rollouts.padded(flat, lengths)
+            reference = padded(flat, lengths)
         index = torch.tensor(part)
-        values = advantages.values.to(self.run.device)[index.to(self.run.device)]
+        values = advantages.values.to(device)[index.to(device)]
         batch = PolicyBatch(
-            log_probs=rollouts.padded(scores.log_probs, lengths),
+            log_probs=padded(scores.log_probs, lengths),
             old_log_probs=old,
             mask=mask,
-            groups=self.groups.group[index].to(self.run.device),
+            groups=self.groups.group[index].to(device),
             rewards=values,
             reference_log_probs=reference,
         )
-        mine = Advantages(values, advantages.groups, advantages.zero_variance_groups)
         # "sequence" normalisation counts rollouts, "token" the tokens that the model chose.
         count = counts.tokens if policy.normalisation == "token" else counts.rollouts
-        loss = grpo_loss(batch, policy, advantages=mine, count=count)
-        entropy = rollouts.padded(scores.entropies, lengths)[mask]
+        loss = grpo_loss(batch, policy, advantages=replace(advantages, values=values), count=count)
+        entropy = padded(scores.entropies, lengths)[mask]
         return loss, float(entropy.mean()) if len(entropy) else 0.0
 
     def _token_count(self, chosen: Sequence[int]) -> float:

@@ -1,12 +1,12 @@
 """Stage 2 on TRL's GRPOTrainer, for its vLLM rollouts and its scale-out. Needs the extra: `pip install -e ".[trl]"`.
 
-TRL's are the loop, the policy loss, checkpoints, vLLM with its weight synchronisation, DeepSpeed and FSDP. Ours, from the same
-pure functions as `train/rl.py`, are the prompts, the rollout that ends in the embed token, the reward and the contrastive term.
-TRL is entered at three private names of 1.16 (`_generate_single_turn`, `_generate_and_score_completions`, `_compute_loss`),
-hence the pin.
+The loop, the policy loss, checkpoints, vLLM with its weight synchronisation, DeepSpeed and FSDP are TRL's. The prompts,
+the rollout that ends in the embed token, the reward and the contrastive term are ours, from the same functions as
+`train/rl.py`. Three private methods of TRL 1.16 are overridden or called, hence the pin: `_generate_single_turn`,
+`_generate_and_score_completions`, `_compute_loss`.
 
-Departures from `train/rl.py`: the corpus is as fresh as the environment that is handed in; what `GRPOConfig` is not told is
-TRL's default (`scale_rewards="none"`, `epsilon_high=0.28` and `temperature` are ours).
+Departures from `train/rl.py`: the corpus is as fresh as the given environment; settings that `GRPOConfig` does not get
+are TRL's defaults (ours are `scale_rewards="none"`, `epsilon_high=0.28` and `temperature`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,10 +35,10 @@ from train.model.model import evaluating, forward
 
 @dataclass(frozen=True)
 class SearchEnvironment:
-    """What rollouts search. `documents` maps ids to texts (title and body as one); `judgements` name the same ids.
+    """The corpus that rollouts search: `documents` maps ids to texts (title and body), `judgements` name the same ids.
 
-    `search(vectors, k)` gives ids and cosines (n, k) of the nearest documents, best first; `vectors(ids)` the vectors (n, dim)
-    that are searched, which are constants here.
+    `search(vectors, k)` gives ids and cosines (n, k) of the nearest documents, best first; `vectors(ids)` the searched
+    vectors (n, dim), which are constants here.
     """
 
     documents: Mapping[str, str]
@@ -49,7 +49,7 @@ class SearchEnvironment:
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What GRPOConfig has no name for; `max_length` in tokens."""
+    """Settings that GRPOConfig does not have; `max_length` in tokens."""
 
     reward: RewardSettings = field(default_factory=RewardSettings)
     contrastive: ContrastiveSettings = field(default_factory=ContrastiveSettings)
@@ -79,7 +79,7 @@ class SearchR3GRPOTrainer(GRPOTrainer):
         self.query_numbers = {query: number for number, query in enumerate(self.query_ids)}
         self.document_numbers = {document: number for number, document in enumerate(self.document_ids)}
         args = copy(args)
-        if args.use_vllm:  # without this vLLM talks on after the token
+        if args.use_vllm:  # else vLLM would generate past the token
             args.generation_kwargs = (args.generation_kwargs or {}) | {"stop_token_ids": [self.embed_token_id]}
         super().__init__(
             model=checkpoint.model,
@@ -121,9 +121,8 @@ class SearchR3GRPOTrainer(GRPOTrainer):
             rows.setdefault(tuple(prompt), []).append(row)
         group = max(map(len, rows.values()))
         # TRL spreads a group over processes: with one seed for all, its parts would be the same rollouts.
-        seed = (
-            self.args.seed * 1_000_003 + self._step
-        ) * self.accelerator.num_processes + self.accelerator.process_index
+        processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        seed = (self.args.seed * 1_000_003 + self._step) * processes + process
         sampling = Sampling(self.args.max_completion_length - 1, self.args.temperature, seed)
         drawn = engine.reason(list(rows), sampling, group_size=group)
         place = {row: n * group + nth for n, same in enumerate(rows.values()) for nth, row in enumerate(same)}
@@ -139,12 +138,12 @@ class SearchR3GRPOTrainer(GRPOTrainer):
         reasoning_tokens: Sequence[int],
         **columns: Any,
     ) -> list[float]:
-        """TRL's reward function; `columns` is the rest of what TRL hands to every reward."""
+        """TRL's reward function; `columns` are the other columns that TRL gives to every reward."""
         environment, settings = self.environment, self.search_settings.reward
         vectors = torch.stack(list(vector))
         self._retrieved, similarities = environment.search(vectors, settings.k)
         positive = None
-        if settings.weights.get("margin"):
+        if settings.margin:
             relevant = [[d for d, gain in environment.judgements[query].items() if gain > 0] for query in query_id]
             pairs = zip(relevant, vectors, strict=True)
             positive = [float((unit(environment.vectors(ids)) @ unit(own)).max()) for ids, own in pairs]
@@ -172,7 +171,7 @@ class SearchR3GRPOTrainer(GRPOTrainer):
         return output
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """TRL's policy loss, and InfoNCE on the vectors that its own forward passed on the way."""
+        """TRL's policy loss, and InfoNCE on the vectors of its own forward."""
         caught: list[Tensor] = []
         backbone = unwrap(self.accelerator.unwrap_model(model)).base_model
         handle = backbone.register_forward_hook(lambda module, args, output: caught.append(output.last_hidden_state))
@@ -205,16 +204,15 @@ class SearchR3GRPOTrainer(GRPOTrainer):
             temperature=settings.contrastive.temperature,
         )
         self._log("contrastive", float(term.detach()))
-        return loss + settings.contrastive.weight * term / (
-            self.current_gradient_accumulation_steps if self.model.training else 1
-        )
+        accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
+        return loss + settings.contrastive.weight * term / accumulated
 
     def _log(self, name: str, value: float) -> None:
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
 
 def close_turn(token_ids: Sequence[int], embed_token_id: int) -> tuple[list[int], bool]:
-    """Generated ids up to the embed token; where the model never emitted it, it is appended, and False returned."""
+    """Generated ids up to the embed token, and whether the model emitted it; otherwise it is appended."""
     ids = list(token_ids)
     if embed_token_id in ids:
         return ids[: ids.index(embed_token_id) + 1], True

@@ -1,4 +1,4 @@
-"""A tiny run that saves at every step, for tests that kill it. One import of torch, then one fork per life.
+"""A tiny run that saves at every step, for tests that kill it. Torch is imported once, then every life is a fork.
 
 python checkpoint_worker.py kills FOLDER COUNT     killed COUNT times at random moments, resumed, compared
 python checkpoint_worker.py processes FOLDER       two gloo processes save; one and two resume
@@ -19,10 +19,24 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.train.forking import forked, wait
-from train.checkpoint.save_load import TrainingState, checkpoints, load_latest, save
+from train.checkpoint.folders import checkpoints
+from train.checkpoint.save_load import TrainingState, load_latest, save
 
 STEPS = 12
 CONFIG = {"loss.kl": 1.0}
+
+
+class Draws:
+    """A random generator of its own, as a stream."""
+
+    def __init__(self, seed):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def state_dict(self):
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state):
+        self.generator.set_state(state["generator"])
 
 
 class Numbers:
@@ -48,25 +62,20 @@ def new_state(seed=0):
     np.random.seed(seed)  # noqa: NPY002  the global generator is part of the state
     model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.BatchNorm1d(16), nn.GELU(), nn.Linear(16, 8))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-    return TrainingState(
-        model=model,
-        optimizer=optimizer,
-        schedule=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS),
-        data=Numbers(),
-        generators={"rollouts": torch.Generator().manual_seed(seed + 1)},
-        notes={"drawn": []},
-    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    streams = {"schedule": schedule, "data": Numbers(), "rollouts": Draws(seed + 1)}
+    return TrainingState(model, optimizer, streams, notes={"drawn": []})
 
 
 def one_step(state):
     """Draws from every generator there is, so that a resume that forgets one shows."""
     drawn = random.random() + float(np.random.rand())  # noqa: NPY002
-    noise = torch.rand(4, 8, generator=state.generators["rollouts"]) + drawn
-    loss = (state.model(state.data.next() + noise) ** 2).mean()
+    noise = torch.rand(4, 8, generator=state.streams["rollouts"].generator) + drawn
+    loss = (state.model(state.streams["data"].next() + noise) ** 2).mean()
     state.optimizer.zero_grad()
     loss.backward()
     state.optimizer.step()
-    state.schedule.step()
+    state.streams["schedule"].step()
     state.notes["drawn"].append(loss.item())
 
 

@@ -1,5 +1,6 @@
+"""Saving and resuming: bit-equal, refused where damaged or foreign, and complete whenever the process dies."""
+
 import copy
-import importlib.util
 import json
 import os
 import random
@@ -15,16 +16,12 @@ import torch
 from torch import nn
 
 from tests.dying import killed_before
-from train.checkpoint.save_load import CheckpointError, TrainingState, best, checkpoints, load_latest, read, save
-from train.checkpoint.trees import read_tree, write_tree
+from tests.train.checkpoint.checkpoint_worker import CONFIG, Numbers, everything, new_state, one_step
+from train.checkpoint.folders import CheckpointError, best, checkpoints, read
+from train.checkpoint.save_load import TrainingState, load_latest, save
 from train.checkpoint.weights import trained_tensors
 
 WORKER = Path(__file__).with_name("checkpoint_worker.py")
-_spec = importlib.util.spec_from_file_location("checkpoint_worker", WORKER)
-worker_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(worker_module)
-CONFIG, Numbers, everything = worker_module.CONFIG, worker_module.Numbers, worker_module.everything
-new_state, one_step = worker_module.new_state, worker_module.one_step
 
 
 def run(folder, steps, *, save_at=(), state=None, **keywords):
@@ -38,56 +35,6 @@ def run(folder, steps, *, save_at=(), state=None, **keywords):
 
 def equal(left, right):
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-# --- trees -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_tree_comes_back_with_its_types(tmp_path):
-    shared = torch.arange(4)
-    tree = {
-        "numbers": [1, -2.5, True, None, float("inf"), 1e-310],
-        "text": "ü\ud800\x00",
-        "tuple": (1, (2,), []),
-        0: {1: "whole numbers as keys"},
-        "a.b": torch.ones(2, dtype=torch.bfloat16),
-        "a": {"b": torch.zeros((), dtype=torch.float64), "__kind__": "a user's own key"},
-        "shared": [shared, shared, shared[1:]],
-        "array": np.arange(3, dtype=np.uint32),
-        "flat": np.array(7.0),
-        "scalar": np.float32(0.1),
-        "empty": torch.zeros(0, 3),
-        "turned": torch.arange(6).reshape(2, 3).T,
-    }
-    write_tree(tree, tmp_path, "x")
-    back = read_tree(tmp_path, "x")
-    assert back["numbers"] == tree["numbers"]
-    assert [type(v) for v in back["numbers"]] == [type(v) for v in tree["numbers"]]
-    assert (back["text"], back["tuple"], back[0]) == (tree["text"], tree["tuple"], tree[0])
-    assert torch.equal(back["a.b"], tree["a.b"])
-    assert back["a.b"].dtype == torch.bfloat16
-    assert torch.equal(back["a"]["b"], tree["a"]["b"])
-    assert back["a"]["__kind__"] == "a user's own key"
-    assert [t.tolist() for t in back["shared"]] == [[0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3]]
-    assert back["array"].dtype == np.uint32
-    assert back["array"].tolist() == [0, 1, 2]
-    assert back["flat"].shape == ()
-    assert back["scalar"] == np.float32(0.1)
-    assert isinstance(back["scalar"], np.float32)
-    assert back["empty"].shape == (0, 3)
-    assert torch.equal(back["turned"], tree["turned"])
-
-
-def test_nan_survives_and_objects_are_refused_by_path(tmp_path):
-    write_tree({"x": float("nan")}, tmp_path, "x")
-    assert np.isnan(read_tree(tmp_path, "x")["x"])
-    with pytest.raises(
-        TypeError, match=r"state.groups.0 is of type Linear, which a checkpoint cannot hold without pickle"
-    ):
-        write_tree({"groups": [nn.Linear(1, 1)]}, tmp_path, "state")
-
-
-# --- resuming ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9])
@@ -113,10 +60,12 @@ def test_negative_control_each_part_of_the_state_matters(tmp_path, forgotten):
         "torch": lambda: torch.manual_seed(1),
         "python": lambda: random.seed(1),
         "numpy": lambda: np.random.seed(1),  # noqa: NPY002
-        "generator": lambda: state.generators["rollouts"].manual_seed(1),
+        "generator": lambda: state.streams["rollouts"].generator.manual_seed(1),
         "moments": lambda: state.optimizer.state.clear(),
-        "schedule": lambda: state.schedule.load_state_dict({"last_epoch": 0, "_last_lr": [0.05], "base_lrs": [0.05]}),
-        "data": lambda: state.data.load_state_dict({"position": 0}),
+        "schedule": lambda: state.streams["schedule"].load_state_dict(
+            {"last_epoch": 0, "_last_lr": [0.05], "base_lrs": [0.05]}
+        ),
+        "data": lambda: state.streams["data"].load_state_dict({"position": 0}),
     }[forgotten]()
     run(tmp_path / "b", 5, state=state)
     assert not equal(everything(state), whole)
@@ -137,6 +86,7 @@ def test_the_folder_holds_no_pickle(tmp_path):
         "random-00000.json",
         "random-00000.safetensors",
         "state.json",
+        "state.safetensors",
         "weights.safetensors",
     ]
     manifest = json.loads((tmp_path / "step-000001" / "manifest.json").read_text())
@@ -168,9 +118,6 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
         save(tmp_path, 7, state, config=CONFIG, score=float("nan"))
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def three(tmp_path):
     """Checkpoints of steps 1, 2 and 3, with a payload."""
@@ -198,6 +145,7 @@ FILES = [
     "optimizer.json",
     "optimizer.safetensors",
     "state.json",
+    "state.safetensors",
     "random-00000.json",
     "random-00000.safetensors",
     "extra/cache/vectors.npy",
@@ -271,7 +219,7 @@ def with_model(model, lr=0.05):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     state = new_state()
     state.model, state.optimizer = model, optimizer
-    state.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
+    state.streams["schedule"] = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
     return state
 
 
@@ -297,8 +245,12 @@ def test_other_models_are_refused_by_tensor(three):
 
 def test_missing_parts_and_other_data_are_refused(three):
     state = new_state()
-    state.data = None
+    del state.streams["data"]
     with pytest.raises(CheckpointError, match="written with a data state"):
+        load_latest(three, state, config=CONFIG)
+    state = new_state()
+    state.streams["replay"] = Numbers()
+    with pytest.raises(CheckpointError, match="written without a replay state"):
         load_latest(three, state, config=CONFIG)
 
     class Refusing(Numbers):
@@ -306,7 +258,7 @@ def test_missing_parts_and_other_data_are_refused(three):
             raise ValueError("x.jsonl had 10 rows")
 
     state = new_state()
-    state.data = Refusing()
+    state.streams["data"] = Refusing()
     with pytest.raises(CheckpointError, match=r"step-000003.*data state does not fit this run: x.jsonl had 10 rows"):
         load_latest(three, state, config=CONFIG)
 
@@ -342,28 +294,11 @@ def test_tied_weights_stay_tied(tmp_path):
     assert torch.equal(second["head"].weight, first["embed"].weight)
 
 
-def test_engines_that_keep_the_state_to_themselves_are_refused():
-    class FlatParameter(nn.Parameter):
-        """As FSDP1 makes them."""
-
-    model = nn.Linear(2, 2)
-    model.weight = FlatParameter(torch.zeros(2, 2))
-    with pytest.raises(TypeError, match=r"FSDP1.*fsdp_version: 2"):
-        trained_tensors(model)
-    model = nn.Linear(2, 2)
-    model.weight.ds_id = 1
-    with pytest.raises(TypeError, match=r"DeepSpeed.*Use DDP or FSDP"):
-        trained_tensors(model)
-
-
 @pytest.mark.slow
 def test_a_sharded_run_resumes_sharded_and_on_one_process(tmp_path):
     results = worker("sharded", tmp_path)
     assert results["resumed"] == results["whole"]
     assert results["alone"] == results["saved"]
-
-
-# --- the extra payload -------------------------------------------------------------------------------------------------
 
 
 def test_a_payload_that_fails_leaves_the_checkpoint_before(three):
@@ -380,11 +315,8 @@ def test_a_payload_that_fails_leaves_the_checkpoint_before(three):
     assert not list(three.glob(".*"))
 
 
-# --- death at any moment -----------------------------------------------------------------------------------------------
-
-
 def test_death_before_every_single_file_operation(tmp_path):
-    """The n-th flush, rename or removal never happens, for every n: afterwards the old or the new step is there, whole."""
+    """The n-th flush, rename or removal never happens, for every n: the old or the new step is there, complete."""
     reference = tmp_path / "reference"
     state = run(reference, 3, save_at=[1, 2, 3], keep=2)
     one_step(state)

@@ -1,6 +1,6 @@
-"""Two processes (gloo, CPU) with a share of the batch each give the loss and the gradients of one process with all of it.
+"""Two processes (gloo, CPU) with a share of the batch each give the loss and gradients of one process with all of it.
 
-This file is also the program of the two processes: `python test_distributed.py FOLDER RANK`.
+This file is also the program of the two processes: `python test_collectives.py FOLDER RANK`.
 """
 
 import os
@@ -22,7 +22,7 @@ from train.processes.collectives import average_gradients, gather_rows, rank, sh
 
 ROWS, LENGTH, DIM, VOCABULARY = 8, 5, 6, 20
 SPLITS = {"half": (4, 4), "uneven": (5, 3), "all on one": (8, 0)}
-# With mini-batches of 4, the process with 5 rows has two a column and runs them twice, the one with 3 has one and runs it once.
+# In mini-batches of 4 the process with 5 rows has two per column and runs them twice; that with 3 runs its one once.
 DDP_CASES = {"DDP, two each": ("half", 2), "DDP, one each": ("half", 8), "DDP, two and one": ("uneven", 4)}
 SETTINGS = {
     "token": PolicySettings(kl_weight=0.1),
@@ -171,7 +171,7 @@ def every_case():
 
 
 def edge_cases():
-    """What only several processes show; one dict a process."""
+    """Cases that only several processes show; one dict per process."""
     mine = torch.full((3 * rank(), 2), float(rank() + 1), requires_grad=True)  # process 0 has no row
     gathered = gather_rows(mine)
     (gathered.sum(dim=1) * (rank() + 1)).sum().backward()  # process 0 weighs rows 1, process 1 weighs them 2

@@ -39,7 +39,7 @@ def test_only_the_first_k_count():
 
 def test_queries_beyond_one_block_are_scored(monkeypatch):
     whole = evaluation.per_query_ndcg(JUDGED, QUERIES, CORPUS)
-    monkeypatch.setattr(evaluation, "_BLOCK", 2)
+    monkeypatch.setattr(evaluation, "_QUERIES_AT_ONCE", 2)
     assert evaluation.per_query_ndcg(JUDGED, QUERIES, CORPUS) == whole
 
 

@@ -1,4 +1,4 @@
-"""A run's log: one event a line, cut back on resume."""
+"""A run's log: one event per line, cut back on resume."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What both stages share: resuming, guarding, exporting, and the data report."""
+"""The run of both stages: resuming, guarding, exporting, and the data report."""
 
 import json
 

@@ -110,8 +110,8 @@ def test_a_reasoned_query_aims_at_the_query_with_its_reasoning(teacher_folder):
         TrainingRow(query="a hill", positive="tree", given="stone", reasoning="river"),
     ]
     loss = LossSettings(distill=1.0, teacher=str(teacher_folder))
-    step = SupervisedStep(None, None, SimpleNamespace(max_length=64), loss, None, None, torch.device("cpu"))
-    targets = step.distillation(rows).targets
+    run = SimpleNamespace(renderer=SimpleNamespace(max_length=64), device=torch.device("cpu"))
+    targets = SupervisedStep(run, loss).distillation(rows).targets
     read = Teacher(str(teacher_folder), torch.device("cpu"))
     wanted = {"direct": ["b river", "a hill"], "reason": ["a hill stone river"], "documents": ["a stone", "tree"]}
     assert list(targets) == list(wanted)

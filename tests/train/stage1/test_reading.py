@@ -1,5 +1,7 @@
 """Reading: documents packed, and the cross-entropy of a causal LM on their tokens, with its gradient."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -43,16 +45,11 @@ def setting(tmp_path):
 def read(setting, mini_batch_size):
     checkpoint, renderer = setting
     checkpoint.model.zero_grad()
-    loss = reading_backward(
-        checkpoint.model,
-        checkpoint,
-        renderer,
-        TEXTS,
-        weight=0.5,
-        mini_batch_size=mini_batch_size,
-        accelerator=Plain,
-        device=torch.device("cpu"),
+    cpu = torch.device("cpu")
+    run = SimpleNamespace(
+        model=checkpoint.model, checkpoint=checkpoint, renderer=renderer, accelerator=Plain, device=cpu
     )
+    loss = reading_backward(run, TEXTS, weight=0.5, mini_batch_size=mini_batch_size)
     return loss, [None if p.grad is None else p.grad.clone() for p in checkpoint.model.parameters()]
 
 
@@ -95,8 +92,8 @@ def test_stage_one_adds_it_to_its_loss(tmp_path):
     def one(weight):
         config = sft_config(tmp_path / str(weight), f"loss.reading={weight}", "loss.reading_documents=4")
         run = Run.begin(config, base_copy=False, mine=False)
-        step = SupervisedStep.of(run, run.config.loss, run.config.optimization.mini_batch_size)
-        return step.backward(run.data.next_batch(), run.accelerator)
+        step = SupervisedStep(run, run.config.loss, run.config.optimization.mini_batch_size)
+        return step.backward(run.data.next_batch())
 
     without, with_reading = one(0.0), one(0.5)
     assert "reading" not in without

@@ -1,4 +1,4 @@
-"""The environment: what rollouts retrieve from the refreshed cache, what they earn, and what is written to be read."""
+"""The environment: the documents that rollouts retrieve from the refreshed cache, their rewards, and their log."""
 
 import json
 

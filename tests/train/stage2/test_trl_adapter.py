@@ -1,4 +1,4 @@
-"""The adapter onto TRL: two steps on the CPU, masks, the vector of TRL's own pass, and TRL's policy loss equal to ours."""
+"""The adapter to TRL: two steps on the CPU, masks, the vector of TRL's own pass, TRL's policy loss equal to ours."""
 
 import warnings
 
@@ -26,7 +26,7 @@ def adapter(monkeypatch):
     monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import train.trl_adapter as module
+        from train.stage2 import trl_adapter as module
     return module
 
 
@@ -42,7 +42,7 @@ def environment(adapter, tiny_checkpoint):
         scores, columns = (unit(vectors) @ index.T).topk(k)
         return [[ids[column] for column in row] for row in columns.tolist()], scores
 
-    return adapter.Environment(DOCUMENTS, JUDGEMENTS, search, lambda some: index[[ids.index(d) for d in some]])
+    return adapter.SearchEnvironment(DOCUMENTS, JUDGEMENTS, search, lambda some: index[[ids.index(d) for d in some]])
 
 
 def make_trainer(adapter, tiny_checkpoint, environment, folder, contrastive_weight=1.0, **settings):
@@ -73,9 +73,8 @@ def make_trainer(adapter, tiny_checkpoint, environment, folder, contrastive_weig
         args,
         Dataset.from_list(rows),
         adapter.AdapterSettings(
-            reward=adapter.RewardSettings({"dcg_scaled": 1.0, "margin": 1.0}, k=5),
-            hard_negatives=3,
-            contrastive_weight=contrastive_weight,
+            reward=adapter.RewardSettings(margin=1.0, k=5),
+            contrastive=adapter.ContrastiveSettings(weight=contrastive_weight, hard_negatives=3),
         ),
         **settings,
     )

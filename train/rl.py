@@ -62,8 +62,8 @@ def train(config: RlConfig, *, dry_run: bool = False) -> Path | None:
     replay = Replay.begin(run)
     run.resume()
     environment = open_environment(run)
-    main = run.accelerator.is_main_process
-    log = RolloutLog(run.folder, run.checkpoint.tokenizer, config.output, step=run.step, active=main)
+    active = run.accelerator.is_main_process
+    log = RolloutLog(run.folder, run.checkpoint.tokenizer, config.output, step=run.step, active=active)
 
     for number in run.steps():
         rows = run.data.next_batch()

@@ -3,11 +3,12 @@
     python train/sft.py --config train/configs/nano.toml [--set optimization.steps=100 ...] [--dry-run]
     accelerate launch train/sft.py --config ...                                          # several GPUs or machines
 
-L = reply * L_SFT + kl * L_KL + infonce * L_InfoNCE + triplet * L_TripletMargin, with unit weights in the paper.
+L = reply * L_SFT + kl * L_KL + infonce * L_InfoNCE + triplet * L_TripletMargin, with unit weights, as a summary of the
+paper says.
 
 Departures from the paper, and what it leaves open (each value and its source: train/PAPER.md):
 - A query is embedded directly and, where its row has a reasoning trace, after the trace; both are contrasted with the
-  documents in one batch, so that one checkpoint serves both modes. The paper describes the direct turn only.
+  documents in one batch, so that one checkpoint serves both modes. Of the paper's only the direct turn is known.
 - The triplet's negative is the hardest allowed document of the batch. The paper's 100k synthetic triples are not
   published; rows with hard negatives of their own bring them into the same batch.
 - A model may also learn the documents' own text (`loss.reading`, train/stage1/reading.py), and a sentence encoder's

@@ -25,7 +25,7 @@ class ModelState:
 
 
 def collect(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> ModelState:
-    """The whole state; with shards every process must call it, and the main one gets it. Raises TypeError as above."""
+    """The whole state, on the main process; with shards every process must call it. TypeError for FSDP1, DeepSpeed."""
     model = unwrapped(model)
     weights = trained_tensors(model)
     if not is_sharded(model):

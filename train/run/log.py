@@ -8,7 +8,7 @@ from search_r3_mteb.atomic import write_text
 
 
 class RunLog:
-    """Writes events; does nothing where it is not `active`, which only the main process's is.
+    """Writer of a run's events; only that of the main process is `active`, the others do nothing.
 
     Lines of steps after `resume_step` are cut off, so that a resumed run's log is the uninterrupted run's. Numbers must
     be finite: a NaN in a log is an error that went unnoticed.

@@ -80,7 +80,7 @@ class Environment:
         return Judged(self.corpus, relevance, found.rows, found.scores, rewards, report)
 
     def negatives(self, groups: Groups, judged: Judged, count: int) -> Int[np.ndarray, " rows"]:
-        """The `count` documents per prompt that its rollouts ranked highest and that are not relevant, all together."""
+        """The `count` irrelevant documents per prompt that its rollouts ranked highest, of all prompts together."""
         chosen: list[int] = []
         for prompt, relevant in enumerate(judged.relevance):
             own = set(self.cache.rows_of(list(relevant)).tolist())

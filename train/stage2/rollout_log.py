@@ -18,7 +18,7 @@ class RolloutLog:
         self._path, self._tokenizer, self._settings = folder / "rollouts.jsonl", tokenizer, settings
         self._active = active
         if active:
-            cut(self._path, step)  # what was written after the checkpoint that the run resumed from
+            cut(self._path, step)  # later than the checkpoint that the run resumed from
 
     def write(self, groups: Groups, judged: Judged, advantages: Advantages, step: int) -> None:
         """Append the step's first rollouts where they are due."""

@@ -18,7 +18,7 @@ from train.losses.gathered import gathered_info_nce
 from train.losses.gradcache import Forward, cached_backward
 from train.losses.grpo import PolicyBatch, gathered_advantages, grpo_loss
 from train.losses.stage1 import info_nce, kl_to_base, reply_cross_entropy, token_scores, triplet_margin
-from train.processes.collectives import average_gradients, gather_rows, rank, shared_count, world_size
+from train.processes.collectives import average_gradients, gather_rows, rank, rows_before, shared_count, world_size
 
 ROWS, LENGTH, DIM, VOCABULARY = 8, 5, 6, 20
 SPLITS = {"half": (4, 4), "uneven": (5, 3), "all on one": (8, 0)}
@@ -184,6 +184,7 @@ def edge_cases():
         "gathered": gathered.detach(),
         "gradient": mine.grad,
         "counts": shared_count(3 * rank()),
+        "before": rows_before(5 - rank()),
         "unused": unused.grad,
         "one_sided": one_sided.grad,
     }
@@ -257,6 +258,7 @@ def test_gather_with_unequal_rows_and_one_sided_gradients(both):
     assert first["gradient"].shape == (0, 2)
     assert second["gradient"].tolist() == [[3.0, 3.0]] * 3  # 1 from process 0 and 2 from itself
     assert first["counts"] == second["counts"] == 1.5
+    assert (first["before"], second["before"]) == (0, 5)
     assert first["unused"] is second["unused"] is None
     assert first["one_sided"].item() == second["one_sided"].item() == 0.5
 

@@ -56,6 +56,7 @@ def test_by_hops_and_what_chooses_the_best():
         )
     ]
     assert evaluation.mean_of(scores, "reason") == pytest.approx(0.3)
+    assert [str(score) for score in scores[:2]] == ["x reason 0.200", "x reason 1-hop 0.900"]
 
 
 def test_a_sample_of_queries_is_the_same_every_time():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from train.run.log import RunLog, cut
+from train.run.log import RunLog, cut, due
 
 
 def write(path, *lines, end="\n"):
@@ -55,6 +55,11 @@ def test_separators_of_unicode_end_no_line(tmp_path):
     cut(path, 1)
     assert json.loads(path.read_text(encoding="utf-8"))["text"] == "a\u2028b\x85c"
     cut(tmp_path / "nothing", 1)
+
+
+def test_what_is_due():
+    assert [step for step in range(1, 10) if due(step, 3)] == [3, 6, 9]
+    assert not any(due(step, 0) for step in range(10))
 
 
 def test_nan_is_an_error(tmp_path):

@@ -12,7 +12,7 @@ _OWN_FIELDS = {  # fields that have a meaning for each kind; any other that is s
     "beir": {"path", "split"},
     "jsonl": {"path", "columns"},
     "hub": {"path", "split", "columns", "configuration", "revision"},
-    "hopworld": {"documents", "world_seed", "hops", "traces"},
+    "hopworld": {"documents", "world_seed", "hops", "traces", "continued"},
 }
 
 

@@ -45,7 +45,7 @@ def load_config(
             f"There is no configuration file {str(path)!r}. The shipped ones are in train/configs/."
         )
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path.name} is not TOML: {error}. Text needs quotes, and a table's name square brackets."
@@ -57,7 +57,7 @@ def load_config(
         return cls.model_validate(table)
     except ValidationError as error:
         problems = [
-            (f"{place(keys)}: " if keys else "") + reason + (_elsewhere(cls, keys) if unknown else "")
+            (f"{place(keys, cls)}: " if keys else "") + reason + (_elsewhere(cls, keys) if unknown else "")
             for keys, reason, unknown in describe(error, cls)
         ]
         raise ConfigError(f"{where}: " + "\n".join(problems)) from error
@@ -150,7 +150,7 @@ def _apply(table: dict[str, Any], override: str, cls: type[Settings]) -> None:
         )
     target: Any = table
     for depth, part in enumerate(parts[:-1]):
-        target = _step_into(target, part, override, create=not parts[depth + 1].isdigit())
+        target = _step_into(target, part, override, create=not parts[depth + 1].isdecimal())
     if isinstance(target, list):
         target[_position(target, parts[-1], override)] = _value(text, override)
     elif not isinstance(target, dict):
@@ -170,7 +170,7 @@ def _step_into(target: Any, part: str, override: str, *, create: bool) -> Any:
 
 
 def _position(items: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not part.isdecimal() or int(part) >= len(items):
         raise ConfigError(
             f"--set {override!r}: {part!r} is not a position in this list of {len(items)}. Count from 0; new entries "
             "belong in the file."
@@ -180,6 +180,8 @@ def _position(items: list[Any], part: str, override: str) -> int:
 
 def _value(text: str, override: str) -> Any:
     """The value of an override: TOML, or a bare word as text, since quotes seldom survive a shell."""
+    if not text.strip():
+        raise ConfigError(f'--set {override!r} has no value. Write one, "" for empty text, or none to remove the key.')
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as error:

@@ -74,10 +74,13 @@ class ModelSettings(Settings):
 
     def check(self) -> None:
         """Exactly one origin; an adapter needs weights that mean something."""
-        if (self.path is None) == (self.scratch is None):
+        if self.path is None and self.scratch is None:
             raise ValueError(
-                "path and scratch exclude each other: weights are either loaded or random. Set exactly one: path to a "
-                "folder or id, or a [model.scratch] section."
+                "neither path nor scratch is set, so there are no weights. Set path to a folder or hub id."
+            )
+        if self.path is not None and self.scratch is not None:
+            raise ValueError(
+                "path and scratch exclude each other: weights are loaded or random. Remove path or [model.scratch]."
             )
         if self.scratch is not None and self.lora is not None:
             raise ValueError(

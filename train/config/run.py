@@ -54,7 +54,7 @@ class OptimizationSettings(Settings):
 
 
 class SftOptimizationSettings(OptimizationSettings):
-    """AdamW, and the batch that the contrastive loss sees."""
+    """The optimizer, and the batch that the contrastive loss sees."""
 
     batch_size: Count = 64
     """Rows per optimizer step over all processes. GRACE (same 1.5B backbone) uses 64."""
@@ -72,7 +72,7 @@ class SftOptimizationSettings(OptimizationSettings):
 
 
 class RlOptimizationSettings(OptimizationSettings):
-    """AdamW; the batch is rollout.prompts_per_step groups."""
+    """The optimizer; the batch is rollout.prompts_per_step groups."""
 
     learning_rate: Positive = 1e-6
     """Peak rate. 1e-6: GRACE, and TRL's default."""

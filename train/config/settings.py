@@ -77,10 +77,13 @@ def describe(error: ValidationError, cls: type[Settings]) -> Iterator[tuple[tupl
         yield path, (_unknown_key(path, cls) if unknown else _reason(problem, cls)), unknown
 
 
-def place(path: tuple[str, ...]) -> str:
-    """("data", "sources", "0", "kind") -> "[data.sources.0] kind"."""
-    if path and path[-1].isdigit():
+def place(path: tuple[str, ...], cls: type[Settings]) -> str:
+    """("data", "sources", "0", "kind") -> "[data.sources.0] kind"; a section itself -> "[model.lora]"."""
+    if path and path[-1].isdecimal():
         return ".".join(path)
+    field = _section_at(path[:-1], cls).model_fields.get(path[-1]) if path else None
+    if field is not None and any(sections_of(field.annotation)):
+        return f"[{'.'.join(path)}]"
     return f"[{'.'.join(path[:-1])}] {path[-1]}" if len(path) > 1 else "".join(path)
 
 
@@ -124,10 +127,12 @@ def _reason(problem: Any, cls: type[Settings]) -> str:
         return f"got {show(value)}, but this is a section: a table of keys."
     got = f"got {show(value)}"
     if kind == "missing":
-        if path[-1].isdigit():
+        if path[-1].isdecimal():
             return f"is missing: the list needs {int(path[-1]) + 1} values or more, got {show(value)}."
         why = _field_at(path, cls).description or ""
-        return f"is missing and has no default. It is: {_one_line(why)} Add {path[-1]} = ... there."
+        section = any(sections_of(_field_at(path, cls).annotation))
+        add = f"a [{'.'.join(path)}] section" if section else f"{path[-1]} = ... there"
+        return f"is missing and has no default. It is: {_one_line(why)} Add {add}."
     if kind in _EXPECTED:
         rule = f"{got} ({_INPUT.get(type(value), type(value).__name__)}), but it must be {_EXPECTED[kind]}."
     elif kind == "literal_error":
@@ -145,7 +150,7 @@ def _reason(problem: Any, cls: type[Settings]) -> str:
         rule = f"{got}, but it must be {limits[0]}." if limits else f"{got}: {problem['msg']}."
     field = _field_at(path, cls)
     why = f" (It is: {_one_line(field.description)})" if field.description else ""
-    usable = field.default is not None and not field.is_required() and not path[-1].isdigit()
+    usable = field.default is not None and not field.is_required() and not path[-1].isdecimal()
     return f"{rule}{why}" + (f" Set for example {path[-1]} = {show(field.default)}." if usable else "")
 
 
@@ -171,7 +176,7 @@ def _literals(annotation: Any) -> list[str]:
 
 def _section_at(path: tuple[str, ...], cls: type[Settings]) -> type[Settings]:
     for key in path:
-        if not key.isdigit():
+        if not key.isdecimal():
             cls = next(sections_of(cls.model_fields[key].annotation))
     return cls
 
@@ -179,6 +184,6 @@ def _section_at(path: tuple[str, ...], cls: type[Settings]) -> type[Settings]:
 def _field_at(path: tuple[str, ...], cls: type[Settings]) -> Any:
     """The field of the last key of `path`; positions in a list belong to the list's own field."""
     names = list(path)
-    while names[-1].isdigit():
+    while names[-1].isdecimal():
         names.pop()
     return _section_at(tuple(names[:-1]), cls).model_fields[names[-1]]

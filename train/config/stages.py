@@ -31,7 +31,7 @@ class ReplaySettings(Settings):
         """Rows per step and sources are set together."""
         if bool(self.rows_per_step) != bool(self.sources):
             raise ValueError(
-                f"replay needs rows_per_step and sources together, got rows_per_step = {self.rows_per_step} and "
+                f"rows_per_step and sources are needed together, got rows_per_step = {self.rows_per_step} and "
                 f"{len(self.sources)} sources. Set both, or neither."
             )
 
@@ -44,9 +44,9 @@ class SftConfig(Settings):
     data: DataSettings
     """What it is trained on."""
     loss: LossSettings = LossSettings()
-    """The four terms."""
+    """What is learned from the rows, and with which weights."""
     optimization: SftOptimizationSettings = SftOptimizationSettings()
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """Evaluation during the run."""
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -98,7 +98,7 @@ class RlConfig(Settings):
     corpus_cache: CorpusCacheSettings = CorpusCacheSettings()
     """How the corpus stays fresh."""
     optimization: RlOptimizationSettings = RlOptimizationSettings()
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
     replay: ReplaySettings = ReplaySettings()
     """Stage-1 rows against forgetting."""
     evaluate: EvaluateSettings = EvaluateSettings()

@@ -23,7 +23,8 @@ def parse(program: str, cls: type[Any], arguments: Sequence[str] | None) -> Comm
     A wrong setting ends the program with its message and code 2.
     """
     parser = argparse.ArgumentParser(prog=program, description=f"Settings: {cls.__name__} in train/config/stages.py.")
-    example = "a TOML file, for example train/configs/nano.toml"
+    shipped = "rl_nano" if program == "rl.py" else "nano"
+    example = f"a TOML file, for example train/configs/{shipped}.toml"
     parser.add_argument("--config", required=True, metavar="FILE", help=example)
     example = "override a setting, for example optimization.steps=100"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=example)

@@ -99,16 +99,23 @@ def test_overrides_take_toml_values_bare_words_positions_and_none(toml):
         (["optimization.betas=[0.9]"], r"betas.1: is missing: the list needs 2 values"),
         (["optimization.betas=0.9"], r"betas: got 0.9 .*must be a list"),
         (["evaluate.modes=['direct','think']"], r"evaluate.modes.1: got \"think\""),
-        (["loss=3"], r"loss: got 3, but this is a section"),
-        (["model=none"], r"model: is missing and has no default"),
+        (["loss=3"], r"\[loss\]: got 3, but this is a section"),
+        (["model=none"], r"\[model\]: is missing and has no default.*Add a \[model\] section"),
+        (["data.sources.².weight=1"], r"'²' is not a position in this list of 2"),
+        (["optimization.steps="], r"has no value. Write one"),
+        (["model.path=none"], r"\[model\]: neither path nor scratch is set"),
+        (["data.sources.1.continued=0.5"], r"continued belongs to kind = hopworld"),
         (["optimization.steps"], r"not of the form section.key=value"),
         (["data.sources.5.path=x"], r"'5' is not a position in this list of 2"),
         (["loss.kl.x=1"], None),
         (['loss.kl_direction="forward'], r"is not a TOML value"),
         (["loss.kl=1\nloss.x=2"], r"more than one line|no TOML"),
         # settings that exclude each other say why
-        (["model.scratch.layers=2"], r"path and scratch exclude each other: weights are either loaded or random"),
-        (["model.path=none", "model.scratch.heads=3"], r"heads = 3 does not divide hidden_size = 128"),
+        (["model.scratch.layers=2"], r"path and scratch exclude each other: weights are loaded or random"),
+        (
+            ["model.path=none", "model.scratch.heads=3"],
+            r"\[model.scratch\]: heads = 3 does not divide hidden_size = 128",
+        ),
         (["model.path=none", "model.scratch.layers=2", "model.lora.rank=2"], r"a random frozen base never learns"),
         (
             ["model.path=none", "model.scratch.layers=2"],
@@ -147,7 +154,7 @@ def test_what_cannot_hold_is_refused_with_place_value_and_advice(toml, overrides
         (["policy.weight=0", "contrastive.weight=0"], r"both 0, so nothing would be learned"),
         (["corpus_cache.policy=frozen"], r"full fine-tuning moves the documents too"),
         (["corpus_cache.budget_tokens=0"], r"budget_tokens = 0 lets it encode none"),
-        (["replay.rows_per_step=1"], r"replay needs rows_per_step and sources together"),
+        (["replay.rows_per_step=1"], r"\[replay\]: rows_per_step and sources are needed together"),
         (["replay.loss.kl=0.1"], r"replay.loss.kl has no base to stay near"),
         (["model.path=none", "model.scratch.layers=2"], r"random weights never do"),
         (["policy.clip_low=1"], r"clip_low: got 1, but it must be at most 0.999"),
@@ -179,7 +186,7 @@ def test_rules_hold_in_python_too():
         LossSettings(temperature=-1)
     with pytest.raises(ValidationError, match=r"steps\n.*valid integer"):
         OptimizationSettings(steps="x")
-    with pytest.raises(ValueError, match=r"exclude each other"):
+    with pytest.raises(ValueError, match="neither path nor scratch is set"):
         ModelSettings()
     with pytest.raises(ValueError, match=r"group_size = 1"):
         RolloutSettings(group_size=1)

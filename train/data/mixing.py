@@ -30,8 +30,6 @@ from train.data.order import key_of, permuted, uniform
 from train.data.rows import BadRowError, RowSource, TrainingRow, limit_negatives
 from train.data.sources import open_source
 
-__all__ = ["BadRowError", "DataStatistics", "TrainingData", "TrainingRow", "load_training_data"]
-
 _BAD_SHOWN = 5  # messages kept per source
 
 

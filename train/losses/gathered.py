@@ -26,8 +26,7 @@ def gathered_info_nce(
     """
     own_pairs = torch.stack([query_ids, document_ids[positives]], dim=1)
     pairs = collectives.gather_rows(own_pairs if relevant is None else torch.cat([own_pairs, relevant.to(own_pairs)]))
-    counts = collectives.row_counts(len(documents), documents.device)
-    positives = positives + sum(counts[: collectives.rank()])
+    positives = positives + collectives.rows_before(len(documents), documents.device)
     every_id = collectives.gather_rows(document_ids)
     return info_nce(
         queries,

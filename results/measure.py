@@ -14,9 +14,7 @@ MODES = ("direct", "reason")
 HopScores = dict[tuple[str, int], QueryScores]
 
 
-def measure(
-    model: Path | str, *, documents: int = 1000, hops: Sequence[int] = (1, 2, 3, 4), split: str = "test"
-) -> HopScores:
+def measure(model: Path | str, *, documents: int = 1000, hops: Sequence[int] = (1, 2, 3, 4)) -> HopScores:
     """{(mode, hops): {query id: nDCG@10}}; the corpus is encoded once, queries greedily with a budget of 96 tokens."""
     from search_r3_mteb.encoder.checkpoints import load
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
@@ -24,7 +22,7 @@ def measure(
     from train.run.evaluation import load as load_judged
     from train.run.evaluation import per_query_ndcg
 
-    place = JudgedSetSettings(kind="hopworld", documents=documents, split=split)
+    place = JudgedSetSettings(kind="hopworld", documents=documents, split="test")
     sets = {count: load_judged(place.replaced(hops=(count,)), None, 0) for count in hops}
     checkpoint = load(model, device="cpu")
     corpus: Any = None

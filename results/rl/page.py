@@ -45,9 +45,9 @@ def main() -> None:
     (HERE / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def shown(one: dict[str, Any], value: str = "ndcg_at_10") -> str:
-    """A value with its interval."""
-    return with_interval(one[value], one["interval"])
+def shown(one: dict[str, Any]) -> str:
+    """nDCG@10 with its interval."""
+    return with_interval(one["ndcg_at_10"], one["interval"])
 
 
 def targets(summary: list[dict[str, Any]]) -> list[str]:

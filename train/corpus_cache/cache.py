@@ -31,7 +31,6 @@ from search_r3_mteb.search.ivf import IvfIndex, best_of
 from search_r3_mteb.search.storage import unpack
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.audit import Audit, Probes, compare, grown_budget, sample_rows
-from train.corpus_cache.drift_map import DriftMap
 from train.corpus_cache.files import ChangeRecord, read_manifest
 from train.corpus_cache.neighbor_graph import Neighbors, repaired_edges
 from train.corpus_cache.refresh_policies import CorpusRows, Hits, RefreshReport, RetrievalCounts, policy
@@ -157,11 +156,6 @@ class CorpusCache:
     def neighbors(self) -> Neighbors:
         """The neighbour graph (n, m), -1 where there are fewer."""
         return _read_only(self._state.folder.arrays["neighbors"])
-
-    @property
-    def drift_map(self) -> DriftMap:
-        """The composed moves of the rows that were not re-encoded."""
-        return self._state.drift
 
     def values(self, rows: RowNumbers) -> Vectors:
         """Present unit vectors of rows, float32 (rows, dim): constants for a loss."""

@@ -9,6 +9,7 @@ files that the kernel may drop). The encoder costs next to nothing: the cache is
 import argparse
 import json
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -29,11 +30,14 @@ def main():
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--storage", default="float16")
     parser.add_argument("--policy", default="local")
-    parser.add_argument("--folder", type=Path, help="where the files go for a while; needs 8 GB for 10 million rows")
+    parser.add_argument("--folder", type=Path, help="where the files go; needs 8 GB for 10 million rows")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder, ignore_cleanup_errors=True) as folder:
-        found = measure(options, Path(folder))
+    folder = options.folder or Path(tempfile.mkdtemp())
+    try:
+        found = measure(options, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     text = json.dumps(found, indent=1)
     if options.output:
         options.output.write_text(text + "\n")

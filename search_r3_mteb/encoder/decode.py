@@ -149,7 +149,7 @@ class Decode:
         slots, pace = self.slots, self.pace
         rows, width = slots.count, slots.width + 1
         if pace.round_rows:
-            rows = min(_power_of_two(rows), slots.places)
+            rows = min(1 << max(rows - 1, 0).bit_length(), slots.places)
         width = min(-(-width // pace.width) * pace.width, slots.columns)
         slots.window.rows, slots.window.width = rows, width
         slots.window.aligned = slots.aligned and pace == Pace()
@@ -245,7 +245,3 @@ class Decode:
         slots.leave(done)
         if self.on_batch is not None:
             self.on_batch(len(done))
-
-
-def _power_of_two(rows: int) -> int:
-    return 1 << max(rows - 1, 0).bit_length()

@@ -37,7 +37,7 @@ from train.corpus_cache.refresh_policies import CorpusRows, Hits, RefreshReport,
 from train.corpus_cache.row_ages import Age, RowAges
 from train.corpus_cache.state import CacheState, Origin, check_origin, encoded_state, loaded_state
 from train.corpus_cache.texts import CorpusTexts, Encode, encode_shared
-from train.processes.replicas import OneProcess, Replicas
+from train.processes.replicas import Replicas
 
 CorpusLike = CorpusTexts | Mapping[str, Any] | Sequence[Any]
 
@@ -76,7 +76,7 @@ class CorpusCache:
         the folder held before stays readable until the new one is complete. Raises ValueError for duplicate ids, empty
         documents, or vectors that are not finite, zero or of changing dimension.
         """
-        texts, settings, replicas = CorpusTexts.of(corpus), settings or CorpusCacheSettings(), replicas or OneProcess()
+        texts, settings, replicas = CorpusTexts.of(corpus), settings or CorpusCacheSettings(), replicas or Replicas()
         state = encoded_state(Path(folder), texts, encode, settings, replicas, Origin(fingerprint, step, seed))
         return cls(state, texts, replicas)
 
@@ -98,7 +98,7 @@ class CorpusCache:
         built. `settings` default to the saved ones. Raises FileNotFoundError where no finished cache is, ValueError for
         a cache of other weights, another dimension, other documents or another layout, and for damaged files.
         """
-        replicas, source, texts = replicas or OneProcess(), Path(folder), CorpusTexts.of(corpus)
+        replicas, source, texts = replicas or Replicas(), Path(folder), CorpusTexts.of(corpus)
         check_origin(read_manifest(source)["scalars"], source, fingerprint, dim, texts)
         return cls(loaded_state(source, settings, working, replicas), texts, replicas)
 

@@ -718,7 +718,7 @@ def test_two_processes_equal_one(processes, tmp_path):
 def test_a_group_is_needed_for_a_group_of_processes():
     from train.processes.replicas import ProcessGroup
 
-    with pytest.raises(ValueError, match=r"OneProcess\(\)"):
+    with pytest.raises(ValueError, match=r"Replicas\(\)"):
         ProcessGroup()
 
 

@@ -30,6 +30,7 @@ BudgetOption = Annotated[
 CacheFolderOption = Annotated[
     Path | None, typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False)
 ]
+ResultsOption = Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes there.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -58,9 +59,7 @@ def evaluate(
         typer.Option("--task", help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER, or an MTEB task. May be repeated."),
     ],
     mode: Annotated[str, typer.Option(help="both, reason or direct. Baselines are always direct.")] = "both",
-    output: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes there.")] = Path(
-        "runs/evaluate"
-    ),
+    output: ResultsOption = Path("runs/evaluate"),
     split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
     cache_folder: CacheFolderOption = None,
     max_reasoning_tokens: BudgetOption = None,
@@ -224,9 +223,7 @@ def reproduce(
         typer.Option(help="scifact, litsearch, mkqa or all. May be repeated. [default: all]", show_default=False),
     ] = None,
     model: Annotated[str, typer.Option(help="The released checkpoint, or a folder.")] = "ytgui/Search-R3.0-Small",
-    output: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes there.")] = Path(
-        "runs/reproduce"
-    ),
+    output: ResultsOption = Path("runs/reproduce"),
     task_folder: Annotated[
         list[str] | None,
         typer.Option(help="CLAIM=PATH: a BEIR folder in place of the task that MTEB downloads. May be repeated."),

@@ -289,7 +289,7 @@ class SearchR3Encoder:
             for chunk, prompts in self._chunks(texts, instructions, template, todo, CHUNK[role]):
                 own = [texts[i] for i in own_share(chunk)]
                 if sampling is None:
-                    found: Any = self._unit(self.engine.embed(prompts, progress).numpy(), own)
+                    found: Any = self.unit(self.engine.embed(prompts, progress).numpy(), own)
                 else:
                     found = self._reason(own, prompts, sampling, progress)
                 found = gathered(chunk, found)
@@ -344,7 +344,7 @@ class SearchR3Encoder:
         self, texts: Sequence[str], prompts: list[list[int]], sampling: Sampling, on_rows: Callable[[int], None]
     ) -> list[Thought]:
         rollouts = self.engine.reason(prompts, sampling, log_probs=False, on_batch=on_rows)
-        vectors = self._unit(rollouts.vectors.numpy(), texts)
+        vectors = self.unit(rollouts.vectors.numpy(), texts)
         spoken = [ids[:-1] for ids in rollouts.token_ids]  # the last one is the embed token
         decoded = self.tokenizer.batch_decode(spoken, skip_special_tokens=True)
         return [
@@ -352,7 +352,7 @@ class SearchR3Encoder:
             for text, ids, finished, vector in zip(decoded, spoken, rollouts.finished, vectors, strict=True)
         ]
 
-    def _unit(self, vectors: Vectors, texts: Sequence[str]) -> Vectors:
+    def unit(self, vectors: Vectors, texts: Sequence[str]) -> Vectors:
         """Rows of unit length; ValueError for one that is not finite or has no direction."""
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)  # squares of float32 may overflow
         bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))

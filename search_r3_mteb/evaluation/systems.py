@@ -142,12 +142,11 @@ def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, A
 
     from search_r3_mteb.encoder.checkpoints import resolve
     from search_r3_mteb.encoder.identity import name_for_mteb
+    from search_r3_mteb.integrations.sentence_transformers import is_export, register
 
     folder = resolve(path, settings.get("revision"))
-    exported = _is_export(folder)
+    exported = is_export(folder)
     if exported:
-        from search_r3_mteb.integrations.sentence_transformers import register
-
         register()
     fingerprint = fingerprint_of(
         {"files": _content_hash(folder), "sentence-transformers": version("sentence-transformers")}
@@ -172,12 +171,6 @@ def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, A
     )
     wrapped.mteb_model_meta = meta
     return System(name, "reason" if exported else "direct", RecordedEncoder(wrapped, meta), fingerprint)
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether the folder is one that `search-r3 export` wrote."""
-    config = folder / "config.json"
-    return config.exists() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "search_r3"
 
 
 def _bm25(label: str) -> System:

@@ -103,14 +103,17 @@ def export(
     return output
 
 
-def _check_output(output: Path) -> None:
-    """FileExistsError unless `output` is free, empty, or a previous export."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
+def is_export(folder: Path) -> bool:
+    """Whether `export` wrote the folder."""
     from search_r3_mteb.integrations.transformers_model import MODEL_TYPE
 
-    config = output / "config.json"
-    if config.is_file() and f'"model_type": "{MODEL_TYPE}"' in config.read_text(encoding="utf-8"):
+    config = folder / "config.json"
+    return config.is_file() and f'"model_type": "{MODEL_TYPE}"' in config.read_text(encoding="utf-8")
+
+
+def _check_output(output: Path) -> None:
+    """FileExistsError unless `output` is free, empty, or a previous export."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())) or is_export(output):
         return
     raise FileExistsError(
         f"{output} exists and is not a previous export; writing there would destroy what it holds. Choose another "

@@ -56,12 +56,7 @@ class LocalRetrievalTask(AbsTaskRetrieval):
         raise NotImplementedError
 
     def task_specific_scores(
-        self,
-        scores: dict[str, dict[str, float]],
-        qrels: dict[str, dict[str, int]],
-        results: dict[str, dict[str, float]],
-        hf_split: str,
-        hf_subset: str,
+        self, scores: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], *rest: Any, **named: Any
     ) -> dict[str, float]:
         """No further scores; ValueError for a query without results, which MTEB would leave out of its mean."""
         missing = [query_id for query_id in qrels if query_id not in scores]
@@ -142,24 +137,18 @@ class HopWorldTask(LocalRetrievalTask):
 
     def _load_split(self) -> dict[str, Any]:
         queries = self.world.queries(self.split)
+        documents = ((id_, row["title"], row["text"]) for id_, row in self.world.corpus.items())
         return _split_data(
-            _table(
-                ((id_, row["title"], row["text"]) for id_, row in self.world.corpus.items()), ("id", "title", "text")
-            ),
+            _table(documents, ("id", "title", "text")),
             _table(((query.id, query.text) for query in queries), ("id", "text")),
             {query.id: {query.positive_id: 1} for query in queries},
         )
 
     def task_specific_scores(
-        self,
-        scores: dict[str, dict[str, float]],
-        qrels: dict[str, dict[str, int]],
-        results: dict[str, dict[str, float]],
-        hf_split: str,
-        hf_subset: str,
+        self, scores: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], *rest: Any, **named: Any
     ) -> dict[str, float]:
         """nDCG@10, recall@10 and the number of queries of each hop count."""
-        super().task_specific_scores(scores, qrels, results, hf_split, hf_subset)
+        super().task_specific_scores(scores, qrels, *rest, **named)
         by_hops: dict[int, list[dict[str, float]]] = {}
         for query_id in qrels:
             by_hops.setdefault(hops_of(query_id), []).append(scores[query_id])

@@ -47,7 +47,7 @@ def digest(cache):
     """Hash of everything that a refresh changes."""
     state = hashlib.sha256()
     arrays = dict(cache._state.folder.arrays)
-    drift = cache.drift_map
+    drift = cache._state.drift
     arrays |= {
         "map_keys": drift.keys,
         "map_composed": drift.composed,

@@ -78,7 +78,7 @@ def load(folder, **changes):
 
 def everything(cache):
     """All that a refresh changes, by name."""
-    drift = cache.drift_map
+    drift = cache._state.drift
     maps = {"keys": drift.keys, "composed": drift.composed, "gram": drift.gram}
     return {name: np.array(array) for name, array in (dict(cache._state.folder.arrays) | maps).items()} | {
         "step": np.array(cache.step)
@@ -146,7 +146,7 @@ def test_a_mapped_row_keeps_its_encoded_original(tmp_path):
     first = rows[cache.row_step[rows] == 0]
     np.testing.assert_allclose(cache.originals(first), truth(0)[first], atol=1e-6)
     np.testing.assert_allclose(
-        cache.values(rows), cache.drift_map.apply(cache.originals(rows), cache.row_step[rows]), atol=1e-6
+        cache.values(rows), cache._state.drift.apply(cache.originals(rows), cache.row_step[rows]), atol=1e-6
     )
     assert np.abs(cache.values(first) - cache.originals(first)).max() > 0.01
 
@@ -718,7 +718,7 @@ def test_two_processes_equal_one(processes, tmp_path):
 def test_a_group_is_needed_for_a_group_of_processes():
     from train.processes.replicas import ProcessGroup
 
-    with pytest.raises(ValueError, match=r"OneProcess\(\)"):
+    with pytest.raises(ValueError, match=r"Replicas\(\)"):
         ProcessGroup()
 
 

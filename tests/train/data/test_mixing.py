@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from train.config.data import ColumnSettings, DataSettings, DecontaminationSettings, SourceSettings
 from train.data.jsonl import JsonlFile
-from train.data.mixing import BadRowError, load_training_data
+from train.data.mixing import load_training_data
 from train.data.order import choose, permuted, uniform
+from train.data.rows import BadRowError
 from train.data.sources import all_rows, open_source
 
 OFF = DecontaminationSettings(enabled=False)

@@ -1,8 +1,6 @@
 """SearchR3Encoder: every input gives a unit vector or an error that says what to do; a killed run resumes."""
 
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +14,7 @@ from search_r3_mteb.encoder.encoder import SearchR3Encoder, Thought
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.settings import EncoderSettings
+from tests.programs import python
 
 SETTINGS = {"max_reasoning_tokens": 6, "max_length": 600}
 TEXTS = ["the query", "", "document " * 30, "a", "the system", "user " * 7, "embedding", "the query"]
@@ -595,8 +594,7 @@ def test_memory_does_not_grow_with_the_documents(tiny_folder):
         pytest.skip("only Linux can set a recorded peak back")
 
     def grown(how):
-        command = [sys.executable, "-c", MEMORY_OF_100_000, str(tiny_folder), how]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        return float(python("-c", MEMORY_OF_100_000, tiny_folder, how).split()[-1])
 
     fine, broken = grown("fine"), grown("broken")
     assert fine < 60, fine

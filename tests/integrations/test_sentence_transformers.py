@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +12,7 @@ from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.integrations.sentence_transformers import export
+from tests.programs import python
 
 # Everything that could become a control token, lose the template's end, or break a shape.
 TEXTS = [
@@ -522,19 +520,8 @@ print("REPORT" + json.dumps({{"model": [model.encode_query(texts).tolist(), mode
 
 def run_script(script, tmp_path, *arguments):
     """The script's report, from a process of its own whose hub folders are empty."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    assert "REPORT" in done.stdout, done.stderr[-3000:]
-    return json.loads(done.stdout.split("REPORT")[1])
+    said = python("-c", script, *arguments, timeout=300, HF_HUB_OFFLINE=1, HF_HOME=tmp_path / "hub")
+    return json.loads(said.split("REPORT")[1])
 
 
 def test_without_registration_the_librarys_error_and_with_the_folders_code_the_model(folder, encoder, tmp_path):

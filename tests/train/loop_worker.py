@@ -9,7 +9,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.train.forking import forked, wait
+from tests.programs import free_port, launched
+from tests.train.forking import forked, together, wait
 from tests.train.loops import (
     StoppedError,
     cache_arrays,
@@ -101,35 +101,19 @@ def kills(stage, folder, model, count):
     print(json.dumps({"kills": died, "steps_at_death": at, "runs": len(equal), "equal": equal}))
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def member(rank, size, port, action):
     """Set the environment of torchrun in this process, then act."""
     if size > 1:
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
+        os.environ |= launched(rank, size, port)
     with Path(os.devnull).open("w") as sink, contextlib.redirect_stdout(sink):
         action(rank)
     if size > 1:
         torch.distributed.destroy_process_group()
 
 
-def together(size, action):
+def launch(size, action):
     port = free_port()
-    members = [forked(lambda rank=rank: member(rank, size, port, action)) for rank in range(size)]
-    while members:
-        pid, status = os.wait()
-        members.remove(pid)
-        if os.waitstatus_to_exitcode(status):  # the others would wait for it
-            for left in members:
-                os.kill(left, signal.SIGKILL)
-            raise SystemExit(f"a run on {size} processes failed")
+    together(size, lambda rank: member(rank, size, port, action))
 
 
 def processes(stage, folder, model):
@@ -148,10 +132,10 @@ def processes(stage, folder, model):
 
         return action
 
-    together(1, run("one"))
-    together(2, run("two"))
-    together(2, run("taken", until=2))
-    together(1, run("taken"))
+    launch(1, run("one"))
+    launch(2, run("two"))
+    launch(2, run("taken", until=2))
+    launch(1, run("taken"))
     gradients = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in ("one-0", "two-0", "two-1")}
     numbers = ("loss", "infonce", "reply", "policy", "contrastive", "reward", "entropy", "length", "gradient_norm")
     logs = {name: events(folder / name, "step") for name in ("one", "two", "taken")}

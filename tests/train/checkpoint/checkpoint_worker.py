@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.train.forking import forked, wait
+from tests.train.forking import forked, together, wait
 from train.checkpoint.folders import checkpoints
 from train.checkpoint.save_load import TrainingState, load_latest, save
 
@@ -193,10 +193,7 @@ def member(folder, number, size, action):
 
 def processes(folder):
     for size, action in ((2, "save"), (2, "resume"), (1, "resume"), (3, "resume"), (2, "fail")):
-        members = [forked(lambda n=n, s=size, a=action: member(folder, n, s, a)) for n in range(size)]
-        codes = [wait(pid) for pid in members]
-        if any(codes):
-            raise SystemExit(f"{action} on {size} processes failed")
+        together(size, lambda number, size=size, action=action: member(folder, number, size, action))
     print(json.dumps({p.stem: json.loads(p.read_text()) for p in folder.glob("*-*-*.json")}))
 
 
@@ -245,11 +242,7 @@ def shard(folder, number, size, action):
 def sharded(folder):
     out = {}
     for size, action in ((2, "whole"), (2, "resumed"), (1, "alone")):
-        codes = [
-            wait(pid) for pid in [forked(lambda n=n, s=size, a=action: shard(folder, n, s, a)) for n in range(size)]
-        ]
-        if any(codes):
-            raise SystemExit(f"{action} failed")
+        together(size, lambda number, size=size, action=action: shard(folder, number, size, action))
         out |= json.loads((folder / f"{action}.json").read_text())
     print(json.dumps(out))
 

@@ -22,6 +22,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy: its threads do not sur
 
 import numpy as np
 
+from tests.vectors import unit
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.files import MANIFEST
@@ -62,8 +63,7 @@ def digest(cache):
 def advance(cache, step):
     """One step: a refresh, at some steps a rebuild, at others a save."""
     rng = np.random.default_rng(step)
-    queries = BASE[rng.integers(DOCUMENTS, size=4)]
-    queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+    queries = unit(BASE[rng.integers(DOCUMENTS, size=4)])
     found = cache.search(queries, 5)
     if step % 11 == 0:
         cache.rebuild(encoder(step), step=step)

@@ -103,3 +103,18 @@ def tiny_folder(tiny_checkpoint: Any, tmp_path: Path) -> Path:
     folder = tmp_path / "tiny"
     save(tiny_checkpoint, folder)
     return folder
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """Run one command of `search-r3`; returns (exit code, standard output, standard error)."""
+    from search_r3_mteb import cli
+
+    def run(*arguments: Any) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.argv", ["search-r3"])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(each) for each in arguments])
+        shown = capsys.readouterr()
+        return stopped.value.code, shown.out, shown.err
+
+    return run

@@ -4,9 +4,10 @@ LANGUAGES = {"default": ["eng-Latn"], "en": ["eng-Latn"], "de": ["deu-Latn"]}
 
 
 def made_task(name, subsets, *, split="test", prompt=None):
-    """A task that is none of ours; `subsets` maps "default", or each language, to what `load_data` finds there:
+    """A task that is none of ours.
 
-    documents (id, title, text), queries (id, text, perhaps instruction) and {query: {document: relevance}}.
+    `subsets` maps "default", or each language, to rows of documents (id, title, text), rows of queries (id, text and
+    perhaps instruction) and the judgements {query: {document: relevance}}.
     """
     from datasets import Dataset
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -16,7 +17,7 @@ def made_task(name, subsets, *, split="test", prompt=None):
         metadata = TaskMetadata(
             name=name, dataset={"path": "tests/made", "revision": "1"}, description="made here", type="Retrieval",
             category="t2t", modalities=["text"], eval_splits=[split], main_score="ndcg_at_10", prompt=prompt,
-            eval_langs=LANGUAGES["default"] if "default" in subsets else {name: LANGUAGES[name] for name in subsets},
+            eval_langs=LANGUAGES["default"] if "default" in subsets else {each: LANGUAGES[each] for each in subsets},
         )  # fmt: skip
 
         def load_data(self, num_proc=None, **keywords):

@@ -15,20 +15,6 @@ from tests.programs import loaded_after
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Run one command; returns (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["search-r3"])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(each) for each in arguments])
-        shown = capsys.readouterr()
-        return stopped.value.code, shown.out, shown.err
-
-    return run
-
-
-@pytest.fixture
 def corpus(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_text("cats sleep\n\ndogs bark\nbirds sing\n")

@@ -14,6 +14,7 @@ from search_r3_mteb.encoder.encoder import SearchR3Encoder, Thought
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.settings import EncoderSettings
+from tests.encoder.stored_files import files_of
 from tests.programs import python
 
 SETTINGS = {"max_reasoning_tokens": 6, "max_length": 600}
@@ -420,18 +421,6 @@ def test_encode_puts_a_tasks_prompt_before_queries_once(make):
 
 class KilledError(Exception):
     """Stands for a kill in the middle of a run."""
-
-
-def files_of(folder):
-    """Every file's bytes, without the time that a chunk took."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            content = path.read_bytes()
-            if path.name == "chunk.json":
-                content = json.dumps({**json.loads(content), "seconds": None}).encode()
-            found[str(path.relative_to(folder))] = content
-    return found
 
 
 def kill_at(monkeypatch, encoder, name, call):

@@ -1,6 +1,5 @@
 """The store: rows are found again under their own settings only, and a kill costs one chunk at most."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from search_r3_mteb.encoder.store import Store, StoredThought, fingerprint_of
+from tests.encoder.stored_files import files_of
 
 DIM = 4
 PRINT = "ab" * 32
@@ -28,18 +28,6 @@ def fill(store, texts, chunk=3):
     for start in range(0, len(todo), chunk):
         part = [texts[position] for position in todo[start : start + chunk]]
         store.append(part, vectors_of(part), [StoredThought(f"about {t}", [1, 2], True) for t in part], seconds=3.0)
-
-
-def files_of(folder):
-    """Every file's bytes, without the time that a chunk took."""
-    found = {}
-    for path in sorted(Path(folder).rglob("*")):
-        if path.is_file():
-            content = path.read_bytes()
-            if path.name == "chunk.json":
-                content = json.dumps({**json.loads(content), "seconds": None}).encode()
-            found[str(path.relative_to(folder))] = content
-    return found
 
 
 def test_lookup_returns_rows_in_the_order_asked_across_chunks_and_reopening(tmp_path):

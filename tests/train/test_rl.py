@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.train.loops import (
     FORCED,
     LORA,
@@ -161,18 +162,9 @@ def test_lora_runs_and_its_folder_loads(tmp_path):
 def test_prompts_from_jsonl_and_from_beir(tmp_path, model):
     """Graded judgements, titles, and a row without ids."""
     beir = tmp_path / "beir"
-    (beir / "qrels").mkdir(parents=True)
     documents = [("d1", "Rivers", "water that flows"), ("d2", "", "hard and grey"), ("d3", "Birds", "they fly")]
-    (beir / "corpus.jsonl").write_text(
-        "".join(json.dumps({"_id": i, "title": title, "text": text}) + "\n" for i, title, text in documents)
-    )
-    (beir / "queries.jsonl").write_text(
-        "".join(json.dumps({"_id": f"q{i}", "text": f"query {i}"}) + "\n" for i in range(4))
-    )
     judged = [("q0", "d1", 2), ("q0", "d2", 1), ("q1", "d2", 1), ("q2", "d3", 1), ("q3", "d1", 0), ("q3", "d3", 1)]
-    (beir / "qrels/train.tsv").write_text(
-        "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{r}\n" for q, d, r in judged)
-    )
+    write_beir(beir, corpus=documents, queries=[(f"q{i}", f"query {i}") for i in range(4)], qrels={"train": judged})
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"query": f"text {i}", "positive": f"answer {i}"}) + "\n" for i in range(4)))
     sources = f'[[data.sources]]\nkind = "beir"\npath = "{beir}"\n[[data.sources]]\nkind = "jsonl"\npath = "{rows}"\n'

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 
 from search_r3_mteb.encoder.store import Store, StoredThought, fingerprint_of
 from tests.encoder.stored_files import files_of
+from tests.programs import started
 
 DIM = 4
 PRINT = "ab" * 32
@@ -124,8 +123,9 @@ def test_killed_at_any_write_and_started_again_gives_the_same_files(tmp_path, vi
     code = textwrap.dedent(KILLED).format(
         here=str(Path(__file__).parent), folder=str(tmp_path / "killed"), victim=victim, after=after
     )
-    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2])
-    assert done.returncode == -signal.SIGKILL
+    killed = started("-c", code)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
     assert files_of(tmp_path / "whole") != files_of(tmp_path / "killed")  # it did die in the middle
     store = Store(tmp_path / "killed", PRINT, "query", DIM)
     kept = 10 - len(store.missing(texts))
@@ -148,8 +148,8 @@ def test_two_writers_at_once_share_the_work_and_lose_nothing(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="asks for the process")
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     store = Store(tmp_path, PRINT, "query", DIM)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    dead = started("-c", "")
+    dead.communicate()
     host = __import__("search_r3_mteb.encoder.store", fromlist=["_host"])._host()
     for process in (dead.pid, os.getpid()):
         (store.folder / f".writing.{host}.{process}.0").mkdir()

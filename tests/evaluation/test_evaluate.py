@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +17,10 @@ from search_r3_mteb.evaluation.summary import hop_rows, identity, quality, repla
 from search_r3_mteb.evaluation.systems import kind_of, open_systems, split_label
 from search_r3_mteb.evaluation.tasks import resolve_task
 from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.conftest import save_sentence_transformer
+from tests.dying import Killed
 from tests.mteb_running import made_task, mteb_scores
+from tests.programs import python, started
 
 KEYS = {"task", "split", "model", "mode", "ndcg_at_10", "recall_at_10", "queries", "documents"} | {
     "reasoning_tokens_per_query",
@@ -158,10 +159,6 @@ def test_ndcg_by_hand():
     assert found["r"]["ndcg_cut_10"] == 0.0
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
-
-
 @pytest.mark.parametrize("chunks", range(1, 10))
 def test_killed_at_any_chunk_and_started_again_gives_the_same_files(
     tiny_checkpoint, beir, tmp_path, monkeypatch, chunks
@@ -208,14 +205,14 @@ def test_kill_minus_9_again_and_again_gives_the_same_files(tiny_folder, beir, tm
     monkeypatch.setitem(CHUNK, "document", 8)
     evaluate([tiny_folder], [f"beir:{beir}"], output=tmp_path / "whole", settings=SETTINGS)
     killed = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLABLE, str(tiny_folder), str(beir), str(killed)]
+    command = ["-c", KILLABLE, tiny_folder, beir, killed]
     for wanted in (1, 3, 4, 7, 9):
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+        process = started(*command)
         while process.poll() is None and len(list(killed.glob("store/*/chunk-*"))) < wanted:
             time.sleep(0.005)
         process.kill()
-        process.wait()
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+        process.communicate()
+    python(*command)
     assert files_of(killed) == files_of(tmp_path / "whole")
 
 
@@ -270,24 +267,7 @@ def test_two_checkpoints_and_two_budgets_of_one_name_stand_side_by_side(tiny_che
 @pytest.fixture
 def sentence_transformers_folders(tiny_tokenizer, tmp_path):
     """Two ordinary models with different weights, in folders of the same name."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-    from transformers import BertConfig, BertModel
-
-    folders = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        base = tmp_path / f"base{seed}"
-        size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-        BertModel(BertConfig(vocab_size=384, initializer_range=0.5, **size)).save_pretrained(base)
-        tiny_tokenizer.save_pretrained(base)
-        folder = tmp_path / str(seed) / "encoder"
-        module = Transformer(str(base), max_seq_length=64)
-        SentenceTransformer(modules=[module, Pooling(32)], device="cpu").save_pretrained(str(folder))
-        folders.append(folder)
-    return folders
+    return [save_sentence_transformer(tiny_tokenizer, tmp_path / str(seed) / "encoder", seed) for seed in (0, 1)]
 
 
 def test_ordinary_models_of_one_folder_name_get_their_own_scores(

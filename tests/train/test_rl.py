@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.train.loops import (
@@ -16,6 +15,7 @@ from tests.train.loops import (
     events,
     largest_difference,
     rl_config,
+    same_weights,
     train_until,
     weights,
 )
@@ -34,8 +34,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, model, monkeyp
         file.write('{"step": 4, "query": "\u2028 twice"}\n{"step": 4, "qu')
     train(make())
     assert events(tmp_path / "stopped") == events(tmp_path / "whole")
-    a, b = weights(tmp_path / "stopped/last"), weights(tmp_path / "whole/last")
-    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert same_weights(tmp_path / "stopped/last", tmp_path / "whole/last")
     read = lambda name: (tmp_path / name / "rollouts.jsonl").read_text()  # noqa: E731
     assert read("stopped") == read("whole")
     (arrays, scalars), (others, other_scalars) = (cache_arrays(tmp_path / n, 4) for n in ("stopped", "whole"))
@@ -47,8 +46,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, model, monkeyp
 def test_evaluation_and_audits_change_nothing_that_is_learned(tmp_path, model):
     train(rl_config(tmp_path / "watched", model, "evaluate.every=1", evaluation=True))
     train(rl_config(tmp_path / "not", model, "evaluate.modes=['direct', 'reason']"))
-    a, b = weights(tmp_path / "watched/last"), weights(tmp_path / "not/last")
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert same_weights(tmp_path / "watched/last", tmp_path / "not/last")
 
 
 @pytest.mark.parametrize("policy", ["none", "random", "local", "random+map", "local+map", "full"])

@@ -3,7 +3,7 @@
 LANGUAGES = {"default": ["eng-Latn"], "en": ["eng-Latn"], "de": ["deu-Latn"]}
 
 
-def made_task(name, subsets, *, split="test", prompt=None):
+def made_task(name, subsets, *, split="test", prompt=None, top_ranked=None):
     """A task that is none of ours.
 
     `subsets` maps "default", or each language, to rows of documents (id, title, text), rows of queries (id, text and
@@ -27,7 +27,7 @@ def made_task(name, subsets, *, split="test", prompt=None):
                         "corpus": Dataset.from_list(documents),
                         "queries": Dataset.from_list(queries),
                         "relevant_docs": dict(relevant),
-                        "top_ranked": None,
+                        "top_ranked": top_ranked,
                     }
                 }
                 for subset, (documents, queries, relevant) in subsets.items()

@@ -24,6 +24,7 @@ from search_r3_mteb.evaluation.reasoning_variants import embed_after, others, sh
 from search_r3_mteb.evaluation.tasks import resolve_task
 from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.evaluation.conftest import SHORT
+from tests.mteb_running import made_task
 
 WORDS = ["silver", "river", "garden", "stone", "winter", "harbour", "letter", "engine"]
 SETTINGS = {"max_reasoning_tokens": 8}
@@ -262,23 +263,11 @@ class Known:
 
 
 def known_task(top_ranked=None, subsets=("default",)):
-    from datasets import Dataset
-
-    from search_r3_mteb.tasks.mteb_tasks import LocalRetrievalTask, _metadata
-
-    class Task(LocalRetrievalTask):
-        def load_data(self, num_proc=None, **kwargs):
-            self.dataset = {name: {"test": self.part()} for name in subsets}
-            self.data_loaded = True
-
-        def part(self):
-            texts = {"a": "1 0", "b": "0 1", "c": "1 1"}
-            corpus = Dataset.from_list([{"id": i, "title": "", "text": text} for i, text in texts.items()])
-            queries = Dataset.from_list([{"id": i, "text": f"query {i}"} for i in ("a", "q", "unjudged")])
-            relevant = {"a": {"b": 1, "c": 0}, "q": {"a": 1, "c": 2}, "unjudged": {}}
-            return {"corpus": corpus, "queries": queries, "relevant_docs": relevant, "top_ranked": top_ranked}
-
-    task = Task(_metadata("Known", "three documents", "1", "test", ["eng-Latn"], instruction="Find"))
+    documents = [{"id": i, "title": "", "text": text} for i, text in (("a", "1 0"), ("b", "0 1"), ("c", "1 1"))]
+    queries = [{"id": i, "text": f"query {i}"} for i in ("a", "q", "unjudged")]
+    relevant = {"a": {"b": 1, "c": 0}, "q": {"a": 1, "c": 2}, "unjudged": {}}
+    parts = dict.fromkeys(subsets, (documents, queries, relevant))
+    task = made_task("Known", parts, prompt="Find", top_ranked=top_ranked)
     task.ignore_identical_ids = True
     return task
 

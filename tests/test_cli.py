@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -12,20 +11,7 @@ from search_r3_mteb import cli
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.options import parse_settings
 from search_r3_mteb.text_files import read_lines, read_texts
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run one command; returns (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["search-r3"])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(each) for each in arguments])
-        shown = capsys.readouterr()
-        return stopped.value.code, shown.out, shown.err
-
-    return run
+from tests.programs import loaded_after
 
 
 @pytest.fixture
@@ -243,11 +229,6 @@ def test_settings_from_text():
 
 
 def test_help_loads_no_heavy_library():
-    code = (
-        "import sys; from search_r3_mteb import cli\n"
-        "try: cli.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'mteb', 'transformers', 'faiss', 'sentence_transformers') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    heavy = ["torch", "mteb", "transformers", "faiss", "sentence_transformers"]
+    statement = "from search_r3_mteb import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass"
+    assert not loaded_after(statement, heavy)

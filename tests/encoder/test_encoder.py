@@ -1,8 +1,6 @@
 """SearchR3Encoder: every input gives a unit vector or an error that says what to do; a killed run resumes."""
 
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +14,8 @@ from search_r3_mteb.encoder.encoder import SearchR3Encoder, Thought
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.settings import EncoderSettings
+from tests.encoder.stored_files import files_of
+from tests.programs import python
 
 SETTINGS = {"max_reasoning_tokens": 6, "max_length": 600}
 TEXTS = ["the query", "", "document " * 30, "a", "the system", "user " * 7, "embedding", "the query"]
@@ -416,18 +416,6 @@ class KilledError(Exception):
     """Stands for a kill in the middle of a run."""
 
 
-def files_of(folder):
-    """Every file's bytes, without the time that a chunk took."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            content = path.read_bytes()
-            if path.name == "chunk.json":
-                content = json.dumps({**json.loads(content), "seconds": None}).encode()
-            found[str(path.relative_to(folder))] = content
-    return found
-
-
 def kill_at(monkeypatch, encoder, name, call):
     """The engine's method raises at its `call`-th call, counted from zero; returns the calls that were made."""
     real, calls = getattr(Engine, name), []
@@ -588,8 +576,7 @@ def test_memory_does_not_grow_with_the_documents(tiny_folder):
         pytest.skip("only Linux can set a recorded peak back")
 
     def grown(how):
-        command = [sys.executable, "-c", MEMORY_OF_100_000, str(tiny_folder), how]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        return float(python("-c", MEMORY_OF_100_000, tiny_folder, how).split()[-1])
 
     fine, broken = grown("fine"), grown("broken")
     assert fine < 60, fine

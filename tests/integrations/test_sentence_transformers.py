@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +12,8 @@ from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.integrations.sentence_transformers import export
+from tests.mteb_running import made_task, mteb_scores
+from tests.programs import python
 
 # Everything that could become a control token, lose the template's end, or break a shape.
 TEXTS = [
@@ -393,45 +392,12 @@ def test_similarity(model):
 @pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension`:FutureWarning")  # mteb uses the old name
 @pytest.mark.parametrize("prompt", [None, {"query": INSTRUCTION}])
 def test_mteb_gives_the_same_score(prompt, folder, encoder):
-    import mteb
-    from datasets import Dataset
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.abstasks.task_metadata import TaskMetadata
-
-    class Task(AbsTaskRetrieval):
-        metadata = TaskMetadata(
-            name="TinyRetrievalOfSentenceTransformers",
-            description="tiny",
-            type="Retrieval",
-            category="t2t",
-            dataset={"path": "local/tiny", "revision": "v1"},
-            eval_splits=["test"],
-            eval_langs=["eng-Latn"],
-            main_score="ndcg_at_10",
-            prompt=prompt,
-        )
-
-        def load_data(self, num_proc=None, **keywords):
-            corpus = [{"id": f"d{n}", "title": "Cats" if n < 4 else "", "text": f"document {n}"} for n in range(30)]
-            queries = [{"id": f"q{n}", "text": f"question {n}"} for n in range(8)]
-            self.dataset = {
-                "default": {
-                    "test": {
-                        "corpus": Dataset.from_list(corpus),
-                        "queries": Dataset.from_list(queries),
-                        "relevant_docs": {f"q{n}": {f"d{3 * n}": 1} for n in range(8)},
-                        "top_ranked": None,
-                    }
-                }
-            }
-            self.data_loaded = True
-
-    def score(subject):
-        # No cache: every local SentenceTransformer has the same identity in MTEB's.
-        result = mteb.evaluate(subject, Task(), cache=None, co2_tracker=False, show_progress_bar=False)
-        return result.task_results[0].scores["test"][0]
-
-    ours, expected = score(open_folder(folder, prompts=prompt)), score(encoder)
+    documents = [{"id": f"d{n}", "title": "Cats" if n < 4 else "", "text": f"document {n}"} for n in range(30)]
+    queries = [{"id": f"q{n}", "text": f"question {n}"} for n in range(8)]
+    relevant = {f"q{n}": {f"d{3 * n}": 1} for n in range(8)}
+    task = made_task("TinyRetrieval", {"default": (documents, queries, relevant)}, prompt=prompt)
+    # No cache: every local SentenceTransformer has the same identity in MTEB's.
+    ours, expected = (mteb_scores(model, task) for model in (open_folder(folder, prompts=prompt), encoder))
     assert 0 < expected["ndcg_at_10"] < 1
     for name in ("ndcg_at_10", "recall_at_10", "map_at_100"):
         assert ours[name] == pytest.approx(expected[name], abs=1e-6)
@@ -522,19 +488,8 @@ print("REPORT" + json.dumps({{"model": [model.encode_query(texts).tolist(), mode
 
 def run_script(script, tmp_path, *arguments):
     """The script's report, from a process of its own whose hub folders are empty."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    assert "REPORT" in done.stdout, done.stderr[-3000:]
-    return json.loads(done.stdout.split("REPORT")[1])
+    said = python("-c", script, *arguments, timeout=300, HF_HUB_OFFLINE=1, HF_HOME=tmp_path / "hub")
+    return json.loads(said.split("REPORT")[1])
 
 
 def test_without_registration_the_librarys_error_and_with_the_folders_code_the_model(folder, encoder, tmp_path):

@@ -3,12 +3,9 @@
 import numpy as np
 import pytest
 
+from tests.vectors import unit
 from train.corpus_cache import neighbor_graph
 from train.corpus_cache.neighbor_graph import build_graph, columns, expand, repaired_edges
-
-
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def clustered(n, dim=16, clusters=40, seed=0):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search_r3_mteb.tasks.beir_folder import write_beir
 from train.config.data import ColumnSettings, DataSettings, DecontaminationSettings, SourceSettings
 from train.data.jsonl import JsonlFile
 from train.data.mixing import load_training_data
@@ -46,11 +47,10 @@ def take(data, batches):
 @pytest.fixture
 def beir(tmp_path):
     folder = tmp_path / "beir"
-    (folder / "qrels").mkdir(parents=True)
-    write_jsonl(folder / "corpus.jsonl", [{"_id": f"d{i}", "title": f"T{i}", "text": f"text {i}"} for i in range(6)])
-    write_jsonl(folder / "queries.jsonl", [{"_id": f"q{i}", "text": f"query {i}"} for i in range(4)])
-    rows = ["q0\td0\t1", "q0\td1\t2", "q1\td2\t1", "q1\td3\t0", "q2\td4\t1", "q3\td5\t0"]
-    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(rows) + "\n")
+    judged = [("q0", "d0", 1), ("q0", "d1", 2), ("q1", "d2", 1), ("q1", "d3", 0), ("q2", "d4", 1), ("q3", "d5", 0)]
+    documents = [(f"d{i}", f"T{i}", f"text {i}") for i in range(6)]
+    queries = [(f"q{i}", f"query {i}") for i in range(4)]
+    write_beir(folder, corpus=documents, queries=queries, qrels={"train": judged})
     return folder
 
 

@@ -128,8 +128,8 @@ def kills(folder, count):
         lambda run: life(folder / f"killed-{run}", folder / f"killed-{run}.pt"),
         count, 2.5 * whole / count, lambda run: folder / f"killed-{run}", seed=5,
     )  # fmt: skip
-    expected, *found = (torch.load(folder / f"{name}.pt", weights_only=True)
-                        for name in ("whole", *(f"killed-{run}" for run in range(runs))))  # fmt: skip
+    names = ["whole", *(f"killed-{run}" for run in range(runs))]
+    expected, *found = (torch.load(folder / f"{name}.pt", weights_only=True) for name in names)
     equal = all(torch.equal(x, y) for one in found for x, y in zip(one, expected, strict=True))
     left = sorted(path.name for path in (folder / f"killed-{runs - 1}").iterdir())
     known = "accelerate" in sys.modules

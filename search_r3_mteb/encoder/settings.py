@@ -107,7 +107,7 @@ def check_window(checkpoint: Checkpoint, needed: int, budget: int) -> None:
 
 @dataclass
 class Statistics:
-    """What an encoder has done. Times are seconds of the model's work, tokenisation included."""
+    """What an encoder has done since `reset`. Times are seconds of the model's work, tokenisation included."""
 
     queries: int = 0
     reasoning_tokens: int = 0
@@ -120,3 +120,7 @@ class Statistics:
     def forced_share(self) -> float:
         """Share of reasoned queries whose embed token was forced; 0 when none was reasoned."""
         return self.forced / self.queries if self.queries else 0.0
+
+    def reset(self) -> None:
+        """Set all counts to zero."""
+        self.__init__()  # type: ignore[misc]

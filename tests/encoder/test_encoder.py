@@ -380,6 +380,8 @@ def test_statistics(make):
     assert statistics.reasoning_tokens >= sum(len(thought.token_ids) for thought in thoughts) > 0
     assert 0 < statistics.forced_share <= 1
     assert statistics.query_seconds > 0 < statistics.document_seconds
+    statistics.reset()
+    assert statistics == type(statistics)()
 
 
 # ---- MTEB's entry point with lists ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 
 from search_r3_mteb.atomic import replaced_folder, write_json
 from search_r3_mteb.encoder import checkpoints
-from search_r3_mteb.encoder.chat_templates import TemplateFacts, facts, has_template
+from search_r3_mteb.encoder.chat_templates import TemplateFacts, facts, has_template, wrap
 from search_r3_mteb.encoder.checkpoints import ADAPTER_CONFIG, Checkpoint, Dtype
 from search_r3_mteb.encoder.family import known_tokens
 from search_r3_mteb.encoder.profiles import DATE, EMBED_TOKEN, PLAIN, PROFILE_FILE, Profile
@@ -158,6 +158,7 @@ def profile_for(tokenizer: Any, embed_token: str) -> tuple[TemplateFacts | None,
     if not has_template(tokenizer, profile):
         return None, replace(profile, plain=PLAIN)
     found = facts(tokenizer)
+    wrap(tokenizer, profile, profile.reason.system)  # refuses what would be refused once the weights are read
     return found, replace(profile, thinking=False if found.thinking else None, date=DATE if found.prints_date else None)
 
 
@@ -196,11 +197,13 @@ def _check_token(tokenizer: Any, token: str) -> bool:
             f"The embed token {token!r} is an ordinary word of this vocabulary, so texts would hold it. Name a token "
             f"of its own, such as {EMBED_TOKEN}."
         )
-    duty = next((name for name, each in tokenizer.special_tokens_map.items() if each == token), None)
+    duty = next(
+        (f"is this tokenizer's {name}" for name, each in tokenizer.special_tokens_map.items() if each == token), None
+    )
+    if duty is None and token in str(tokenizer.chat_template or ""):
+        duty = "stands in the chat template"
     if duty is not None:
-        raise ValueError(
-            f"The embed token {token!r} is this tokenizer's {duty}, which has another task. Name a token of its own."
-        )
+        raise ValueError(f"The embed token {token!r} {duty}, so it has another task. Name a token of its own.")
     return known
 
 

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from search_r3_mteb.encoder.profiles import EMBED_TOKEN
+
 app = typer.Typer(
     name="search-r3",
     help="Reason about a query in text, then embed it: evaluate, diagnose, embed, explain, export.",
@@ -138,6 +140,24 @@ def explain(
         f"[dim]reasoning ({len(found.thought.token_ids)} tokens{end}):[/dim] {escape(found.thought.text.strip())}"
     )
     console.print(side_by_side(found))
+
+
+@app.command()
+def init(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A causal LM: a folder or a hub id.")],
+    output: Annotated[Path, typer.Option(help="The folder to write; an earlier result there is replaced.")],
+    embed_token: Annotated[str, typer.Option(help="The token whose hidden state is the vector.")] = EMBED_TOKEN,
+    dtype: Annotated[str, typer.Option(help="auto (the base's own), float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Make an ordinary causal LM ready to train: adds the embed token and search_r3.json, and says what it found."""
+    from search_r3_mteb.encoder.initialise import initialise
+
+    done = initialise(base, output, embed_token=embed_token, dtype=cast("Any", dtype))
+    console = _console()
+    for name, value in done.lines():
+        console.print(f"{name:>22}  {value}", markup=False, highlight=False)
+    for line in done.next_steps():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -127,6 +127,39 @@ def test_explain_shows_both_rankings_side_by_side(call, tiny_folder, corpus):
     assert {"1", "3", "4"} == set(re.findall(r"0\.\d{3} (\d)", out))
 
 
+@pytest.fixture(scope="session")
+def ordinary(tmp_path_factory):
+    """A causal LM without an embed token."""
+    from tests.encoder.test_initialise import make_base
+
+    return make_base(tmp_path_factory.mktemp("ordinary") / "base")
+
+
+def test_init_says_what_it_found_and_the_result_embeds(call, ordinary, tmp_path):
+    output = tmp_path / "with space"
+    options = ("--embed-token", "<embed>", "--dtype", "bfloat16")
+    code, out, err = call("init", ordinary, "--output", output, *options)
+    assert (code, err) == (0, "")
+    for words in (
+        "local/base, Qwen2ForCausalLM, 0.03 million parameters, bfloat16",
+        "<embed>, free row 300 of 384, of which 300 were used",
+        "tied: one row is both",
+        "<|endoftext|>, <|im_start|>, <|im_end|>",
+        "chat template  yes",
+        "system role  yes",
+        "thinking  none",
+        "date  none",
+        "It encodes now, but it is untrained",
+        f"--set model.path='{output}'",
+    ):
+        assert words in out
+    source = tmp_path / "texts.txt"
+    source.write_text("one\ntwo\n")
+    vectors = tmp_path / "vectors.npy"
+    code, out, _ = call("embed", "--model", output, "--role", "document", "--input", source, "--output", vectors)
+    assert (code, np.load(vectors).shape) == (0, (2, 32))
+
+
 def test_export_names_the_folder_and_how_to_load_it(call, tiny_folder, tmp_path):
     code, out, _ = call("export", "--model", tiny_folder, "--output", tmp_path / "exported")
     assert code == 0
@@ -169,6 +202,9 @@ def test_doctor_computes_a_vector(call, tiny_folder):
         (["explain", "--corpus", "./none.txt", "why?"], "There is no corpus ./none.txt"),
         (["explain", "--corpus", "hopworld", "--set", "sed=1", "why?"], "NAME is one of mode, dtype, device"),
         (["doctor", "--model", "./nowhere"], "There is no model './nowhere'"),
+        (["init", "./nowhere", "--output", "new"], "There is no model './nowhere'"),
+        (["init", "nano", "--output", "new"], "it is a reason-then-embed checkpoint already"),
+        (["init", "nano", "--output", "new", "--dtype", "int4"], "dtype='int4' is not supported"),
     ],
 )
 def test_a_mistake_gives_one_message_and_exit_code_2(call, tmp_path, monkeypatch, arguments, message):
@@ -178,6 +214,13 @@ def test_a_mistake_gives_one_message_and_exit_code_2(call, tmp_path, monkeypatch
     assert err.startswith("Error: ")
     assert message in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_a_model_without_the_token_is_told_the_command(call, ordinary):
+    code, _, err = call("doctor", "--model", ordinary)
+    assert code == 2
+    assert "search-r3 init MODEL --output FOLDER" in " ".join(err.split())
+    assert "the special tokens found are <|endoftext|>, <|im_start|>, <|im_end|>" in " ".join(err.split())
 
 
 def test_wrong_usage_exits_with_2(call):

@@ -78,7 +78,7 @@ def load(
     `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that does not exist or has
     no weights, ValueError for one without the embed token, with pickled weights, or damaged or missing tensors.
     """
-    dtype, device = _check_dtype(dtype), _check_device(device or default_device())
+    dtype, device = check_dtype(dtype), _check_device(device or default_device())
     folder = resolve(path_or_id, revision)
     name = str(path_or_id)
     if revision is None and folder.parent.name == "snapshots":
@@ -252,7 +252,7 @@ def display_name(name: str, folder: Path) -> str:
     return f"local/{folder.resolve().name}"
 
 
-def _check_dtype(dtype: Any) -> Dtype:
+def check_dtype(dtype: Any) -> Dtype:
     """The name of a dtype, which may be given as a torch dtype; ValueError for one that is not supported."""
     name = str(dtype).removeprefix("torch.")
     valid = get_args(Dtype)

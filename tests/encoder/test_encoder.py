@@ -352,17 +352,13 @@ def test_a_fingerprint_tells_settings_apart(make):
     json.dumps(base.settings)
 
 
-def test_a_prompt_that_changes_with_the_day_changes_the_fingerprint(tiny_checkpoint, monkeypatch, tmp_path):
-    from datetime import datetime
+def test_a_prompt_that_changes_changes_the_fingerprint(tiny_checkpoint, monkeypatch, tmp_path):
+    """Also where the checkpoint's own fingerprint does not know of it: another version may render otherwise."""
+    from search_r3_mteb.encoder import prompts
 
-    from transformers.utils import chat_template_utils
-
-    template = tiny_checkpoint.tokenizer.chat_template
-    monkeypatch.setattr(tiny_checkpoint.tokenizer, "chat_template", "{{ strftime_now('%d %b %Y') }}" + template)
-    prints = []
-    for day in (1, 2):
-        today = SimpleNamespace(now=lambda day=day: datetime(2026, 1, day))
-        monkeypatch.setattr(chat_template_utils, "datetime", today)
+    wrap, prints = prompts.wrap, []
+    for ending in ("", " "):
+        monkeypatch.setattr(prompts, "wrap", lambda *given, ending=ending: wrap(*given) + ending)
         encoder = SearchR3Encoder(tiny_checkpoint, cache_folder=tmp_path, **SETTINGS)
         encoder.encode_document(["a"])
         prints.append(encoder.fingerprint)

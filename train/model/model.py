@@ -16,7 +16,8 @@ from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.head import Head
-from search_r3_mteb.encoder.profiles import Profile
+from search_r3_mteb.encoder.initialise import profile_for
+from search_r3_mteb.encoder.profiles import EMBED_TOKEN, PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import Renderer
 from train.config.model import LoraSettings, ModelSettings
 from train.model import scratch
@@ -176,9 +177,10 @@ def _load(config: ModelSettings) -> Checkpoint:
             "search_r3_mteb.encoder.checkpoints import load, save; c = load(folder); "
             "c.model = c.model.merge_and_unload(); save(c, merged_folder)."
         )
-    profile = Profile.load(folder)
     model = checkpoints.load_model(folder, config.dtype, config.trust_remote_code)
     tokenizer = checkpoints.load_tokenizer(folder, config.trust_remote_code)
+    described = (folder / PROFILE_FILE).exists()
+    profile = Profile.load(folder) if described else profile_for(tokenizer, EMBED_TOKEN)[1]
     known = profile.embed_token in tokenizer.get_vocab()
     checkpoints.add_embed_token(model, tokenizer, profile.embed_token)
     if not known and config.lora is not None and not config.lora.train_embed_token:

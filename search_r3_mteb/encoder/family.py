@@ -57,7 +57,7 @@ FAMILY = (
         checkpoints=("CITech/CRE-T1-SFT-preview-1202",),
         token="<emb_token>",
         read_out="the query reasons, then the token; a document is instruction, text and token",
-        source="abstract of arXiv 2603.17387, which prints `<embtoken>`: the spelling may differ; first part of the card",
+        source="abstract of arXiv 2603.17387, with `<embtoken>`: the spelling may differ; first part of the card",
         sureness="partly",
         reason=_PROMPTS_UNKNOWN,
     ),

@@ -100,6 +100,8 @@ def test_the_fixed_date_is_what_the_clock_would_have_given_on_that_day(template,
 
 def test_a_profile_without_a_date_has_the_day_of_the_paper():
     assert "Today Date: 08 Oct 2025" in wrap(tokenizer_with(LLAMA), Profile(), "s")
+    own_default = '{% if not date_string is defined %}{% set date_string = "26 Jul 2024" %}{% endif %}{{ date_string }}'
+    assert wrap(tokenizer_with(own_default + CHAT_TEMPLATE), Profile(), "s").startswith("08 Oct 2025")  # Llama 3.1
     assert "The current date is 2025-10-08, year 2024" in wrap(tokenizer_with(MISTRAL), Profile(), "s")
     assert "Wednesday, 8. October 2025, 00:00" in wrap(tokenizer_with(GPT_OSS), Profile(), "s")
 

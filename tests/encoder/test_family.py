@@ -1,4 +1,4 @@
-"""Models of this kind: each says where its facts are from, and what can be run is what is registered and on the page."""
+"""Models of this kind: their sources are named, and what can be run is what is registered and on the page."""
 
 import importlib.util
 from dataclasses import fields

@@ -88,7 +88,7 @@ def evaluate(
 
 @app.command()
 def embed(
-    input: Annotated[Path, typer.Option(help="One text per line, or .jsonl with 'text' and perhaps 'title'.")],
+    input: Annotated[Path, typer.Option(help="One text per line, or .jsonl or .json of {'text', 'title'?}; .gz too.")],
     output: Annotated[Path, typer.Option(help="A .npy file: float32 (texts, dim), unit length.")],
     model: ModelOption = "nano",
     role: Annotated[str, typer.Option(help="query (reasons) or document (is embedded directly).")] = "query",

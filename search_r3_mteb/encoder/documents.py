@@ -64,7 +64,7 @@ def _values(documents: Mapping[str, Any]) -> list[Any]:
         if isinstance(document, str):
             raise TypeError(
                 f"A mapping of documents holds {{'text', 'title'}} under each id, got a string under {key!r}: "
-                f"{document!r:.40}. Name the body of a single document 'text'; of texts by id write list(texts.values())."
+                f"{document!r:.40}. Name the body of a single document 'text'; of texts by id write list(m.values())."
             )
     return list(documents.values())
 

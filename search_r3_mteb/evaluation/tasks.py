@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
 TaskSpec: TypeAlias = "str | AbsTaskRetrieval"
+BEIR = "beir:"
+LOCAL_TASKS = ("hopworld", "stdlib")
 FORMS = "hopworld, hopworld:DOCUMENTS, stdlib, beir:FOLDER, or the name of an MTEB retrieval task"
 
 

@@ -55,7 +55,10 @@ def evaluate(
     ],
     task: Annotated[
         list[str],
-        typer.Option("--task", help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER, or an MTEB task. May be repeated."),
+        typer.Option(
+            "--task",
+            help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task. May be repeated.",
+        ),
     ],
     mode: Annotated[str, typer.Option(help="both, reason or direct. Baselines are always direct.")] = "both",
     output: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes there.")] = Path(
@@ -181,7 +184,9 @@ def report(
 
 @app.command()
 def diagnose(
-    task: Annotated[str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER, or an MTEB task.")],
+    task: Annotated[
+        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
+    ],
     model: ModelOption = "nano",
     output: Annotated[
         Path | None,

@@ -146,7 +146,7 @@ class BeirFolder(LocalRetrievalTask):
         if len(lost) == len(relevant):
             raise ValueError(
                 f"{place}: none of {len(relevant)} relevant judgements names a document of the corpus (first: "
-                f"{lost[0][1]!r}), so every score would be 0. They are from different data sets, or a file is incomplete."
+                f"{lost[0][1]!r}), so every score would be 0. A file is incomplete, or of another data set."
             )
         for query_id, document_id in lost:
             if document_id.strip() in corpus:

@@ -261,7 +261,7 @@ def test_quality_is_that_of_evaluate(checkpoint, beir, tmp_path):
 @pytest.mark.parametrize("copies", [5, 60, 300])
 def test_equal_scores_are_ordered_as_in_evaluate(checkpoint, tmp_path, copies):
     """Documents of one text have one score; trec_eval puts the largest ids first, wherever they stand in the corpus."""
-    documents = [(f"d{copies - n:04d}", "", "the river is here") for n in range(copies)]
+    documents = [(f"d{n + 1:04d}", "", "the river is here") for n in range(copies)]
     documents += [(f"x{n}", "About", f"a {word}") for n, word in enumerate(WORDS)]
     queries = [("q0", "where is the river"), ("q1", "the river?")]
     first, tenth = f"d{copies:04d}", f"d{max(copies - 9, 1):04d}"

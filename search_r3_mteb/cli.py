@@ -58,7 +58,10 @@ def evaluate(
     ],
     task: Annotated[
         list[str],
-        typer.Option("--task", help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER, or an MTEB task. May be repeated."),
+        typer.Option(
+            "--task",
+            help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task. May be repeated.",
+        ),
     ],
     mode: Annotated[str, typer.Option(help="both, reason or direct. Baselines are always direct.")] = "both",
     output: ResultsOption = Path("runs/evaluate"),
@@ -89,7 +92,7 @@ def evaluate(
 
 @app.command()
 def embed(
-    input: Annotated[Path, typer.Option(help="One text per line, or .jsonl with 'text' and perhaps 'title'.")],
+    input: Annotated[Path, typer.Option(help="One text per line, or .jsonl or .json of {'text', 'title'?}; .gz too.")],
     output: Annotated[Path, typer.Option(help="A .npy file: float32 (texts, dim), unit length.")],
     model: ModelOption = "nano",
     role: Annotated[str, typer.Option(help="query (reasons) or document (is embedded directly).")] = "query",
@@ -200,7 +203,9 @@ def report(
 
 @app.command()
 def diagnose(
-    task: Annotated[str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER, or an MTEB task.")],
+    task: Annotated[
+        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
+    ],
     model: ModelOption = "nano",
     output: Annotated[
         Path | None,
@@ -310,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with redirect_stderr(sys.stderr if sys.stderr.isatty() else cast("TextIO", _WithoutBars(sys.stderr))):
             app(args=sys.argv[1:])
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:  # the last: an optional library is missing
         if debug:
             raise
         Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False)

@@ -91,7 +91,11 @@ def test_embed_reads_titles_from_jsonl(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "line 2: Expecting"), ('{"text": 3}', "line 2: The text"), ("[1]", "line 2: Document 0 is of type list")],
+    [
+        ("{", "line 2: Expecting"),
+        ('{"text": 3}', "line 2: The text"),
+        ("[1]", "line 2: a JSON object with 'text' is needed, got list: [1]"),
+    ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
     source = tmp_path / "documents.jsonl"

@@ -5,6 +5,7 @@ Weights are read from safetensors only. A folder with `adapter_config.json` is a
 
 import warnings
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,7 @@ from search_r3_mteb.encoder.prompts import embed_token_id
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 ADAPTER_CONFIG = "adapter_config.json"
+_BUNDLED = "search-r3-mteb/"  # the organisation of the bundled models
 
 
 @dataclass
@@ -81,8 +83,8 @@ def load(
     dtype, device = check_dtype(dtype), _check_device(device or default_device())
     folder = resolve(path_or_id, revision)
     name = str(path_or_id)
-    if revision is None and folder.parent.name == "snapshots":
-        revision = folder.name  # the hub's commit
+    if revision is None and folder.resolve().parent.name == "snapshots":
+        revision = folder.resolve().name  # the hub's commit
     if (folder / ADAPTER_CONFIG).exists():
         model, base = _load_adapter(folder, dtype, trust_remote_code)
         profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base)
@@ -95,17 +97,34 @@ def load(
 
 
 def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a bundled name, a path, or a hub id (downloaded when it is not in the hub's cache)."""
+    """The local folder of a bundled name, a path, or a hub id (downloaded when it is not in the hub's cache).
+
+    A `Path` is always the folder. Raises ValueError for a string that means both a bundled model and a folder here.
+    """
     name = str(path_or_id)
-    if (ASSETS / name / "config.json").exists() and "/" not in name:
-        return ASSETS / name
-    if name and Path(name).is_dir():
+    is_folder = bool(name) and Path(name).is_dir()
+    if isinstance(path_or_id, Path) and not is_folder:
+        raise FileNotFoundError(
+            f"There is no folder {name!r}, and a Path is always a folder. Check it, or give a bundled name or a hub id "
+            "as a string."
+        )
+    stem = name.removeprefix(_BUNDLED)
+    bundled = ASSETS / stem
+    if not isinstance(path_or_id, Path) and "/" not in stem and (bundled / "config.json").exists():
+        if is_folder and not bundled.samefile(name):
+            other = f"{_BUNDLED}{name}" if "/" not in name else "its name from another working directory"
+            raise ValueError(
+                f"{name!r} is both a bundled model and a folder here ({Path(name).absolute()}). Write './{name}' or "
+                f"Path({name!r}) for the folder, {other!r} for the bundled model."
+            )
+        return bundled
+    if is_folder:
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        bundled = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/config.json"))) or "none"
+        known = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/config.json"))) or "none"
         raise FileNotFoundError(
             f"There is no model {name!r}: not a folder, not a hub id of the form organisation/model, and not bundled "
-            f"(bundled: {bundled}). Check the path."
+            f"(bundled: {known}). Check the path."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -184,8 +203,11 @@ def load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{folder.name}: transformers cannot load this folder as a causal LM: {error}") from error
+    except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
+        raise ValueError(
+            f"{folder.name}: transformers cannot load this folder as a causal LM (version {version('transformers')}, "
+            f"{type(error).__name__}): {error}"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:  # transformers only warns, and fills them with random numbers
         raise ValueError(
@@ -239,17 +261,24 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
         if generic:
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder.name}: no tokenizer can be loaded from this folder: {error}") from error
+    except Exception as error:  # the tokenizers library raises plain exceptions for formats that it does not know
+        raise ValueError(
+            f"{folder.name}: no tokenizer can be loaded from this folder (tokenizers {version('tokenizers')}, "
+            f"{type(error).__name__}): {error}"
+        ) from error
 
 
 def display_name(name: str, folder: Path) -> str:
-    """The name as organisation/model, the form that MTEB requires."""
+    """The name as organisation/model, the form that MTEB requires; a snapshot in the hub's cache has its hub id."""
     if folder.parent == ASSETS:
-        return f"search-r3-mteb/{folder.name}"
+        return f"{_BUNDLED}{folder.name}"
+    place = folder.resolve()
+    if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
+        hub_id = place.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return hub_id if "/" in hub_id else f"local/{hub_id}"
     if name.count("/") == 1 and not Path(name).is_dir():
         return name
-    return f"local/{folder.resolve().name}"
+    return f"local/{place.name}"
 
 
 def check_dtype(dtype: Any) -> Dtype:

@@ -17,6 +17,7 @@ from search_r3_mteb.encoder.identity import model_meta
 from search_r3_mteb.encoder.inputs import (
     check_batch_size,
     documents_of,
+    holds_rows,
     instructions_of,
     is_query,
     read_batches,
@@ -187,7 +188,7 @@ class SearchR3Encoder:
         """
         query = is_query(prompt_type)
         task = task_metadata if self.task_prompts else None
-        if isinstance(inputs, str | list | tuple):
+        if holds_rows(inputs):
             if not query:
                 return self.encode_document(inputs, **keywords)
             return self.encode_query(inputs, **({"instruction": task_prompt(task)} | keywords))
@@ -204,7 +205,7 @@ class SearchR3Encoder:
         searches cannot be instantiated, and `EvaluateRetrieval.evaluate` averages over the queries present in a run.
         Where that matters, evaluate the same folder through MTEB (`search_r3_mteb.tasks.beir_folder`).
         """
-        return self.encode_query(list(queries), **keywords)
+        return self.encode_query(texts_of(queries, several=True), **keywords)
 
     def encode_corpus(self, corpus: Documents, **keywords: Any) -> Any:
         """BEIR's name for `encode_document`: vectors (documents, dim) of every form of corpus that BEIR has used."""

@@ -89,7 +89,7 @@ class Renderer:
         bodies = self.tokenize_text(texts)
         heads = self._instruction_ids(instructions) if instructions is not None else [[]] * len(texts)
         frame = self._frames[template]
-        return [self._assemble(frame, head, body) for head, body in zip(heads, bodies, strict=True)]
+        return [self._assemble(frame, *each) for each in zip(heads, bodies, texts, strict=True)]
 
     def render_reply(
         self,
@@ -186,11 +186,11 @@ class Renderer:
         filled = [self.profile.instruction.replace("{instruction}", text) if text else "" for text in instructions]
         return self.tokenize_text(filled)
 
-    def _assemble(self, frame: _Frame, head: list[int], body: list[int]) -> Rendered:
+    def _assemble(self, frame: _Frame, head: list[int], body: list[int], text: str) -> Rendered:
         room = self.max_length - len(frame.before) - len(frame.after) - len(head)
         if room < 1:
             raise ValueError(
-                f"The instruction takes {len(head)} tokens, which leaves no room for text within "
+                f"The instruction of {text!r:.60} takes {len(head)} tokens, which leaves no room for text within "
                 f"max_length={self.max_length}. Shorten the instruction or raise max_length."
             )
         user = head + body[:room]

@@ -157,6 +157,8 @@ def _row(
         "fingerprint": system.fingerprint,
         "dataset_revision": task.metadata.revision,
     }
+    if getattr(task, "unreachable", 0):
+        row["unreachable_judgements"] = task.unreachable
     if "interval" in measured:
         row["interval"] = measured["interval"]
     if system.mode == "reason":

@@ -220,7 +220,7 @@ def test_what_is_not_a_query_is_named_before_anything_runs(encoder, texts, error
         ([{"title": "a"}], ValueError, r"Document 0 has no 'text', only \['title'\]"),
         (["a", 5], TypeError, "Document 1 is of type int"),
         ([{"text": "a"}, {"text": "b", "title": "\udc00"}], ValueError, "Text 1 holds a lone surrogate"),
-        (None, TypeError, "A text or a list of texts is needed, got NoneType"),
+        (None, TypeError, "A document or a list of documents is needed, got NoneType"),
     ],
 )
 def test_what_is_not_a_document_is_named_before_anything_runs(encoder, texts, error, message):

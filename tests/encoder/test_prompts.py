@@ -153,9 +153,9 @@ def test_too_long_a_text_loses_its_own_end_only(tiny_tokenizer, text, template, 
 def test_the_truncation_check_fails_when_the_whole_prompt_is_cut(tiny_tokenizer, monkeypatch):
     whole = Renderer._assemble
 
-    def naive(self, frame, head, body):
+    def naive(self, frame, *parts):
         self.max_length, length = 10**9, self.max_length
-        rendered, self.max_length = whole(self, frame, head, body), length
+        rendered, self.max_length = whole(self, frame, *parts), length
         return Rendered(rendered.token_ids[:length], rendered.spans, 0)
 
     check_only_the_text_is_cut(tiny_tokenizer, "long " * 200, "direct", 500)
@@ -222,8 +222,8 @@ def test_an_instruction_survives_a_text_that_is_too_long_and_may_not_crowd_it_ou
     rendered = renderer.render("word " * 500, "direct", instruction="find the document")
     assert "Instruct: find the document\nQuery: word" in tiny_tokenizer.decode(rendered.token_ids)
     assert len(rendered.token_ids) == 700
-    with pytest.raises(ValueError, match="leaves no room for text within max_length=700"):
-        renderer.render("x", "direct", instruction="word " * 500)
+    with pytest.raises(ValueError, match=r"The instruction of 'two' takes \d+ tokens, .* within max_length=700"):
+        renderer.render_batch(["one", "two"], "direct", ["find", "word " * 500])
 
 
 @pytest.mark.parametrize(

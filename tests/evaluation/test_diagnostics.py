@@ -252,6 +252,24 @@ def test_quality_is_that_of_evaluate(checkpoint, beir, tmp_path):
         np.testing.assert_allclose(scorer.quality(vectors).ndcg_at_10, per_query(output, row), atol=1e-6)
 
 
+@pytest.mark.parametrize("copies", [5, 60, 300])
+def test_equal_scores_are_ordered_as_in_evaluate(checkpoint, tmp_path, copies):
+    """Documents of one text have one score; trec_eval puts the largest ids first, wherever they stand in the corpus."""
+    documents = [(f"d{n + 1:04d}", "", "the river is here") for n in range(copies)]
+    documents += [(f"x{n}", "About", f"a {word}") for n, word in enumerate(WORDS)]
+    queries = [("q0", "where is the river"), ("q1", "the river?")]
+    first, tenth = f"d{copies:04d}", f"d{max(copies - 9, 1):04d}"
+    qrels = {"test": [("q0", tenth, 1), ("q0", "d0001", 1), ("q1", first, 1), ("q1", "x3", 1)]}
+    write_beir(tmp_path / "equal", corpus=documents, queries=queries, qrels=qrels)
+    task, output = f"beir:{tmp_path / 'equal'}", tmp_path / "run"
+    [row] = evaluate([checkpoint], [task], "direct", output)
+    encoder = SearchR3Encoder(checkpoint, mode="direct", cache_folder=output / "store")
+    vectors = encoder.encode_query([text for _, text in queries])
+    found = QueryScorer(resolve_task(task), encoder).quality(vectors).ndcg_at_10
+    np.testing.assert_allclose(found, per_query(output, row), atol=1e-6)
+    assert found.min() > 0
+
+
 class Known:
     """An encoder whose vectors are known: every text names its own."""
 

@@ -36,7 +36,7 @@ _GZIP = b"\x1f\x8b"
 _CONVERT = 'Write it as .jsonl, one {"text": ..., "title": ...} per line, or as .txt, one text per line'
 
 
-class TextRow(NamedTuple):
+class FileText(NamedTuple):
     """One text of a file; `number` is that of its line or row, from 1, `id` the "_id" of its JSON object."""
 
     number: int
@@ -54,7 +54,7 @@ def read_texts(source: Path) -> list[str]:
     return [row.text for row in read_rows(source)]
 
 
-def read_rows(source: Path) -> list[TextRow]:
+def read_rows(source: Path) -> list[FileText]:
     """The texts of a file: its lines, or the documents ("text", perhaps "title" and "_id") of JSON lines or an array.
 
     Empty lines are texts of a plain file, and are skipped between JSON objects. Raises FileNotFoundError, and
@@ -67,7 +67,7 @@ def read_rows(source: Path) -> list[TextRow]:
     elif ending in (*JSON_LINES, _JSON):
         records = _objects(source, _split(text))
     else:
-        return [TextRow(number, line) for number, line in enumerate(_plain(source, _split(text)), start=1)]
+        return [FileText(number, line) for number, line in enumerate(_plain(source, _split(text)), start=1)]
     return [_row(source, *record) for record in records]
 
 
@@ -145,7 +145,7 @@ def _objects(source: Path, lines: list[str]) -> Iterator[tuple[str, int, Any]]:
             ) from error
 
 
-def _row(source: Path, what: str, number: int, record: Any) -> TextRow:
+def _row(source: Path, what: str, number: int, record: Any) -> FileText:
     place = f"{source}, {what} {number}"
     if not isinstance(record, dict):
         raise ValueError(f"{place}: a JSON object with 'text' is needed, got {type(record).__name__}: {record!r:.60}.")
@@ -153,6 +153,6 @@ def _row(source: Path, what: str, number: int, record: Any) -> TextRow:
     if isinstance(id_, bool) or not isinstance(id_, str | int | None) or id_ == "":
         raise ValueError(f'{place}: "_id" must be a string that is not empty, got {id_!r}.')
     try:
-        return TextRow(number, document_text(record), None if id_ is None else str(id_))
+        return FileText(number, document_text(record), None if id_ is None else str(id_))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: {error}") from error

@@ -243,6 +243,15 @@ def test_debug_shows_where_it_arose(monkeypatch, place):
         cli.main(arguments)
 
 
+def test_a_missing_library_is_one_message(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mteb", None)  # as where the package is installed without its extras
+    code, _, err = call("evaluate", "--model", "bm25", "--task", "NoSuchTask", "--output", "out")
+    assert code == 2
+    assert err.startswith("Error: ")
+    assert "mteb" in err
+    assert "Traceback" not in err
+
+
 def test_a_fault_of_the_program_is_not_dressed_up_as_a_mistake(monkeypatch):
     from search_r3_mteb.evaluation import evaluate as module
 

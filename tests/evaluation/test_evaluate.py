@@ -292,6 +292,17 @@ def test_ordinary_models_of_one_folder_name_get_their_own_scores(
     assert trapped[0] == trapped[1]  # the trap is real: without an identity of its own the second is wrong
 
 
+def test_an_ordinary_model_that_needs_a_missing_library_is_refused(sentence_transformers_folders, beir, tmp_path):
+    folder = sentence_transformers_folders[0]
+    config = json.loads((folder / "config.json").read_text())
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (folder / "config.json").write_text(json.dumps(config | quantised))
+    with pytest.raises(
+        ValueError, match=r"encoder: sentence-transformers .* cannot load this folder: ImportError: .*bits"
+    ):
+        run([folder], [f"beir:{beir}"], tmp_path / "out")
+
+
 def test_an_exported_folder_reasons_and_scores_as_its_checkpoint(tiny_folder, beir, tmp_path):
     from search_r3_mteb.integrations.sentence_transformers import export
 

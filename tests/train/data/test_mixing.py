@@ -258,6 +258,7 @@ def test_beir_prompts_are_one_row_per_query_with_graded_judgements(beir):
         ("corpus.jsonl", '{"_id": "d0", "text": "again"}', r"corpus.jsonl, line 7: .*already used"),
         ("queries.jsonl", '{"text": "no id"}', r"queries.jsonl, line 5: "),
         ("qrels/train.tsv", "q0\td0", r"train.tsv, line 8: "),
+        ("qrels/train.tsv", "q0\td0\t+-1", r"train.tsv, line 8: relevance must be an integer"),
         ("qrels/train.tsv", "q0\tnowhere\t1", r"train.tsv, line 8: judges document 'nowhere'"),
         ("qrels/train.tsv", "nobody\td0\t1", r"train.tsv, line 8: judges query 'nobody'"),
     ],
@@ -272,6 +273,15 @@ def test_a_malformed_beir_row_stops_or_is_skipped(beir, file, line, message):
     data = load_training_data(settings, batch_size=4, seed=0)
     assert data.statistics()[0].bad == 1
     assert Counter(data.next_batch()) == Counter(clean)
+
+
+@pytest.mark.parametrize("on_bad_row", ["stop", "skip"])
+@pytest.mark.parametrize("header", ["corpus-id\tquery-id\tscore\n", ""])
+def test_a_header_that_means_other_columns_is_no_row_to_skip(beir, header, on_bad_row):
+    file = beir / "qrels" / "train.tsv"
+    file.write_text(header + file.read_text().partition("\n")[2])
+    with pytest.raises(ValueError, match=r"train\.tsv, line 1: the header"):
+        open_source(SourceSettings(kind="beir", path=str(beir)), on_bad_row=on_bad_row)
 
 
 def test_a_folder_without_positives_or_split_says_so(beir):

@@ -161,8 +161,8 @@ def test_seeded_sampling_and_dtype_are_kept(tiny_checkpoint, tmp_path):
     assert_same_vectors(model, encoder)
     greedy = make_encoder(tiny_checkpoint).encode_query(TEXTS)
     assert np.abs(model.encode_query(TEXTS) - greedy).max() > 0.01, "control: sampling changes vectors"
-    tiny_checkpoint.model.bfloat16()
-    half = open_folder(export(make_encoder(tiny_checkpoint), tmp_path / "half"))
+    saved = save(tiny_checkpoint, tmp_path / "saved")
+    half = open_folder(export(make_encoder(saved, dtype="bfloat16"), tmp_path / "half"))
     assert half[0].model.dtype == torch.bfloat16
     assert half.encode_document(["a"]).dtype == np.float32
     assert open_folder(tmp_path / "half", model_kwargs={"dtype": "float32"})[0].model.dtype == torch.float32

@@ -71,9 +71,7 @@ def save_base(model: Any, embed_token_id: int, folder: Path, assets: Path) -> No
     # peft's own file, so that peft finds the base from any directory.
     write_json(folder / ADAPTER_CONFIG, config | described)
     path = Path(os.path.relpath(base, folder.resolve())).as_posix()
-    write_json(
-        folder / BASE_FILE, {"path": path, "name": name, "revision": revision, "digest": weights_digest(base)}
-    )
+    write_json(folder / BASE_FILE, {"path": path, "name": name, "revision": revision, "digest": weights_digest(base)})
 
 
 def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
@@ -163,7 +161,7 @@ def fit_rows(model: Any, tokenizer: Any, folder: Path, token: str, base_vocabula
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 (hex) over names, types, shapes and bytes of all tensors in a folder; of large tensors 64 slices of 4 KiB.
+    """SHA-256 (hex) over names, types, shapes and bytes of a folder's tensors; of large ones 64 slices of 4 KiB.
 
     Our choice: a sample. Reading all of a 7B model takes a minute, and models that differ do so in most places.
     """

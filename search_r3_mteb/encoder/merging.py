@@ -43,7 +43,7 @@ def merged(model: Any, *, keep: bool) -> Any:
     """The causal LM with its adapter merged into its weights; with `keep` in a copy, `model` stays as it is.
 
     Where head and embedding are tied, peft would merge the adapter of one into both. They are untied before, and tied
-    again only where they are equal afterwards.
+    again only where they are equal afterwards. Raises ValueError for an adapter that peft cannot merge.
     """
     model = getattr(model, "module", model)  # accelerate's wrapper
     if not hasattr(model, "merge_and_unload"):
@@ -57,6 +57,12 @@ def merged(model: Any, *, keep: bool) -> Any:
     with warnings.catch_warnings():  # about what is done here
         warnings.filterwarnings("ignore", message=r"(?s).*tie_word_embeddings")
         whole = model.merge_and_unload()
+    left = [name for name, module in whole.named_modules() if hasattr(module, "unmerge")]
+    if left:
+        raise ValueError(
+            f"peft cannot merge this adapter: {', '.join(left[:3])} keep a part of it (two kinds on one layer, such as "
+            "a trained token's row and LoRA). Use the adapter's folder itself."
+        )
     if was_tied:
         embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
         equal = torch.equal(embedding.weight, head.weight)

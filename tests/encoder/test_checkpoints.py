@@ -170,6 +170,7 @@ def test_adapters_that_cannot_work_are_refused(adapted, tmp_path):
     (folder / "adapter_config.json").write_text(
         json.dumps(config | {"base_model_name_or_path": None}), encoding="utf-8"
     )
+    (folder / "base_model.json").unlink()
     with pytest.raises(ValueError, match="names no base model"):
         load(folder)
     (folder / "adapter_config.json").write_text("{", encoding="utf-8")

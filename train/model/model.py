@@ -62,12 +62,24 @@ def freeze(model: Any, names: Sequence[str]) -> None:
 
 
 def add_adapter(checkpoint: Checkpoint, config: LoraSettings, seed: int) -> Any:
-    """The model with a LoRA adapter (arXiv 2106.09685); its matrices are drawn under `seed`."""
+    """The model with a LoRA adapter (arXiv 2106.09685); its matrices are drawn under `seed`.
+
+    Raises ValueError for a token matrix among the target modules beside the token's own rows.
+    """
     from peft import LoraConfig, get_peft_model
 
     modules, causal = config.target_modules, checkpoint.model
     # Without the head's row the model could never say the token: reasoning would always run until it is cut.
     rows = {layer_name(causal, layer): [checkpoint.embed_token_id] for layer in token_layers(causal).values()}
+    both = (causal.get_input_embeddings(), causal.get_output_embeddings())
+    matrices = [layer_name(causal, layer) for layer in both if layer is not None]
+    twice = [name for name in modules if any(f".{matrix}".endswith(f".{name}") for matrix in matrices)]
+    if twice and config.train_embed_token:
+        raise ValueError(
+            f"lora.target_modules names {twice[0]}, and lora.train_embed_token trains the embed token's row of that "
+            "matrix: peft has one adapter per layer. Remove it from target_modules, or set train_embed_token = false "
+            "where the base has learnt the token."
+        )
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,

@@ -128,16 +128,16 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
 
     Beside an adapter lie `base_model.json` (where its base is, and its digest) and the base's rows of new tokens.
     Raises ValueError for a PEFT model that one adapter folder cannot hold, FileExistsError for whole weights where an
-    adapter lies.
+    adapter lies, and the reverse.
     """
     folder = Path(folder)
     adapter = hasattr(checkpoint.model, "peft_config")
     if adapter:
         check_state(checkpoint.model)
-    elif (folder / ADAPTER_CONFIG).exists():
+    if (folder / ("config.json" if adapter else ADAPTER_CONFIG)).exists():
         raise FileExistsError(
-            f"{folder} holds an adapter, and would load as that adapter with whole weights beside it. Save to another "
-            "folder, or delete this one."
+            f"{folder} holds {'a whole model' if adapter else 'an adapter'}, and beside it this one would load as "
+            "something else. Save to another folder, or delete this one."
         )
     folder.mkdir(parents=True, exist_ok=True)
     # The token's rows are kept by themselves; by default peft would also store the whole embedding matrix.
@@ -215,6 +215,11 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
     config = read_json(folder / ADAPTER_CONFIG)
     check_kind(config, folder.name)
     base_folder = find_base(folder, config, resolve)
+    if (base_folder / ADAPTER_CONFIG).exists():  # transformers would put that adapter on the base without a word
+        raise ValueError(
+            f"{folder.name}: the folder of its base model, {base_folder.name}, holds an adapter as well, which would "
+            "act beside this one. Give the base a folder of its own."
+        )
     check_weights(folder, "adapter_model")
     model = load_model(base_folder, dtype, trust_remote_code)
     if (folder / ROWS_FILE).exists():

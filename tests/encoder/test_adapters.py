@@ -153,15 +153,16 @@ def test_a_new_token_that_no_adapter_holds(tmp_path):
         ValueError, match=r"none: its tokenizer has <\|embed_token\|>.*holds no row.*what it was trained"
     ):
         load(foreign("none"))
-    with pytest.warns(
-        UserWarning, match=r"holds the input row of <\|embed_token\|> but not the head's.*Train both rows"
-    ):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         load(foreign("input", trainable_token_indices={"embed_tokens": [index]}))
+    told = [str(one.message) for one in caught if "but not the head's" in str(one.message)]
+    assert len(told) == 1
+    assert "'model.embed_tokens': [300], 'lm_head': [300]" in told[0]
     load(foreign("both", trainable_token_indices={"embed_tokens": [index], "lm_head": [index]}))
     load(foreign("whole", modules_to_save=["embed_tokens", "lm_head"]))
-    tied = base_folder(tmp_path / "tied", token=False)
-    base = tied
-    load(foreign("tied", trainable_token_indices=[index]))  # one matrix, one row
+    base = base_folder(tmp_path / "tied", token=False)
+    load(foreign("one matrix", trainable_token_indices=[index]))  # one matrix, one row
 
 
 # ---- the base ------------------------------------------------------------------------------------------------------
@@ -295,8 +296,24 @@ def test_what_one_folder_cannot_hold_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
     merged.model.unmerge_adapter()
     folder = save(merged, tmp_path / "out")
-    with pytest.raises(FileExistsError, match="holds an adapter, and would load as that adapter"):
+    with pytest.raises(FileExistsError, match="holds an adapter, and beside it this one would load as something else"):
         save(load(base), folder)
+    with pytest.raises(FileExistsError, match="holds a whole model, and beside it"):
+        save(load(folder), base)
+
+
+def test_an_adapter_inside_its_base_s_folder_is_refused(tmp_path):
+    """transformers puts an adapter that lies in a model's folder on the model by itself: it would act twice."""
+    base = base_folder(tmp_path / "base")
+    folder = save(adapted(base), tmp_path / "adapter")
+    for path in folder.glob("adapter_*"):
+        shutil.copy(path, base)
+    from transformers import AutoModelForCausalLM
+
+    doubled = AutoModelForCausalLM.from_pretrained(base)
+    assert any("lora_" in name for name, _ in doubled.named_parameters())  # control: the trap is there
+    with pytest.raises(ValueError, match="base: the folder of its base model, base, holds an adapter as well"):
+        load(base)
 
 
 def test_rows_of_an_untied_base_do_not_go_into_a_tied_one(tmp_path):

@@ -78,7 +78,7 @@ def test_half_precision_may_be_rounded(base, tmp_path):
 def test_what_peft_cannot_merge_is_refused(base, tmp_path):
     options = {"target_modules": [*LAYERS, "lm_head"], "trainable_token_indices": {"model.embed_tokens": [3]}}
     folder = save(adapted(base, **options), tmp_path / "adapter")
-    with pytest.raises(ValueError, match="peft cannot merge this adapter: lm_head.* keep"):
+    with pytest.raises(ValueError, match=r"peft cannot merge this adapter: lm_head.* keep"):
         merge(folder, tmp_path / "merged")
     with pytest.raises(ValueError, match="there is no adapter in this folder"):
         merge(base, tmp_path / "merged")

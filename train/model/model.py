@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from search_r3_mteb.encoder import checkpoints
+from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG
 from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine
@@ -185,7 +186,7 @@ def _load(config: ModelSettings) -> Checkpoint:
     if config.path is None:
         raise ValueError("model.path is empty, and there is no [model.scratch]: set one of the two.")
     folder = checkpoints.resolve(config.path, config.revision)
-    if (folder / checkpoints.ADAPTER_CONFIG).exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise ValueError(
             f"{folder.name} is a LoRA adapter; training continues from whole weights. Merge it first: from "
             "search_r3_mteb.encoder.merging import merge; merge(folder, merged_folder)."

@@ -106,6 +106,12 @@ def save_compared(
     dtype: Any = str(causal.dtype).removeprefix("torch.")
     with replaced_folder(folder) as unfinished:
         save(checkpoint, unfinished)
-        again = load(unfinished, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
+        try:
+            again = load(unfinished, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(
+                f"The folder {folder.name} could not be loaded once it was written, so it was not kept, and what was "
+                f"there before is as it was: {error}"
+            ) from error
         refuse_difference(source, outputs_of(again), allowed, f"The folder {folder.name}")
     return folder

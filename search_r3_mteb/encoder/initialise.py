@@ -10,8 +10,9 @@ import numpy as np
 
 from search_r3_mteb.atomic import replaced_folder, write_json
 from search_r3_mteb.encoder import checkpoints
+from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG
 from search_r3_mteb.encoder.chat_templates import TemplateFacts, facts, has_template, wrap
-from search_r3_mteb.encoder.checkpoints import ADAPTER_CONFIG, Checkpoint, Dtype
+from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype
 from search_r3_mteb.encoder.family import known_tokens
 from search_r3_mteb.encoder.profiles import DATE, EMBED_TOKEN, PLAIN, PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import Renderer, list_special_tokens, shown_tokens

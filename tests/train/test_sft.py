@@ -324,3 +324,23 @@ def test_columns_run_in_one_order_so_that_replies_come_last(tmp_path):
     step = SupervisedStep(run, run.config.loss, run.config.optimization.mini_batch_size)
     columns, _ = step.prepare(run.data.next_batch())
     assert list(columns) == ["documents", "direct", "reason"]
+
+
+def test_a_model_that_loads_as_another_is_not_kept(tmp_path, monkeypatch):
+    """What a run writes is loaded again and compared; here a weight changes while it is written."""
+    from search_r3_mteb.encoder import merging
+
+    real = merging.save
+
+    def damaged(checkpoint, folder):
+        with torch.no_grad():
+            checkpoint.model.get_input_embeddings().weight[5] += 1
+        return real(checkpoint, folder)
+
+    monkeypatch.setattr(merging, "save", damaged)
+    with pytest.raises(ValueError, match=r"The folder last gives other (vectors|logits) than its source"):
+        train(sft_config(tmp_path / "run", "optimization.steps=1"))
+    assert not (tmp_path / "run/last").exists()
+    monkeypatch.setattr(merging, "save", real)
+    train(sft_config(tmp_path / "run", "optimization.steps=1"))
+    assert (tmp_path / "run/last/config.json").exists()

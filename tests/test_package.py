@@ -1,12 +1,15 @@
 """The package as a whole: a light import, few public names, and a wheel that holds nothing else."""
 
+import email
 import importlib
 import importlib.util
 import os
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import search_r3_mteb
 from tests.programs import loaded_after
@@ -70,3 +73,18 @@ def test_the_wheel_holds_the_package_only(tmp_path):
     assert weights <= files
     # Weights hardly compress: what is smaller than this uncompressed is so as a wheel.
     assert sum((ROOT / name).stat().st_size for name in files) < 60_000_000
+
+
+def test_the_build_tool_writes_what_is_declared(tmp_path):
+    """An editable build: the metadata of the wheel, without the weights."""
+    builder = pytest.importorskip("hatchling.builders.wheel").WheelBuilder(str(ROOT))
+    (wheel,) = builder.build(directory=str(tmp_path), versions=["editable"])
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+        assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {Requirement(line) for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
+    assert needed == {Requirement(line) for line in project["dependencies"]}
+    assert set(metadata.get_all("Provides-Extra")) == set(project["optional-dependencies"])
+    assert "Apache-2.0" in (metadata["License"], metadata["License-Expression"])

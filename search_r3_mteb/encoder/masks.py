@@ -26,7 +26,8 @@ class DecodeMasks:
         implementation = getattr(config, "_attn_implementation", None)
         interface = bool(getattr(type(backbone), "_supports_attention_backend", False))
         self.form = implementation if interface and implementation in ("sdpa", "eager") else "padding"
-        self.window: Any = getattr(config, "sliding_window", None)
+        # Moshi's configuration names a window that its own forward does not apply.
+        self.window: Any = None if config.model_type == "moshi" else getattr(config, "sliding_window", None)
         self.chunk: Any = getattr(config, "attention_chunk_size", None)
         kinds = getattr(config, "layer_types", None)
         if kinds is None:

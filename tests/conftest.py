@@ -1,6 +1,6 @@
 """Tiny models and a small tokenizer, made here: no test downloads anything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,14 @@ def build_model(kind: str = "qwen2", seed: int = 0, **overrides: Any) -> Any:
         raise ValueError(f"no tiny model of kind {kind!r}")
     config.eos_token_id, config.bos_token_id, config.pad_token_id = 2, 0, 0
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered_probes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What has passed the probe is remembered in a folder of this run, also by the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEARCH_R3_CACHE", str(tmp_path_factory.mktemp("remembered")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -38,9 +38,7 @@ def backbone_of(causal: Any) -> Any:
     if base is causal:  # Llama 4's text model names a base that it does not have
         inputs = causal.get_input_embeddings()
         base = next(child for child in causal.children() if inputs in set(child.modules()))
-    kinds = {parameter.kind for parameter in inspect.signature(base.forward).parameters.values()}
-    only_passes_on = kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-    return base.decoder if only_passes_on and hasattr(base, "decoder") else base  # BART and its kind wrap their decoder
+    return getattr(base, "decoder", base)  # BART, OPT and their kind wrap what their causal LM calls
 
 
 def first_position(causal: Any) -> int:

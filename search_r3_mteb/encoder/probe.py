@@ -72,22 +72,30 @@ def probe(checkpoint: Any, tokenizer_folder: Path) -> None:
     """Raises ValueError that names what differs, where and by how much, and what to do."""
     check_tokens(checkpoint.name, checkpoint.tokenizer, tokenizer_folder)
     check_rows(checkpoint)
-    causal = unwrap(checkpoint.model)
+    prompts = prompts_of(checkpoint.tokenizer)
+    check_model(checkpoint.name, unwrap(checkpoint.model), checkpoint.embed_token_id, prompts)
+
+
+def check_model(name: str, causal: Any, embed_token_id: int, prompts: Sequence[Sequence[int]]) -> None:
+    """Raises ValueError when head or engine give something else than the causal LM's own forward, or cannot run."""
     kind = type(causal).__name__
+    Engine(causal, embed_token_id)  # refuses by name what has no plain key-value cache
     try:
-        compared = comparisons(causal, checkpoint.embed_token_id, prompts_of(checkpoint.tokenizer))
+        compared = comparisons(causal, embed_token_id, prompts)
     except _FAILURES as error:
         raise ValueError(
-            f"{checkpoint.name}: {kind} cannot be run by this package, a probe of a few tokens failed: "
-            f"{type(error).__name__}: {error}. Use a decoder with a plain key-value cache (README, models)."
+            f"{name}: {kind} cannot be run here. A probe of a few tokens, batched and with a key-value cache as all "
+            f"texts are, failed: {type(error).__name__}: {error}. Use a decoder with a plain key-value cache."
         ) from error
     wrong = [each for each in compared if not each.equal]
     if wrong:
-        found = "; ".join(f"{each.what} differ by {each.error:.2g} (allowed {each.allowed:.2g})" for each in wrong)
+        found = "; ".join(
+            f"{each.what} by {each.error:.2g} of their size (allowed: {each.allowed:g})" for each in wrong
+        )
         raise ValueError(
-            f"{checkpoint.name}: what this package computes with {kind} is not what the model's own forward gives, "
-            f"relative to its size: {found}. Its vectors or its reasoning would be wrong. Use another architecture or "
-            "another version of transformers; probe=False loads it all the same."
+            f"{name}: in a batch and with a key-value cache {kind} gives something else than its own forward over one "
+            f"text alone. On a few tokens these differ: {found}. Vectors and reasoning would be wrong. Use another "
+            "architecture, or another version of transformers if this one is known to work."
         )
 
 

@@ -42,6 +42,11 @@ def remember(state: str) -> None:
         (_folder() / state).touch()
 
 
+def forget() -> None:
+    """Forget what this process knows; entries on disk stay."""
+    _passed.clear()
+
+
 def _folder() -> Path:
     chosen = os.environ.get("SEARCH_R3_CACHE")
     return (Path(chosen) if chosen else Path.home() / ".cache" / "search-r3-mteb") / "probed"

@@ -1,6 +1,6 @@
 """Tiny models and a small tokenizer, made here: no test downloads anything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,14 @@ def save_sentence_transformer(tokenizer: Any, folder: Path, seed: int) -> Path:
     module = Transformer(str(base), max_seq_length=64)
     SentenceTransformer(modules=[module, Pooling(32)], device="cpu").save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered_probes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What has passed the probe is remembered in a folder of this run, also by the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEARCH_R3_CACHE", str(tmp_path_factory.mktemp("remembered")))
+        yield
 
 
 @pytest.fixture(scope="session")

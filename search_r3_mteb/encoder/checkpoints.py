@@ -4,6 +4,7 @@ Weights are read from safetensors only. A folder with `adapter_config.json` is a
 """
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -53,8 +54,11 @@ class Checkpoint:
     @property
     def window(self) -> int | None:
         """Number of positions that the model was made for; None when its configuration does not say."""
+        from search_r3_mteb.encoder.architecture import first_position
+        from search_r3_mteb.encoder.backbone import unwrap
+
         window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return None if window is None else int(window)
+        return None if window is None else int(window) - first_position(unwrap(self.model))
 
     def fingerprint(self) -> str:
         """Hex digest over weights, configuration, tokenizer, profile and stop ids.
@@ -76,11 +80,14 @@ def load(
     dtype: Dtype = "auto",
     device: str | None = None,
     trust_remote_code: bool = False,
+    probe: bool = True,
 ) -> Checkpoint:
     """The named checkpoint: "nano" or "mini" (bundled), a local folder, a LoRA folder, or a hub id.
 
     `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that does not exist or has
     no weights, ValueError for one without the embed token, with pickled weights, or damaged or missing tensors.
+    `probe`: a few tokens are run both ways, ours and the library's, and a checkpoint for which they differ is refused
+    (`probe.py`); a state that has passed is not probed again (`probed.py`).
     """
     dtype, device = check_dtype(dtype), _check_device(device or default_device())
     name = str(path_or_id)
@@ -93,10 +100,25 @@ def load(
         profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base)
         tokenizer_folder = folder if (folder / "tokenizer.json").exists() else base
     else:
-        model, profile, tokenizer_folder = load_model(folder, dtype, trust_remote_code), Profile.load(folder), folder
+        model, profile, base = load_model(folder, dtype, trust_remote_code), Profile.load(folder), folder
+        tokenizer_folder = folder
     tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code)
-    model = model.to(device).eval()
-    return Checkpoint(model, tokenizer, profile, display_name(name, folder), revision)
+    checkpoint = Checkpoint(model.to(device).eval(), tokenizer, profile, display_name(name, folder), revision)
+    if probe:
+        probe_once(checkpoint, tokenizer_folder, (folder, base))
+    return checkpoint
+
+
+def probe_once(checkpoint: Checkpoint, tokenizer_folder: Path, folders: Iterable[Path]) -> None:
+    """Probe a loaded checkpoint unless its files, in these folders, have passed with the libraries installed now."""
+    from search_r3_mteb.encoder.probed import has_passed, remember, state_of
+
+    state = state_of(folders, str(checkpoint.model.dtype), str(checkpoint.model.device.type))
+    if not has_passed(state):
+        from search_r3_mteb.encoder.probe import probe
+
+        probe(checkpoint, tokenizer_folder)
+        remember(state)
 
 
 def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:

@@ -74,6 +74,7 @@ class SearchR3Encoder:
                 dtype=chosen.dtype,
                 device=chosen.device or process_device(),
                 trust_remote_code=chosen.trust_remote_code,
+                probe=chosen.probe,
             )
         self.model, self.tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
         self.name, self.revision = self.checkpoint.name, self.checkpoint.revision

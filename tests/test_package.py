@@ -4,8 +4,6 @@ import email
 import importlib
 import importlib.util
 import os
-import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -14,36 +12,23 @@ import pytest
 from packaging.requirements import Requirement
 
 import search_r3_mteb
+from tests.programs import loaded_after
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
     *("torch", "mteb", "faiss", "transformers", "sentence_transformers"),
     *("datasets", "pandas", "peft", "accelerate", "numpy"),
 )
-LOOK = f"import sys; print(','.join(name for name in {HEAVY!r} if name in sys.modules))"
-
-
-def heavy_modules_after(statement):
-    """Which heavy packages a fresh interpreter has loaded after `statement`."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{statement}; {LOOK}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        cwd=ROOT,
-    )
-    return set(filter(None, done.stdout.strip().split(",")))
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    assert heavy_modules_after("import search_r3_mteb; dir(search_r3_mteb)") == set()
-    assert heavy_modules_after("import search_r3_mteb.cli") <= {"numpy"}
+    assert loaded_after("import search_r3_mteb; dir(search_r3_mteb)", HEAVY) == set()
+    assert loaded_after("import search_r3_mteb.cli", HEAVY) <= {"numpy"}
 
 
 def test_this_check_can_fail():
-    assert heavy_modules_after("import numpy; import search_r3_mteb") == {"numpy"}
-    assert "torch" in heavy_modules_after("from search_r3_mteb.encoder.engine import Engine")
+    assert loaded_after("import numpy; import search_r3_mteb", HEAVY) == {"numpy"}
+    assert "torch" in loaded_after("from search_r3_mteb.encoder.engine import Engine", HEAVY)
 
 
 def test_public_names_are_few_and_all_of_them_exist():

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from search_r3_mteb.encoder.architecture import Architecture
 from search_r3_mteb.encoder.head import Head
 from search_r3_mteb.encoder.scheduling import common_prefix_length
 
@@ -35,7 +36,8 @@ class Backbone:
 
     def __post_init__(self) -> None:
         self.causal = unwrap(self.model)
-        self.base_model = self.causal.base_model
+        self.architecture = Architecture(self.causal)
+        self.base_model = self.architecture.backbone
         self.head = Head(self.causal)
         layers = set(getattr(self.causal.config.get_text_config(), "layer_types", None) or ())
         if getattr(self.causal, "_is_stateful", False) or not layers <= _PLAIN_LAYERS:
@@ -70,7 +72,7 @@ class Backbone:
         )
         positions = torch.arange(prefix, prefix + width, device=self.device).expand(len(prompts), -1)
         output = self.base_model(
-            input_ids=ids.to(self.device), position_ids=positions, past_key_values=cache, use_cache=cache is not None
+            input_ids=ids.to(self.device), use_cache=cache is not None, **self.architecture.inputs(positions, cache)
         )
         self.forward_tokens += sum(lengths)
         self.computed_tokens += ids.numel()

@@ -74,7 +74,9 @@ class Decode:
         # Longest first: they take the most room, and short ones fill what is left at the end.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
         self.masks = DecodeMasks(backbone.base_model)
-        self.pace = Pace() if self.masks.blind else PACES.get(device.type, Pace())
+        # Without masks or positions of their own, rows can only be stepped together while they are at one position.
+        self.abreast = self.masks.blind or backbone.architecture.one_position
+        self.pace = Pace() if self.abreast else PACES.get(device.type, Pace())
         # With a look after every step and no rounding, a row that is done never takes another step.
         self.exact = self.pace.looks == 1 and not self.pace.round_rows
         self.prefix = backbone.prefix_length(prompts)
@@ -98,7 +100,7 @@ class Decode:
         if not self.waiting:
             return
         slots, group = self.slots, self.group_size
-        if slots.count and self.masks.blind:
+        if slots.count and self.abreast:
             return  # all rows must be at one position, and a new one would not be
         if slots.count and slots.places - slots.count < max(group, REFILL_SHARE * slots.places):
             return
@@ -111,8 +113,8 @@ class Decode:
         if length + 1 > slots.columns or places > RESHAPE_FROM * slots.places:
             self._reshape(places, length + 1)
         chosen: list[int] = []
-        while self.waiting and len(chosen) < places_free(self.slots) // group:
-            if self.masks.blind and chosen and len(self.prompts[self.waiting[0]]) != longest:
+        while self.waiting and len(chosen) < (self.slots.places - self.slots.count) // group:
+            if self.abreast and chosen and len(self.prompts[self.waiting[0]]) != longest:
                 break
             chosen.append(self.waiting.popleft())
         budget = prefill_budget(self.backbone.token_budget, self.backbone.device.type)
@@ -149,7 +151,7 @@ class Decode:
         slots, pace = self.slots, self.pace
         rows, width = slots.count, slots.width + 1
         if pace.round_rows:
-            rows = min(_power_of_two(rows), slots.places)
+            rows = min(1 << max(rows - 1, 0).bit_length(), slots.places)
         width = min(-(-width // pace.width) * pace.width, slots.columns)
         slots.window.rows, slots.window.width = rows, width
         slots.window.aligned = slots.aligned and pace == Pace()
@@ -172,10 +174,11 @@ class Decode:
         output = backbone.base_model(
             input_ids=token[:, None],
             attention_mask=None if slots.window.aligned else self.masks(positions, width),
-            # A row that is done may stay for some steps, and its own position might leave the model's window.
-            position_ids=(positions if self.exact else positions.masked_fill(done, 0))[:, None],
-            past_key_values=slots.cache,
             use_cache=True,
+            # A row that is done may stay for some steps, and its own position might leave the model's window.
+            **backbone.architecture.inputs(
+                (positions if self.exact else positions.masked_fill(done, 0))[:, None], slots.cache
+            ),
         )
         hidden.copy_(output.last_hidden_state[:, -1])
         if self.exact:
@@ -245,12 +248,3 @@ class Decode:
         slots.leave(done)
         if self.on_batch is not None:
             self.on_batch(len(done))
-
-
-def places_free(slots: Slots) -> int:
-    """Number of free places."""
-    return slots.places - slots.count
-
-
-def _power_of_two(rows: int) -> int:
-    return 1 << max(rows - 1, 0).bit_length()

@@ -8,6 +8,7 @@ A row is prefilled once and sampled token by token; its vector is the final-norm
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,6 +48,7 @@ class Engine(Backbone):
     """Vectors of prompts, embedded directly or after reasoning, from a causal LM with a key-value cache."""
 
     decoder: ClassVar[type[Decode]] = Decode  # the benchmark uses one whose rows have given lengths
+    packing: bool = True  # weights that fit are packed while decoding, which pays after some steps
 
     def embed(
         self, prompts: Sequence[Sequence[int]], on_batch: Callable[[int], None] | None = None
@@ -96,7 +98,7 @@ class Engine(Backbone):
             raise ValueError(f"group_size={group_size}: each prompt needs at least one rollout.")
         before, computed = self.forward_tokens, self.computed_tokens
         run = self.decoder(self, prompts, sampling, group_size, log_probs, on_batch)
-        with self.evaluating(), packed_linears(self.causal):
+        with self.evaluating(), packed_linears(self.causal) if self.packing else nullcontext():
             run.all()
         lengths = run.lengths.tolist()
         token_ids = [ids[:n] for ids, n in zip(run.ids.tolist(), lengths, strict=True)]

@@ -20,14 +20,7 @@ class Head:
                 f"{type(causal).__name__} has no language-model head, so it cannot reason. Load the checkpoint as a "
                 "causal LM."
             )
-        # All that stands between hidden states and logits: the projection, in BERT and its kind after a transform.
-        inputs = causal.get_input_embeddings()
-        self.projection = next(
-            part
-            for part in causal.modules()
-            if self._embeddings in set(part.modules())
-            and (part is self._embeddings or inputs not in set(part.modules()))
-        )
+        self._path = _path(causal, self._embeddings)
         config = causal.config.get_text_config()
         self.scale = 1.0
         if getattr(config, "logit_scale", None) is not None:  # Cohere
@@ -39,7 +32,9 @@ class Head:
     @property
     def dim(self) -> int:
         """Width of a hidden state."""
-        return int(self._embeddings.weight.shape[1])
+        # The width that the path's first matrix reads: that of the projection itself may be smaller (Electra, RemBERT).
+        first = next(p for part in self._path for p in part.parameters() if p.dim() == 2)
+        return int(first.shape[1])
 
     @property
     def vocabulary(self) -> int:
@@ -48,7 +43,30 @@ class Head:
 
     def __call__(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
         """Next-token logits in float32."""
-        logits: Tensor = self.projection(hidden).float()
+        for part in self._path:
+            hidden = part(hidden)
+        logits: Tensor = hidden.float()
         if self.scale != 1:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+def _path(causal: Any, embeddings: Any) -> list[Any]:
+    """The modules between hidden states and logits, in the order in which they are applied.
+
+    Usually the projection alone, in BERT and its kind a module that holds a transform too. Where the causal LM has
+    other modules with weights between its backbone and the projection, they are the transform (ModernBERT's decoder,
+    Electra); the probe of a loaded checkpoint compares the result with the model's own logits.
+    """
+    inputs = causal.get_input_embeddings()
+    projection = next(
+        part
+        for part in causal.modules()
+        if embeddings in set(part.modules()) and (part is embeddings or inputs not in set(part.modules()))
+    )
+    siblings = list(causal.children())
+    holds_inputs = [i for i, part in enumerate(siblings) if inputs in set(part.modules())]
+    if projection not in siblings or not holds_inputs:
+        return [projection]
+    between = siblings[holds_inputs[0] + 1 : siblings.index(projection)]
+    return [*(part for part in between if any(True for _ in part.parameters())), projection]

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+# Model types whose configuration names a window that their own forward does not apply.
+_UNUSED_WINDOW = ("moshi",)
+
 
 class DecodeMasks:
     """Makes the `attention_mask` argument of one-token steps, in the form that the model's attention wants.
@@ -26,7 +29,7 @@ class DecodeMasks:
         implementation = getattr(config, "_attn_implementation", None)
         interface = bool(getattr(type(backbone), "_supports_attention_backend", False))
         self.form = implementation if interface and implementation in ("sdpa", "eager") else "padding"
-        self.window: Any = getattr(config, "sliding_window", None)
+        self.window: Any = None if config.model_type in _UNUSED_WINDOW else getattr(config, "sliding_window", None)
         self.chunk: Any = getattr(config, "attention_chunk_size", None)
         kinds = getattr(config, "layer_types", None)
         if kinds is None:

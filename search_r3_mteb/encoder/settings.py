@@ -19,7 +19,8 @@ class EncoderSettings:
     (default 512, or what the model's window leaves beside the budget); `max_reasoning_tokens` is the budget, 0 for
     none. `temperature` 0 is greedy. `batch_tokens` bounds rows x length of what runs at once and changes no vector.
     `task_prompts`: an MTEB task's own instruction is put before the query. `cache_folder`: thoughts and vectors are
-    kept there and a killed run resumes (off by default). `show_progress_bar` None: on a terminal only.
+    kept there and a killed run resumes (off by default). `show_progress_bar` None: on a terminal only. `probe`: a
+    checkpoint that is loaded is first run on a few tokens, and refused where the result is not the model's own.
     """
 
     mode: Mode = "reason"
@@ -34,6 +35,7 @@ class EncoderSettings:
     cache_folder: Path | str | None = None
     show_progress_bar: bool | None = None
     trust_remote_code: bool = False
+    probe: bool = True
 
     def __post_init__(self) -> None:
         if self.mode not in ("reason", "direct"):

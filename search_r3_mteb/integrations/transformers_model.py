@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from search_r3_mteb.encoder.architecture import Architecture, first_position
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.sampling import Sampling
 
@@ -165,8 +166,9 @@ class SearchR3Model(PreTrainedModel):
     ) -> Float[Tensor, "rows positions dim"]:
         """The backbone's final-norm states, with gradients. Positions count real tokens, as in the engine."""
         positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        output = self.causal.base_model(
-            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+        architecture = Architecture(self.causal)
+        output = architecture.backbone(
+            input_ids=input_ids, attention_mask=mask, use_cache=False, **architecture.inputs(positions)
         )
         return output.last_hidden_state
 
@@ -177,6 +179,7 @@ class SearchR3Model(PreTrainedModel):
         needed = max(
             [len(prompt) for prompt in prompts] + [len(prompts[row]) + budget + 1 for row in thinking], default=0
         )
+        window -= first_position(self.causal)
         if needed > window:
             raise ValueError(
                 f"A prompt needs {needed} positions with its reasoning (max_reasoning_tokens={budget}) and embed "

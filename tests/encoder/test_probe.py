@@ -25,8 +25,8 @@ from search_r3_mteb.encoder.sampling import Sampling
 SCRIPTS = Path(__file__).resolve().parents[2] / "results" / "checkpoints"
 EMBED = 300
 SHARED = [5, 7, 9, 11, 203]
-# With the lowest transformers that is allowed, the library's own RemBERT and RoFormer see later tokens, and its Moshi gives
-# something else with a cache than without: nothing of ours can make them right, and they are refused.
+# With the lowest transformers that is allowed, the library's own RemBERT and RoFormer see later tokens, and its Moshi
+# gives something else with a cache than without: nothing of ours can make them right, and they are refused.
 REFUSED = {"5.10.4": {"rembert", "roformer", "moshi"}}
 PROMPTS = [[*SHARED, 20, 33, 41, 57, 64, 78, 99, 103, 6], [*SHARED, 12, 55, 210, 9]]
 

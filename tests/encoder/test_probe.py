@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder import architecture, backbone, checkpoints, head, masks, probe, probed
@@ -24,6 +25,9 @@ from search_r3_mteb.encoder.sampling import Sampling
 SCRIPTS = Path(__file__).resolve().parents[2] / "results" / "checkpoints"
 EMBED = 300
 SHARED = [5, 7, 9, 11, 203]
+# With the lowest transformers that is allowed, the library's own RemBERT and RoFormer see later tokens, and its Moshi
+# gives something else with a cache than without: nothing of ours can make them right, and they are refused.
+REFUSED = {"5.10.4": {"rembert", "roformer", "moshi"}}
 PROMPTS = [[*SHARED, 20, 33, 41, 57, 64, 78, 99, 103, 6], [*SHARED, 12, 55, 210, 9]]
 
 
@@ -96,6 +100,12 @@ def a_window_that_is_not_applied(patch):
     ],
 )
 def test_what_was_wrong_is_right_and_is_refused_without_the_repair(kind, taken_back, message, monkeypatch):
+    if kind not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    if kind in REFUSED.get(transformers.__version__, ()):
+        with pytest.raises(ValueError, match="gives something else than its own forward over one text alone"):
+            check(kind)
+        return
     check(kind)
     taken_back(monkeypatch)
     with pytest.raises(ValueError, match=message):

@@ -3,19 +3,23 @@ VENV ?= .venv
 PYTHON ?= python3
 # Installed first: on a machine without a GPU the CPU build satisfies every later requirement, and CUDA is not pulled.
 TORCH ?= torch==2.13.0
+# The environment of `make test-lowest`, and the options of pip that hold every dependency at its declared lower bound
+# (`--verbose` takes back `--quiet`: it names the bound that cannot be had).
+LOWEST ?= .venv-lowest
+BOUNDS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install evaluate test test-slow lint format structure bench bench-cache results nano mini clean
+.PHONY: install evaluate test test-lowest test-slow lint format structure bench bench-cache results nano mini clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable ".[train,dev]"
+	$(BIN)/pip install --quiet "$(TORCH)" $(BOUNDS)
+	$(BIN)/pip install --quiet --editable ".[train,dev]" $(BOUNDS)
 	touch $@
 
 evaluate: install  ## the main job: the bundled models in both modes, beside BM25: nano on hopworld, mini on real text
@@ -25,6 +29,11 @@ evaluate: install  ## the main job: the bundled models in both modes, beside BM2
 
 test: install  ## the whole suite, without what is marked slow
 	$(BIN)/pytest -n 2 --dist loadfile -q -rs
+
+test-lowest:  ## lint and the suite, with every direct dependency at the lower bound that pyproject.toml declares
+	mkdir -p $(LOWEST)
+	$(PYTHON) tests/lowest.py > $(LOWEST)/bounds.txt
+	$(MAKE) lint test VENV=$(LOWEST) BOUNDS="--constraint $(LOWEST)/bounds.txt --verbose"
 
 test-slow: install  ## what takes minutes: kill -9 loops, real training runs
 	$(BIN)/pytest -q -m slow

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from search_r3_mteb.report.number_text import count
+
 HERE = Path(__file__).resolve().parent
 NEEDED = ("commands", "commit", "seeds", "interval", "queries")
 INTRODUCTION = """# Results
@@ -109,9 +111,9 @@ def _evaluation(content: Mapping[str, Any]) -> str:
         lines.append([
             _task(row), str(row["model"]), _mode(row),
             f"{'**' * bool(row.get('best'))}{quality}{'**' * bool(row.get('best'))}",
-            f"[{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]", _decimal(row.get("recall_at_10"), 3),
-            _decimal(row.get("reasoning_tokens_per_query"), 1), _percent(row.get("forced_share")),
-            _decimal(row.get("queries_per_second"), 1), f"{row['queries']:,}", ", ".join(map(str, row["seeds"])),
+            f"[{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]", count(row.get("recall_at_10"), 3),
+            count(row.get("reasoning_tokens_per_query"), 1), _percent(row.get("forced_share")),
+            count(row.get("queries_per_second"), 1), f"{row['queries']:,}", ", ".join(map(str, row["seeds"])),
             ", ".join(map(str, numbers)),
         ])  # fmt: skip
     titles = ["Task", "Model", "Mode", "nDCG@10", "95 %", "Recall@10", "Tokens/query", "Forced", "Queries/s", "Queries",
@@ -133,7 +135,7 @@ def _differences(items: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[li
         tested = "interval" in item
         interval = "[{:+.3f}, {:+.3f}]".format(*item["interval"]) if tested else f"not tested: {item['why_untested']}"
         lines.append([
-            _task(item), str(item["model"]), _decimal(item.get("max_reasoning_tokens"), 0), shown, interval,
+            _task(item), str(item["model"]), count(item.get("max_reasoning_tokens"), 0), shown, interval,
             f"{item['p']:.2g}" if tested else "–", f"{item['queries']:,}" if tested else "–",
             ", ".join(map(str, item["seeds"])) if tested else "–",
         ])  # fmt: skip
@@ -164,10 +166,6 @@ def _task(row: Mapping[str, Any]) -> str:
 def _mode(row: Mapping[str, Any]) -> str:
     tokens = row.get("max_reasoning_tokens")
     return str(row["mode"]) if tokens is None else f"{row['mode']} ≤ {tokens}"
-
-
-def _decimal(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _percent(value: float | None) -> str:

@@ -1,31 +1,29 @@
 """Per-query nDCG@10 of a checkpoint on hopworld, by mode and hop count, for the scripts of sft/ and rl/."""
 
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from search_r3_mteb.evaluation import provenance
 from search_r3_mteb.evaluation.significance import QueryScores, interval
 
-ROOT = Path(__file__).resolve().parent.parent
 MODES = ("direct", "reason")
 HopScores = dict[tuple[str, int], QueryScores]
 
 
-def measure(
-    model: Path | str, *, documents: int = 1000, hops: Sequence[int] = (1, 2, 3, 4), split: str = "test"
-) -> HopScores:
+def measure(model: Path | str, *, documents: int = 1000, hops: Sequence[int] = (1, 2, 3, 4)) -> HopScores:
     """{(mode, hops): {query id: nDCG@10}}; the corpus is encoded once, queries greedily with a budget of 96 tokens."""
     from search_r3_mteb.encoder.checkpoints import load
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
-    from search_r3_mteb.tasks.hopworld import HopWorld
-    from train.run.evaluation import JudgedSet, per_query_ndcg
+    from train.config.data import JudgedSetSettings
+    from train.run.evaluation import load as load_judged
+    from train.run.evaluation import per_query_ndcg
 
-    world = HopWorld(documents)
-    texts = {id_: document["text"] for id_, document in world.corpus.items()}
+    place = JudgedSetSettings(kind="hopworld", documents=documents, split="test")
+    sets = {count: load_judged(place.replaced(hops=(count,)), None, 0) for count in hops}
     checkpoint = load(model, device="cpu")
     corpus: Any = None
     found: HopScores = {}
@@ -34,17 +32,9 @@ def measure(
             checkpoint, mode=mode, max_length=256, max_reasoning_tokens=96, show_progress_bar=False
         )
         if corpus is None:
-            corpus = encoder.encode_document(list(texts.values()))
-        for count in hops:
-            queries = world.queries(split, count)
-            judged = JudgedSet(
-                "hopworld",
-                texts,
-                {query.id: query.text for query in queries},
-                {query.id: {query.positive_id: 1} for query in queries},
-                {},
-            )
-            vectors = encoder.encode_query([query.text for query in queries])
+            corpus = encoder.encode_document(list(sets[hops[0]].documents.values()))
+        for count, judged in sets.items():
+            vectors = encoder.encode_query(list(judged.queries.values()))
             found[mode, count] = per_query_ndcg(judged, vectors, corpus)
     return found
 
@@ -62,11 +52,8 @@ def record(values: QueryScores, **facts: Any) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is checked out."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return found.stdout.strip()
+    """The first digits of the commit that is checked out."""
+    return provenance.commit()[:7]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -81,12 +81,16 @@ def removed_folder(folder: Path) -> None:
 
 def recover(folder: Path) -> None:
     """Undo a replacement of `folder` that a kill interrupted, or finish an interrupted removal."""
-    replaced = _aside(folder, "replaced")
-    if replaced.exists() and not folder.exists():
-        replaced.rename(folder)
+    put_back(folder)
     for what in ("unfinished", "replaced", "removed"):
         if _aside(folder, what).exists():
             shutil.rmtree(_aside(folder, what))
+
+
+def put_back(folder: Path) -> None:
+    """Rename `folder` back where a kill between the two renames of its replacement left it; for those who read it."""
+    if folder.name and _aside(folder, "replaced").is_dir() and not folder.exists():
+        _aside(folder, "replaced").rename(folder)
 
 
 def left_behind(parent: Path, pattern: str) -> set[Path]:

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from search_r3_mteb.encoder.profiles import EMBED_TOKEN
+
 app = typer.Typer(
     name="search-r3",
     help="Reason about a query in text, then embed it: evaluate, diagnose, embed, explain, export.",
@@ -30,6 +32,7 @@ BudgetOption = Annotated[
 CacheFolderOption = Annotated[
     Path | None, typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False)
 ]
+ResultsOption = Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes there.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -55,12 +58,13 @@ def evaluate(
     ],
     task: Annotated[
         list[str],
-        typer.Option("--task", help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER, or an MTEB task. May be repeated."),
+        typer.Option(
+            "--task",
+            help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task. May be repeated.",
+        ),
     ],
     mode: Annotated[str, typer.Option(help="both, reason or direct. Baselines are always direct.")] = "both",
-    output: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes there.")] = Path(
-        "runs/evaluate"
-    ),
+    output: ResultsOption = Path("runs/evaluate"),
     split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
     cache_folder: CacheFolderOption = None,
     max_reasoning_tokens: BudgetOption = None,
@@ -88,7 +92,7 @@ def evaluate(
 
 @app.command()
 def embed(
-    input: Annotated[Path, typer.Option(help="One text per line, or .jsonl with 'text' and perhaps 'title'.")],
+    input: Annotated[Path, typer.Option(help="One text per line, or .jsonl or .json of {'text', 'title'?}; .gz too.")],
     output: Annotated[Path, typer.Option(help="A .npy file: float32 (texts, dim), unit length.")],
     model: ModelOption = "nano",
     role: Annotated[str, typer.Option(help="query (reasons) or document (is embedded directly).")] = "query",
@@ -142,6 +146,24 @@ def explain(
 
 
 @app.command()
+def init(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A causal LM: a folder or a hub id.")],
+    output: Annotated[Path, typer.Option(help="The folder to write; an earlier result there is replaced.")],
+    embed_token: Annotated[str, typer.Option(help="The token whose hidden state is the vector.")] = EMBED_TOKEN,
+    dtype: Annotated[str, typer.Option(help="auto (the base's own), float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Make an ordinary causal LM ready to train: adds the embed token and search_r3.json, and says what it found."""
+    from search_r3_mteb.encoder.initialise import initialise
+
+    done = initialise(base, output, embed_token=embed_token, dtype=cast("Any", dtype))
+    console = _console()
+    for name, value in done.lines():
+        console.print(f"{name:>22}  {value}", markup=False, highlight=False)
+    for line in done.next_steps():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def export(
     output: Annotated[Path, typer.Option(help="The folder to write.")],
     model: ModelOption = "nano",
@@ -181,7 +203,9 @@ def report(
 
 @app.command()
 def diagnose(
-    task: Annotated[str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER, or an MTEB task.")],
+    task: Annotated[
+        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
+    ],
     model: ModelOption = "nano",
     output: Annotated[
         Path | None,
@@ -224,9 +248,7 @@ def reproduce(
         typer.Option(help="scifact, litsearch, mkqa or all. May be repeated. [default: all]", show_default=False),
     ] = None,
     model: Annotated[str, typer.Option(help="The released checkpoint, or a folder.")] = "ytgui/Search-R3.0-Small",
-    output: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes there.")] = Path(
-        "runs/reproduce"
-    ),
+    output: ResultsOption = Path("runs/reproduce"),
     task_folder: Annotated[
         list[str] | None,
         typer.Option(help="CLAIM=PATH: a BEIR folder in place of the task that MTEB downloads. May be repeated."),
@@ -293,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with redirect_stderr(sys.stderr if sys.stderr.isatty() else cast("TextIO", _WithoutBars(sys.stderr))):
             app(args=sys.argv[1:])
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:  # the last: an optional library is missing
         if debug:
             raise
         Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False)

@@ -50,12 +50,16 @@ def _devices() -> Iterator[tuple[str, str]]:
 def _model(name: str) -> Iterator[tuple[str, str]]:
     import numpy as np
 
+    from search_r3_mteb.encoder.chat_templates import facts, has_template
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.encoder.profiles import DATE
 
     encoder = SearchR3Encoder(name)
     parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
     yield "model", f"{encoder.name}, {parameters / 1e6:,.2f} million parameters, {encoder.settings['dtype']}"
     yield "embed token", f"{encoder.checkpoint.profile.embed_token}, id {encoder.checkpoint.embed_token_id}"
+    if has_template(encoder.tokenizer, encoder.checkpoint.profile) and facts(encoder.tokenizer).prints_date:
+        yield "date in the prompt", f"fixed to {encoder.checkpoint.profile.date or DATE}, so that vectors do not change"
     start = time.perf_counter()
     [thought] = encoder.think(["What is the capital of the country of Oslo?"], max_reasoning_tokens=16)
     seconds = time.perf_counter() - start

@@ -1,35 +1,158 @@
-"""Texts of files, line by line."""
+"""Texts of files: one per line, JSON lines, or a JSON array of rows; told apart by the file's name and content.
 
+A name ends in .jsonl, .ndjson or .jl (one JSON object per line), in .json (an array of objects, or one per line), or in
+anything else (one text per line); upper case and a .gz behind it change nothing. What is known to hold something else
+is refused: its rows would otherwise be embedded as they stand in the file, without a word.
+"""
+
+import gzip
 import json
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from search_r3_mteb.encoder.documents import document_text
 
+JSON_LINES = (".jsonl", ".ndjson", ".jl")
+_JSON = ".json"
+_DELIMITED = (".csv", ".tsv", ".tab", ".psv")
+_FOREIGN = (
+    ".parquet",
+    ".feather",
+    ".arrow",
+    ".xls",
+    ".xlsx",
+    ".ods",
+    ".npy",
+    ".npz",
+    ".pkl",
+    ".pickle",
+    ".pdf",
+    ".docx",
+)
+_PACKED = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z")
+_GZIP = b"\x1f\x8b"
+_CONVERT = 'Write it as .jsonl, one {"text": ..., "title": ...} per line, or as .txt, one text per line'
+
+
+class FileText(NamedTuple):
+    """One text of a file; `number` is that of its line or row, from 1, `id` the "_id" of its JSON object."""
+
+    number: int
+    text: str
+    id: str | None = None
+
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises ValueError where it is not UTF-8: a wrong decoding would go unnoticed."""
+    """The lines of a text file, plain or gzip. Raises ValueError where it is not UTF-8: no guess would be noticed."""
+    return _split(_read(path))
+
+
+def read_texts(source: Path) -> list[str]:
+    """The texts of a file, see `read_rows`."""
+    return [row.text for row in read_rows(source)]
+
+
+def read_rows(source: Path) -> list[FileText]:
+    """The texts of a file: its lines, or the documents ("text", perhaps "title" and "_id") of JSON lines or an array.
+
+    Empty lines are texts of a plain file, and are skipped between JSON objects. Raises FileNotFoundError, and
+    ValueError, with file and line, for other formats and for malformed rows.
+    """
+    ending = _ending(source)
+    text = _read(source)
+    if ending == _JSON and text.lstrip().startswith("["):
+        records = _array(source, text)
+    elif ending in (*JSON_LINES, _JSON):
+        records = _objects(source, _split(text))
+    else:
+        return [FileText(number, line) for number, line in enumerate(_plain(source, _split(text)), start=1)]
+    return [_row(source, *record) for record in records]
+
+
+def _ending(source: Path) -> str:
+    """The suffix that tells the format, in lower case and without .gz. Raises ValueError for formats not read here."""
+    suffixes = [suffix.lower() for suffix in source.suffixes]
+    ending = "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+    if ending in _DELIMITED:
+        raise ValueError(
+            f"{source} is a table in columns ({ending}), which is not read: its rows would be embedded with their ids "
+            f"and separators. {_CONVERT}."
+        )
+    if ending in (*_FOREIGN, *_PACKED):
+        raise ValueError(f"{source} is not a file of texts ({ending}). {_CONVERT}; either may be packed as .gz.")
+    return ending
+
+
+def _read(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Check the path.")
+    data = path.read_bytes()
+    if data.startswith(_GZIP) or path.suffix.lower() == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} is a damaged or truncated gzip file ({error}). Copy it again.") from error
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}, is not UTF-8 ({error.reason}). Convert the file to UTF-8.") from error
+
+
+def _split(text: str) -> list[str]:
     lines = text.split("\n")  # not splitlines: U+2028 and others do not end a line
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
-def read_texts(source: Path) -> list[str]:
-    """The texts of a file: one per line, or one JSON object per line with "text" and perhaps "title" (.jsonl)."""
-    lines = read_lines(source)
-    if source.suffix != ".jsonl":
-        return lines
-    texts = []
+def _plain(source: Path, lines: list[str]) -> list[str]:
+    """The lines of a file of texts. Raises ValueError where the first text is a JSON object: the name is wrong."""
+    number, first = next(((number, line) for number, line in enumerate(lines, start=1) if line.strip()), (0, ""))
+    if first.lstrip().startswith("{") and _is_object(first):
+        raise ValueError(
+            f"{source}, line {number}, is a JSON object, and would be embedded with its braces and keys. Rename the "
+            'file to .jsonl to embed its "text"; to embed the JSON itself, put it under "text" there.'
+        )
+    return lines
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def _array(source: Path, text: str) -> Iterator[tuple[str, int, Any]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}, line {error.lineno}: not JSON ({error.msg} at column {error.colno}).") from error
+    for number, record in enumerate(rows, start=1):
+        yield "row", number, record
+
+
+def _objects(source: Path, lines: list[str]) -> Iterator[tuple[str, int, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            texts.append(document_text(json.loads(line)))
-        except (json.JSONDecodeError, TypeError, ValueError) as error:
-            raise ValueError(f"{source}, line {number}: {error}") from error
-    return texts
+            yield "line", number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{source}, line {number}: {error}. One JSON object is read per line (or, in .json, an array of them)."
+            ) from error
+
+
+def _row(source: Path, what: str, number: int, record: Any) -> FileText:
+    place = f"{source}, {what} {number}"
+    if not isinstance(record, dict):
+        raise ValueError(f"{place}: a JSON object with 'text' is needed, got {type(record).__name__}: {record!r:.60}.")
+    id_ = record.get("_id")
+    if isinstance(id_, bool) or not isinstance(id_, str | int | None) or id_ == "":
+        raise ValueError(f'{place}: "_id" must be a string that is not empty, got {id_!r}.')
+    try:
+        return FileText(number, document_text(record), None if id_ is None else str(id_))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: {error}") from error

@@ -74,6 +74,23 @@ def build_model(kind: str = "qwen2", seed: int = 0, **overrides: Any) -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
+def save_sentence_transformer(tokenizer: Any, folder: Path, seed: int) -> Path:
+    """An ordinary sentence-transformers model in a folder: a BERT of width 32 whose random weights tell texts apart."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(seed)
+    base = folder.with_name(f"{folder.name}-base")
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    BertModel(BertConfig(vocab_size=VOCABULARY_SIZE, initializer_range=0.5, **size)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    module = Transformer(str(base), max_seq_length=64)
+    SentenceTransformer(modules=[module, Pooling(32)], device="cpu").save_pretrained(str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def remembered_probes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What has passed the probe is remembered in a folder of this run, also by the processes that tests start."""
@@ -111,3 +128,18 @@ def tiny_folder(tiny_checkpoint: Any, tmp_path: Path) -> Path:
     folder = tmp_path / "tiny"
     save(tiny_checkpoint, folder)
     return folder
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """Run one command of `search-r3`; returns (exit code, standard output, standard error)."""
+    from search_r3_mteb import cli
+
+    def run(*arguments: Any) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.argv", ["search-r3"])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(each) for each in arguments])
+        shown = capsys.readouterr()
+        return stopped.value.code, shown.out, shown.err
+
+    return run

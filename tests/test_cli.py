@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -12,20 +11,7 @@ from search_r3_mteb import cli
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.options import parse_settings
 from search_r3_mteb.text_files import read_lines, read_texts
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run one command; returns (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["search-r3"])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(each) for each in arguments])
-        shown = capsys.readouterr()
-        return stopped.value.code, shown.out, shown.err
-
-    return run
+from tests.programs import loaded_after
 
 
 @pytest.fixture
@@ -105,7 +91,11 @@ def test_embed_reads_titles_from_jsonl(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "line 2: Expecting"), ('{"text": 3}', "line 2: The text"), ("[1]", "line 2: Document 0 is of type list")],
+    [
+        ("{", "line 2: Expecting"),
+        ('{"text": 3}', "line 2: The text"),
+        ("[1]", "line 2: a JSON object with 'text' is needed, got list: [1]"),
+    ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
     source = tmp_path / "documents.jsonl"
@@ -139,6 +129,39 @@ def test_explain_shows_both_rankings_side_by_side(call, tiny_folder, corpus):
     assert f"{scores.max():.3f}" in out
     # Ids are line numbers of the file, where line 2 is empty.
     assert {"1", "3", "4"} == set(re.findall(r"0\.\d{3} (\d)", out))
+
+
+@pytest.fixture(scope="session")
+def ordinary(tmp_path_factory):
+    """A causal LM without an embed token."""
+    from tests.encoder.test_initialise import make_base
+
+    return make_base(tmp_path_factory.mktemp("ordinary") / "base")
+
+
+def test_init_says_what_it_found_and_the_result_embeds(call, ordinary, tmp_path):
+    output = tmp_path / "with space"
+    options = ("--embed-token", "<embed>", "--dtype", "bfloat16")
+    code, out, err = call("init", ordinary, "--output", output, *options)
+    assert (code, err) == (0, "")
+    for words in (
+        "local/base, Qwen2ForCausalLM, 0.03 million parameters, bfloat16",
+        "<embed>, free row 300 of 384, of which 300 were used",
+        "tied: one row is both",
+        "<|endoftext|>, <|im_start|>, <|im_end|>",
+        "chat template  yes",
+        "system role  yes",
+        "thinking  none",
+        "date  none",
+        "It encodes now, but it is untrained",
+        f"--set model.path='{output}'",
+    ):
+        assert words in out
+    source = tmp_path / "texts.txt"
+    source.write_text("one\ntwo\n")
+    vectors = tmp_path / "vectors.npy"
+    code, out, _ = call("embed", "--model", output, "--role", "document", "--input", source, "--output", vectors)
+    assert (code, np.load(vectors).shape) == (0, (2, 32))
 
 
 def test_export_names_the_folder_and_how_to_load_it(call, tiny_folder, tmp_path):
@@ -183,6 +206,9 @@ def test_doctor_computes_a_vector(call, tiny_folder):
         (["explain", "--corpus", "./none.txt", "why?"], "There is no corpus ./none.txt"),
         (["explain", "--corpus", "hopworld", "--set", "sed=1", "why?"], "NAME is one of mode, dtype, device"),
         (["doctor", "--model", "./nowhere"], "There is no model './nowhere'"),
+        (["init", "./nowhere", "--output", "new"], "There is no model './nowhere'"),
+        (["init", "nano", "--output", "new"], "it is a reason-then-embed checkpoint already"),
+        (["init", "nano", "--output", "new", "--dtype", "int4"], "dtype='int4' is not supported"),
     ],
 )
 def test_a_mistake_gives_one_message_and_exit_code_2(call, tmp_path, monkeypatch, arguments, message):
@@ -192,6 +218,13 @@ def test_a_mistake_gives_one_message_and_exit_code_2(call, tmp_path, monkeypatch
     assert err.startswith("Error: ")
     assert message in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_a_model_without_the_token_is_told_the_command(call, ordinary):
+    code, _, err = call("doctor", "--model", ordinary)
+    assert code == 2
+    assert "search-r3 init MODEL --output FOLDER" in " ".join(err.split())
+    assert "the special tokens found are <|endoftext|>, <|im_start|>, <|im_end|>" in " ".join(err.split())
 
 
 def test_wrong_usage_exits_with_2(call):
@@ -208,6 +241,15 @@ def test_debug_shows_where_it_arose(monkeypatch, place):
     monkeypatch.setattr(sys, "argv", ["search-r3"])
     with pytest.raises(FileNotFoundError, match="no model"):
         cli.main(arguments)
+
+
+def test_a_missing_library_is_one_message(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mteb", None)  # as where the package is installed without its extras
+    code, _, err = call("evaluate", "--model", "bm25", "--task", "NoSuchTask", "--output", "out")
+    assert code == 2
+    assert err.startswith("Error: ")
+    assert "mteb" in err
+    assert "Traceback" not in err
 
 
 def test_a_fault_of_the_program_is_not_dressed_up_as_a_mistake(monkeypatch):
@@ -243,11 +285,6 @@ def test_settings_from_text():
 
 
 def test_help_loads_no_heavy_library():
-    code = (
-        "import sys; from search_r3_mteb import cli\n"
-        "try: cli.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'mteb', 'transformers', 'faiss', 'sentence_transformers') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    heavy = ["torch", "mteb", "transformers", "faiss", "sentence_transformers"]
+    statement = "from search_r3_mteb import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass"
+    assert not loaded_after(statement, heavy)

@@ -1,46 +1,34 @@
 """The package as a whole: a light import, few public names, and a wheel that holds nothing else."""
 
+import email
 import importlib
 import importlib.util
 import os
-import subprocess
-import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import search_r3_mteb
+from tests.programs import loaded_after
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
     *("torch", "mteb", "faiss", "transformers", "sentence_transformers"),
     *("datasets", "pandas", "peft", "accelerate", "numpy"),
 )
-LOOK = f"import sys; print(','.join(name for name in {HEAVY!r} if name in sys.modules))"
-
-
-def heavy_modules_after(statement):
-    """Which heavy packages a fresh interpreter has loaded after `statement`."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{statement}; {LOOK}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        cwd=ROOT,
-    )
-    return set(filter(None, done.stdout.strip().split(",")))
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    assert heavy_modules_after("import search_r3_mteb; dir(search_r3_mteb)") == set()
-    assert heavy_modules_after("import search_r3_mteb.cli") <= {"numpy"}
+    assert loaded_after("import search_r3_mteb; dir(search_r3_mteb)", HEAVY) == set()
+    assert loaded_after("import search_r3_mteb.cli", HEAVY) <= {"numpy"}
 
 
 def test_this_check_can_fail():
-    assert heavy_modules_after("import numpy; import search_r3_mteb") == {"numpy"}
-    assert "torch" in heavy_modules_after("from search_r3_mteb.encoder.engine import Engine")
+    assert loaded_after("import numpy; import search_r3_mteb", HEAVY) == {"numpy"}
+    assert "torch" in loaded_after("from search_r3_mteb.encoder.engine import Engine", HEAVY)
 
 
 def test_public_names_are_few_and_all_of_them_exist():
@@ -85,3 +73,18 @@ def test_the_wheel_holds_the_package_only(tmp_path):
     assert weights <= files
     # Weights hardly compress: what is smaller than this uncompressed is so as a wheel.
     assert sum((ROOT / name).stat().st_size for name in files) < 60_000_000
+
+
+def test_the_build_tool_writes_what_is_declared(tmp_path):
+    """An editable build: the metadata of the wheel, without the weights."""
+    builder = pytest.importorskip("hatchling.builders.wheel").WheelBuilder(str(ROOT))
+    (wheel,) = builder.build(directory=str(tmp_path), versions=["editable"])
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+        assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {Requirement(line) for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
+    assert needed == {Requirement(line) for line in project["dependencies"]}
+    assert set(metadata.get_all("Provides-Extra")) == set(project["optional-dependencies"])
+    assert "Apache-2.0" in (metadata["License"], metadata["License-Expression"])

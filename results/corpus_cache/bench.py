@@ -8,12 +8,13 @@ Writes `summary.json`, `table.md` and `figure.png` beside this file (or into --o
 """
 
 import argparse
-import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
+from results.measure import write_json
+from results.pages import read_json, table
+from search_r3_mteb.evaluation.provenance import commit
 from train.corpus_cache.refresh_policies import POLICIES
 
 HERE = Path(__file__).parent
@@ -73,58 +74,37 @@ def main():
     report(options.output)
 
 
-def commit():
-    """The commit of the working tree, marked when it has changes."""
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return run.stdout.strip()
-
-
 def save(output, found):
     """Replace the records of the same rows and policies, keep the others."""
-    output.mkdir(parents=True, exist_ok=True)
     file = output / "summary.json"
-    kept = json.loads(file.read_text()) if file.is_file() else []
+    kept = read_json(file) if file.is_file() else []
     measured = {(one["rows"], one["policy"]) for one in found}
     records = [one for one in kept if (one["rows"], one["policy"]) not in measured] + found
     records.sort(key=lambda one: (one["rows"], list(POLICIES).index(one["policy"]), one["step"]))
-    file.write_text(json.dumps([{key: one[key] for key in KEYS} for one in records], indent=1) + "\n")
+    write_json(file, [{key: one[key] for key in KEYS} for one in records])
 
 
 def report(output):
     """The table and the figure of `summary.json`."""
-    records = json.loads((output / "summary.json").read_text())
-    (output / "table.md").write_text(table(records))
+    records = read_json(output / "summary.json")
+    forms = {"rows": ",", "policy": "", "step": "", "share_reencoded": ".2%", "refresh_seconds": ".3f",
+             "reward_error_batch": ".4f", "reward_error_heldout": ".4f", "reward_correlation": ".4f",
+             "recall_at_10": ".3f"}  # fmt: skip
+    rows = [["-" if one[key] is None else f"{one[key]:{form}}" for key, form in forms.items()] for one in records]
+    head = ["documents", "policy", "step", "re-encoded per step", "seconds per refresh", "reward error, batch",
+            "held-out", "correlation", "recall@10"]  # fmt: skip
+    (output / "table.md").write_text("\n".join(table(head, rows)))
     figure(records, output / "figure.png")
-
-
-def table(records):
-    lines = [
-        "| documents | policy | step | re-encoded per step | seconds per refresh | reward error, batch | held-out | "
-        "correlation | recall@10 |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for one in records:
-        correlation = "-" if one["reward_correlation"] is None else f"{one['reward_correlation']:.4f}"
-        lines.append(
-            f"| {one['rows']:,} | {one['policy']} | {one['step']} | {one['share_reencoded']:.2%} | "
-            f"{one['refresh_seconds']:.3f} | {one['reward_error_batch']:.4f} | {one['reward_error_heldout']:.4f} | "
-            f"{correlation} | {one['recall_at_10']:.3f} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def figure(records, file):
     """Reward error over steps, one column of panels per corpus size, batch above, held-out below; cost at the right."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     sizes = sorted({one["rows"] for one in records})
     colors = {policy: f"C{number}" for number, policy in enumerate(POLICIES)}
-    chart, axes = plt.subplots(2, len(sizes) + 1, figsize=(4 * (len(sizes) + 1), 6.5), squeeze=False)
+    chart = Figure(figsize=(4 * (len(sizes) + 1), 6.5))
+    axes = chart.subplots(2, len(sizes) + 1)
     for column, rows in enumerate(sizes):
         for line, key, bound in ((0, "reward_error_batch", 0.01), (1, "reward_error_heldout", 0.02)):
             panel = axes[line][column]
@@ -148,7 +128,6 @@ def figure(records, file):
         panel.set_ylim(bottom=0)
     chart.tight_layout()
     chart.savefig(file, dpi=110)
-    plt.close(chart)
 
 
 if __name__ == "__main__":

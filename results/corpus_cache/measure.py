@@ -9,7 +9,7 @@ Held-out queries (dev split, all hop counts) are ranked by both at the same time
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +39,13 @@ class Measurement:
     at: Sequence[int]
     share: float
     heldout: int
-    reasoning_tokens: int = 64
-    cache: dict = field(default_factory=dict)
 
 
 class TrajectoryEncoder:
     """The model as an encoder of documents and queries, at any step of the trajectory."""
 
-    def __init__(self, trajectory: Trajectory, reasoning_tokens: int) -> None:
-        self.trajectory, self.reasoning_tokens = trajectory, reasoning_tokens
+    def __init__(self, trajectory: Trajectory) -> None:
+        self.trajectory = trajectory
         self.checkpoint = load(trajectory.model)
         self.renderer = Renderer(self.checkpoint.tokenizer, self.checkpoint.profile, 256)
         self.go_to(0)
@@ -68,7 +66,7 @@ class TrajectoryEncoder:
 
     def queries(self, texts: list[str]) -> np.ndarray:
         """Vectors of queries, after reasoning."""
-        return self.encoder.encode_query(texts, max_reasoning_tokens=self.reasoning_tokens)
+        return self.encoder.encode_query(texts, max_reasoning_tokens=64)
 
 
 class KnownVectors:
@@ -86,8 +84,9 @@ class KnownVectors:
 def measure(plan: Measurement, trajectory: Trajectory, folder: Path) -> Iterator[dict]:
     """One record per policy and compared step."""
     world = HopWorld(plan.rows)
-    encoder = TrajectoryEncoder(trajectory, plan.reasoning_tokens)
-    texts = CorpusTexts(*_columns(world), token_counts=encoder.count_tokens)
+    encoder = TrajectoryEncoder(trajectory)
+    documents = [document["text"] for document in world.corpus.values()]
+    texts = CorpusTexts(documents, list(world.corpus), token_counts=encoder.count_tokens)
     counts = texts.count()
     texts = CorpusTexts(texts.texts, texts.ids, counts)
     budget = int(plan.share * counts.sum(dtype=np.int64))
@@ -95,17 +94,12 @@ def measure(plan: Measurement, trajectory: Trajectory, folder: Path) -> Iterator
     heldout = [heldout[i] for i in np.linspace(0, len(heldout) - 1, min(plan.heldout, len(heldout))).astype(int)]
     heldout_rows = [[row] for row in texts.rows_of([query.positive_id for query in heldout])]
     started = time.perf_counter()
-    full = CorpusCache.build(
-        texts, encoder, folder=folder / "full", settings=CorpusCacheSettings(policy="full", **plan.cache)
-    )
+    full = CorpusCache.build(texts, encoder, folder=folder / "full", settings=CorpusCacheSettings(policy="full"))
     built = time.perf_counter() - started
     beginning = np.array(full.vectors)
     caches = {
         name: CorpusCache.build(
-            texts,
-            KnownVectors(beginning),
-            folder=folder / name,
-            settings=CorpusCacheSettings(policy=name, **plan.cache),
+            texts, KnownVectors(beginning), folder=folder / name, settings=CorpusCacheSettings(policy=name)
         )
         for name in plan.policies
         if name != "full"
@@ -148,11 +142,6 @@ def measure(plan: Measurement, trajectory: Trajectory, folder: Path) -> Iterator
             yield record
     for name in ("full", *caches):
         shutil.rmtree(folder / name)
-
-
-def _columns(world: HopWorld) -> tuple[list[str], list[str]]:
-    corpus = world.corpus
-    return [document["text"] for document in corpus.values()], list(corpus)
 
 
 def _ranking(vectors: np.ndarray, queries: np.ndarray, relevant: Sequence) -> tuple[np.ndarray, np.ndarray]:

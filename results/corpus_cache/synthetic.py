@@ -22,12 +22,12 @@ class SyntheticTexts:
 class SyntheticEncoder:
     """Vectors around 1,000 centres; `step` turns them a little, all in the same way."""
 
-    def __init__(self, dim: int, step: int = 0) -> None:
+    def __init__(self, dim: int) -> None:
         rng = np.random.default_rng(0)
         self.centres = rng.normal(size=(1000, dim)).astype(np.float32)
         self.turn = 0.002 * rng.normal(size=(dim, dim)).astype(np.float32)
         self.noise = rng.normal(size=(1 << 16, dim)).astype(np.float32)
-        self.step = step
+        self.step = 0
 
     def __call__(self, texts):
         """Vectors of these texts."""

@@ -13,6 +13,9 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import grimp
+import networkx
+
 PARTS = ("train", "search_r3_mteb", "results", "tests")
 
 
@@ -23,7 +26,8 @@ def python_files(tree: Path) -> list[Path]:
 
 def sizes(tree: Path) -> list[str]:
     """One line per part: files, lines, median, longest file, most files in one folder."""
-    lines = {path: len((tree / path).read_text(encoding="utf-8").splitlines()) for path in python_files(tree)}
+    texts = {path: (tree / path).read_text(encoding="utf-8").splitlines() for path in python_files(tree)}
+    lines = {path: len(text) for path, text in texts.items()}
     shown = []
     for part in PARTS:
         own = {path: count for path, count in lines.items() if path.parts[0] == part}
@@ -32,15 +36,13 @@ def sizes(tree: Path) -> list[str]:
             f"{part}: {len(own)} files, {sum(own.values())} lines, median {statistics.median(own.values()):g}, "
             f"longest {max(own.values())}, most files in a folder {most} ({folder})"
         )
-    long = sum(len(line) > 120 for path in lines for line in (tree / path).read_text(encoding="utf-8").splitlines())
+    long = sum(len(line) > 120 for text in texts.values() for line in text)
     return [*shown, f"all: {len(lines)} files, {sum(lines.values())} lines, {long} of them longer than 120 characters"]
 
 
 def imports(tree: Path) -> list[str]:
     """Arrows and floors of `train`, and circles of both packages, between modules and between rooms."""
     sys.path.insert(0, str(tree))
-    import grimp
-
     graph = grimp.build_graph("train", "search_r3_mteb", cache_dir=None)
     arrows = {(a, b) for a in graph.modules for b in graph.find_modules_directly_imported_by(a)}
     rooms = {(_room(a), _room(b)) for a, b in arrows if _room(a) != _room(b)}
@@ -78,35 +80,14 @@ def _room(module: str) -> str:
 
 
 def _floors(arrows: set[tuple[str, str]]) -> int:
-    below = defaultdict(set)
-    for above, under in arrows:
-        below[above].add(under)
-
-    def height(room: str, way: tuple[str, ...] = ()) -> int:
-        return 1 + max((height(one, (*way, room)) for one in below[room] if one not in way), default=0)
-
-    return max((height(room) for room in list(below)), default=0)
+    """Rooms on the longest way down; those of a circle are one floor."""
+    return networkx.dag_longest_path_length(networkx.condensation(networkx.DiGraph(arrows))) + 1
 
 
 def _circles(arrows: set[tuple[str, str]]) -> list[str]:
-    """Groups of modules that reach each other (strongly connected components of more than one)."""
-    reach = defaultdict(set)
-    for a, b in arrows:
-        reach[a].add(b)
-    ways = {start: _reached(start, reach) for start in list(reach)}
-    groups = {frozenset({a, *(b for b in ways[a] if a in ways.get(b, ()))}) for a in ways if a in ways[a]}
-    return [" <-> ".join(sorted(group)) for group in sorted(groups, key=sorted) if len(group) > 1]
-
-
-def _reached(start: str, reach: dict[str, set[str]]) -> set[str]:
-    seen: set[str] = set()
-    waiting = [start]
-    while waiting:
-        for one in reach.get(waiting.pop(), ()):
-            if one not in seen:
-                seen.add(one)
-                waiting.append(one)
-    return seen
+    """Groups of modules that reach each other."""
+    groups = map(sorted, networkx.strongly_connected_components(networkx.DiGraph(arrows)))
+    return [" <-> ".join(group) for group in sorted(groups) if len(group) > 1]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from pathlib import Path
 from results.mini import mini_data
 from results.mini.mini_start import causal_bert, traces_of
 from search_r3_mteb.atomic import replaced_folder
-from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
+from search_r3_mteb.encoder.checkpoints import Checkpoint, load
+from search_r3_mteb.encoder.merging import save_compared
 from search_r3_mteb.report.model_card import Facts, facts_of_run, write_model_card
 from train import rl, sft
 from train.run.allocation import keep_freed_memory
@@ -60,9 +61,10 @@ def packaged_encoder() -> Path:
 
 def start(encoder: Path) -> None:
     """Copy the encoder, which is the teacher, and make it causal."""
-    shutil.copytree(encoder, FOLDER / "teacher", dirs_exist_ok=True)
+    with replaced_folder(FOLDER / "teacher") as folder:
+        shutil.copytree(encoder, folder, dirs_exist_ok=True)
     traces = traces_of([FOLDER / "data" / f"{name}.jsonl" for name in mini_data.SOURCES])
-    save(causal_bert(encoder, traces), FOLDER / "start")
+    save_compared(causal_bert(encoder, traces), FOLDER / "start")
 
 
 def data(source: Path) -> None:
@@ -75,8 +77,7 @@ def data(source: Path) -> None:
 def model() -> None:
     """The weights of stage 2 in bfloat16."""
     trained = load(str(FOLDER / "rl" / "last"), dtype="bfloat16")
-    with replaced_folder(FOLDER / "model") as folder:
-        save(Checkpoint(trained.model, trained.tokenizer, trained.profile, "search-r3-mini"), folder)
+    save_compared(Checkpoint(trained.model, trained.tokenizer, trained.profile, "search-r3-mini"), FOLDER / "model")
 
 
 def card(base: str) -> Facts:

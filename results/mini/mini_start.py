@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token, save
+from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token
+from search_r3_mteb.encoder.merging import save_compared
 from search_r3_mteb.encoder.profiles import EMBED_TOKEN, Profile, Template
 
 # BERT's own frame. One word tells a text to embed from a query to reason about.
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, nargs="*", default=[], help="JSONL files of results/mini/mini_data.py")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    print(save(causal_bert(options.encoder, traces_of(options.traces)), options.output))
+    print(save_compared(causal_bert(options.encoder, traces_of(options.traces)), options.output))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from results.pages import REASONINGS, table, with_interval
+from results.pages import REASONINGS, read_json, table, with_interval
 
 HERE = Path(__file__).resolve().parent
 RUN = HERE.parent.parent / "runs" / "mini"
@@ -38,10 +38,10 @@ def gather() -> None:
     for stage in CURVES:
         with (RUN / stage / "log.jsonl").open(encoding="utf-8") as lines:
             curves[stage] = [json.loads(line) for line in lines]
-        write(f"overlap-{stage}.json", read(RUN / stage / "data.json"))
+        write(f"overlap-{stage}.json", read_json(RUN / stage / "data.json"))
     write("curves.json", curves)
     for task in TASKS:
-        found = read(RUN / f"diagnose-{task}" / "diagnose.json")
+        found = read_json(RUN / f"diagnose-{task}" / "diagnose.json")
         kept = {key: value for key, value in found.items() if key not in ("per_query", "examples")}
         write(f"diagnose-{task}.json", kept)
     samples()
@@ -81,7 +81,7 @@ def page() -> str:
         "mini_long.toml and mini_rl.toml). What was tried and what failed: [LOG.md](LOG.md). What it says:",
         "[samples.md](samples.md).",
         "",
-        *quality(read(HERE.parent / "mini.json")),
+        *quality(read_json(HERE.parent / "mini.json")),
         *dev(),
         "![losses over the steps of all stages](curves.png)",
         "",
@@ -135,7 +135,7 @@ def diagnoses() -> list[str]:
     """The section on queries whose reasoning is exchanged, shuffled, left out and sampled."""
     lines = ["## Does the reasoning matter?", ""]
     for task, name in TASKS.items():
-        found = read(HERE / f"diagnose-{task}.json")
+        found = read_json(HERE / f"diagnose-{task}.json")
         group = next(one for one in found["groups"] if one.get("hops") is None)
         move, rows = group["movement"], []
         for key, what in {**REASONINGS, "direct": "direct"}.items():
@@ -164,7 +164,7 @@ def diagnoses() -> list[str]:
 
 def dev() -> list[str]:
     """The section on the dev sets: nDCG@10 at the end of each stage, from its log."""
-    curves = read(HERE / "curves.json")
+    curves = read_json(HERE / "curves.json")
     columns = [(task, mode) for task in TASKS for mode in ("direct", "reason")]
     rows = []
     for stage, (title, _) in CURVES.items():
@@ -185,7 +185,7 @@ def overlap() -> list[str]:
     """The section on the training rows that decontamination dropped."""
     rows = []
     for stage, (title, _) in CURVES.items():
-        for name, found in read(HERE / f"overlap-{stage}.json")["decontamination"]["sources"].items():
+        for name, found in read_json(HERE / f"overlap-{stage}.json")["decontamination"]["sources"].items():
             counts = [f"{found['rows']:,}", " and ".join(found["against"]), str(found["exact"]), str(found["near"])]
             rows.append([title, name, *counts])
     return [
@@ -201,14 +201,11 @@ def overlap() -> list[str]:
 
 def figure() -> None:
     """Draw curves.png: losses over the steps of every stage."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    curves = read(HERE / "curves.json")
-    chart, axes = plt.subplots(1, len(CURVES), figsize=(13, 4))
-    for axis, (stage, (title, losses)) in zip(axes, CURVES.items(), strict=True):
+    curves = read_json(HERE / "curves.json")
+    chart = Figure(figsize=(13, 4))
+    for axis, (stage, (title, losses)) in zip(chart.subplots(1, len(CURVES)), CURVES.items(), strict=True):
         steps = [one for one in curves[stage] if one["event"] == "step"]
         for loss in losses:
             axis.plot([one["step"] for one in steps], [one[loss] for one in steps], label=loss)
@@ -219,12 +216,6 @@ def figure() -> None:
             axis.set_yscale("log")
     chart.tight_layout()
     chart.savefig(HERE / "curves.png", dpi=110)
-    plt.close(chart)
-
-
-def read(path: Path) -> Any:
-    """A JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write(name: str, value: Any) -> None:

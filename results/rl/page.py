@@ -8,11 +8,10 @@ diagnose-SEED.json is the diagnose.json of
         --output runs/proof/diagnose-SEED
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from results.pages import REASONINGS, table, with_interval
+from results.pages import REASONINGS, read_json, table, with_interval
 
 HERE = Path(__file__).resolve().parent
 TESTED_HOPS = (1, 2, 3, 4)
@@ -20,7 +19,7 @@ TESTED_HOPS = (1, 2, 3, 4)
 
 def main() -> None:
     """Write the page."""
-    summary = read("summary.json")
+    summary = read_json(HERE / "summary.json")
     lines = [
         "# Stage 2 on nano: does it learn, and is it the reasoning?",
         "",
@@ -46,14 +45,9 @@ def main() -> None:
     (HERE / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def read(name: str) -> Any:
-    """A JSON file of this folder."""
-    return json.loads((HERE / name).read_text(encoding="utf-8"))
-
-
-def shown(one: dict[str, Any], value: str = "ndcg_at_10") -> str:
-    """A value with its interval."""
-    return with_interval(one[value], one["interval"])
+def shown(one: dict[str, Any]) -> str:
+    """nDCG@10 with its interval."""
+    return with_interval(one["ndcg_at_10"], one["interval"])
 
 
 def targets(summary: list[dict[str, Any]]) -> list[str]:
@@ -66,7 +60,7 @@ def targets(summary: list[dict[str, Any]]) -> list[str]:
         verdict = f"missed by {missed} of {len(values)}" if missed else "reached"
         what = f"{hops} hop{'s' * (hops > 1)} with reasoning after stage 2"
         rows.append([what, f">= {least}", ", ".join(f"{value:.3f}" for value in values), verdict])
-    differences = {(one["comparison"], one["hops"]): one for one in read("comparisons.json")}
+    differences = {(one["comparison"], one["hops"]): one for one in read_json(HERE / "comparisons.json")}
     gain, four = differences["reason - direct, after RL", 3], differences["after RL - after SFT, reason", 4]
     for name, one, least in (
         ("reasoning minus direct, 3 hops", gain, 0.1),
@@ -112,7 +106,7 @@ def differences() -> list[str]:
             with_interval(one["difference"], one["interval"], "+.3f"),
             f"{one['p']:.4f}",
         ]
-        for one in read("comparisons.json")
+        for one in read_json(HERE / "comparisons.json")
     ]
     return [
         "## Differences (paired bootstrap over queries, seeds as a second level)",
@@ -126,7 +120,7 @@ def diagnoses() -> list[str]:
     lines = ["## Does the reasoning matter? (after stage 2)", ""]
     quality_rows, movement_rows = [], []
     for path in sorted(HERE.glob("diagnose-*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         seed = path.stem.split("-")[1]
         for group in found["groups"]:
             if group["hops"] not in (2, 3, 4):
@@ -156,7 +150,7 @@ def ablation() -> list[str]:
     """The section on variants of stage 2 that differ in one setting, from one stage 1, at equal steps."""
     if not (HERE / "ablation.json").exists():
         return []
-    records = read("ablation.json")
+    records = read_json(HERE / "ablation.json")
     rows = []
     for name in dict.fromkeys(one["variant"] for one in records):
         own = [one for one in records if one["variant"] == name]

@@ -89,12 +89,10 @@ def comparisons(measured: dict[tuple[str, int], HopScores]) -> list[dict]:
 
 def curves() -> None:
     """nDCG@10 on the dev split over RL steps, reasoning, by hop count: one thin line per seed, the mean thick."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    picture, axes = plt.subplots(figsize=(7, 4.5))
+    picture = Figure(figsize=(7, 4.5))
+    axes = picture.subplots()
     for color, hops in zip(("tab:gray", "tab:blue", "tab:red", "tab:green"), HOPS, strict=True):
         lines = []
         for seed in SEEDS:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from results.measure import measure, record, write_json
+from results.pages import read_json, table, with_interval
 from search_r3_mteb.evaluation.significance import align, compare
 from train.config.loading import load_config
 from train.config.stages import SftConfig
@@ -106,18 +107,7 @@ def main() -> None:
 
 def page(results: list[dict], measured: dict[tuple[str, str, int], list[dict[str, float]]]) -> None:
     """README.md: means over seeds, and what each change costs against all terms (paired, seeds as a second level)."""
-    lines = [
-        "# Ablation of stage 1 at nano scale",
-        "",
-        f"`python results/sft/ablation.py`, commit {results[0]['commit']}, seeds {', '.join(map(str, SEEDS))}.",
-        f"A base that knows the facts and writes traces ({BASE_STEPS} steps of reply and reading losses) is trained on",
-        f"for {STEPS} steps under each variant; hopworld of {DOCUMENTS} documents, test split,",
-        f"{len(measured['base', 'direct', 2][0])} questions of two hops. nDCG@10, mean over seeds; in brackets the",
-        "difference from all terms with its 95 % interval (bootstrap over queries and seeds). Runs: ablation.json.",
-        "",
-        "| variant | 1 hop, direct | 1 hop, reasoning | 2 hops, direct | 2 hops, reasoning |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for name in ("base", *VARIANTS):
         cells = []
         for hops in (1, 2):
@@ -128,16 +118,35 @@ def page(results: list[dict], measured: dict[tuple[str, str, int], list[dict[str
                     difference = compare(own, whole)
                     text += f" ({difference.difference:+.3f}, {difference.low:+.3f} to {difference.high:+.3f})"
                 cells.append(text)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", *READING, "", "![2-hop nDCG@10 by variant](ablation.png)", "", *nano()]
+        rows.append([name, *cells])
+    lines = [
+        "# Ablation of stage 1 at nano scale",
+        "",
+        f"`python results/sft/ablation.py`, commit {results[0]['commit']}, seeds {', '.join(map(str, SEEDS))}.",
+        f"A base that knows the facts and writes traces ({BASE_STEPS} steps of reply and reading losses) is trained on",
+        f"for {STEPS} steps under each variant; hopworld of {DOCUMENTS} documents, test split,",
+        f"{len(measured['base', 'direct', 2][0])} questions of two hops. nDCG@10, mean over seeds; in brackets the",
+        "difference from all terms with its 95 % interval (bootstrap over queries and seeds). Runs: ablation.json.",
+        "",
+        *table(["variant", "1 hop, direct", "1 hop, reasoning", "2 hops, direct", "2 hops, reasoning"], rows),
+        *READING,
+        "",
+        "![2-hop nDCG@10 by variant](ablation.png)",
+        "",
+        *nano(),
+    ]
     (HERE / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def nano() -> list[str]:
     """What stage 1 of the bundled nano reaches, from the proof of stage 2, and how long it takes, from nano.json."""
-    summary = json.loads((HERE.parent / "rl" / "summary.json").read_text(encoding="utf-8"))
-    time = json.loads((HERE / "nano.json").read_text(encoding="utf-8"))
-    lines = [
+    summary, time = read_json(HERE.parent / "rl" / "summary.json"), read_json(HERE / "nano.json")
+    reached = {
+        (one["seed"], one["hops"]): with_interval(one["ndcg_at_10"], one["interval"])
+        for one in summary
+        if (one["stage"], one["mode"]) == ("sft", "reason")
+    }
+    return [
         "## nano after stage 1",
         "",
         f"`{time['command']}` (seed {time['seed']}) took {time['seconds']} s on {time['machine']}",
@@ -146,20 +155,7 @@ def nano() -> list[str]:
         "0.99. Three seeds with one thread each (other sums, so other weights),",
         f"`{summary[0]['command']}`, commit {summary[0]['commit']}:",
         "",
-        "| seed | 1 hop | 2 hops |",
-        "|---|---|---|",
-    ]
-    for seed in SEEDS:
-        cells = [
-            f"{one['ndcg_at_10']:.3f} ({one['interval'][0]:.3f} to {one['interval'][1]:.3f})"
-            for hops in (1, 2)
-            for one in summary
-            if (one["seed"], one["stage"], one["mode"], one["hops"]) == (seed, "sft", "reason", hops)
-        ]
-        lines.append(f"| {seed} | {' | '.join(cells)} |")
-    return [
-        *lines,
-        "",
+        *table(["seed", "1 hop", "2 hops"], [[seed, reached[seed, 1], reached[seed, 2]] for seed in SEEDS]),
         "What was tried on the way: [../rl/LOG.md](../rl/LOG.md). One step of the 1.5B shape:",
         "[one_step_1.5b.md](one_step_1.5b.md).",
         "",
@@ -168,13 +164,11 @@ def nano() -> list[str]:
 
 def figure(results: list[dict]) -> None:
     """2-hop nDCG@10 of every variant, both modes: mean over seeds, and each seed as a point."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     names = ["base", *VARIANTS]
-    picture, axes = plt.subplots(figsize=(8, 4.5))
+    picture = Figure(figsize=(8, 4.5))
+    axes = picture.subplots()
     for offset, mode in ((-0.18, "direct"), (0.18, "reason")):
         points = [
             [r["ndcg_at_10"] for r in results if (r["variant"], r["mode"], r["hops"]) == (n, mode, 2)] for n in names

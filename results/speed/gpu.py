@@ -10,8 +10,6 @@ and the cache once.
 """
 
 import argparse
-import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from measure import commit
-
+from results.measure import commit, write_json
+from results.pages import table
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.evaluation import bench_models, bench_peers
@@ -89,9 +85,7 @@ def encode(checkpoint: Any, count: int, rounds: int, peak: float | None) -> dict
     }
 
 
-def decode(
-    checkpoint: Any, batch: int, tokens: int, rounds: int, bandwidth: float | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def decode(checkpoint: Any, batch: int, tokens: int, rounds: int, bandwidth: float | None) -> list[dict[str, Any]]:
     """Decoded tokens per second of one batch that reasons `tokens` tokens, prefill included: ours, and two passes."""
     encoder = SearchR3Encoder(checkpoint, mode="reason", max_length=512, show_progress_bar=False)
     texts = bench_models.texts([PROMPT_WORDS] * batch, checkpoint.tokenizer)
@@ -111,20 +105,15 @@ def decode(
         width = config.hidden_size // config.num_attention_heads * config.num_key_value_heads
         cache = 2 * 2 * config.num_hidden_layers * width * (len(prompts[0]) + tokens / 2)
         bound = batch * bandwidth / (weights + batch * cache)
-    return (
+    return [
         {
-            "work": f"decode, batch {batch}",
-            "rate": ours,
+            "work": f"{what}, batch {batch}",
+            "rate": rate,
             "unit": "tokens/s",
-            "share_of_limit": None if bound is None else ours / bound,
-        },
-        {
-            "work": f"two passes, batch {batch}",
-            "rate": theirs,
-            "unit": "tokens/s",
-            "share_of_limit": None if bound is None else theirs / bound,
-        },
-    )
+            "share_of_limit": None if bound is None else rate / bound,
+        }
+        for what, rate in (("decode", ours), ("two passes", theirs))
+    ]
 
 
 def body_parameters(model: Any) -> int:
@@ -139,6 +128,14 @@ def page(records: list[dict[str, Any]], dry_run: bool) -> str:
     command = f"python results/speed/gpu.py{' --dry-run' if dry_run else ''}"
     device = "the CPU" if dry_run else torch.cuda.get_device_name()
     model = "nano in float32" if dry_run else "Qwen2.5-1.5B's shape with random weights in bfloat16"
+    rows = [
+        [
+            one["work"],
+            f"{one['rate']:,.1f} {one['unit']}",
+            "" if one["share_of_limit"] is None else f"{one['share_of_limit']:.0%}",
+        ]
+        for one in records
+    ]
     lines = [
         "# Speed on a GPU",
         "",
@@ -146,13 +143,9 @@ def page(records: list[dict[str, Any]], dry_run: bool) -> str:
         f"Reasoning of {DRY_REASONING if dry_run else REASONING} tokens; the limit is the chip's peak arithmetic",
         "(encode) or its memory bandwidth (decode).",
         "",
-        "| work | rate | share of the limit |",
-        "|---|---|---|",
+        *table(["work", "rate", "share of the limit"], rows),
     ]
-    for record in records:
-        share = "" if record["share_of_limit"] is None else f"{record['share_of_limit']:.0%}"
-        lines.append(f"| {record['work']} | {record['rate']:,.1f} {record['unit']} | {share} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def run(dry_run: bool) -> list[dict[str, Any]]:
@@ -179,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(text)
     if not dry_run:
         (HERE / "gpu.md").write_text(text, encoding="utf-8")
-        (HERE / "gpu.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        write_json(HERE / "gpu.json", records)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,14 @@ python results/speed/run.py --page                     # only the page, from ben
 """
 
 import argparse
-import json
 import os
 import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from measure import commit
+from results.measure import commit, write_json
+from results.pages import read_json, table
 
 HERE = Path(__file__).resolve().parent
 # (what, prefix of the case, text in the case, text in the peer, least ratio)
@@ -60,12 +57,12 @@ def measure(resume: bool) -> None:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "sentence-transformers", "mteb")},
     }
-    (HERE / "machine.json").write_text(json.dumps(machine, indent=1) + "\n", encoding="utf-8")
+    write_json(HERE / "machine.json", machine)
     bench(output=HERE / "bench.json", tell=lambda record: print(record, flush=True), measured=before[0])
 
 
-def targets(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each target with the smallest and largest ratio of its cases, and how many of them reached it."""
+def targets(records: list[dict[str, Any]]) -> list[list[Any]]:
+    """Each target and its least ratio, the smallest, its case, the largest, and how many cases reached it."""
     found = []
     for what, prefix, cases, peer, least in TARGETS:
         rows = [
@@ -78,17 +75,8 @@ def targets(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not rows:
             continue
         worst = min(rows, key=lambda one: one["ratio"])
-        reached = sum(one["ratio"] >= least for one in rows)
-        found.append(
-            {
-                "target": what,
-                "at least": least,
-                "smallest": worst["ratio"],
-                "in": worst["case"],
-                "largest": max(one["ratio"] for one in rows),
-                "reached": f"{reached} of {len(rows)}",
-            }
-        )
+        largest, reached = max(one["ratio"] for one in rows), sum(one["ratio"] >= least for one in rows)
+        found.append([what, least, worst["ratio"], worst["case"], largest, f"{reached} of {len(rows)}"])
     return found
 
 
@@ -108,19 +96,13 @@ def page(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         "",
         "## Targets",
         "",
-        "| target | at least | smallest | in | largest | reached |",
-        "|---|---|---|---|---|---|",
-        *("| " + " | ".join(str(value) for value in row.values()) + " |" for row in targets(records)),
-        "",
+        *table(["target", "at least", "smallest", "in", "largest", "reached"], targets(records)),
         "![ratios](figure.png)",
         "",
         "## Every case",
         "",
-        "| case | peer | ratio | ours | theirs | unit | runs |",
-        "|---|---|---|---|---|---|---|",
-        *("| " + " | ".join(str(value) for value in one.values()) + " |" for one in records),
-        "",
-        *notes(json.loads((HERE / "tried.json").read_text(encoding="utf-8"))),
+        *table(["case", "peer", "ratio", "ours", "theirs", "unit", "runs"], (one.values() for one in records)),
+        *notes(read_json(HERE / "tried.json")),
         "No GPU was available. `python results/speed/gpu.py` measures one and writes gpu.md; with `--dry-run` it runs",
         "on the CPU.",
         "",
@@ -130,32 +112,30 @@ def page(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
 
 def notes(tried: dict[str, Any]) -> list[str]:
     """The gain of each change by itself, from tried.json, and why some targets are missed."""
-    lines = [
+    rows: list[tuple[str, float]] = []
+    for what, value in tried.items():
+        if isinstance(value, dict):
+            rows += [(f"{what}: {case}", ratio) for case, ratio in value.items()]
+        elif isinstance(value, float):
+            rows.append((what, value))
+    return [
         "## What was tried",
         "",
         f"`{tried['command']}` at commit {tried['commit']}, {tried['threads']} threads, both ways in turns; a ratio",
         "above 1: the named way is faster.",
         "",
-        "| way | ratio |",
-        "|---|---|",
+        *table(["way", "ratio"], rows),
+        *NOTES,
     ]
-    for what, value in tried.items():
-        if isinstance(value, dict):
-            lines += [f"| {what}: {case} | {ratio} |" for case, ratio in value.items()]
-        elif isinstance(value, float):
-            lines.append(f"| {what} | {value} |")
-    return [*lines, "", *NOTES]
 
 
 def figure(records: list[dict[str, Any]], path: Path) -> None:
     """Draw the ratios by case, one colour per peer."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     peers = list(dict.fromkeys(one["peer"].split(" ")[0] for one in records))
-    chart, axes = plt.subplots(figsize=(9, 0.24 * len(records) + 1))
+    chart = Figure(figsize=(9, 0.24 * len(records) + 1))
+    axes = chart.subplots()
     for place, one in enumerate(records):
         kind = one["peer"].split(" ")[0]
         axes.barh(place, one["ratio"], color=f"C{peers.index(kind)}")
@@ -166,18 +146,16 @@ def figure(records: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("theirs / ours")
     chart.tight_layout()
     chart.savefig(path, dpi=110)
-    plt.close(chart)
 
 
 def read() -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The records, in the order of the models' sizes, and the machine."""
-    records, machine = (
-        json.loads((HERE / name).read_text(encoding="utf-8")) for name in ("bench.json", "machine.json")
-    )
     sizes = ("nano", "30m", "120m")
-    return sorted(
-        records, key=lambda one: next(i for i, size in enumerate(sizes) if f" {size} " in one["case"])
-    ), machine
+    records = sorted(
+        read_json(HERE / "bench.json"),
+        key=lambda one: next(i for i, size in enumerate(sizes) if f" {size} " in one["case"]),
+    )
+    return records, read_json(HERE / "machine.json")
 
 
 def main() -> None:

@@ -4,17 +4,13 @@ OMP_NUM_THREADS=2 python results/speed/tried.py       # six minutes
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from measure import commit
-
+from results.measure import commit, write_json
 from search_r3_mteb.encoder import decode, packing, scheduling
 from search_r3_mteb.encoder.packing import packed_linears
 from search_r3_mteb.evaluation.bench_work import Subject, reasoning_lengths, together
@@ -137,9 +133,8 @@ def main():
     found["30m decoding packed"] = decoding()
     found["nano decoding, as shipped against"] = nano()
     found["documents 2,048 tokens at a time"] = documents()
-    text = json.dumps(found, indent=1)
-    (HERE / "tried.json").write_text(text + "\n")
-    print(text)
+    write_json(HERE / "tried.json", found)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,17 +6,21 @@ Weights are read from safetensors only. A folder with `adapter_config.json` is a
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from search_r3_mteb.atomic import put_back
+from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, check_kind, check_state, find_base, fit_rows, save_base
 from search_r3_mteb.encoder.fingerprint import digest, weights_version
 from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights, read_json
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import embed_token_id
+from search_r3_mteb.encoder.token_rows import ROWS_FILE, load_rows, mean_row, resize, token_layers
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-ADAPTER_CONFIG = "adapter_config.json"
+_BUNDLED = "search-r3-mteb/"  # the organisation of the bundled models
 
 
 @dataclass
@@ -85,11 +89,12 @@ def load(
     `probe`: a few tokens are run both ways, ours and the library's, and a checkpoint for which they differ is refused
     (`probe.py`); a state that has passed is not probed again (`probed.py`).
     """
-    dtype, device = _check_dtype(dtype), _check_device(device or default_device())
-    folder = resolve(path_or_id, revision)
+    dtype, device = check_dtype(dtype), _check_device(device or default_device())
     name = str(path_or_id)
-    if revision is None and folder.parent.name == "snapshots":
-        revision = folder.name  # the hub's commit
+    put_back(Path(name))  # a kill while the folder was replaced has left it under another name
+    folder = resolve(path_or_id, revision)
+    if revision is None and folder.resolve().parent.name == "snapshots":
+        revision = folder.resolve().name  # the hub's commit
     if (folder / ADAPTER_CONFIG).exists():
         model, base = _load_adapter(folder, dtype, trust_remote_code)
         profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base)
@@ -117,17 +122,34 @@ def probe_once(checkpoint: Checkpoint, tokenizer_folder: Path, folders: Iterable
 
 
 def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a bundled name, a path, or a hub id (downloaded when it is not in the hub's cache)."""
+    """The local folder of a bundled name, a path, or a hub id (downloaded when it is not in the hub's cache).
+
+    A `Path` is always the folder. Raises ValueError for a string that means both a bundled model and a folder here.
+    """
     name = str(path_or_id)
-    if (ASSETS / name / "config.json").exists() and "/" not in name:
-        return ASSETS / name
-    if name and Path(name).is_dir():
+    is_folder = bool(name) and Path(name).is_dir()
+    if isinstance(path_or_id, Path) and not is_folder:
+        raise FileNotFoundError(
+            f"There is no folder {name!r}, and a Path is always a folder. Check it, or give a bundled name or a hub id "
+            "as a string."
+        )
+    stem = name.removeprefix(_BUNDLED)
+    bundled = ASSETS / stem
+    if not isinstance(path_or_id, Path) and "/" not in stem and (bundled / "config.json").exists():
+        if is_folder and not bundled.samefile(name):
+            other = f"{_BUNDLED}{name}" if "/" not in name else "its name from another working directory"
+            raise ValueError(
+                f"{name!r} is both a bundled model and a folder here ({Path(name).absolute()}). Write './{name}' or "
+                f"Path({name!r}) for the folder, {other!r} for the bundled model."
+            )
+        return bundled
+    if is_folder:
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        bundled = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/config.json"))) or "none"
+        known = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/config.json"))) or "none"
         raise FileNotFoundError(
             f"There is no model {name!r}: not a folder, not a hub id of the form organisation/model, and not bundled "
-            f"(bundled: {bundled}). Check the path."
+            f"(bundled: {known}). Check the path."
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -143,12 +165,26 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
 
 
 def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
-    """Write model (safetensors; a PEFT model as its adapter), tokenizer and profile; the folder can be loaded again."""
+    """Write model (safetensors; a PEFT model as its adapter), tokenizer and profile; the folder can be loaded again.
+
+    Beside an adapter lie `base_model.json` (where its base is, and its digest) and the base's rows of new tokens.
+    Raises ValueError for a PEFT model that one adapter folder cannot hold, FileExistsError for whole weights where an
+    adapter lies, and the reverse.
+    """
     folder = Path(folder)
+    adapter = hasattr(checkpoint.model, "peft_config")
+    if adapter:
+        check_state(checkpoint.model)
+    if (folder / ("config.json" if adapter else ADAPTER_CONFIG)).exists():
+        raise FileExistsError(
+            f"{folder} holds {'a whole model' if adapter else 'an adapter'}, and beside it this one would load as "
+            "something else. Save to another folder, or delete this one."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    # The token's row is kept in `trainable_token_indices`; by default peft would also store the whole embedding matrix.
-    extra = {"save_embedding_layers": False} if hasattr(checkpoint.model, "peft_config") else {}
-    checkpoint.model.save_pretrained(folder, **extra)
+    # The token's rows are kept by themselves; by default peft would also store the whole embedding matrix.
+    checkpoint.model.save_pretrained(folder, **({"save_embedding_layers": False} if adapter else {}))
+    if adapter:
+        save_base(checkpoint.model, checkpoint.embed_token_id, folder, ASSETS)
     checkpoint.tokenizer.save_pretrained(folder)
     checkpoint.profile.save(folder)
     return folder
@@ -158,8 +194,8 @@ def add_embed_token(model: Any, tokenizer: Any, token: str) -> int:
     """Add the embed token to a causal LM that lacks it; returns its id.
 
     Other special tokens stay. A free row of a padded vocabulary is used before the matrix is resized. A row that was
-    never trained starts at the mean of the used rows: Qwen's padding rows are near zero, and a vector would start from
-    nothing (our choice; mean initialisation is also transformers' default for new rows).
+    never trained starts at the mean of the used rows, in the embedding and in a head of its own: Qwen's padding rows
+    are near zero, and a vector would start from nothing (our choice; also transformers' default for new rows).
     """
     import torch
     from tokenizers import AddedToken
@@ -169,18 +205,14 @@ def add_embed_token(model: Any, tokenizer: Any, token: str) -> int:
     if not known:
         tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
     index = int(tokenizer.convert_tokens_to_ids(token))
-    enough = index < model.get_input_embeddings().weight.shape[0]
-    if known and enough:
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if known and index < rows:
         return index
-    if not enough:
-        model.resize_token_embeddings(index + 1, mean_resizing=False)
-        used = min(used, index)
+    used = min(used, index, rows)
+    resize(model, max(rows, index + 1), used)
     with torch.no_grad():
-        seen: set[int] = set()
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            if layer is not None and id(layer.weight) not in seen:
-                seen.add(id(layer.weight))
-                layer.weight[index] = layer.weight[:used].float().mean(dim=0).to(layer.weight.dtype)
+        for layer in token_layers(model).values():
+            layer.weight[index] = mean_row(layer.weight, used)
     return index
 
 
@@ -206,8 +238,11 @@ def load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{folder.name}: transformers cannot load this folder as a causal LM: {error}") from error
+    except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
+        raise ValueError(
+            f"{folder.name}: transformers cannot load this folder as a causal LM (version {version('transformers')}, "
+            f"{type(error).__name__}): {error}"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:  # transformers only warns, and fills them with random numbers
         raise ValueError(
@@ -222,29 +257,36 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
     from peft import PeftModel
 
     config = read_json(folder / ADAPTER_CONFIG)
-    base = config.get("base_model_name_or_path")
-    if not base:
+    check_kind(config, folder.name)
+    base_folder = find_base(folder, config, resolve)
+    if (base_folder / ADAPTER_CONFIG).exists():  # transformers would put that adapter on the base without a word
         raise ValueError(
-            f"{folder.name}: {ADAPTER_CONFIG} names no base model. Write its path or hub id under "
-            "'base_model_name_or_path'."
+            f"{folder.name}: the folder of its base model, {base_folder.name}, holds an adapter as well, which would "
+            "act beside this one. Give the base a folder of its own."
         )
     check_weights(folder, "adapter_model")
-    nearby = folder / base
-    base_folder = nearby.resolve() if nearby.is_dir() else resolve(base, config.get("revision"))
     model = load_model(base_folder, dtype, trust_remote_code)
-    tokenizer = load_tokenizer(folder if (folder / "tokenizer.json").exists() else base_folder, trust_remote_code)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if (folder / ROWS_FILE).exists():
+        load_rows(model, folder)
+    else:
+        own, base = (folder / "tokenizer.json").exists(), (base_folder / "tokenizer.json").exists()
+        tokenizer = load_tokenizer(folder if own else base_folder, trust_remote_code)
+        vocabulary = load_tokenizer(base_folder, trust_remote_code).get_vocab() if own and base else None
+        profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base_folder)
+        fit_rows(model, tokenizer, folder, profile.embed_token, vocabulary)
     try:
         with warnings.catch_warnings():
             # peft only warns when the file lacks a part of the adapter, which then does nothing.
             warnings.filterwarnings("error", message=".*missing adapter keys")
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=False), base_folder
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (RuntimeError, ValueError, KeyError, UserWarning) as error:
         raise ValueError(
             f"{folder.name}: the adapter does not fit its base model {base_folder.name}: {error}. Use the base that it "
             "was trained on."
         ) from error
+    for one in adapted.peft_config.values():  # a relative path would lead elsewhere from the next folder
+        one.base_model_name_or_path, one.revision = str(base_folder), None
+    return adapted, base_folder
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
@@ -261,20 +303,27 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
         if generic:
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder.name}: no tokenizer can be loaded from this folder: {error}") from error
+    except Exception as error:  # the tokenizers library raises plain exceptions for formats that it does not know
+        raise ValueError(
+            f"{folder.name}: no tokenizer can be loaded from this folder (tokenizers {version('tokenizers')}, "
+            f"{type(error).__name__}): {error}"
+        ) from error
 
 
 def display_name(name: str, folder: Path) -> str:
-    """The name as organisation/model, the form that MTEB requires."""
+    """The name as organisation/model, the form that MTEB requires; a snapshot in the hub's cache has its hub id."""
     if folder.parent == ASSETS:
-        return f"search-r3-mteb/{folder.name}"
+        return f"{_BUNDLED}{folder.name}"
+    place = folder.resolve()
+    if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
+        hub_id = place.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return hub_id if "/" in hub_id else f"local/{hub_id}"
     if name.count("/") == 1 and not Path(name).is_dir():
         return name
-    return f"local/{folder.resolve().name}"
+    return f"local/{place.name}"
 
 
-def _check_dtype(dtype: Any) -> Dtype:
+def check_dtype(dtype: Any) -> Dtype:
     """The name of a dtype, which may be given as a torch dtype; ValueError for one that is not supported."""
     name = str(dtype).removeprefix("torch.")
     valid = get_args(Dtype)

@@ -113,7 +113,7 @@ class Decode:
         if length + 1 > slots.columns or places > RESHAPE_FROM * slots.places:
             self._reshape(places, length + 1)
         chosen: list[int] = []
-        while self.waiting and len(chosen) < places_free(self.slots) // group:
+        while self.waiting and len(chosen) < (self.slots.places - self.slots.count) // group:
             if self.abreast and chosen and len(self.prompts[self.waiting[0]]) != longest:
                 break
             chosen.append(self.waiting.popleft())
@@ -151,7 +151,7 @@ class Decode:
         slots, pace = self.slots, self.pace
         rows, width = slots.count, slots.width + 1
         if pace.round_rows:
-            rows = min(_power_of_two(rows), slots.places)
+            rows = min(1 << max(rows - 1, 0).bit_length(), slots.places)
         width = min(-(-width // pace.width) * pace.width, slots.columns)
         slots.window.rows, slots.window.width = rows, width
         slots.window.aligned = slots.aligned and pace == Pace()
@@ -248,12 +248,3 @@ class Decode:
         slots.leave(done)
         if self.on_batch is not None:
             self.on_batch(len(done))
-
-
-def places_free(slots: Slots) -> int:
-    """Number of free places."""
-    return slots.places - slots.count
-
-
-def _power_of_two(rows: int) -> int:
-    return 1 << max(rows - 1, 0).bit_length()

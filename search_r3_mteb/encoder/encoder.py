@@ -17,6 +17,7 @@ from search_r3_mteb.encoder.identity import model_meta
 from search_r3_mteb.encoder.inputs import (
     check_batch_size,
     documents_of,
+    holds_rows,
     instructions_of,
     is_query,
     read_batches,
@@ -188,7 +189,7 @@ class SearchR3Encoder:
         """
         query = is_query(prompt_type)
         task = task_metadata if self.task_prompts else None
-        if isinstance(inputs, str | list | tuple):
+        if holds_rows(inputs):
             if not query:
                 return self.encode_document(inputs, **keywords)
             return self.encode_query(inputs, **({"instruction": task_prompt(task)} | keywords))
@@ -205,7 +206,7 @@ class SearchR3Encoder:
         searches cannot be instantiated, and `EvaluateRetrieval.evaluate` averages over the queries present in a run.
         Where that matters, evaluate the same folder through MTEB (`search_r3_mteb.tasks.beir_folder`).
         """
-        return self.encode_query(list(queries), **keywords)
+        return self.encode_query(texts_of(queries, several=True), **keywords)
 
     def encode_corpus(self, corpus: Documents, **keywords: Any) -> Any:
         """BEIR's name for `encode_document`: vectors (documents, dim) of every form of corpus that BEIR has used."""
@@ -290,7 +291,7 @@ class SearchR3Encoder:
             for chunk, prompts in self._chunks(texts, instructions, template, todo, CHUNK[role]):
                 own = [texts[i] for i in own_share(chunk)]
                 if sampling is None:
-                    found: Any = self._unit(self.engine.embed(prompts, progress).numpy(), own)
+                    found: Any = self.unit(self.engine.embed(prompts, progress).numpy(), own)
                 else:
                     found = self._reason(own, prompts, sampling, progress)
                 found = gathered(chunk, found)
@@ -345,7 +346,7 @@ class SearchR3Encoder:
         self, texts: Sequence[str], prompts: list[list[int]], sampling: Sampling, on_rows: Callable[[int], None]
     ) -> list[Thought]:
         rollouts = self.engine.reason(prompts, sampling, log_probs=False, on_batch=on_rows)
-        vectors = self._unit(rollouts.vectors.numpy(), texts)
+        vectors = self.unit(rollouts.vectors.numpy(), texts)
         spoken = [ids[:-1] for ids in rollouts.token_ids]  # the last one is the embed token
         decoded = self.tokenizer.batch_decode(spoken, skip_special_tokens=True)
         return [
@@ -353,7 +354,7 @@ class SearchR3Encoder:
             for text, ids, finished, vector in zip(decoded, spoken, rollouts.finished, vectors, strict=True)
         ]
 
-    def _unit(self, vectors: Vectors, texts: Sequence[str]) -> Vectors:
+    def unit(self, vectors: Vectors, texts: Sequence[str]) -> Vectors:
         """Rows of unit length; ValueError for one that is not finite or has no direction."""
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)  # squares of float32 may overflow
         bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))

@@ -1,6 +1,7 @@
 """Checks of a model folder's files before anything is loaded from it. Nothing is ever read from a pickle."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,25 @@ def check_model_folder(folder: Path) -> None:
     """Raises FileNotFoundError or ValueError unless `folder` holds a configuration and complete safetensors weights."""
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder.resolve().name}: there is no config.json, so this is not a model folder.")
-    read_json(folder / "config.json")
+    _check_quantization(folder, read_json(folder / "config.json").get("quantization_config"))
     # transformers would silently ignore a damaged one, and a turn would then not end where it should.
     if (folder / "generation_config.json").exists():
         read_json(folder / "generation_config.json")
     check_weights(folder)
+
+
+def _check_quantization(folder: Path, quantization: Any) -> None:
+    """ValueError for a method that the installed transformers does not know: it would warn and load packed numbers."""
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method is None:
+        return
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    if method not in (*AUTO_QUANTIZER_MAPPING, "bitsandbytes"):  # which is two methods in transformers
+        raise ValueError(
+            f"{folder.name}: the weights are quantised by {method!r}, which transformers {version('transformers')} "
+            "does not know, so it would read them as they are packed. Install a newer one, or take other weights."
+        )
 
 
 def check_weights(folder: Path, stem: str = "model") -> None:
@@ -73,6 +88,6 @@ def _check_safetensors(path: Path) -> None:
             pass
     except SafetensorError as error:
         raise ValueError(
-            f"{path.parent.name}/{path.name} is damaged or truncated ({path.stat().st_size} bytes): {error}. Copy it "
-            "again."
+            f"{path.parent.name}/{path.name} is damaged or truncated ({path.stat().st_size} bytes), or newer "
+            f"than what safetensors {version('safetensors')} reads: {error}. Copy it again, or install a newer one."
         ) from error

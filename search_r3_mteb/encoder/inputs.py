@@ -6,32 +6,50 @@ from typing import Any
 
 from search_r3_mteb.encoder.documents import document_texts
 from search_r3_mteb.encoder.prompts import check_text
+from search_r3_mteb.encoder.tables import check_list, column_names, type_name
 
 # Keywords of MTEB's `encode` that cannot change a vector.
 ENCODE_KEYWORDS = ("batch_size", "show_progress_bar")
 
 
-def texts_of(texts: Any) -> list[str]:
-    """The texts as a list; a single string is a list of one. Raises TypeError and ValueError that name the text."""
-    if isinstance(texts, Mapping):
-        raise TypeError(
-            f"A text or a list of texts is needed, got a mapping with {list(texts)!r:.60}. Write [text, ...]."
-        )
-    return _checked([texts] if isinstance(texts, str) else list(_iterable(texts)))
+def texts_of(texts: Any, *, several: bool = False) -> list[str]:
+    """The texts as a list; a single string is a list of one, or refused where `several` are meant.
+
+    Raises TypeError and ValueError that name the text.
+    """
+    if several and isinstance(texts, str):
+        raise TypeError(f"A list of texts is needed, got one string {texts[:40]!r}. Write [text].")
+    return _checked([texts] if isinstance(texts, str) else _listed(texts, "text"))
 
 
 def documents_of(documents: Any) -> tuple[list[str], bool]:
     """The text of each document, and whether a single one was given. Raises TypeError and ValueError that name it."""
     single = isinstance(documents, str) or (isinstance(documents, Mapping) and isinstance(documents.get("text"), str))
-    return _checked(document_texts([documents] if single else _iterable(documents))), single
+    return _checked(document_texts([documents] if single else documents)), single
 
 
-def _iterable(texts: Any) -> Any:
-    if isinstance(texts, bytes) or not hasattr(texts, "__iter__"):
+def holds_rows(inputs: Any) -> bool:
+    """Whether `inputs` are texts or documents themselves, and not MTEB's iterable of batches."""
+    if isinstance(inputs, str | list | tuple | Mapping) or hasattr(inputs, "tolist"):  # the last: arrays and series
+        return True
+    return column_names(inputs) is not None
+
+
+def _listed(texts: Any, what: str) -> list[Any]:
+    """A list of texts. Raises TypeError for what would be iterated as something else: a mapping's keys, for example."""
+    check_list(texts, what)
+    names = column_names(texts)
+    if names is not None:
         raise TypeError(
-            f"A text or a list of texts is needed, got {type(texts).__name__}: {texts!r:.60}. Write [text, ...]."
+            f"A {what} or a list of {what}s is needed, got {type_name(texts)} with the columns {', '.join(names):.60}. "
+            f"Name the column: list(table[{'text' if 'text' in names else names[0]!r}])."
         )
-    return texts
+    if isinstance(texts, Mapping):
+        raise TypeError(
+            f"A {what} or a list of {what}s is needed, got a mapping with {list(texts)!r:.60}. Write [{what}, ...], or "
+            f"list(mapping.values()) where it holds {what}s by id."
+        )
+    return list(texts)
 
 
 def _checked(texts: list[Any]) -> list[str]:
@@ -45,7 +63,7 @@ def instructions_of(instruction: str | Sequence[str | None] | None, count: int) 
     if instruction is None or isinstance(instruction, str):
         given = [instruction] * count
     else:
-        given = list(instruction)
+        given = _listed(instruction, "instruction")
     if len(given) != count:
         raise ValueError(f"{len(given)} instructions were given for {count} texts; give one for each, or one for all.")
     for position, each in enumerate(given):
@@ -110,6 +128,7 @@ def read_batches(inputs: Iterable[Mapping[str, Any] | str], *, is_query: bool) -
         raise TypeError(
             f"A list of texts or MTEB's DataLoader is needed, got one string {inputs[:40]!r}. Write [text]."
         )
+    check_list(inputs, "text")
     texts: list[str] = []
     instructions: list[str | None] = []
     for batch in inputs:
@@ -120,10 +139,25 @@ def read_batches(inputs: Iterable[Mapping[str, Any] | str], *, is_query: bool) -
         if not isinstance(batch, Mapping) or "text" not in batch:
             held = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
             raise TypeError(f"An MTEB batch holds 'text', got {held}: this encoder reads text only.")
-        part = list(batch["query"] if is_query and "query" in batch else batch["text"])
+        if not is_query and "title" in batch and "body" not in batch:
+            part = document_texts(batch)  # not MTEB's own, which has the title in the text
+        else:
+            part = _column(batch, "query" if is_query and "query" in batch else "text")
+        given = _column(batch, "instruction") if is_query and "instruction" in batch else [None] * len(part)
+        if len(given) != len(part):
+            raise ValueError(f"A batch holds {len(given)} instructions for {len(part)} texts; give one for each.")
         texts.extend(part)
-        instructions.extend(list(batch["instruction"]) if is_query and "instruction" in batch else [None] * len(part))
+        instructions.extend(given)
     return texts, instructions
+
+
+def _column(batch: Mapping[str, Any], name: str) -> list[Any]:
+    if isinstance(batch[name], str):
+        raise TypeError(
+            f"An MTEB batch holds a list under {name!r}, got one string {batch[name][:40]!r}: these are rows. Write "
+            f"[row[{name!r}] for row in rows]."
+        )
+    return list(batch[name])
 
 
 def task_prompt(task_metadata: Any) -> str | None:

@@ -6,6 +6,7 @@ without code; a folder without one gets Search-R3's own.
 
 import json
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ To represent the final embedding, you MUST end every response with {embed_token}
 
 TemplateName = Literal["reason", "direct"]
 TEMPLATES: tuple[TemplateName, ...] = ("reason", "direct")
+DATE = "2025-10-08"  # our choice: the day of the paper's first version (arXiv 2510.07048)
 PLAIN = "{system}\n\n{text}\n\n"  # our choice, for base models that have no chat template
 
 
@@ -47,7 +49,9 @@ class Profile:
 
     `plain` is the prompt of a model without a chat template, with the slots `{system}` and `{text}`; None means that
     the tokenizer's chat template is used where it has one, and `PLAIN` where it has none. `instruction` precedes the
-    user's text when a task gives one; its slot is `{instruction}`.
+    user's text when a task gives one; its slot is `{instruction}`. `thinking` is given to the chat template as
+    `enable_thinking`, and false also closes a thinking block that the template leaves open; None leaves the template's
+    own default. `date` (year-month-day) is the day that the template sees as today; None is `DATE`.
     """
 
     embed_token: str = EMBED_TOKEN
@@ -56,6 +60,8 @@ class Profile:
     direct: Template = Template(DIRECT_PROMPT, "The embedding is {embed_token}")
     instruction: str = "Instruct: {instruction}\nQuery: "  # our choice: the form that most instruction encoders share
     plain: str | None = None
+    thinking: bool | None = None
+    date: str | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -85,6 +91,8 @@ class Profile:
             texts |= {f"{name}.system": getattr(self, name).system, f"{name}.reply": getattr(self, name).reply}
         if self.plain is not None:
             texts["plain"] = self.plain
+        if self.date is not None:
+            texts["date"] = self.date
         wrong = next((name for name, text in texts.items() if not isinstance(text, str)), None)
         if wrong is not None:
             raise ValueError(f"{wrong!r} of a profile must be a text, got {texts[wrong]!r}.")
@@ -92,6 +100,10 @@ class Profile:
             raise ValueError(
                 f"The embed token of a profile is empty, got {self.embed_token!r}; name the tokenizer's token."
             )
+        if not isinstance(self.thinking, bool | None):
+            raise ValueError(f"'thinking' of a profile must be true, false or null, got {self.thinking!r}.")
+        if self.date is not None:
+            _check_date(self.date)
 
     @classmethod
     def default(cls) -> "Profile":
@@ -136,10 +148,20 @@ class Profile:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return asdict(self)
+        """The JSON form; without what was not decided, so that a profile of an earlier version keeps its identity."""
+        undecided = {name for name in ("thinking", "date") if getattr(self, name) is None}
+        return {name: value for name, value in asdict(self).items() if name not in undecided}
 
     def save(self, folder: Path | str) -> None:
         """Write `folder`/search_r3.json."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
         (Path(folder) / PROFILE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _check_date(text: str) -> None:
+    try:
+        if date.fromisoformat(text).isoformat() == text:
+            return
+    except ValueError:
+        pass
+    raise ValueError(f"'date' of a profile must be a day written as year-month-day ('{DATE}'), got {text!r}.")

@@ -5,13 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from search_r3_mteb.encoder.profiles import PLAIN, PROFILE_FILE, TEMPLATES, Profile, Template, TemplateName
-
-# Placeholder of the user's text while a chat template is rendered; no template trims or escapes it.
-_SLOT = "USER-TEXT-4f1c9a"
-# The date that Llama 3's templates print: vectors must not change overnight (our choice: the month of the paper). A
-# template that takes no date from us changes the encoder's fingerprint every day.
-_TODAY = "08 Oct 2025"
+from search_r3_mteb.encoder.chat_templates import SLOT, has_template, wrap
+from search_r3_mteb.encoder.family import known_tokens
+from search_r3_mteb.encoder.profiles import PROFILE_FILE, TEMPLATES, Profile, Template, TemplateName
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class Renderer:
         bodies = self.tokenize_text(texts)
         heads = self._instruction_ids(instructions) if instructions is not None else [[]] * len(texts)
         frame = self._frames[template]
-        return [self._assemble(frame, head, body) for head, body in zip(heads, bodies, strict=True)]
+        return [self._assemble(frame, *each) for each in zip(heads, bodies, texts, strict=True)]
 
     def render_reply(
         self,
@@ -190,11 +186,11 @@ class Renderer:
         filled = [self.profile.instruction.replace("{instruction}", text) if text else "" for text in instructions]
         return self.tokenize_text(filled)
 
-    def _assemble(self, frame: _Frame, head: list[int], body: list[int]) -> Rendered:
+    def _assemble(self, frame: _Frame, head: list[int], body: list[int], text: str) -> Rendered:
         room = self.max_length - len(frame.before) - len(frame.after) - len(head)
         if room < 1:
             raise ValueError(
-                f"The instruction takes {len(head)} tokens, which leaves no room for text within "
+                f"The instruction of {text!r:.60} takes {len(head)} tokens, which leaves no room for text within "
                 f"max_length={self.max_length}. Shorten the instruction or raise max_length."
             )
         user = head + body[:room]
@@ -211,7 +207,7 @@ class Renderer:
     def _build_frame(self, name: TemplateName) -> _Frame:
         template: Template = getattr(self.profile, name)
         system = template.system.replace("{embed_token}", self.profile.embed_token)
-        before, after = self._wrap(system).split(_SLOT)
+        before, after = wrap(self.tokenizer, self.profile, system).split(SLOT)
         prefix = self.tokenizer(before, add_special_tokens=False, return_offsets_mapping=True)
         reply = "" if name == "reason" else template.reply.replace("{embed_token}", self.profile.embed_token)
         reply_ids = self._control_ids(reply)
@@ -222,34 +218,9 @@ class Renderer:
             assistant=len(reply_ids),
         )
 
-    def _wrap(self, system: str) -> str:
-        """The prompt as text, with the slot in place of the user's text."""
-        from jinja2 import TemplateError
-
-        if self.profile.plain is None and getattr(self.tokenizer, "chat_template", None):
-            messages = [{"role": "system", "content": system}, {"role": "user", "content": _SLOT}]
-            try:
-                text: str = self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, date_string=_TODAY
-                )
-            except TemplateError as error:  # Gemma's, for example, refuses system prompts by name
-                raise ValueError(
-                    f"The chat template cannot show a system prompt and a text: {error}. Give the profile a 'plain' "
-                    "prompt instead."
-                ) from error
-        else:
-            text = (PLAIN if self.profile.plain is None else self.profile.plain).replace("{text}", _SLOT)
-            text = text.replace("{system}", system)
-        if text.count(_SLOT) != 1:
-            raise ValueError(
-                f"The chat template shows the user's text {text.count(_SLOT)} times; exactly one place is needed. "
-                "Give the profile a 'plain' prompt instead."
-            )
-        return text
-
     def _leading_ids(self) -> list[int]:
         """A beginning-of-text id where the tokenizer adds one to plain text and no chat template writes it."""
-        if self.profile.plain is None and getattr(self.tokenizer, "chat_template", None):
+        if has_template(self.tokenizer, self.profile):
             return []
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
@@ -259,7 +230,7 @@ class Renderer:
         stripped = system.strip()
         start = before.find(stripped)
         if start < 0:
-            raise ValueError("The chat template drops the system prompt. Give the profile a 'plain' prompt instead.")
+            raise ValueError("The system prompt stands behind the text. Give the profile a 'plain' prompt instead.")
         end = start + len(stripped)
         inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
         shift = len(self._leading_ids())
@@ -274,12 +245,31 @@ def embed_token_id(tokenizer: Any, token: str) -> int:
     """The id of the embed token, read from the tokenizer; ValueError when it is not one token there."""
     ids = tokenizer(token, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != token:
+        added = list_special_tokens(tokenizer)
         raise ValueError(
             f"The tokenizer has no token {token!r} (it gives {len(ids)} pieces), so there is no place to read a vector "
-            "from. This is not a reason-then-embed checkpoint: train one with `python train/sft.py`, or name its token "
-            f"in {PROFILE_FILE}."
+            "from. To make an ordinary causal LM a reason-then-embed checkpoint, run `search-r3 init MODEL --output "
+            "FOLDER`, then train it with `python train/sft.py`. If it is one whose token has another name, give the "
+            f'name as "embed_token" in {PROFILE_FILE}; the special tokens found are {shown_tokens(added)}.'
+            + known_tokens(added)
         )
     return int(ids[0])
+
+
+def list_special_tokens(tokenizer: Any) -> list[str]:
+    """The special and added tokens of a tokenizer, in the order of their ids."""
+    ids = {**tokenizer.get_added_vocab()}
+    ids |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return sorted(ids, key=lambda each: ids[each])
+
+
+def shown_tokens(tokens: Sequence[str], most: int = 12) -> str:
+    """Tokens for a message: those that speak of embedding first, and the number of those left out."""
+    if not tokens:
+        return "none"
+    first = sorted(tokens, key=lambda token: "emb" not in token.lower())[:most]
+    rest = f" and {len(tokens) - most} more" if len(tokens) > most else ""
+    return ", ".join(first) + rest
 
 
 def check_text(text: Any, index: int, what: str = "Text") -> None:

@@ -87,6 +87,8 @@ class SlotLayer(CacheLayerMixin):
         """Number of columns reserved."""
         return self.window.columns
 
+    get_max_cache_shape = get_max_length  # its name before transformers 5.13
+
 
 class PrefixLayer(CacheLayerMixin):
     """One layer's states of a prefix (one row), put before the states of each pass, which are not kept."""
@@ -118,6 +120,8 @@ class PrefixLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """-1: there is no maximum."""
         return -1
+
+    get_max_cache_shape = get_max_length
 
 
 def prefix_cache() -> Any:

@@ -69,17 +69,10 @@ def two_passes(
     checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch: int
 ) -> tuple[Tensor, list[list[int]]]:
     """Vectors and ids by `generate` and a second forward pass, `batch` prompts at a time in the given order."""
-    model, embed = checkpoint.model, checkpoint.embed_token_id
     vectors, replies = [], []
     for start in range(0, len(prompts), batch):
         rows, due = prompts[start : start + batch], lengths[start : start + batch]
-        ids, mask = left_padded(rows, checkpoint)
-        generated = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            logits_processor=[AtLength(due, ids.shape[1], embed)],
-            generation_config=_configuration(checkpoint, max(due) + 1, embed),
-        )[:, ids.shape[1] :].tolist()
+        generated, _ = _generated(checkpoint, rows, due)
         said = [row[: n + 1] for row, n in zip(generated, due, strict=True)]
         vectors.append(read(checkpoint, [[*row, *reply] for row, reply in zip(rows, said, strict=True)]))
         replies += said
@@ -90,22 +83,13 @@ def keeping_hidden_states(
     checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], lengths: Sequence[int], batch: int
 ) -> tuple[Tensor, list[list[int]]]:
     """The same by `generate(output_hidden_states=True)`, with one more token, so that the embed token is read."""
-    model, embed, end = checkpoint.model, checkpoint.embed_token_id, int(checkpoint.tokenizer.eos_token_id)
+    end = int(checkpoint.tokenizer.eos_token_id)
     vectors, replies = [], []
     for start in range(0, len(prompts), batch):
-        rows, due = prompts[start : start + batch], lengths[start : start + batch]
-        ids, mask = left_padded(rows, checkpoint)
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            logits_processor=[AtLength(due, ids.shape[1], embed, end)],
-            generation_config=_configuration(checkpoint, max(due) + 2, end),
-            output_hidden_states=True,
-            return_dict_in_generate=True,
-        )
+        due = lengths[start : start + batch]
+        said, states = _generated(checkpoint, prompts[start : start + batch], due, end, output_hidden_states=True)
         # The states of generation step t are those of the token that step t - 1 said.
-        vectors += [output.hidden_states[n + 1][-1][row, -1] for row, n in enumerate(due)]
-        said = output.sequences[:, ids.shape[1] :].tolist()
+        vectors += [states[n + 1][-1][row, -1] for row, n in enumerate(due)]
         replies += [row[: n + 1] for row, n in zip(said, due, strict=True)]
     return torch.stack(vectors), replies
 
@@ -114,17 +98,9 @@ def separate_rollouts(
     checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], tokens: int, group: int
 ) -> tuple[Tensor, list[list[int]]]:
     """Sampled rollouts of every prompt, prefilled `group` times (as `num_return_sequences` does) and read again."""
-    model, embed = checkpoint.model, checkpoint.embed_token_id
     repeated = [prompt for prompt in prompts for _ in range(group)]
-    ids, mask = left_padded(repeated, checkpoint)
-    configuration = _configuration(checkpoint, tokens + 1, embed)
-    configuration.do_sample, configuration.temperature, configuration.top_k = True, 1.0, 0
-    said = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        logits_processor=[AtLength([tokens] * len(repeated), ids.shape[1], embed)],
-        generation_config=configuration,
-    )[:, ids.shape[1] :].tolist()
+    due = [tokens] * len(repeated)
+    said, _ = _generated(checkpoint, repeated, due, do_sample=True, temperature=1.0, top_k=0)
     vectors = read(checkpoint, [[*row, *reply] for row, reply in zip(repeated, said, strict=True)])
     return vectors, said
 
@@ -197,11 +173,31 @@ def prompt_texts(checkpoint: Checkpoint, documents: Sequence[str]) -> list[str]:
     return [prompt(document) for document in documents]
 
 
+def _generated(
+    checkpoint: Checkpoint,
+    prompts: Sequence[Sequence[int]],
+    due: Sequence[int],
+    end: int | None = None,
+    **settings: Any,
+) -> tuple[list[list[int]], Any]:
+    """What `generate` says after each prompt, with the embed token where it is due, and its hidden states, if kept."""
+    ids, mask = left_padded(prompts, checkpoint)
+    embed = checkpoint.embed_token_id
+    configuration = GenerationConfig(
+        max_new_tokens=max(due) + (1 if end is None else 2),
+        eos_token_id=embed if end is None else end,
+        pad_token_id=_pad(checkpoint),
+        return_dict_in_generate=True,
+        **{"do_sample": False, "use_cache": True} | settings,
+    )
+    output = checkpoint.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        logits_processor=[AtLength(due, ids.shape[1], embed, end)],
+        generation_config=configuration,
+    )
+    return output.sequences[:, ids.shape[1] :].tolist(), output.hidden_states
+
+
 def _pad(checkpoint: Checkpoint) -> int:
     return int(checkpoint.tokenizer.pad_token_id)
-
-
-def _configuration(checkpoint: Checkpoint, new_tokens: int, end: int) -> Any:
-    return GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, eos_token_id=end, pad_token_id=_pad(checkpoint), use_cache=True
-    )

@@ -151,8 +151,7 @@ class DiagnosisRuns:
 
     def _lacking(self, budget: int) -> str | None:
         """Why the model's window is too short for this budget, None where it is not."""
-        window = getattr(self.encoder.model.config.get_text_config(), "max_position_embeddings", None)
-        needed = self.encoder.max_length + budget + 1
+        window, needed = self.encoder.checkpoint.window, self.encoder.max_length + budget + 1
         if window is None or needed <= window:
             return None
         return (

@@ -147,8 +147,8 @@ def _difference(record: DiagnosisRecord) -> str:
 def _encoder(model: "str | Path | Checkpoint", settings: Mapping[str, Any]) -> "tuple[SearchR3Encoder, str]":
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
-    label, spec = split_label(str(model)) if isinstance(model, str | Path) else (None, model)
-    if isinstance(spec, str) and kind_of(spec) != "search-r3":
+    label, spec = split_label(model) if isinstance(model, str | Path) else (None, model)
+    if isinstance(spec, str | Path) and kind_of(spec) != "search-r3":
         raise ValueError(
             f"{spec} does not reason, so there is no reasoning to exchange. Diagnose a Search-R3 checkpoint (nano, a "
             "folder, a LoRA folder or a hub id)."

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.atomic import write_json, write_jsonl, write_text
 from search_r3_mteb.evaluation.provenance import commit
-from search_r3_mteb.evaluation.queries import CUTOFF, query_records
+from search_r3_mteb.evaluation.queries import CUTOFF, best, query_records
 from search_r3_mteb.evaluation.recording import SplitRecord
 from search_r3_mteb.evaluation.summary import SummaryRow, hop_rows, quality, rate, read_summary, replace_rows
 from search_r3_mteb.evaluation.systems import MODE_CHOICES, ModeChoice, ModelSpec, System, check_settings, open_systems
@@ -157,6 +157,8 @@ def _row(
         "fingerprint": system.fingerprint,
         "dataset_revision": task.metadata.revision,
     }
+    if getattr(task, "unreachable", 0):
+        row["unreachable_judgements"] = task.unreachable
     if "interval" in measured:
         row["interval"] = measured["interval"]
     if system.mode == "reason":
@@ -241,14 +243,9 @@ def _keep_predictions(path: Path, rankings: Mapping[str, Mapping[str, Any]], sys
         kept = earlier if earlier.get("mteb_model_meta") == kept["mteb_model_meta"] else kept
     for subset, splits in rankings.items():
         for split, ranking in splits.items():
-            first = {query: _first(documents) for query, documents in ranking.items()}
+            first = {query: dict(best(documents, _KEPT)) for query, documents in ranking.items()}
             kept.setdefault(subset, {})[split] = first
     write_text(path, json.dumps(kept))
-
-
-def _first(documents: Mapping[str, float]) -> dict[str, float]:
-    order = sorted(documents.items(), key=lambda item: (item[1], item[0]), reverse=True)
-    return dict(order[:_KEPT])
 
 
 def _keep_results(made: Path, kept: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from search_r3_mteb.encoder.documents import join_title
-from search_r3_mteb.evaluation.tasks import FORMS, resolve_task
-from search_r3_mteb.text_files import read_lines
+from search_r3_mteb.evaluation.tasks import BEIR, FORMS, LOCAL_TASKS, resolve_task
+from search_r3_mteb.text_files import read_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,35 +85,46 @@ def side_by_side(explanation: Explanation) -> "Table":
     return found
 
 
-def read_documents(corpus: str) -> list[tuple[str, str]]:
-    """(id, text) of the documents in a BEIR folder, a corpus.jsonl, a text file with one document per line, or a task.
+def read_documents(corpus: str | Path) -> list[tuple[str, str]]:
+    """(id, text) of the documents in a BEIR folder, a file (see `text_files`), or a task.
 
-    The ids of lines are their numbers from 1; empty lines are left out. Raises FileNotFoundError and ValueError.
+    A document without an "_id" is known by its line's number from 1; empty lines are left out. Raises
+    FileNotFoundError and ValueError, also for a name that means both a task and what is here.
     """
-    return list(_documents(corpus))
-
-
-def _documents(corpus: str) -> Iterator[tuple[str, str]]:
-    from search_r3_mteb.tasks.beir_folder import read_corpus
-
     path = Path(corpus)
-    if path.is_dir() or path.name.endswith((".jsonl", ".jsonl.gz")):
-        for document in read_corpus(path):
-            yield document.id, join_title(document.title, document.text)
-    elif path.exists():
-        for number, line in enumerate(read_lines(path), start=1):
-            if line.strip():
-                yield str(number), line
-    elif path.suffix or len(path.parts) > 1:
+    if isinstance(corpus, str) and corpus in LOCAL_TASKS and path.exists():
+        raise ValueError(
+            f"--corpus {corpus} is both a task and a file or folder here. Write ./{corpus} for what is here; for the "
+            "task, work in another folder."
+        )
+    if path.exists():
+        return _unique(corpus, _files(path))
+    if isinstance(corpus, Path) or (not corpus.startswith(BEIR) and (path.suffix or len(path.parts) > 1)):
         raise FileNotFoundError(
             f"There is no corpus {corpus}. Give a BEIR folder, a corpus.jsonl, a text file, or {FORMS}."
         )
+    task = resolve_task(corpus)
+    task.load_data()
+    [splits] = task.dataset.values()
+    return [(row["id"], join_title(row.get("title"), row["text"])) for row in next(iter(splits.values()))["corpus"]]
+
+
+def _files(path: Path) -> Iterator[tuple[str, str]]:
+    if path.is_dir():
+        from search_r3_mteb.tasks.beir_folder import read_corpus
+
+        yield from ((document.id, join_title(document.title, document.text)) for document in read_corpus(path))
     else:
-        task = resolve_task(corpus)
-        task.load_data()
-        [splits] = task.dataset.values()
-        for row in next(iter(splits.values()))["corpus"]:
-            yield row["id"], join_title(row.get("title"), row["text"])
+        yield from ((row.id or str(row.number), row.text) for row in read_rows(path) if row.id or row.text.strip())
+
+
+def _unique(corpus: str | Path, documents: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
+    found: dict[str, str] = {}
+    for id_, text in documents:
+        if id_ in found:
+            raise ValueError(f"{corpus}: two documents have the id {id_!r}. Give each its own.")
+        found[id_] = text
+    return list(found.items())
 
 
 def _search(

@@ -51,7 +51,7 @@ def _subset_records(
     judgements = data["relevant_docs"]
     ranking = as_scored(task, ranking)
     scores = score(judgements, ranking)
-    tops = {query_id: _top(documents) for query_id, documents in ranking.items()}
+    tops = {query_id: best(documents) for query_id, documents in ranking.items()}
     wanted = {document for top in tops.values() for document, _ in top}
     wanted.update(document for judged in judgements.values() for document in judged)
     texts = _excerpts(data["corpus"], wanted)
@@ -118,9 +118,9 @@ def as_scored(task: "AbsTaskRetrieval", ranking: DocumentScores) -> DocumentScor
     return ranking
 
 
-def _top(documents: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The first ten, as trec_eval orders them: of equal scores the larger document id first."""
-    return sorted(documents.items(), key=lambda item: (item[1], item[0]), reverse=True)[:CUTOFF]
+def best(documents: Mapping[str, float], most: int = CUTOFF) -> list[tuple[str, float]]:
+    """The first `most`, as trec_eval orders them: of equal scores the larger document id first."""
+    return sorted(documents.items(), key=lambda item: (item[1], item[0]), reverse=True)[:most]
 
 
 def _excerpts(corpus: Any, wanted: set[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from search_r3_mteb.encoder.documents import join_title
-from search_r3_mteb.evaluation.queries import as_scored, hops_of_query, query_text, score
+from search_r3_mteb.evaluation.queries import CUTOFF, as_scored, hops_of_query, query_text, score
 from search_r3_mteb.search.exact import exact_search
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
-_KEPT = 50  # documents per query that are scored: ten, those that some tasks leave out, and ties at the tenth place
+_KEPT = 50  # documents per query that are scored at least: ten, and those that some tasks leave out
+_DECIDING = CUTOFF + 2  # of these places two may be left out: the query itself, and the first document
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,11 @@ class QueryScorer:
         if part.candidates is None:
             found = exact_search(vectors, part.vectors, _KEPT)
             return {
-                query: {part.documents[row]: float(value) for row, value in zip(rows, values, strict=True)}
-                for query, rows, values in zip(part.ids, found.rows, found.scores, strict=True)
+                query: {
+                    part.documents[row]: float(value)
+                    for row, value in zip(*_with_ties(vector, part.vectors, rows, values), strict=True)
+                }
+                for query, vector, rows, values in zip(part.ids, vectors, found.rows, found.scores, strict=True)
             }
         ranking = {}
         for query, vector in zip(part.ids, vectors, strict=True):
@@ -149,6 +153,23 @@ class QueryScorer:
             known = bool(rows and others)
             margins.append(float((part.vectors[rows] @ vector).max()) - max(others) if known else float("nan"))
         return margins
+
+
+def _with_ties(
+    vector: Float32[np.ndarray, " dim"],
+    documents: Float32[np.ndarray, "documents dim"],
+    rows: Int[np.ndarray, " kept"],
+    scores: Float[np.ndarray, " kept"],
+) -> tuple[Int[np.ndarray, " found"], Float[np.ndarray, " found"]]:
+    """The found rows, and where a tie for the places that count goes beyond them all rows of that score.
+
+    trec_eval orders equal scores by the documents' ids, so that a document of the same score may come first.
+    """
+    if len(rows) in (0, len(documents)) or scores[-1] < scores[min(_DECIDING, len(scores)) - 1]:
+        return rows, scores
+    every = np.einsum("d,nd->n", vector, documents, dtype=np.float64, casting="unsafe").astype(np.float32)
+    tied = np.setdiff1d(np.flatnonzero(every == scores[-1]), rows)
+    return np.concatenate([rows, tied]), np.concatenate([scores, every[tied]])
 
 
 def _judged_rows(data: Any) -> list[int]:

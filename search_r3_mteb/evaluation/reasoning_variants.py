@@ -43,15 +43,7 @@ def embed_after(
     with progress_bar(what, "query", None) as bar:
         bar.total = len(sequences)
         vectors = encoder.engine.embed(sequences, bar.update).numpy()
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    bad = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
-    if len(bad):
-        raise ValueError(
-            f"{encoder.name}: with {what}, the vector of query {texts[bad[0]]!r:.60} (and {len(bad) - 1} more) is zero "
-            f"or not finite. The weights or the dtype ({encoder.model.dtype}) are at fault: try --set dtype=float32."
-        )
-    unit: Float32[np.ndarray, "queries dim"] = (vectors / lengths).astype(np.float32)
-    return unit
+    return encoder.unit(vectors, texts)
 
 
 def others(count: int, rng: np.random.Generator) -> Int[np.ndarray, " queries"]:

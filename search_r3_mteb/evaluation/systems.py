@@ -47,7 +47,7 @@ class System:
 
 def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> None:
     """Raise FileNotFoundError for a missing model, and ValueError for settings that none of the models would use."""
-    kinds = [kind_of(split_label(str(spec))[1]) if isinstance(spec, str | Path) else "search-r3" for spec in models]
+    kinds = [kind_of(split_label(spec)[1]) if isinstance(spec, str | Path) else "search-r3" for spec in models]
     unused = sorted(set(settings) - set(_SHARED))
     if unused and "search-r3" not in kinds:
         raise ValueError(
@@ -56,14 +56,18 @@ def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> 
         )
 
 
-def split_label(spec: str) -> tuple[str | None, str]:
-    """NAME=PATH as (NAME, PATH), any other text as (None, text)."""
+def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
+    """NAME=PATH as (NAME, PATH), any other text as (None, text), a Path as (None, Path)."""
+    if isinstance(spec, Path):
+        return None, spec
     label, sign, path = spec.partition("=")
     return (label, path) if sign and not Path(spec).exists() else (None, spec)
 
 
-def kind_of(path: str) -> ModelKind:
+def kind_of(path: str | Path) -> ModelKind:
     """The kind of model that a name stands for. Raises FileNotFoundError if there is no such model.
+
+    ValueError is raised for a name that means both the baseline and a folder here.
 
     A folder of sentence-transformers (modules.json) without a profile of ours is an ordinary one; every other folder
     must be a Search-R3 checkpoint, and loading says what it lacks.
@@ -72,6 +76,8 @@ def kind_of(path: str) -> ModelKind:
     from search_r3_mteb.encoder.profiles import PROFILE_FILE
 
     if path == BM25:
+        if Path(BM25).is_dir():
+            raise ValueError(f"{BM25!r} is both the baseline and a folder here. Write ./{BM25}, or rename the folder.")
         return "bm25"
     folder = resolve(path)
     if (folder / "modules.json").exists() and not (folder / PROFILE_FILE).exists():
@@ -89,7 +95,7 @@ def open_systems(
     if not isinstance(spec, str | Path):
         yield from _search_r3(spec, None, mode, settings, cache_folder)
         return
-    label, path = split_label(str(spec))
+    label, path = split_label(spec)
     kind = kind_of(path)
     if kind == "bm25":
         yield _bm25(label or BM25)
@@ -131,7 +137,7 @@ def _system(encoder: "SearchR3Encoder", label: str | None) -> System:
     )
 
 
-def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, Any]) -> System:
+def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping[str, Any]) -> System:
     """A sentence-transformers model, run by MTEB's own wrapper; an export of ours reasons there too.
 
     MTEB gives every local folder the same identity, so that a second checkpoint would get the first one's scores (mteb
@@ -140,25 +146,30 @@ def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, A
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
     from sentence_transformers import SentenceTransformer
 
-    from search_r3_mteb.encoder.checkpoints import resolve
+    from search_r3_mteb.encoder.checkpoints import display_name, resolve
     from search_r3_mteb.encoder.identity import name_for_mteb
+    from search_r3_mteb.integrations.sentence_transformers import is_export, register
 
     folder = resolve(path, settings.get("revision"))
-    exported = _is_export(folder)
+    exported = is_export(folder)
     if exported:
-        from search_r3_mteb.integrations.sentence_transformers import register
-
         register()
     fingerprint = fingerprint_of(
         {"files": _content_hash(folder), "sentence-transformers": version("sentence-transformers")}
     )
-    model = SentenceTransformer(
-        str(folder),
-        device=settings.get("device"),
-        trust_remote_code=bool(settings.get("trust_remote_code", False)),
-        model_kwargs={"use_safetensors": True},
-    )
-    name = label or short_name(name_for_mteb(path))
+    try:
+        model = SentenceTransformer(
+            str(folder),
+            device=settings.get("device"),
+            trust_remote_code=bool(settings.get("trust_remote_code", False)),
+            model_kwargs={"use_safetensors": True},
+        )
+    except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
+        raise ValueError(
+            f"{folder.name}: sentence-transformers {version('sentence-transformers')} cannot load this folder: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    name = label or short_name(name_for_mteb(display_name(str(path), folder)))
     with warnings.catch_warnings():
         # mteb 2.26 calls sentence-transformers' method by its old name.
         warnings.filterwarnings("ignore", "The `get_sentence_embedding_dimension` method", FutureWarning)
@@ -172,12 +183,6 @@ def _sentence_transformer(path: str, label: str | None, settings: Mapping[str, A
     )
     wrapped.mteb_model_meta = meta
     return System(name, "reason" if exported else "direct", RecordedEncoder(wrapped, meta), fingerprint)
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether the folder is one that `search-r3 export` wrote."""
-    config = folder / "config.json"
-    return config.exists() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "search_r3"
 
 
 def _bm25(label: str) -> System:

@@ -7,7 +7,11 @@ if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
 TaskSpec: TypeAlias = "str | AbsTaskRetrieval"
-FORMS = "hopworld, hopworld:DOCUMENTS, stdlib, beir:FOLDER, or the name of an MTEB retrieval task"
+BEIR = "beir:"
+LOCAL_TASKS = ("hopworld", "stdlib")
+FORMS = (
+    "hopworld, hopworld:DOCUMENTS, stdlib, beir:FOLDER[:ignore_identical_ids], or the name of an MTEB retrieval task"
+)
 
 
 def resolve_task(spec: TaskSpec, split: str | None = None) -> "AbsTaskRetrieval":
@@ -36,9 +40,10 @@ def _named(name: str, split: str | None) -> Any:
     if head == "beir":
         if not rest:
             raise ValueError(f"--task {name} does not name a folder; write beir:FOLDER.")
-        from search_r3_mteb.tasks.mteb_tasks import BeirFolder
+        from search_r3_mteb.tasks.mteb_tasks import IDENTICAL_IDS, BeirFolder
 
-        return BeirFolder(Path(rest), split=split)
+        folder = Path(rest.removesuffix(IDENTICAL_IDS))
+        return BeirFolder(folder, split=split, ignore_identical_ids=rest.endswith(IDENTICAL_IDS))
     if head == "hopworld":
         from search_r3_mteb.tasks.mteb_tasks import HopWorldTask
 

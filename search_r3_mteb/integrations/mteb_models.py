@@ -43,54 +43,45 @@ def search_r3_loader(
     return SearchR3Encoder(model_name, revision=revision, device=device, **kwargs)
 
 
+_SHARED: dict[str, Any] = {
+    "loader": search_r3_loader,
+    "model_type": ["dense"],
+    "languages": ["eng-Latn"],
+    "open_weights": True,
+    "release_date": "2025-10-08",  # arXiv v1; the repositories' first commits are not known to us
+    "license": "afl-3.0",
+    "max_tokens": 32768,
+    "similarity_fn_name": ScoringFunction.COSINE,
+    "framework": ["PyTorch", "Transformers", "safetensors"],
+    "use_instructions": True,
+    "training_datasets": SEARCH_R3_TRAINING_DATA,
+    "public_training_code": None,
+    "public_training_data": None,
+    "citation": SEARCH_R3_CITATION,
+}
+
 search_r3_0_small = ModelMeta(
-    loader=search_r3_loader,
     name="ytgui/Search-R3.0-Small",
-    model_type=["dense"],
-    languages=["eng-Latn"],
-    open_weights=True,
     revision="6e8f95d30b513363e68081cdb3926c43762da97d",
-    release_date="2025-10-08",  # arXiv v1; the repository's first commit is not known to us
     n_parameters=1_543_714_304,
     n_embedding_parameters=233_373_696,
     memory_usage_mb=2944,
     embed_dim=1536,
-    license="afl-3.0",
-    max_tokens=32768,
     reference="https://huggingface.co/ytgui/Search-R3.0-Small",
-    similarity_fn_name=ScoringFunction.COSINE,
-    framework=["PyTorch", "Transformers", "safetensors"],
-    use_instructions=True,
     adapted_from="Qwen/Qwen2.5-1.5B-Instruct",
-    training_datasets=SEARCH_R3_TRAINING_DATA,
-    public_training_code=None,
-    public_training_data=None,
-    citation=SEARCH_R3_CITATION,
+    **_SHARED,
 )
 
 search_r3_0_large = ModelMeta(
-    loader=search_r3_loader,
     name="ytgui/Search-R3.0-Large",
-    model_type=["dense"],
-    languages=["eng-Latn"],
-    open_weights=True,
     revision="main",  # its commits are not known to us: pin one before proposing this entry to MTEB
-    release_date="2025-10-08",
     n_parameters=7_615_616_512,
     n_embedding_parameters=544_997_376,
     memory_usage_mb=14526,
     embed_dim=3584,
-    license="afl-3.0",
-    max_tokens=32768,
     reference="https://huggingface.co/ytgui/Search-R3.0-Large",
-    similarity_fn_name=ScoringFunction.COSINE,
-    framework=["PyTorch", "Transformers", "safetensors"],
-    use_instructions=True,
     adapted_from="Qwen/Qwen2.5-7B-Instruct",
-    training_datasets=SEARCH_R3_TRAINING_DATA,
-    public_training_code=None,
-    public_training_data=None,
-    citation=SEARCH_R3_CITATION,
+    **_SHARED,
 )
 
 SEARCH_R3_MODELS = (search_r3_0_small, search_r3_0_large)

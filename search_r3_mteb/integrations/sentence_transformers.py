@@ -16,7 +16,6 @@ In MTEB, a SentenceTransformer gets its own `prompts`, never the task's: for the
 with a prompt, give `prompts={"query": ...}`. MTEB gives all local folders one name, so pass `cache=None` there.
 """
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,29 +87,43 @@ def export(
 
     `model` is what `SearchR3Encoder` takes, or an encoder, whose settings are kept; a copy of a LoRA checkpoint is
     merged. `max_reasoning_tokens` and `max_length` (tokens) become the folder's defaults. A previous export at `output`
-    is replaced. Raises FileExistsError when `output` holds anything else, ValueError for an encoder in mode "direct"
-    and for a checkpoint that `SearchR3Encoder` refuses.
+    is replaced, once the new one has given the source's vectors and logits for a few texts. Raises FileExistsError when
+    `output` holds anything else, ValueError for an encoder in mode "direct", for a checkpoint that `SearchR3Encoder`
+    refuses, and for one whose export is another model than it.
     """
     output = Path(output)
     _check_output(output)
     encoder = _encoder(model, max_reasoning_tokens, max_length)
     from search_r3_mteb.encoder.checkpoints import Checkpoint
+    from search_r3_mteb.encoder.comparison import allowed_difference, probe_outputs, probe_prompts, refuse_difference
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.integrations.transformers_model import SearchR3Model
 
     in_memory = isinstance(model, Checkpoint | SearchR3Encoder)
+    index = encoder.checkpoint.embed_token_id
+    prompts = probe_prompts(encoder.tokenizer, index)
+    source = probe_outputs(encoder.model, index, prompts)
+    allowed = allowed_difference(encoder.model, merged=hasattr(encoder.model, "merge_and_unload"))
+    device = encoder.engine.device
     with replaced_folder(output) as folder:
         _write(encoder, folder, output.name, keep_adapter=in_memory)
+        del encoder  # a large model is not held twice
+        exported = SearchR3Model.from_pretrained(folder).to(device).eval()
+        refuse_difference(source, probe_outputs(exported.causal, index, prompts), allowed, f"The export {output.name}")
     return output
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `export` wrote the folder."""
+    from search_r3_mteb.integrations.transformers_model import MODEL_TYPE
+
+    config = folder / "config.json"
+    return config.is_file() and f'"model_type": "{MODEL_TYPE}"' in config.read_text(encoding="utf-8")
 
 
 def _check_output(output: Path) -> None:
     """FileExistsError unless `output` is free, empty, or a previous export."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    from search_r3_mteb.integrations.transformers_model import MODEL_TYPE
-
-    config = output / "config.json"
-    if config.is_file() and f'"model_type": "{MODEL_TYPE}"' in config.read_text(encoding="utf-8"):
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())) or is_export(output):
         return
     raise FileExistsError(
         f"{output} exists and is not a previous export; writing there would destroy what it holds. Choose another "
@@ -143,10 +156,11 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
     import torch
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+    from search_r3_mteb.encoder.merging import merged
     from search_r3_mteb.integrations.transformers_model import SearchR3Config, SearchR3Model
     from search_r3_mteb.integrations.transformers_tokenizer import SearchR3Tokenizer
 
-    causal = _merged(encoder.model, keep_adapter)
+    causal = merged(encoder.model, keep=keep_adapter)
     config = SearchR3Config(
         backbone_config=_backbone_config(causal),
         embed_token_id=encoder.checkpoint.embed_token_id,
@@ -213,14 +227,6 @@ def _write_module_files(folder: Path) -> None:
         "similarity_fn_name": "cosine",
     }
     write_json(folder / "config_sentence_transformers.json", library)
-
-
-def _merged(model: Any, keep_adapter: bool) -> Any:
-    """The causal LM with its adapter merged, in a copy where the caller still holds the model."""
-    model = getattr(model, "module", model)  # accelerate's wrapper
-    if hasattr(model, "merge_and_unload"):
-        return (copy.deepcopy(model) if keep_adapter else model).merge_and_unload()
-    return model
 
 
 def _backbone_config(causal: Any) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from search_r3_mteb.encoder.chat_templates import SLOT, wrap
 from search_r3_mteb.encoder.profiles import Profile, Template, TemplateName
-from search_r3_mteb.encoder.prompts import _SLOT, Renderer
+from search_r3_mteb.encoder.prompts import Renderer
 
 _TOKENIZER_KEYWORDS = ("padding_side", "pad_to_multiple_of", "return_attention_mask")
 _SHAPE = "A Search-R3 prompt is one user message, and before it at most one system message, the instruction"
@@ -134,7 +135,7 @@ class _BackboneTokenizer:
 
     def apply_chat_template(self, conversation: Any, **keywords: Any) -> Any:
         return PreTrainedTokenizerFast.apply_chat_template(
-            self._tokenizer, conversation, chat_template=self.chat_template, **keywords
+            self._tokenizer, conversation, **({"chat_template": self.chat_template} | keywords)
         )
 
 
@@ -167,7 +168,9 @@ def chat_template(renderer: Renderer) -> str:
 def _branch(renderer: Renderer, template: Template, with_reply: bool) -> str:
     """One branch's expression: the fixed text before, the user's text, the fixed text after."""
     token = renderer.profile.embed_token
-    before, after = renderer._wrap(template.system.replace("{embed_token}", token)).split(_SLOT)
+    before, after = wrap(renderer.tokenizer, renderer.profile, template.system.replace("{embed_token}", token)).split(
+        SLOT
+    )
     leading = renderer.tokenizer.convert_ids_to_tokens(renderer._leading_ids())
     before = "".join(leading) + before
     after += template.reply.replace("{embed_token}", token) if with_reply else ""

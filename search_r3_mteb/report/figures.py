@@ -198,10 +198,7 @@ def forced_figure(name: str, rows: Sequence[ScoreRow]) -> Figure | None:
 
 
 def _budget(row: ScoreRow) -> str:
-    if row.first.mode != "reason":
-        return row.first.mode
-    tokens = row.first.max_reasoning_tokens
-    return "reasoning" if tokens is None else f"reasoning ≤ {tokens}"
+    return f"reasoning{_most(row)}" if row.first.mode == "reason" else row.first.mode
 
 
 def _most(row: ScoreRow) -> str:

@@ -1,8 +1,8 @@
-"""Model cards of trained and exported checkpoints: data, losses, configuration, results, licence, limits.
+"""Model cards of trained checkpoints: data, losses, configuration, results, licence, limits.
 
 huggingface_hub's card classes write the header with its model index. sentence-transformers' template is not used: it
 describes a model by the trainer of that library, and its usage section would load ours without the reasoning. The facts
-also stand in `model_card.json`, so that an export keeps what is known of its source.
+also stand in `model_card.json`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from search_r3_mteb.report.records import Evidence
 from search_r3_mteb.report.run_file import RunFile
 from search_r3_mteb.report.training_logs import read_log
 
-FACTS_FILE = "model_card.json"
 LIMITATIONS = (
     "It was trained with the prompts of its profile (search_r3.json); with other prompts it may not emit the embed "
     "token. The encoder then appends the token and counts the query as forced.",
@@ -57,7 +56,6 @@ class Facts:
     limits: tuple[str, ...] = LIMITATIONS
     max_reasoning_tokens: int | None = None
     training: tuple[tuple[str, str], ...] = ()  # what else is known: steps, seed, commit, command
-    exported: bool = False
 
 
 def write_model_card(folder: Path, facts: Facts, called: str | None = None) -> Path:
@@ -91,27 +89,8 @@ def write_model_card(folder: Path, facts: Facts, called: str | None = None) -> P
     )
     path = folder / "README.md"
     write_text(path, text.rstrip() + "\n")
-    write_json(folder / FACTS_FILE, json.loads(json.dumps(asdict(facts), allow_nan=False)))
+    write_json(folder / "model_card.json", json.loads(json.dumps(asdict(facts), allow_nan=False)))
     return path
-
-
-def read_facts(folder: Path) -> Facts | None:
-    """The facts in `folder`, None where it has none. Raises ValueError for a model_card.json that we did not write."""
-    path = folder / FACTS_FILE
-    if not path.exists():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        tuples = {
-            key: tuple(tuple(item) if isinstance(item, list) else item for item in value)
-            for key, value in values.items()
-            if isinstance(value, list)
-        }
-        return Facts(**{**values, **tuples, "data": tuple(DataSource(**item) for item in values["data"])})
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as problem:
-        raise ValueError(
-            f"{path} holds no facts of a model card ({problem}): remove it, or write the card again."
-        ) from None
 
 
 def facts_of_run(
@@ -153,13 +132,6 @@ def facts_of_run(
     )
 
 
-def exported_facts(source: Path, *, name: str, license: str, max_reasoning_tokens: int | None = None) -> Facts:
-    """The facts of a sentence-transformers export: those of its source where that has a card, else the given ones."""
-    known = read_facts(source) or Facts(name, license, "exported", training=(("Source", source.name),))
-    budget = max_reasoning_tokens or known.max_reasoning_tokens
-    return replace(known, exported=True, name=name, max_reasoning_tokens=budget)
-
-
 def _metadata(facts: Facts) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -181,9 +153,9 @@ def _metadata(facts: Facts) -> str:
     data = ModelCardData(
         language=facts.language,
         license=facts.license.lower(),
-        library_name="sentence-transformers" if facts.exported else "search-r3-mteb",
+        library_name="search-r3-mteb",
         pipeline_tag="sentence-similarity",
-        tags=["search-r3", "reasoning", "retrieval", *(["sentence-transformers"] if facts.exported else [])],
+        tags=["search-r3", "reasoning", "retrieval"],
         base_model=facts.base_model if facts.base_model and "/" in facts.base_model else None,  # a hub id, not a folder
         datasets=None,
         model_name=facts.name if results else None,
@@ -194,10 +166,8 @@ def _metadata(facts: Facts) -> str:
 
 def _opening(facts: Facts) -> str:
     made = f"trained from {facts.base_model}" if facts.base_model else "trained from random weights"
-    made = "exported" if facts.stage == "exported" else made
-    kind = " for sentence-transformers" if facts.exported else ""
     return (
-        f"A Search-R3 model{kind}, {made}: a causal language model that reasons about a query in text and then emits "
+        f"A Search-R3 model, {made}: a causal language model that reasons about a query in text and then emits "
         "one special token, whose last hidden state is the query's embedding. Documents are embedded directly."
     )
 

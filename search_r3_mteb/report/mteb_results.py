@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from search_r3_mteb.evaluation.queries import best
 from search_r3_mteb.report.records import EvaluationRecord, QueryOutcome, mean
 from search_r3_mteb.report.run_file import RunFile
 
@@ -159,9 +160,8 @@ def _rankings(rankings: Any) -> tuple[dict[str, QueryOutcome], int]:
         if not numbers or not scores:
             broken += 1
             continue
-        # trec_eval breaks ties by document id, the larger first: with its order, the top ten are the scored ten.
-        top = sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)[:10]
-        outcomes[query_id] = QueryOutcome(query_id=query_id, text="", top=tuple((key, float(v)) for key, v in top))
+        top = tuple((key, float(value)) for key, value in best(scores))
+        outcomes[query_id] = QueryOutcome(query_id=query_id, text="", top=top)
     return outcomes, broken
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search_r3_mteb.report.comparisons import ScoreRow
 from search_r3_mteb.report.query_files import plain
-from search_r3_mteb.report.records import Evidence
+from search_r3_mteb.report.records import Evidence, mean
 
 _COLUMNS = ("model", "task", "split", "subset", "ndcg_at_10", "recall_at_10")
 
@@ -104,8 +104,8 @@ def _select(task: str, split: str, entries: list[dict[str, str]], mine: list[Sco
         short = plain(name.split(" @ ")[0].rsplit("/", 1)[-1])
         named = any(short == other or other.endswith("-" + short) for other in our_names) or "bm25" in short
         comparable, why = _comparable(rows, mine, same_size)
-        ndcg = _average(rows, "ndcg_at_10") or 0.0
-        recall = _average(rows, "recall_at_10")
+        ndcg = mean(_number(row["ndcg_at_10"]) for row in rows) or 0.0
+        recall = mean(_number(row["recall_at_10"]) for row in rows)
         found.append(Peer(name, task, rows[0]["task"], split, ndcg, recall, comparable, why, named))
     found.sort(key=lambda peer: (-peer.ndcg_at_10, peer.model))
     landmarks = {found[0].model, found[len(found) // 2].model}
@@ -155,11 +155,6 @@ def _mteb_corpus(task: str, split: str) -> _Corpus | None:
 def _words(corpus: _Corpus) -> str:
     queries = "" if corpus.queries is None else f", {corpus.queries:,} queries"
     return f"{corpus.documents:,} documents{queries}"
-
-
-def _average(rows: Iterable[dict[str, str]], key: str) -> float | None:
-    values = [value for value in (_number(row.get(key)) for row in rows) if value is not None]
-    return sum(values) / len(values) if values else None
 
 
 def _number(text: str | None) -> float | None:

@@ -14,12 +14,19 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zlib
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 _HASH_CHUNK = 1 << 20  # bytes read at a time
+# Names of the columns of judgements in the wild, without case and signs.
+_HEADER = (
+    ("queryid", "qid", "query", "topic", "topicid", "questionid"),
+    ("corpusid", "docid", "did", "documentid", "document", "doc", "docno", "pid", "passageid", "itemid", "productid"),
+    ("score", "relevance", "rel", "label", "grade", "judgment", "judgement", "relevancy"),
+)
 
 
 class Document(NamedTuple):
@@ -76,8 +83,9 @@ def read_qrels(
     """Stream the judgements of one split of a BEIR folder (see `choose_split`), or of one qrels file.
 
     With `queries` or `documents` (known ids) a row that names another id raises. Raises FileNotFoundError for a missing
-    file, ValueError (file, line, reason) for a missing header row, a row without exactly three columns, a relevance
-    that is not an integer, and a pair judged twice with different relevance (the same judgement twice is fine).
+    file, ValueError (file, line, reason) for a missing header row, one that names the columns in another order, a row
+    without exactly three columns, a relevance that is not an integer, and a pair judged twice with different relevance
+    (the same judgement twice is fine).
     """
     path = Path(path)
     file = path if path.is_file() else _find(path / "qrels", f"{choose_split(path, split)}.tsv")
@@ -91,11 +99,11 @@ def read_qrels(
             )
         query_id, document_id, relevance = columns
         if not header_read:
-            if _is_integer(relevance):
-                raise _error(file, number, "the header row (query-id, corpus-id, score) is missing; put it first")
+            if (wrong := header_fault(columns)) is not None:
+                raise _error(file, number, wrong)
             header_read = True
             continue
-        if not _is_integer(relevance):
+        if not is_relevance(relevance):
             raise _error(file, number, f"relevance must be an integer, got {relevance!r}")
         if queries is not None and query_id not in queries:
             raise _error(file, number, f"judges query {query_id!r}, which the queries file does not have")
@@ -290,5 +298,24 @@ def _utf8(file: Path, number: int, key: str, value: str) -> str:
     return value
 
 
-def _is_integer(text: str) -> bool:
-    return text.strip().lstrip("+-").isdecimal()
+def is_relevance(text: str) -> bool:
+    """Whether a column of a qrels file is an integer of at most nine digits, which pytrec_eval can hold."""
+    return re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text) is not None
+
+
+def header_fault(columns: Sequence[str]) -> str | None:
+    """What is wrong with the first row of a qrels file, None for a header whose names stand in BEIR's order.
+
+    BEIR and MTEB read columns by their place, whatever their names are. Names that are not known are left alone.
+    """
+    if re.fullmatch(r"\s*[+-]*[0-9.]+\s*", columns[2]):
+        return "the header row (query-id, corpus-id, score) is missing; put it first"
+    for place, column in enumerate(columns):
+        name = re.sub(r"[^a-z]", "", column.lower())
+        meant = next((kind for kind, names in enumerate(_HEADER) if name in names), place)
+        if meant != place:
+            return (
+                f"the header names {', '.join(columns).strip()}, but columns are read in the order query-id, "
+                "corpus-id, score; write them in that order"
+            )
+    return None

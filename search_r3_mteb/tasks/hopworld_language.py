@@ -20,45 +20,26 @@ class Relation:
     subject: str
     object: str
     sentence: str  # the document: "{s} was written by {o}."
-    noun: str  # "the author of {x}"
     clause: str  # "the person who wrote {x}"
+
+    @property
+    def noun(self) -> str:
+        """For example "the author of {x}"."""
+        return f"the {self.name} of {{x}}"
 
 
 RELATIONS: tuple[Relation, ...] = (
-    Relation("author", BOOK, PERSON, "{s} was written by {o}.", "the author of {x}", "the person who wrote {x}"),
-    Relation(
-        "publisher",
-        BOOK,
-        COMPANY,
-        "{s} was published by {o}.",
-        "the publisher of {x}",
-        "the company that published {x}",
-    ),
-    Relation(
-        "birthplace",
-        PERSON,
-        CITY,
-        "{s} was born in {o}.",
-        "the birthplace of {x}",
-        "the city that saw the birth of {x}",
-    ),
-    Relation("employer", PERSON, COMPANY, "{s} works for {o}.", "the employer of {x}", "the company that employs {x}"),
-    Relation("teacher", PERSON, PERSON, "{s} was taught by {o}.", "the teacher of {x}", "the person who taught {x}"),
-    Relation("founder", COMPANY, PERSON, "{s} was founded by {o}.", "the founder of {x}", "the person who founded {x}"),
-    Relation(
-        "headquarters",
-        COMPANY,
-        CITY,
-        "{s} has its headquarters in {o}.",
-        "the headquarters of {x}",
-        "the city that hosts {x}",
-    ),
-    Relation("country", CITY, COUNTRY, "{s} is a city in {o}.", "the country of {x}", "the country that contains {x}"),
-    Relation("mayor", CITY, PERSON, "{s} is governed by mayor {o}.", "the mayor of {x}", "the person who governs {x}"),
-    Relation(
-        "capital", COUNTRY, CITY, "{s} has the capital {o}.", "the capital of {x}", "the city that is capital of {x}"
-    ),
-    Relation("leader", COUNTRY, PERSON, "{s} is ruled by {o}.", "the leader of {x}", "the person who rules {x}"),
+    Relation("author", BOOK, PERSON, "{s} was written by {o}.", "the person who wrote {x}"),
+    Relation("publisher", BOOK, COMPANY, "{s} was published by {o}.", "the company that published {x}"),
+    Relation("birthplace", PERSON, CITY, "{s} was born in {o}.", "the city that saw the birth of {x}"),
+    Relation("employer", PERSON, COMPANY, "{s} works for {o}.", "the company that employs {x}"),
+    Relation("teacher", PERSON, PERSON, "{s} was taught by {o}.", "the person who taught {x}"),
+    Relation("founder", COMPANY, PERSON, "{s} was founded by {o}.", "the person who founded {x}"),
+    Relation("headquarters", COMPANY, CITY, "{s} has its headquarters in {o}.", "the city that hosts {x}"),
+    Relation("country", CITY, COUNTRY, "{s} is a city in {o}.", "the country that contains {x}"),
+    Relation("mayor", CITY, PERSON, "{s} is governed by mayor {o}.", "the person who governs {x}"),
+    Relation("capital", COUNTRY, CITY, "{s} has the capital {o}.", "the city that is capital of {x}"),
+    Relation("leader", COUNTRY, PERSON, "{s} is ruled by {o}.", "the person who rules {x}"),
 )
 # (words before the phrase, noun or clause phrases, closing mark). {w} is "Who" for a person and "What" otherwise.
 _PHRASINGS: tuple[tuple[str, bool, str], ...] = (

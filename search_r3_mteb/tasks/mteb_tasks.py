@@ -9,8 +9,10 @@ module imports mteb; importing the modules beside it does not.
 from __future__ import annotations
 
 import itertools
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from datasets import Dataset, concatenate_datasets
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.tasks import beir_folder, stdlib
 from search_r3_mteb.tasks.hopworld import DEFAULT_DOCUMENTS, GENERATOR_VERSION, HopWorld, hops_of
 
+IDENTICAL_IDS = ":ignore_identical_ids"  # behind a folder's name on the command line
+logger = logging.getLogger(__name__)
 _ROWS_PER_BATCH = 10_000  # documents that exist as Python objects at a time while a corpus is read
 _PER_HOP_CUTOFF = 10
 
@@ -56,12 +61,7 @@ class LocalRetrievalTask(AbsTaskRetrieval):
         raise NotImplementedError
 
     def task_specific_scores(
-        self,
-        scores: dict[str, dict[str, float]],
-        qrels: dict[str, dict[str, int]],
-        results: dict[str, dict[str, float]],
-        hf_split: str,
-        hf_subset: str,
+        self, scores: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], *rest: Any, **named: Any
     ) -> dict[str, float]:
         """No further scores; ValueError for a query without results, which MTEB would leave out of its mean."""
         missing = [query_id for query_id in qrels if query_id not in scores]
@@ -82,8 +82,11 @@ class BeirFolder(LocalRetrievalTask):
     encoder (none by default). `languages` are MTEB's codes, for its tables only.
 
     Raises FileNotFoundError or ValueError, naming file, line and reason: for missing files and splits here, for
-    malformed lines when the data are loaded.
+    malformed lines when the data are loaded. Then, too, `unreachable` becomes the number of relevant judgements of
+    documents that the corpus lacks, which are scored as not found, with a warning (ArguAna has some).
     """
+
+    unreachable: int
 
     def __init__(
         self,
@@ -112,16 +115,89 @@ class BeirFolder(LocalRetrievalTask):
                 f"BEIR folder {str(self.path)!r} changed since this task was made, whose revision stands for the old "
                 f"content: make a new BeirFolder."
             )
-        corpus = _table(beir_folder.read_corpus(self.path), ("id", "title", "text"))
         queries = {query.id: query.text for query in beir_folder.read_queries(self.path)}
-        documents = set(corpus["id"])
         relevance: dict[str, dict[str, int]] = {}
-        for row in beir_folder.read_qrels(self.path, self.split, queries=queries, documents=documents):
+        for row in beir_folder.read_qrels(self.path, self.split, queries=queries):
             relevance.setdefault(row.query_id, {})[row.document_id] = row.relevance
         if not relevance:
             raise ValueError(f"BEIR folder {str(self.path)!r}: split {self.split!r} judges no query to score.")
+        copies = _Copies({query_id: queries[query_id] for query_id in relevance})
+        corpus = _table(copies.seen(beir_folder.read_corpus(self.path)), ("id", "title", "text"))
+        self.unreachable = self._unreachable(relevance, set(corpus["id"]))
+        copies.warn(self.metadata.name, self.path, self.ignore_identical_ids)
         judged = ((query_id, text) for query_id, text in queries.items() if query_id in relevance)
         return _split_data(corpus, _table(judged, ("id", "text")), relevance)
+
+    def _unreachable(self, relevance: Mapping[str, Mapping[str, int]], corpus: set[str]) -> int:
+        """The number of relevant judgements of documents that the corpus lacks; the warning about them.
+
+        Raises ValueError where no relevant document can be found, and for ids that differ by white space only.
+        """
+        relevant = [(q, d) for q, judged in relevance.items() for d, grade in judged.items() if grade > 0]
+        lost = [(query_id, document_id) for query_id, document_id in relevant if document_id not in corpus]
+        place = f"BEIR folder {str(self.path)!r}, split {self.split!r}"
+        if not relevant:
+            raise ValueError(f"{place} judges no document relevant (above 0), so every score would be 0.")
+        if len(lost) == len(relevant):
+            raise ValueError(
+                f"{place}: none of {len(relevant)} relevant judgements names a document of the corpus (first: "
+                f"{lost[0][1]!r}), so every score would be 0. A file is incomplete, or of another data set."
+            )
+        for query_id, document_id in lost:
+            if document_id.strip() in corpus:
+                raise ValueError(
+                    f"{place}: query {query_id!r} is judged with document {document_id!r}; the corpus has it without "
+                    "the white space. Remove it from the judgements."
+                )
+        if lost:
+            logger.warning(
+                "%s: %d of %d relevant judgements name documents that the corpus lacks (first: query %r, document %r). "
+                "They count as not found, as in BEIR and MTEB, and no model can reach 1.",
+                self.metadata.name,
+                len(lost),
+                len(relevant),
+                *lost[0],
+            )
+        return len(lost)
+
+
+@dataclass
+class _Copies:
+    """Queries that are documents themselves, found while the corpus goes by: ids that both have, and equal texts."""
+
+    queries: Mapping[str, str]
+    same_id: int = 0
+    same_text: int = 0
+
+    def seen(self, corpus: Iterable[beir_folder.Document]) -> Iterator[beir_folder.Document]:
+        """The documents, counted."""
+        for document in corpus:
+            query = self.queries.get(document.id)
+            if query is not None:
+                self.same_id += 1
+                texts = (document.text.strip(), join_title(document.title, document.text))
+                self.same_text += query.strip() in texts
+            yield document
+
+    def warn(self, task: str, path: Path, ignored: bool) -> None:
+        """Log a warning where queries find themselves, or where documents are left out that are no copies."""
+        if self.same_text and not ignored:
+            logger.warning(
+                "%s: %d of %d queries are documents of the same id and text, which a model finds first. Published "
+                "scores (ArguAna, Quora) leave them out: beir:%s%s, or BeirFolder(..., ignore_identical_ids=True).",
+                task,
+                self.same_text,
+                len(self.queries),
+                path,
+                IDENTICAL_IDS,
+            )
+        if ignored and self.same_id > self.same_text:
+            logger.warning(
+                "%s: ignore_identical_ids leaves out %d documents that have a query's id but not its text; such ids "
+                "may be equal by chance, and then the option is wrong here.",
+                task,
+                self.same_id - self.same_text,
+            )
 
 
 class HopWorldTask(LocalRetrievalTask):
@@ -142,24 +218,18 @@ class HopWorldTask(LocalRetrievalTask):
 
     def _load_split(self) -> dict[str, Any]:
         queries = self.world.queries(self.split)
+        documents = ((id_, row["title"], row["text"]) for id_, row in self.world.corpus.items())
         return _split_data(
-            _table(
-                ((id_, row["title"], row["text"]) for id_, row in self.world.corpus.items()), ("id", "title", "text")
-            ),
+            _table(documents, ("id", "title", "text")),
             _table(((query.id, query.text) for query in queries), ("id", "text")),
             {query.id: {query.positive_id: 1} for query in queries},
         )
 
     def task_specific_scores(
-        self,
-        scores: dict[str, dict[str, float]],
-        qrels: dict[str, dict[str, int]],
-        results: dict[str, dict[str, float]],
-        hf_split: str,
-        hf_subset: str,
+        self, scores: dict[str, dict[str, float]], qrels: dict[str, dict[str, int]], *rest: Any, **named: Any
     ) -> dict[str, float]:
         """nDCG@10, recall@10 and the number of queries of each hop count."""
-        super().task_specific_scores(scores, qrels, results, hf_split, hf_subset)
+        super().task_specific_scores(scores, qrels, *rest, **named)
         by_hops: dict[int, list[dict[str, float]]] = {}
         for query_id in qrels:
             by_hops.setdefault(hops_of(query_id), []).append(scores[query_id])

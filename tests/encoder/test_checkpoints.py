@@ -170,6 +170,7 @@ def test_adapters_that_cannot_work_are_refused(adapted, tmp_path):
     (folder / "adapter_config.json").write_text(
         json.dumps(config | {"base_model_name_or_path": None}), encoding="utf-8"
     )
+    (folder / "base_model.json").unlink()
     with pytest.raises(ValueError, match="names no base model"):
         load(folder)
     (folder / "adapter_config.json").write_text("{", encoding="utf-8")
@@ -303,7 +304,7 @@ def test_a_folder_without_the_embed_token_is_named(make_model, tmp_path):
     build_tokenizer(with_embed_token=False).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"The tokenizer has no token '<\|embed_token\|>'.*not a reason-then-embed checkpoint.*search_r3\.json",
+        match=r"The tokenizer has no token '<\|embed_token\|>'.*search-r3 init.*embed_token. in search_r3\.json",
     ):
         load(tmp_path)
 
@@ -449,6 +450,22 @@ def test_the_vocabulary_grows_where_no_row_is_free(make_model):
     assert add_embed_token(model, tokenizer, "<|embed_token|>") == index
     assert model.get_input_embeddings().weight.shape[0] == rows + 1
     assert torch.isfinite(model.get_input_embeddings().weight[index]).all()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_that_are_added_hold_no_random_numbers(make_model, tied):
+    """Also those between the weights' last row and the token's, where a tokenizer is ahead of its weights."""
+    made = []
+    for seed in (0, 1):
+        model, tokenizer = base_pair(make_model, rows=280, tie_word_embeddings=tied)
+        torch.manual_seed(seed)
+        index = add_embed_token(model, tokenizer, "<|embed_token|>")
+        made.append((model.get_input_embeddings().weight, model.get_output_embeddings().weight))
+        assert index == len(tokenizer) - 1 > 282
+    for first, second in zip(*made, strict=True):
+        assert torch.equal(first, second)
+        assert first.shape[0] == index + 1
+        torch.testing.assert_close(first[280:], first[:280].mean(dim=0).expand(index - 279, -1))
 
 
 def test_the_token_survives_saving(make_model, tmp_path):

@@ -1,8 +1,6 @@
 """SearchR3Encoder: every input gives a unit vector or an error that says what to do; a killed run resumes."""
 
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +14,8 @@ from search_r3_mteb.encoder.encoder import SearchR3Encoder, Thought
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.settings import EncoderSettings
+from tests.encoder.stored_files import files_of
+from tests.programs import python
 
 SETTINGS = {"max_reasoning_tokens": 6, "max_length": 600}
 TEXTS = ["the query", "", "document " * 30, "a", "the system", "user " * 7, "embedding", "the query"]
@@ -220,7 +220,7 @@ def test_what_is_not_a_query_is_named_before_anything_runs(encoder, texts, error
         ([{"title": "a"}], ValueError, r"Document 0 has no 'text', only \['title'\]"),
         (["a", 5], TypeError, "Document 1 is of type int"),
         ([{"text": "a"}, {"text": "b", "title": "\udc00"}], ValueError, "Text 1 holds a lone surrogate"),
-        (None, TypeError, "A text or a list of texts is needed, got NoneType"),
+        (None, TypeError, "A document or a list of documents is needed, got NoneType"),
     ],
 )
 def test_what_is_not_a_document_is_named_before_anything_runs(encoder, texts, error, message):
@@ -352,17 +352,13 @@ def test_a_fingerprint_tells_settings_apart(make):
     json.dumps(base.settings)
 
 
-def test_a_prompt_that_changes_with_the_day_changes_the_fingerprint(tiny_checkpoint, monkeypatch, tmp_path):
-    from datetime import datetime
+def test_a_prompt_that_changes_changes_the_fingerprint(tiny_checkpoint, monkeypatch, tmp_path):
+    """Also where the checkpoint's own fingerprint does not know of it: another version may render otherwise."""
+    from search_r3_mteb.encoder import prompts
 
-    from transformers.utils import chat_template_utils
-
-    template = tiny_checkpoint.tokenizer.chat_template
-    monkeypatch.setattr(tiny_checkpoint.tokenizer, "chat_template", "{{ strftime_now('%d %b %Y') }}" + template)
-    prints = []
-    for day in (1, 2):
-        today = SimpleNamespace(now=lambda day=day: datetime(2026, 1, day))
-        monkeypatch.setattr(chat_template_utils, "datetime", today)
+    wrap, prints = prompts.wrap, []
+    for ending in ("", " "):
+        monkeypatch.setattr(prompts, "wrap", lambda *given, ending=ending: wrap(*given) + ending)
         encoder = SearchR3Encoder(tiny_checkpoint, cache_folder=tmp_path, **SETTINGS)
         encoder.encode_document(["a"])
         prints.append(encoder.fingerprint)
@@ -381,12 +377,7 @@ def test_statistics(make):
     assert 0 < statistics.forced_share <= 1
     assert statistics.query_seconds > 0 < statistics.document_seconds
     statistics.reset()
-    assert (statistics.queries, statistics.forced, statistics.query_seconds, statistics.forced_share) == (
-        0,
-        0,
-        0.0,
-        0.0,
-    )
+    assert statistics == type(statistics)()
 
 
 # ---- MTEB's entry point with lists ---------------------------------------------------------------------------------
@@ -421,18 +412,6 @@ def test_encode_puts_a_tasks_prompt_before_queries_once(make):
 
 class KilledError(Exception):
     """Stands for a kill in the middle of a run."""
-
-
-def files_of(folder):
-    """Every file's bytes, without the time that a chunk took."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            content = path.read_bytes()
-            if path.name == "chunk.json":
-                content = json.dumps({**json.loads(content), "seconds": None}).encode()
-            found[str(path.relative_to(folder))] = content
-    return found
 
 
 def kill_at(monkeypatch, encoder, name, call):
@@ -595,8 +574,7 @@ def test_memory_does_not_grow_with_the_documents(tiny_folder):
         pytest.skip("only Linux can set a recorded peak back")
 
     def grown(how):
-        command = [sys.executable, "-c", MEMORY_OF_100_000, str(tiny_folder), how]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+        return float(python("-c", MEMORY_OF_100_000, tiny_folder, how).split()[-1])
 
     fine, broken = grown("fine"), grown("broken")
     assert fine < 60, fine

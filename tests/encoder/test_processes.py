@@ -1,16 +1,13 @@
 """Several processes: each computes its share, and together they give the results of one, in order."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from search_r3_mteb.encoder import processes
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
+from tests.programs import free_port, launched, printed, started
 
 
 @pytest.fixture
@@ -81,19 +78,9 @@ if torch.distributed.is_initialized():  # a run that finds everything stored has
 def launch(tmp_path, folder, name, count, cache=""):
     """Start the script as `accelerate launch` does: one process a share, the same environment variables."""
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    started = []
-    for number in range(count):
-        own = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        own |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1}
-        environment = os.environ | {key: str(value) for key, value in own.items()}
-        command = [sys.executable, str(tmp_path / "script.py"), str(folder), str(tmp_path / name), str(cache)]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in started:
-        _, errors = process.communicate(timeout=900)
-        assert process.returncode == 0, errors[-2000:]
+    port = free_port()
+    command = [tmp_path / "script.py", folder, tmp_path / name, cache]
+    printed(*(started(*command, ACCELERATE_USE_CPU="true", **launched(number, count, port)) for number in range(count)))
     arrays = [np.load(tmp_path / f"{name}-{number}.npz") for number in range(count)]
     return arrays, [json.loads((tmp_path / f"{name}-{number}.json").read_text()) for number in range(count)]
 

@@ -1,6 +1,7 @@
 """Prompts: the released texts unchanged, every part where the spans say, and nothing cut but the user's text."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -152,9 +153,9 @@ def test_too_long_a_text_loses_its_own_end_only(tiny_tokenizer, text, template, 
 def test_the_truncation_check_fails_when_the_whole_prompt_is_cut(tiny_tokenizer, monkeypatch):
     whole = Renderer._assemble
 
-    def naive(self, frame, head, body):
+    def naive(self, frame, *parts):
         self.max_length, length = 10**9, self.max_length
-        rendered, self.max_length = whole(self, frame, head, body), length
+        rendered, self.max_length = whole(self, frame, *parts), length
         return Rendered(rendered.token_ids[:length], rendered.spans, 0)
 
     check_only_the_text_is_cut(tiny_tokenizer, "long " * 200, "direct", 500)
@@ -221,8 +222,8 @@ def test_an_instruction_survives_a_text_that_is_too_long_and_may_not_crowd_it_ou
     rendered = renderer.render("word " * 500, "direct", instruction="find the document")
     assert "Instruct: find the document\nQuery: word" in tiny_tokenizer.decode(rendered.token_ids)
     assert len(rendered.token_ids) == 700
-    with pytest.raises(ValueError, match="leaves no room for text within max_length=700"):
-        renderer.render("x", "direct", instruction="word " * 500)
+    with pytest.raises(ValueError, match=r"The instruction of 'two' takes \d+ tokens, .* within max_length=700"):
+        renderer.render_batch(["one", "two"], "direct", ["find", "word " * 500])
 
 
 @pytest.mark.parametrize(
@@ -292,7 +293,7 @@ def test_the_beginning_of_text_stands_once():
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", "drops the system prompt"),
+        ("{% for m in messages if m.role != 'system' %}{{ m.content[-17:] }}{% endfor %}", "drops the system prompt"),
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "shows the user's text 2 times"),
         ("{{ messages[0].content }}", "shows the user's text 0 times"),
         (
@@ -309,28 +310,28 @@ def test_chat_templates_that_lose_or_repeat_a_part_are_refused(template, message
     Renderer(tokenizer, Profile(plain="{system}\n{text}\n"), 2000)  # what the message says to do helps
 
 
-def test_llama_s_date_is_the_same_on_every_day():
-    tokenizer = byte_tokenizer(["<|embed_token|>"])
-    tokenizer.chat_template = (
-        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
-        "{{ date_string }}"
-        "{% for m in messages %}{{ m.content }}{% endfor %}"
-    )
-    ids = Renderer(tokenizer, Profile.default(), 2000).render("x").token_ids
-    assert tokenizer.decode(ids).startswith("08 Oct 2025")
-
-
 def test_slow_tokenizers_are_refused(tiny_tokenizer):
     with pytest.raises(ValueError, match="SimpleNamespace is a slow tokenizer"):
         Renderer(SimpleNamespace(is_fast=False), Profile.default(), 600)
 
 
 def test_a_tokenizer_without_the_token_is_refused_with_what_to_do():
-    tokenizer = byte_tokenizer([])
-    with pytest.raises(
-        ValueError, match="no token '<|embed_token|>' .*train one with .*search_r3.json".replace("|", r"\|")
-    ):
+    tokenizer = byte_tokenizer(["<s>", "</s>", "<emb_token>"], [f"<unused{n}>" for n in range(20)], eos_token="</s>")
+    with pytest.raises(ValueError, match=re.escape("no token '<|embed_token|>'")) as raised:
         embed_token_id(tokenizer, "<|embed_token|>")
+    message = str(raised.value)
+    for part in (
+        "search-r3 init",
+        '"embed_token" in search_r3.json',
+        "train/sft.py",
+        "<emb_token>, <s>, </s>, <unused0>",
+    ):
+        assert part in message
+    assert "<unused8> and 11 more." in message
+    assert "<emb_token> is the token of MRE-T1 and CRE-T1 (Thought 1): its prompts are not known" in message
+    with pytest.raises(ValueError, match="the special tokens found are none") as raised:
+        embed_token_id(byte_tokenizer([]), "<|embed_token|>")
+    assert "MRE-T1" not in str(raised.value)
 
 
 # ---- profiles ------------------------------------------------------------------------------------------------------
@@ -360,6 +361,15 @@ def test_profiles_survive_saving_and_a_folder_without_one_gets_the_default(tmp_p
     profile.save(tmp_path)
     assert Profile.load(tmp_path) == profile
     assert Profile.load(tmp_path) != Profile.default()
+    decided = Profile(thinking=False, date="2024-02-29")
+    decided.save(tmp_path)
+    assert Profile.load(tmp_path) == decided
+
+
+def test_what_a_profile_leaves_undecided_is_not_part_of_its_identity():
+    """Checkpoints of before these keys keep their fingerprints, which hash this form."""
+    assert list(Profile.default().to_dict()) == ["embed_token", "reason", "direct", "instruction", "plain"]
+    assert Profile(thinking=False).to_dict() == Profile.default().to_dict() | {"thinking": False}
 
 
 @pytest.mark.parametrize(
@@ -367,7 +377,7 @@ def test_profiles_survive_saving_and_a_folder_without_one_gets_the_default(tmp_p
     [
         (
             '{"embed_tokn": "x"}',
-            "'embed_tokn', which no profile has. The valid keys are direct, embed_token, instruction",
+            "'embed_tokn', which no profile has. The valid keys are date, direct, embed_token",
         ),
         ("[1]", "must hold an object"),
         ('{"embed', "is not JSON"),
@@ -380,6 +390,10 @@ def test_profiles_survive_saving_and_a_folder_without_one_gets_the_default(tmp_p
         ('{"reason": {"system": "s", "reply": "{embed_token}"}}', "needs the slot '{reasoning}' exactly once"),
         ('{"instruction": "Query: "}', "needs the slot '{instruction}' exactly once"),
         ('{"plain": "{system} {text} {text}"}', "needs the slot '{text}' exactly once"),
+        ('{"thinking": "off"}', "'thinking' of a profile must be true, false or null, got 'off'"),
+        ('{"thinking": 0}', "'thinking' of a profile must be true, false or null, got 0"),
+        ('{"date": "8 Oct 2025"}', "'date' of a profile must be a day written as year-month-day"),
+        ('{"date": 2025}', "'date' of a profile must be a text, got 2025"),
     ],
 )
 def test_a_profile_that_would_lose_something_is_refused(tmp_path, content, message):

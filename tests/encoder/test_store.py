@@ -1,10 +1,7 @@
 """The store: rows are found again under their own settings only, and a kill costs one chunk at most."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -12,6 +9,8 @@ import numpy as np
 import pytest
 
 from search_r3_mteb.encoder.store import Store, StoredThought, fingerprint_of
+from tests.encoder.stored_files import files_of
+from tests.programs import started
 
 DIM = 4
 PRINT = "ab" * 32
@@ -28,18 +27,6 @@ def fill(store, texts, chunk=3):
     for start in range(0, len(todo), chunk):
         part = [texts[position] for position in todo[start : start + chunk]]
         store.append(part, vectors_of(part), [StoredThought(f"about {t}", [1, 2], True) for t in part], seconds=3.0)
-
-
-def files_of(folder):
-    """Every file's bytes, without the time that a chunk took."""
-    found = {}
-    for path in sorted(Path(folder).rglob("*")):
-        if path.is_file():
-            content = path.read_bytes()
-            if path.name == "chunk.json":
-                content = json.dumps({**json.loads(content), "seconds": None}).encode()
-            found[str(path.relative_to(folder))] = content
-    return found
 
 
 def test_lookup_returns_rows_in_the_order_asked_across_chunks_and_reopening(tmp_path):
@@ -136,8 +123,9 @@ def test_killed_at_any_write_and_started_again_gives_the_same_files(tmp_path, vi
     code = textwrap.dedent(KILLED).format(
         here=str(Path(__file__).parent), folder=str(tmp_path / "killed"), victim=victim, after=after
     )
-    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2])
-    assert done.returncode == -signal.SIGKILL
+    killed = started("-c", code)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
     assert files_of(tmp_path / "whole") != files_of(tmp_path / "killed")  # it did die in the middle
     store = Store(tmp_path / "killed", PRINT, "query", DIM)
     kept = 10 - len(store.missing(texts))
@@ -160,8 +148,8 @@ def test_two_writers_at_once_share_the_work_and_lose_nothing(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="asks for the process")
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     store = Store(tmp_path, PRINT, "query", DIM)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    dead = started("-c", "")
+    dead.communicate()
     host = __import__("search_r3_mteb.encoder.store", fromlist=["_host"])._host()
     for process in (dead.pid, os.getpid()):
         (store.folder / f".writing.{host}.{process}.0").mkdir()

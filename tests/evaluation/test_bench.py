@@ -15,6 +15,7 @@ from search_r3_mteb.evaluation import bench as module
 from search_r3_mteb.evaluation.bench_cases import BENCHMARKS, Case, cases
 from search_r3_mteb.evaluation.bench_memory import available, peak_bytes
 from search_r3_mteb.evaluation.bench_work import Subject
+from tests.programs import python
 
 only_on_linux = pytest.mark.skipif(not available(), reason="only Linux can reset a recorded peak")
 
@@ -114,8 +115,7 @@ import numpy as np
 from search_r3_mteb.evaluation.bench_memory import rise
 print(rise(lambda: np.ones(8 << 20).sum()), rise(lambda: [np.ones(1 << 20).sum() for _ in range(8)]))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    whole, parts = map(int, done.stdout.split())
+    whole, parts = map(int, python("-c", program).split())
     assert whole == pytest.approx(64 << 20, rel=0.1)
     assert parts < (64 << 20) / 2
 

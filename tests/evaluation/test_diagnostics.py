@@ -13,7 +13,6 @@ import torch
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.engine import Engine, Rollouts
-from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.evaluation.diagnosis_groups import BudgetRun, Measured, _bins, group_record, hop_groups, verdict
 from search_r3_mteb.evaluation.diagnosis_runs import DiagnosisPlan
@@ -24,17 +23,12 @@ from search_r3_mteb.evaluation.query_scorer import QueryScorer
 from search_r3_mteb.evaluation.reasoning_variants import embed_after, others, shuffled_words
 from search_r3_mteb.evaluation.tasks import resolve_task
 from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.evaluation.conftest import SHORT
+from tests.mteb_running import made_task
 
 WORDS = ["silver", "river", "garden", "stone", "winter", "harbour", "letter", "engine"]
-SHORT = Profile(reason=Template("think", "{reasoning}{embed_token}"), direct=Template("embed", "{embed_token}"))
 SETTINGS = {"max_reasoning_tokens": 8}
 PLAN = DiagnosisPlan(max_queries=None, rollouts=4, budgets=(0, 4), pools=(1, 2, 4))
-
-
-@pytest.fixture
-def checkpoint(make_model, tiny_tokenizer):
-    """The tiny random model with short prompts."""
-    return Checkpoint(model=make_model(), tokenizer=tiny_tokenizer, profile=SHORT, name="tests/short")
 
 
 @pytest.fixture
@@ -258,6 +252,24 @@ def test_quality_is_that_of_evaluate(checkpoint, beir, tmp_path):
         np.testing.assert_allclose(scorer.quality(vectors).ndcg_at_10, per_query(output, row), atol=1e-6)
 
 
+@pytest.mark.parametrize("copies", [5, 60, 300])
+def test_equal_scores_are_ordered_as_in_evaluate(checkpoint, tmp_path, copies):
+    """Documents of one text have one score; trec_eval puts the largest ids first, wherever they stand in the corpus."""
+    documents = [(f"d{n + 1:04d}", "", "the river is here") for n in range(copies)]
+    documents += [(f"x{n}", "About", f"a {word}") for n, word in enumerate(WORDS)]
+    queries = [("q0", "where is the river"), ("q1", "the river?")]
+    first, tenth = f"d{copies:04d}", f"d{max(copies - 9, 1):04d}"
+    qrels = {"test": [("q0", tenth, 1), ("q0", "d0001", 1), ("q1", first, 1), ("q1", "x3", 1)]}
+    write_beir(tmp_path / "equal", corpus=documents, queries=queries, qrels=qrels)
+    task, output = f"beir:{tmp_path / 'equal'}", tmp_path / "run"
+    [row] = evaluate([checkpoint], [task], "direct", output)
+    encoder = SearchR3Encoder(checkpoint, mode="direct", cache_folder=output / "store")
+    vectors = encoder.encode_query([text for _, text in queries])
+    found = QueryScorer(resolve_task(task), encoder).quality(vectors).ndcg_at_10
+    np.testing.assert_allclose(found, per_query(output, row), atol=1e-6)
+    assert found.min() > 0
+
+
 class Known:
     """An encoder whose vectors are known: every text names its own."""
 
@@ -269,23 +281,11 @@ class Known:
 
 
 def known_task(top_ranked=None, subsets=("default",)):
-    from datasets import Dataset
-
-    from search_r3_mteb.tasks.mteb_tasks import LocalRetrievalTask, _metadata
-
-    class Task(LocalRetrievalTask):
-        def load_data(self, num_proc=None, **kwargs):
-            self.dataset = {name: {"test": self.part()} for name in subsets}
-            self.data_loaded = True
-
-        def part(self):
-            texts = {"a": "1 0", "b": "0 1", "c": "1 1"}
-            corpus = Dataset.from_list([{"id": i, "title": "", "text": text} for i, text in texts.items()])
-            queries = Dataset.from_list([{"id": i, "text": f"query {i}"} for i in ("a", "q", "unjudged")])
-            relevant = {"a": {"b": 1, "c": 0}, "q": {"a": 1, "c": 2}, "unjudged": {}}
-            return {"corpus": corpus, "queries": queries, "relevant_docs": relevant, "top_ranked": top_ranked}
-
-    task = Task(_metadata("Known", "three documents", "1", "test", ["eng-Latn"], instruction="Find"))
+    documents = [{"id": i, "title": "", "text": text} for i, text in (("a", "1 0"), ("b", "0 1"), ("c", "1 1"))]
+    queries = [{"id": i, "text": f"query {i}"} for i in ("a", "q", "unjudged")]
+    relevant = {"a": {"b": 1, "c": 0}, "q": {"a": 1, "c": 2}, "unjudged": {}}
+    parts = dict.fromkeys(subsets, (documents, queries, relevant))
+    task = made_task("Known", parts, prompt="Find", top_ranked=top_ranked)
     task.ignore_identical_ids = True
     return task
 
@@ -545,32 +545,24 @@ def test_the_default_folder_names_task_and_model(checkpoint, beir, scripted, tmp
     assert Path(result["file"]).exists()
 
 
-def test_the_command_prints_the_verdict(checkpoint, beir, scripted, tmp_path, monkeypatch, capsys):
-    from search_r3_mteb import cli
+def test_the_command_prints_the_verdict(checkpoint, beir, scripted, tmp_path, call):
     from search_r3_mteb.encoder.checkpoints import save
 
     scripted()
     options = ["--rollouts", "2", "--max-queries", "6", "--max-reasoning-tokens", "40", "--set", "seed=5"]
     model, out = save(checkpoint, tmp_path / "told"), tmp_path / "out"
-    monkeypatch.setattr("sys.argv", ["search-r3"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["diagnose", "--model", str(model), "--task", f"beir:{beir}", "--output", str(out), *options])
-    shown = capsys.readouterr()
-    assert stopped.value.code == 0
+    code, shown, progress = call("diagnose", "--model", model, "--task", f"beir:{beir}", "--output", out, *options)
+    assert code == 0
     result = json.loads((out / "diagnose.json").read_text())
-    assert result["verdict"]["text"] in " ".join(shown.out.split())
+    assert result["verdict"]["text"] in " ".join(shown.split())
     assert "the reasoning matters and helps" in result["verdict"]["text"]
-    assert "all (6)" in shown.out
-    assert "rollout 2 of 2" in shown.err
+    assert "all (6)" in shown
+    assert "rollout 2 of 2" in progress
     assert (result["queries"], result["seed"], result["rollouts"]["seeds"]) == (6, 5, [5, 6])
     assert result["command"].startswith("search-r3 diagnose --model")
 
 
-def test_the_command_names_a_mistake(tmp_path, monkeypatch, capsys):
-    from search_r3_mteb import cli
-
-    monkeypatch.setattr("sys.argv", ["search-r3"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["diagnose", "--model", "bm25", "--task", "hopworld:500", "--output", str(tmp_path / "out")])
-    assert stopped.value.code == 2
-    assert "bm25 does not reason" in capsys.readouterr().err
+def test_the_command_names_a_mistake(tmp_path, call):
+    code, _, errors = call("diagnose", "--model", "bm25", "--task", "hopworld:500", "--output", tmp_path / "out")
+    assert code == 2
+    assert "bm25 does not reason" in errors

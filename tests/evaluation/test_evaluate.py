@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,11 @@ from search_r3_mteb.evaluation.queries import score
 from search_r3_mteb.evaluation.summary import hop_rows, identity, quality, replace_rows, table
 from search_r3_mteb.evaluation.systems import kind_of, open_systems, split_label
 from search_r3_mteb.evaluation.tasks import resolve_task
+from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.conftest import save_sentence_transformer
+from tests.dying import Killed
+from tests.mteb_running import made_task, mteb_scores
+from tests.programs import python, started
 
 KEYS = {"task", "split", "model", "mode", "ndcg_at_10", "recall_at_10", "queries", "documents"} | {
     "reasoning_tokens_per_query",
@@ -34,19 +37,15 @@ WORDS = ["silver", "river", "garden", "stone", "winter", "harbour", "letter", "e
 def beir(tmp_path):
     """24 documents, every third with a title, and 8 queries with one or two judgements."""
     folder = tmp_path / "little"
-    (folder / "qrels").mkdir(parents=True)
-    documents = [{"_id": f"d{n}", "text": f"the {WORDS[n % 8]} and the {WORDS[n // 3]} number {n}"} for n in range(24)]
-    for document in documents[::3]:
-        document["title"] = "About " + WORDS[int(document["_id"][1:]) % 8]
-    queries = [{"_id": f"q{n}", "text": f"where is the {WORDS[n]}"} for n in range(8)]
-    for name, rows in (("corpus", documents), ("queries", queries)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = [
-        "query-id\tcorpus-id\tscore",
-        *(f"q{n}\td{n}\t2" for n in range(8)),
-        *(f"q{n}\td{n + 8}\t1" for n in range(4)),
-    ]
-    (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
+    titles = ["" if n % 3 else f"About {WORDS[n % 8]}" for n in range(24)]
+    texts = [f"the {WORDS[n % 8]} and the {WORDS[n // 3]} number {n}" for n in range(24)]
+    judged = [(f"q{n}", f"d{n}", 2) for n in range(8)] + [(f"q{n}", f"d{n + 8}", 1) for n in range(4)]
+    write_beir(
+        folder,
+        corpus=[(f"d{n}", titles[n], texts[n]) for n in range(24)],
+        queries=[(f"q{n}", f"where is the {WORDS[n]}") for n in range(8)],
+        qrels={"test": judged},
+    )
     return folder
 
 
@@ -160,10 +159,6 @@ def test_ndcg_by_hand():
     assert found["r"]["ndcg_cut_10"] == 0.0
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
-
-
 @pytest.mark.parametrize("chunks", range(1, 10))
 def test_killed_at_any_chunk_and_started_again_gives_the_same_files(
     tiny_checkpoint, beir, tmp_path, monkeypatch, chunks
@@ -210,14 +205,14 @@ def test_kill_minus_9_again_and_again_gives_the_same_files(tiny_folder, beir, tm
     monkeypatch.setitem(CHUNK, "document", 8)
     evaluate([tiny_folder], [f"beir:{beir}"], output=tmp_path / "whole", settings=SETTINGS)
     killed = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLABLE, str(tiny_folder), str(beir), str(killed)]
+    command = ["-c", KILLABLE, tiny_folder, beir, killed]
     for wanted in (1, 3, 4, 7, 9):
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+        process = started(*command)
         while process.poll() is None and len(list(killed.glob("store/*/chunk-*"))) < wanted:
             time.sleep(0.005)
         process.kill()
-        process.wait()
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+        process.communicate()
+    python(*command)
     assert files_of(killed) == files_of(tmp_path / "whole")
 
 
@@ -272,24 +267,7 @@ def test_two_checkpoints_and_two_budgets_of_one_name_stand_side_by_side(tiny_che
 @pytest.fixture
 def sentence_transformers_folders(tiny_tokenizer, tmp_path):
     """Two ordinary models with different weights, in folders of the same name."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-    from transformers import BertConfig, BertModel
-
-    folders = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        base = tmp_path / f"base{seed}"
-        size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-        BertModel(BertConfig(vocab_size=384, initializer_range=0.5, **size)).save_pretrained(base)
-        tiny_tokenizer.save_pretrained(base)
-        folder = tmp_path / str(seed) / "encoder"
-        module = Transformer(str(base), max_seq_length=64)
-        SentenceTransformer(modules=[module, Pooling(32)], device="cpu").save_pretrained(str(folder))
-        folders.append(folder)
-    return folders
+    return [save_sentence_transformer(tiny_tokenizer, tmp_path / str(seed) / "encoder", seed) for seed in (0, 1)]
 
 
 def test_ordinary_models_of_one_folder_name_get_their_own_scores(
@@ -308,12 +286,21 @@ def test_ordinary_models_of_one_folder_name_get_their_own_scores(
     for row, folder in zip(rows, sentence_transformers_folders, strict=True):
         task, model = resolve_task(f"beir:{beir}"), SentenceTransformer(str(folder), device="cpu")
         monkeypatch.setattr(SentenceTransformer, "get_sentence_embedding_dimension", lambda self: 32)  # mteb's old name
-        own = mteb.evaluate(model, task, cache=None, co2_tracker=False, show_progress_bar=False)
-        assert row["ndcg_at_10"] == pytest.approx(own.task_results[0].scores["test"][0]["ndcg_at_10"], abs=1e-5)
-        raw = mteb.evaluate(model, task, cache=cache, co2_tracker=False, show_progress_bar=False)
-        trapped.append(raw.task_results[0].scores["test"][0]["ndcg_at_10"])
+        assert row["ndcg_at_10"] == pytest.approx(mteb_scores(model, task)["ndcg_at_10"], abs=1e-5)
+        trapped.append(mteb_scores(model, task, cache)["ndcg_at_10"])
     assert rows[0]["ndcg_at_10"] != rows[1]["ndcg_at_10"]
     assert trapped[0] == trapped[1]  # the trap is real: without an identity of its own the second is wrong
+
+
+def test_an_ordinary_model_that_needs_a_missing_library_is_refused(sentence_transformers_folders, beir, tmp_path):
+    folder = sentence_transformers_folders[0]
+    config = json.loads((folder / "config.json").read_text())
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (folder / "config.json").write_text(json.dumps(config | quantised))
+    with pytest.raises(
+        ValueError, match=r"encoder: sentence-transformers .* cannot load this folder: ImportError: .*bits"
+    ):
+        run([folder], [f"beir:{beir}"], tmp_path / "out")
 
 
 def test_an_exported_folder_reasons_and_scores_as_its_checkpoint(tiny_folder, beir, tmp_path):
@@ -374,33 +361,13 @@ def test_identical_ids_are_left_out_where_the_task_says_so(tiny_checkpoint, beir
 
 def test_subsets_count_alike(tmp_path):
     """A multilingual task: MTEB's score is the mean over its subsets, and ours must be the same."""
-    from datasets import Dataset
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.abstasks.task_metadata import TaskMetadata
-
-    class Languages(AbsTaskRetrieval):
-        metadata = TaskMetadata(
-            name="Languages",
-            description="two languages",
-            type="Retrieval",
-            category="t2t",
-            dataset={"path": "local/languages", "revision": "1"},
-            eval_splits=["test"],
-            eval_langs={"en": ["eng-Latn"], "de": ["deu-Latn"]},
-            main_score="ndcg_at_10",
-        )
-
-        def load_data(self, num_proc=None, **kwargs):
-            self.dataset = {}
-            for subset, count in (("en", 3), ("de", 6)):
-                corpus = [{"id": f"d{n}", "title": "", "text": f"{WORDS[n]} {WORDS[0]}"} for n in range(8)]
-                queries = [{"id": f"q{n}", "text": WORDS[n] if subset == "en" else "nichts"} for n in range(count)]
-                relevant = {f"q{n}": {f"d{n}": 1} for n in range(count)}
-                split = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
-                self.dataset[subset] = {"test": {**split, "relevant_docs": relevant, "top_ranked": None}}
-            self.data_loaded = True
-
-    [row] = run(["bm25"], [Languages()], tmp_path)
+    documents = [{"id": f"d{n}", "title": "", "text": f"{WORDS[n]} {WORDS[0]}"} for n in range(8)]
+    english = [{"id": f"q{n}", "text": WORDS[n]} for n in range(3)]
+    german = [{"id": f"q{n}", "text": "nichts"} for n in range(6)]
+    relevant = {f"q{n}": {f"d{n}": 1} for n in range(6)}
+    first_three = {query["id"]: relevant[query["id"]] for query in english}
+    task = made_task("Languages", {"en": (documents, english, first_three), "de": (documents, german, relevant)})
+    [row] = run(["bm25"], [task], tmp_path)
     [stored] = (tmp_path / "mteb").rglob("Languages.json")
     scores = [entry["ndcg_at_10"] for entry in json.loads(stored.read_text())["scores"]["test"]]
     assert len(scores) == 2

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search_r3_mteb.encoder.checkpoints import Checkpoint, save
+from search_r3_mteb.encoder.checkpoints import save
 from search_r3_mteb.encoder.engine import Engine
-from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.evaluation import reproduce as module
 from search_r3_mteb.evaluation.reproduce import (
     CLAIMS,
@@ -23,17 +22,11 @@ from search_r3_mteb.evaluation.reproduce import (
 )
 from search_r3_mteb.evaluation.significance import Difference, interval
 from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.mteb_running import made_task
 
-SHORT = Profile(reason=Template("think", "{reasoning}{embed_token}"), direct=Template("embed", "{embed_token}"))
 SETTINGS = {"max_reasoning_tokens": 4}
 WORDS = ["silver", "river", "garden", "stone", "winter", "harbour"]
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-
-
-@pytest.fixture
-def checkpoint(make_model, tiny_tokenizer):
-    """The tiny random model with short prompts."""
-    return Checkpoint(model=make_model(), tokenizer=tiny_tokenizer, profile=SHORT, name="tests/short")
 
 
 @pytest.fixture
@@ -156,41 +149,17 @@ def test_the_table_shows_claimed_and_measured(folder, beirs, tmp_path):
 
 def downloaded(languages=("en",), load=None):
     """What `mteb.get_task` would give: a task that is none of ours, in several languages."""
-    from datasets import Dataset
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.abstasks.task_metadata import TaskMetadata
-
-    several = len(languages) > 1
-    codes = {"en": ["eng-Latn"], "de": ["deu-Latn"]}
-
-    class MKQARetrieval(AbsTaskRetrieval):
-        metadata = TaskMetadata(
-            name="MKQARetrieval", dataset={"path": "tests/made", "revision": "1"}, description="made here",
-            type="Retrieval", category="t2t", modalities=["text"], eval_splits=["train"], main_score="ndcg_at_10",
-            eval_langs=codes if several else codes["en"],
-        )  # fmt: skip
-
-        def load_data(self, num_proc=None, **kwargs):
-            if load is not None:
-                load()
-            corpus = Dataset.from_list(
-                [{"id": f"d{n}", "title": "", "text": " ".join(p)} for n, p in enumerate(pairs())]
-            )
-            self.dataset = {}
-            for number, language in enumerate(languages):
-                count = 6 - 2 * number
-                texts = [{"id": f"q{n}", "text": f"{language}: {WORDS[n]}?"} for n in range(count)]
-                relevant = {f"q{n}": {f"d{6 * n}": 1} for n in range(count)}
-                part = {
-                    "corpus": corpus,
-                    "queries": Dataset.from_list(texts),
-                    "relevant_docs": relevant,
-                    "top_ranked": None,
-                }
-                self.dataset[language if several else "default"] = {"train": part}
-            self.data_loaded = True
-
-    return MKQARetrieval()
+    documents = [{"id": f"d{n}", "title": "", "text": " ".join(pair)} for n, pair in enumerate(pairs())]
+    subsets = {}
+    for number, language in enumerate(languages):
+        count = 6 - 2 * number
+        queries = [{"id": f"q{n}", "text": f"{language}: {WORDS[n]}?"} for n in range(count)]
+        relevant = {f"q{n}": {f"d{6 * n}": 1} for n in range(count)}
+        subsets[language if len(languages) > 1 else "default"] = (documents, queries, relevant)
+    task = made_task("MKQARetrieval", subsets, split="train")
+    if load is not None:
+        task.load_data = lambda *given, **named: load()
+    return task
 
 
 @pytest.fixture
@@ -325,19 +294,9 @@ def test_the_page_of_claims_has_every_claim_and_its_command():
         assert f"search-r3 reproduce --claim {claim.name}" in page
 
 
-def command(monkeypatch, capsys, *arguments):
-    from search_r3_mteb import cli
-
-    monkeypatch.setattr("sys.argv", ["search-r3"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["reproduce", *map(str, arguments)])
-    shown = capsys.readouterr()
-    return stopped.value.code, shown.out, shown.err
-
-
-def test_the_command_prints_claim_value_interval_and_verdict(folder, beirs, tmp_path, monkeypatch, capsys):
+def test_the_command_prints_claim_value_interval_and_verdict(folder, beirs, tmp_path, call):
     options = ["--model", folder, "--task-folder", f"scifact={beirs['scifact']}", "--output", tmp_path / "run"]
-    code, out, _ = command(monkeypatch, capsys, "--claim", "scifact", *options, "--max-reasoning-tokens", 4)
+    code, out, _ = call("reproduce", "--claim", "scifact", *options, "--max-reasoning-tokens", 4)
     [finding] = json.loads((tmp_path / "run" / "reproduce.json").read_text())
     assert code == 0
     assert finding["command"].startswith("search-r3 reproduce --claim scifact --model")
@@ -346,12 +305,12 @@ def test_the_command_prints_claim_value_interval_and_verdict(folder, beirs, tmp_
         assert text in flat
 
 
-def test_the_command_names_what_is_wrong(folder, tmp_path, monkeypatch, capsys):
+def test_the_command_names_what_is_wrong(folder, tmp_path, call):
     for options, message in (
         (["--claim", "scifakt"], "There is no claim scifakt"),
         (["--task-folder", "scifact"], "write CLAIM=PATH"),
         (["--claim", "mkqa", "--model", folder, "--task-folder", f"mkqa={tmp_path / 'nothing'}"], "nothing"),
     ):
-        code, _, err = command(monkeypatch, capsys, *options, "--output", tmp_path / "run")
+        code, _, err = call("reproduce", *options, "--output", tmp_path / "run")
         assert code == 2
         assert message in " ".join(err.split())

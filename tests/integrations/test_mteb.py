@@ -10,50 +10,19 @@ from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.identity import name_for_mteb
 from search_r3_mteb.encoder.inputs import read_batches
 from search_r3_mteb.integrations.mteb import register_models
+from tests.mteb_running import made_task, mteb_scores
 
 INSTRUCTION = "Ignore opinions"
 PROMPT = "Find the page"
 
 
-def make_task(name="TinyRetrieval", instruction=None, prompt=None):
+def make_task(instruction=None, prompt=None):
     """Twelve documents, two of them with a title, and six queries."""
-    from datasets import Dataset
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.abstasks.task_metadata import TaskMetadata
-
-    class Task(AbsTaskRetrieval):
-        metadata = TaskMetadata(
-            name=name,
-            description="tiny",
-            type="Retrieval",
-            category="t2t",
-            dataset={"path": "local/tiny", "revision": "v1"},
-            eval_splits=["test"],
-            eval_langs=["eng-Latn"],
-            main_score="ndcg_at_10",
-            prompt=prompt,
-        )
-
-        def load_data(self, num_proc=None, **kwargs):
-            corpus = [
-                {"id": f"d{n}", "title": "Cats" if n < 2 else "", "text": f"document number {n}"} for n in range(12)
-            ]
-            queries = [{"id": f"q{n}", "text": f"question {n}"} for n in range(6)]
-            if instruction:
-                queries = [{**query, "instruction": instruction} for query in queries]
-            self.dataset = {
-                "default": {
-                    "test": {
-                        "corpus": Dataset.from_list(corpus),
-                        "queries": Dataset.from_list(queries),
-                        "relevant_docs": {f"q{n}": {f"d{2 * n}": 1} for n in range(6)},
-                        "top_ranked": None,
-                    }
-                }
-            }
-            self.data_loaded = True
-
-    return Task()
+    documents = [{"id": f"d{n}", "title": "Cats" if n < 2 else "", "text": f"document number {n}"} for n in range(12)]
+    own = {"instruction": instruction} if instruction else {}
+    queries = [{"id": f"q{n}", "text": f"question {n}", **own} for n in range(6)]
+    relevant = {f"q{n}": {f"d{2 * n}": 1} for n in range(6)}
+    return made_task("TinyRetrieval", {"default": (documents, queries, relevant)}, prompt=prompt)
 
 
 def make_encoder(checkpoint, **settings):
@@ -62,8 +31,6 @@ def make_encoder(checkpoint, **settings):
 
 def prompts_of(encoder, task):
     """Every prompt that one evaluation runs, decoded."""
-    import mteb
-
     seen = []
     original = encoder.renderer.render_batch
 
@@ -73,7 +40,7 @@ def prompts_of(encoder, task):
         return rendered
 
     encoder.renderer.render_batch = spy
-    mteb.evaluate(encoder, task, cache=None, co2_tracker=False, show_progress_bar=False)
+    mteb_scores(encoder, task)
     return seen
 
 
@@ -156,10 +123,7 @@ def test_settings_that_the_result_cache_would_not_see_are_refused(tiny_checkpoin
 
 def score(encoder, cache):
     """Scores (five digits: what MTEB stores is rounded) of one evaluation."""
-    import mteb
-
-    results = mteb.evaluate(encoder, make_task(), cache=cache, co2_tracker=False, show_progress_bar=False)
-    scores = results.task_results[0].scores["test"][0]
+    scores = mteb_scores(encoder, make_task(), cache)
     return {key: round(value, 5) for key, value in scores.items() if key.startswith(("ndcg", "map", "mrr"))}
 
 

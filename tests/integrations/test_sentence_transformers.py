@@ -2,19 +2,22 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import search_r3_mteb
+from search_r3_mteb.atomic import put_back
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.integrations.sentence_transformers import export
+from tests.dying import Killed
+from tests.mteb_running import made_task, mteb_scores
+from tests.programs import python
 
 # Everything that could become a control token, lose the template's end, or break a shape.
 TEXTS = [
@@ -155,14 +158,90 @@ def test_lora_is_merged_and_the_callers_model_is_left_alone(make_model, tiny_tok
     assert np.array_equal(encoder.encode_query(TEXTS), before)
 
 
+@pytest.mark.filterwarnings("ignore:.*ied:UserWarning:peft.*")
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
+@pytest.mark.parametrize("where", ["head", "embedding"])
+def test_an_adapter_on_one_of_two_tied_matrices_is_exported_as_it_is(kind, where, make_model, tiny_tokenizer, tmp_path):
+    """peft merges it into both: documents were at cosine 0.3 to their source."""
+    from peft import LoraConfig, get_peft_model
+
+    names = {"qwen2": ("lm_head", "embed_tokens"), "gpt2": ("lm_head", "wte")}[kind]
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=[names[where != "head"]])
+    adapted = get_peft_model(make_model(kind), config).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in (p for p in adapted.parameters() if p.requires_grad):
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+    checkpoint = Checkpoint(adapted, tiny_tokenizer, Profile.default(), "tests/tied")
+    encoder = make_encoder(checkpoint)
+    assert_same_vectors(open_folder(export(encoder, tmp_path / "out")), encoder)
+    control = Checkpoint(copy.deepcopy(adapted).merge_and_unload(), tiny_tokenizer, Profile.default(), "tests/control")
+    query = encoder.encode_query(TEXTS) - make_encoder(control).encode_query(TEXTS)
+    assert np.abs(query).max() > 0.01, "control: peft's own merge is another model"
+
+
+def test_an_export_that_is_another_model_is_not_kept(encoder, folder, monkeypatch):
+    """What was exported before stays."""
+    from search_r3_mteb.integrations.transformers_model import SearchR3Model
+
+    weights = (folder / "model.safetensors").read_bytes()
+    real = SearchR3Model.save_pretrained
+
+    def damaged(self, place, *arguments, **keywords):
+        real(self, place, *arguments, **keywords)
+        with torch.no_grad():  # as if one tensor had not been saved; the source stays as it is
+            tensors = load_file(place / "model.safetensors")
+            tensors["causal.model.layers.1.mlp.up_proj.weight"].zero_()
+            save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchR3Model, "save_pretrained", damaged)
+        with pytest.raises(ValueError, match=r"The export search-r3 gives other vectors .* was not kept"):
+            export(encoder, folder)
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert [path.name for path in folder.parent.iterdir()] == ["search-r3"]
+    export(encoder, folder)
+
+
+@pytest.mark.parametrize(
+    "moment", ["before the old one is moved", "between the renames", "before the old one is removed"]
+)
+def test_a_killed_export_leaves_a_whole_folder(moment, encoder, folder, tmp_path, monkeypatch):
+    """The last three renames and removals of a replacement; whoever exports next finds what was left aside."""
+    (folder / "mark").write_text("the old one")
+    real, renamed = Path.rename, []
+
+    def rename(self, target):
+        renamed.append(self.name)
+        if len(renamed) == 1 + moment.startswith("between"):
+            raise Killed
+        return real(self, target)
+
+    def rmtree(*arguments, **keywords):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        if moment.endswith("removed"):
+            patch.setattr("shutil.rmtree", rmtree)
+        else:
+            patch.setattr(Path, "rename", rename)
+        with pytest.raises(Killed):
+            export(encoder, folder)
+    put_back(folder)
+    assert_same_vectors(open_folder(folder), encoder, TEXTS[:2])
+    assert (folder / "mark").exists() != moment.endswith("removed")
+    export(encoder, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["search-r3"]
+
+
 def test_seeded_sampling_and_dtype_are_kept(tiny_checkpoint, tmp_path):
     encoder = make_encoder(tiny_checkpoint, temperature=1.3, seed=7)
     model = open_folder(export(encoder, tmp_path / "out"))
     assert_same_vectors(model, encoder)
     greedy = make_encoder(tiny_checkpoint).encode_query(TEXTS)
     assert np.abs(model.encode_query(TEXTS) - greedy).max() > 0.01, "control: sampling changes vectors"
-    tiny_checkpoint.model.bfloat16()
-    half = open_folder(export(make_encoder(tiny_checkpoint), tmp_path / "half"))
+    saved = save(tiny_checkpoint, tmp_path / "saved")
+    half = open_folder(export(make_encoder(saved, dtype="bfloat16"), tmp_path / "half"))
     assert half[0].model.dtype == torch.bfloat16
     assert half.encode_document(["a"]).dtype == np.float32
     assert open_folder(tmp_path / "half", model_kwargs={"dtype": "float32"})[0].model.dtype == torch.float32
@@ -393,45 +472,12 @@ def test_similarity(model):
 @pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension`:FutureWarning")  # mteb uses the old name
 @pytest.mark.parametrize("prompt", [None, {"query": INSTRUCTION}])
 def test_mteb_gives_the_same_score(prompt, folder, encoder):
-    import mteb
-    from datasets import Dataset
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.abstasks.task_metadata import TaskMetadata
-
-    class Task(AbsTaskRetrieval):
-        metadata = TaskMetadata(
-            name="TinyRetrievalOfSentenceTransformers",
-            description="tiny",
-            type="Retrieval",
-            category="t2t",
-            dataset={"path": "local/tiny", "revision": "v1"},
-            eval_splits=["test"],
-            eval_langs=["eng-Latn"],
-            main_score="ndcg_at_10",
-            prompt=prompt,
-        )
-
-        def load_data(self, num_proc=None, **keywords):
-            corpus = [{"id": f"d{n}", "title": "Cats" if n < 4 else "", "text": f"document {n}"} for n in range(30)]
-            queries = [{"id": f"q{n}", "text": f"question {n}"} for n in range(8)]
-            self.dataset = {
-                "default": {
-                    "test": {
-                        "corpus": Dataset.from_list(corpus),
-                        "queries": Dataset.from_list(queries),
-                        "relevant_docs": {f"q{n}": {f"d{3 * n}": 1} for n in range(8)},
-                        "top_ranked": None,
-                    }
-                }
-            }
-            self.data_loaded = True
-
-    def score(subject):
-        # No cache: every local SentenceTransformer has the same identity in MTEB's.
-        result = mteb.evaluate(subject, Task(), cache=None, co2_tracker=False, show_progress_bar=False)
-        return result.task_results[0].scores["test"][0]
-
-    ours, expected = score(open_folder(folder, prompts=prompt)), score(encoder)
+    documents = [{"id": f"d{n}", "title": "Cats" if n < 4 else "", "text": f"document {n}"} for n in range(30)]
+    queries = [{"id": f"q{n}", "text": f"question {n}"} for n in range(8)]
+    relevant = {f"q{n}": {f"d{3 * n}": 1} for n in range(8)}
+    task = made_task("TinyRetrieval", {"default": (documents, queries, relevant)}, prompt=prompt)
+    # No cache: every local SentenceTransformer has the same identity in MTEB's.
+    ours, expected = (mteb_scores(model, task) for model in (open_folder(folder, prompts=prompt), encoder))
     assert 0 < expected["ndcg_at_10"] < 1
     for name in ("ndcg_at_10", "recall_at_10", "map_at_100"):
         assert ours[name] == pytest.approx(expected[name], abs=1e-6)
@@ -522,19 +568,8 @@ print("REPORT" + json.dumps({{"model": [model.encode_query(texts).tolist(), mode
 
 def run_script(script, tmp_path, *arguments):
     """The script's report, from a process of its own whose hub folders are empty."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    assert "REPORT" in done.stdout, done.stderr[-3000:]
-    return json.loads(done.stdout.split("REPORT")[1])
+    said = python("-c", script, *arguments, timeout=300, HF_HUB_OFFLINE=1, HF_HOME=tmp_path / "hub")
+    return json.loads(said.split("REPORT")[1])
 
 
 def test_without_registration_the_librarys_error_and_with_the_folders_code_the_model(folder, encoder, tmp_path):

@@ -99,7 +99,8 @@ class FakeRuns:
     def peers(self) -> Path:
         """Published scores in the columns of the project's peers file: nine models on SciFact and on CosQA."""
         lines = [
-            "model,revision,task,dataset_revision,mteb_version,split,subset,main_score,ndcg_at_10,mrr_at_10,recall_at_10"
+            "model,revision,task,dataset_revision,mteb_version,split,subset,main_score,"
+            "ndcg_at_10,mrr_at_10,recall_at_10"
         ]
         for task, revision in (("SciFact", "s1"), ("CosQA", "c1")):
             for rank in range(9):

@@ -4,11 +4,8 @@ import pytest
 import yaml
 
 from search_r3_mteb.report.model_card import (
-    DataSource,
     Facts,
-    exported_facts,
     facts_of_run,
-    read_facts,
     write_model_card,
 )
 
@@ -67,7 +64,7 @@ def test_the_card_of_a_training_run(runs):
         assert expected in text, expected
     assert "KL divergence" not in text  # its weight is 0
     assert "triplet" not in text.split("<details>")[0]
-    assert read_facts(runs.root / "model") == facts
+    assert json.loads((runs.root / "model" / "model_card.json").read_text())["config"] == facts.config == CONFIG
 
 
 def test_results_stand_in_the_header_and_in_the_table(tmp_path):
@@ -97,24 +94,6 @@ def test_a_card_without_results_says_so(tmp_path):
     assert body.count("Not recorded.") == 2
 
 
-def test_an_export_keeps_the_facts_of_its_source(tmp_path):
-    source, export = tmp_path / "source", tmp_path / "export"
-    source.mkdir()
-    export.mkdir()
-    facts, _, _ = card(
-        source, data=(DataSource("pairs", 10, 1.0, "MIT"),), losses=("InfoNCE",), max_reasoning_tokens=32
-    )
-    kept = exported_facts(source, name="nano-st", license="Apache-2.0", max_reasoning_tokens=64)
-    assert (kept.data, kept.losses, kept.results) == (facts.data, facts.losses, facts.results)
-    text = write_model_card(export, kept).read_text()
-    assert "from search_r3_mteb import SentenceTransformer" in text
-    assert "at most 64 tokens" in text
-    assert "library_name: sentence-transformers" in text
-    assert "licence: MIT" in text
-    unknown = exported_facts(export.parent, name="x", license="MIT")
-    assert (unknown.stage, unknown.data) == ("exported", ())
-
-
 def test_no_machine_path_in_a_card(runs):
     base = runs.root / "base-model"
     base.mkdir()
@@ -132,6 +111,3 @@ def test_errors(tmp_path, runs):
         write_model_card(tmp_path, Facts("a", "", "sft"))
     with pytest.raises(FileNotFoundError, match=r"config\.toml is missing"):
         facts_of_run(runs.training("run", "sft"), name="a", license="MIT")
-    (tmp_path / "model_card.json").write_text(json.dumps(["no facts"]))
-    with pytest.raises(ValueError, match="holds no facts"):
-        read_facts(tmp_path)

@@ -16,6 +16,7 @@ from results.mini.mini_data import key_terms, make, make_trace, with_traces, wor
 from results.mini.mini_start import causal_bert
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import save
+from search_r3_mteb.tasks.beir_folder import write_beir
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +131,12 @@ def data(tmp_path):
     with gzip.open(folder / "pairs" / "query_subqueries.jsonl.gz", "wt") as stream:
         stream.write(json.dumps({"query": "river or lake?", "subqueries": ["a river", "a lake"]}) + "\n")
     for name, split in (("scifact", "train"), ("cosqa", "dev")):
-        (folder / name / "qrels").mkdir(parents=True)
-        documents = [{"_id": f"d{n}", "title": f"T{n}", "text": f"text {n}"} for n in range(20)]
-        (folder / name / "corpus.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
-        queries = [{"_id": f"q{n:02}", "text": f"query {n}"} for n in range(21)]
-        (folder / name / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
-        lines = "".join(f"q{n:02}\td{n}\t1\n" for n in range(20))
-        (folder / name / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
-        (folder / name / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq20\td0\t1\n")
+        write_beir(
+            folder / name,
+            corpus=[(f"d{n}", f"T{n}", f"text {n}") for n in range(20)],
+            queries=[(f"q{n:02}", f"query {n}") for n in range(21)],
+            qrels={split: [(f"q{n:02}", f"d{n}", 1) for n in range(20)], "test": [("q20", "d0", 1)]},
+        )
     return folder
 
 

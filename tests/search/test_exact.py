@@ -8,10 +8,7 @@ import pytest
 from search_r3_mteb.search import exact as module
 from search_r3_mteb.search.exact import exact_search
 from search_r3_mteb.search.storage import STORAGES, numpy_dtype, pack, rounding, unpack
-
-
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+from tests.vectors import unit
 
 
 def clustered(n, dim=16, seed=0, width=0.05):

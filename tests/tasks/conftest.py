@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.mteb_running import mteb_scores
+
 BUCKETS = 4096
 
 
@@ -41,12 +43,5 @@ def hash_encoder() -> Callable[..., Any]:
 
 @pytest.fixture
 def evaluate() -> Callable[..., dict[str, Any]]:
-    """evaluate(encoder, task) -> the score dict of its one split."""
-    import mteb
-
-    def run(encoder, task, cache=None):
-        result = mteb.evaluate(encoder, task, cache=cache, co2_tracker=False, show_progress_bar=False)
-        (scores,) = result.task_results[0].scores.values()
-        return scores[0]
-
-    return run
+    """evaluate(encoder, task, cache=None) -> the score dict of its one split."""
+    return mteb_scores

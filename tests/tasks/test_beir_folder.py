@@ -9,6 +9,7 @@ from search_r3_mteb import BeirFolder
 from search_r3_mteb.tasks import beir_folder
 from search_r3_mteb.tasks.beir_folder import Document, Judgement, Query
 from search_r3_mteb.tasks.hopworld import SPLITS, HopWorld
+from tests.tasks.conftest import bag_of_words
 
 CORPUS = [
     {"_id": "d1", "title": "Rivers", "text": "the nile is a river"},
@@ -130,8 +131,20 @@ def test_not_utf8_and_damaged_gzip(folder):
         ("h\th\ts\nq1\td1\t0.5\n", r"line 2: relevance must be an integer, got '0\.5'"),
         ("h\th\ts\nq1\td1\t1\nq1\td1\t2\n", "line 3: judges 'q1', 'd1' 2, an earlier row judged it 1"),
         ("h\th\ts\nq9\td1\t1\n", "line 2: judges query 'q9', which the queries file does not have"),
-        ("h\th\ts\nq1\td9\t1\n", "line 2: judges document 'd9', which the corpus file does not have"),
+        ("h\th\ts\nq1\td9\t1\n", r"none of 1 relevant judgements names a document of the corpus \(first: 'd9'\)"),
+        ("h\th\ts\nq1\td1\t1\nq2\td2 \t1\n", "query 'q2' is judged with document 'd2 '; the corpus has it without"),
+        ("h\th\ts\nq1\td1\t0\n", "judges no document relevant .above 0., so every score would be 0"),
         ("h\th\ts\n", "split 'test' judges no query"),
+        ("h\th\ts\nq1\td1\t+-1\n", r"test\.tsv, line 2: relevance must be an integer, got '\+-1'"),
+        ("h\th\ts\nq1\td1\t1\nq2\td2\t-+2\n", r"test\.tsv, line 3: relevance must be an integer, got '-\+2'"),
+        ("h\th\ts\nq1\td1\t\u0663\n", "line 2: relevance must be an integer"),
+        (f"h\th\ts\nq1\td1\t{10**9}\n", "line 2: relevance must be an integer"),
+        ("q1\td1\t+-1\nq2\td2\t1\n", "line 1: the header row .* is missing"),
+        ("q1\td1\t1.0\nq2\td2\t1\n", "line 1: the header row .* is missing"),
+        ("corpus-id\tquery-id\tscore\nd1\tq1\t1\n", "line 1: the header names corpus-id, query-id, score, but columns"),
+        ("Doc_ID\tQuery_ID\tRel\nd1\tq1\t1\n", "line 1: the header names Doc_ID, Query_ID, Rel, but columns are read"),
+        ("query-id\tscore\tcorpus-id\nq1\t1\td1\n", "line 1: the header names query-id, score, corpus-id, but columns"),
+        ("docid\tq\tscore\nd1\tq1\t1\n", "line 1: the header names docid, q, score"),
     ],
 )
 def test_bad_judgements(folder, rows, message):
@@ -285,3 +298,122 @@ def test_writing_again_is_fine_writing_over_another_task_is_not(tmp_path, folder
     path = folder(qrels={"validation": QRELS})
     with pytest.raises(FileExistsError, match=r"holds 'qrels/validation\.tsv', which would not belong"):
         HopWorld(500).write_beir(path)
+
+
+@pytest.mark.parametrize(
+    "header", ["query-id\tcorpus-id\tscore", "qid\tpid\tlabel", "Query ID\tDoc ID\tRelevance", "a\tb\tc"]
+)
+def test_headers_in_the_right_order_are_read(folder, header):
+    path = folder(qrels={"test": f"{header}\nq1\td1\t+1\nq2\td2\t -1 \n"})
+    assert beir_folder.read_relevance(path) == {"q1": {"d1": 1}, "q2": {"d2": -1}}
+
+
+def test_exchanged_columns_of_equal_ids_do_not_go_unnoticed(folder):
+    """With numbers as ids on both sides every exchanged row names a known query and a known document."""
+    rows = [{"_id": str(n), "text": f"text {n}"} for n in range(4)]
+    with pytest.raises(ValueError, match="the header names corpus-id, query-id, score"):
+        BeirFolder(
+            folder(corpus=rows, queries=rows, qrels={"test": "corpus-id\tquery-id\tscore\n2\t1\t1\n"})
+        ).load_data()
+    good = folder("good", rows, rows, {"test": "query-id\tcorpus-id\tscore\n1\t2\t1\n"})
+    assert beir_folder.read_relevance(good) == {"1": {"2": 1}}
+
+
+# ---- ArguAna: documents that the corpus lacks, and queries that are documents ----------------------------------------
+
+
+def arguana(folder, **changed):
+    """Two arguments and what is said against each, a judged document that is not there, and queries as documents."""
+    pairs = [("trains", "trains are cleaner than cars"), ("homework", "homework teaches children discipline")]
+    corpus = [{"_id": f"{name}-pro", "title": "", "text": text} for name, text in pairs]
+    corpus += [{"_id": f"{name}-con", "title": name, "text": f"against {text}"} for name, text in pairs]
+    queries = [{"_id": f"{name}-pro", "text": text} for name, text in pairs] + [{"_id": "q3", "text": "speech is free"}]
+    qrels = "query-id\tcorpus-id\tscore\n" + "".join(f"{name}-pro\t{name}-con\t1\n" for name, _ in pairs)
+    qrels += "homework-pro\tlost-1\t1\nq3\tlost-2\t1\nq3\ttrains-con\t0\nq3\tlost-3\t0\n"
+    return folder(**{"name": "arguana", "corpus": corpus, "queries": queries, "qrels": {"test": qrels}, **changed})
+
+
+def test_judged_documents_that_the_corpus_lacks_are_scored_as_by_others(folder, hash_encoder, evaluate, caplog):
+    import pytrec_eval
+    from beir.datasets.data_loader import GenericDataLoader
+    from beir.retrieval.evaluation import EvaluateRetrieval
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    path = arguana(folder)
+    task = BeirFolder(path, ignore_identical_ids=True)
+    ours = evaluate(hash_encoder(), task)
+    assert task.unreachable == 2
+    [message] = [record.getMessage() for record in caplog.records if "corpus lacks" in record.getMessage()]
+    assert "2 of 4 relevant judgements name documents that the corpus lacks" in message
+    assert "(first: query 'homework-pro', document 'lost-1')" in message
+    # The same ranking by pytrec_eval and by BEIR on what BEIR reads, and by MTEB on a task of its own.
+    corpus, queries, qrels = GenericDataLoader(str(path)).load("test")
+    words = {id_: bag_of_words(f"{each['title']} {each['text']}") for id_, each in corpus.items()}
+    run = {
+        query: {id_: float(bag_of_words(text) @ vector) for id_, vector in words.items() if id_ != query}
+        for query, text in queries.items()
+    }
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
+    expected = sum(each["ndcg_cut_10"] for each in theirs.values()) / 3
+    assert 0.4 < expected < 0.6  # by hand: 1, 1 / (1 + 1 / log2(3)), 0
+    assert expected == pytest.approx((1 + 1 / 1.6309298 + 0) / 3, abs=1e-5)
+    assert ours["ndcg_at_10"] == pytest.approx(expected, abs=1e-5)
+    assert EvaluateRetrieval.evaluate(qrels, run, [10])[0]["NDCG@10"] == pytest.approx(expected, abs=1e-5)
+
+    class MtebsOwn(AbsTaskRetrieval):
+        metadata = task.metadata.model_copy(update={"name": "MtebsOwn"})
+        ignore_identical_ids = True
+
+        def load_data(self, num_proc=None, **kwargs):
+            from datasets import Dataset
+
+            documents = Dataset.from_list([{"id": id_, **each} for id_, each in corpus.items()])
+            asked = Dataset.from_list([{"id": id_, "text": text} for id_, text in queries.items()])
+            split = {"corpus": documents, "queries": asked, "relevant_docs": qrels, "top_ranked": None}
+            self.dataset, self.data_loaded = {"default": {"test": split}}, True
+
+    assert evaluate(hash_encoder(), MtebsOwn())["ndcg_at_10"] == ours["ndcg_at_10"]
+
+
+def test_a_whole_corpus_brings_no_warning(folder, caplog):
+    task = BeirFolder(folder(corpus=CORPUS[:2] + CORPUS[3:]))
+    task.load_data()
+    assert task.unreachable == 0
+    assert caplog.records == []
+
+
+def test_queries_that_are_documents_bring_a_warning_that_names_the_option(folder, caplog):
+    path = arguana(folder)
+    BeirFolder(path).load_data()
+    [message] = [record.getMessage() for record in caplog.records if "same id and text" in record.getMessage()]
+    assert message.startswith("beir-arguana-")
+    assert "2 of 3 queries are documents of the same id and text" in message
+    assert f"beir:{path}:ignore_identical_ids, or BeirFolder(..., ignore_identical_ids=True)" in message
+    caplog.clear()
+    BeirFolder(path, ignore_identical_ids=True).load_data()
+    assert "same id and text" not in caplog.text
+    assert "leaves out" not in caplog.text
+
+
+def test_ids_that_are_equal_by_chance_bring_a_warning_where_they_are_left_out(folder, caplog):
+    rows = [{"_id": str(n), "text": f"text {n}"} for n in range(4)]
+    asked = [{"_id": str(n), "text": f"question {n}"} for n in range(4)]
+    path = folder(corpus=rows, queries=asked, qrels={"test": "query-id\tcorpus-id\tscore\n1\t2\t1\n"})
+    BeirFolder(path).load_data()
+    assert caplog.records == []
+    BeirFolder(path, ignore_identical_ids=True).load_data()
+    assert "leaves out 1 documents that have a query's id but not its text" in caplog.text
+
+
+def test_the_option_is_set_on_the_command_line(folder, tmp_path):
+    from search_r3_mteb.evaluation.evaluate import evaluate as run
+    from search_r3_mteb.evaluation.tasks import resolve_task
+
+    path = arguana(folder)
+    plain, ignoring = f"beir:{path}", f"beir:{path}:ignore_identical_ids"
+    assert not resolve_task(plain).ignore_identical_ids
+    assert resolve_task(ignoring).ignore_identical_ids
+    assert resolve_task(ignoring, "test").metadata.name == BeirFolder(path, ignore_identical_ids=True).metadata.name
+    first, second = run(["bm25"], [plain, ignoring], "direct", tmp_path / "run")
+    assert first["ndcg_at_10"] < second["ndcg_at_10"]
+    assert first["unreachable_judgements"] == second["unreachable_judgements"] == 2

@@ -3,14 +3,13 @@
 import hashlib
 import itertools
 import re
-import subprocess
-import sys
 
 import pytest
 
 from search_r3_mteb.tasks.hopworld import HOPS, SPLITS, HopWorld, hops_of
 from search_r3_mteb.tasks.hopworld_language import PHRASINGS, RELATIONS
 from search_r3_mteb.tasks.hopworld_names import BOOK, CITY, COMPANY, COUNTRY, PERSON, entity_name, name_words
+from tests.programs import loaded_after
 
 ENTITY_KINDS = (PERSON, BOOK, COMPANY, CITY, COUNTRY)
 
@@ -262,13 +261,8 @@ def test_unknown_split_and_hop_count(world):
 HEAVY = ["torch", "mteb", "transformers", "faiss", "datasets", "sentence_transformers", "pandas"]
 
 
-def loaded_by(statement):
-    code = f"import sys; {statement}; print([m for m in {HEAVY!r} if m in sys.modules])"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
 def test_tasks_import_light():
     modules = ", ".join(f"search_r3_mteb.tasks.{name}" for name in ("hopworld", "stdlib", "beir_folder"))
-    assert loaded_by(f"import {modules}") == "[]"
+    assert not loaded_after(f"import {modules}", HEAVY)
     # Negative control: the same question sees a heavy import.
-    assert "mteb" in loaded_by("from search_r3_mteb.tasks.mteb_tasks import HopWorldTask")
+    assert "mteb" in loaded_after("from search_r3_mteb.tasks.mteb_tasks import HopWorldTask", HEAVY)

@@ -7,9 +7,6 @@ python loop_worker.py processes STAGE FOLDER MODEL       two gloo processes, one
 import contextlib
 import json
 import os
-import random
-import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -17,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.train.forking import forked, wait
+from tests.programs import free_port, launched
+from tests.train.forking import forked, kill_and_resume, together, wait
 from tests.train.loops import (
     StoppedError,
     cache_arrays,
@@ -25,6 +23,7 @@ from tests.train.loops import (
     largest_difference,
     recording,
     rl_config,
+    same_weights,
     sft_config,
     stop_after,
     weights,
@@ -53,19 +52,11 @@ def life(stage, folder, model):
         train(stage, settings(stage, folder, model))
 
 
-def steps_saved(folder):
-    found = sorted((folder / "checkpoints").glob("step-*")) if (folder / "checkpoints").exists() else []
-    return int(found[-1].name[5:]) if found else 0
-
-
 def same(stage, a, b):
     """Which of the things that a run leaves behind are equal, bit for bit."""
-    one, other = weights(a / "last"), weights(b / "last")
     found = {
-        "weights": one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one),
-        "best": all(
-            torch.equal(x, y) for x, y in zip(weights(a / "best").values(), weights(b / "best").values(), strict=True)
-        ),
+        "weights": same_weights(a / "last", b / "last"),
+        "best": same_weights(a / "best", b / "best"),
         "log": events(a) == events(b),
     }
     if stage == "rl":
@@ -80,56 +71,27 @@ def kills(stage, folder, model, count):
     if wait(forked(lambda: life(stage, folder / "whole", model))):
         raise SystemExit("the uninterrupted run failed")
     whole = time.perf_counter() - began
-    draw, died, at, run = random.Random(7), 0, [], 0
-    equal = []
-    while died < count or steps_saved(folder / f"killed-{run}"):
-        here = folder / f"killed-{run}"
-        pid = forked(lambda here=here: life(stage, here, model))
-        if died < count:
-            # Longer with every life that saved nothing: a slow machine must not stand still.
-            time.sleep(draw.uniform(0, 0.8 * whole))
-            os.kill(pid, signal.SIGKILL)
-        code = wait(pid)
-        if code == -signal.SIGKILL:
-            died += 1
-            at.append(steps_saved(here))
-        elif code == 0:
-            equal.append(same(stage, here, folder / "whole"))
-            run += 1  # finished: the next kills meet another run
-        else:
-            raise SystemExit(f"a resumed life failed with {code}")
-    print(json.dumps({"kills": died, "steps_at_death": at, "runs": len(equal), "equal": equal}))
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    at, runs = kill_and_resume(
+        lambda run: life(stage, folder / f"killed-{run}", model),
+        count, 0.8 * whole, lambda run: folder / f"killed-{run}/checkpoints", seed=7,
+    )  # fmt: skip
+    equal = [same(stage, folder / f"killed-{run}", folder / "whole") for run in range(runs)]
+    print(json.dumps({"kills": len(at), "steps_at_death": at, "runs": runs, "equal": equal}))
 
 
 def member(rank, size, port, action):
     """Set the environment of torchrun in this process, then act."""
     if size > 1:
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
+        os.environ |= launched(rank, size, port)
     with Path(os.devnull).open("w") as sink, contextlib.redirect_stdout(sink):
         action(rank)
     if size > 1:
         torch.distributed.destroy_process_group()
 
 
-def together(size, action):
+def launch(size, action):
     port = free_port()
-    members = [forked(lambda rank=rank: member(rank, size, port, action)) for rank in range(size)]
-    while members:
-        pid, status = os.wait()
-        members.remove(pid)
-        if os.waitstatus_to_exitcode(status):  # the others would wait for it
-            for left in members:
-                os.kill(left, signal.SIGKILL)
-            raise SystemExit(f"a run on {size} processes failed")
+    together(size, lambda rank: member(rank, size, port, action))
 
 
 def processes(stage, folder, model):
@@ -148,10 +110,10 @@ def processes(stage, folder, model):
 
         return action
 
-    together(1, run("one"))
-    together(2, run("two"))
-    together(2, run("taken", until=2))
-    together(1, run("taken"))
+    launch(1, run("one"))
+    launch(2, run("two"))
+    launch(2, run("taken", until=2))
+    launch(1, run("taken"))
     gradients = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in ("one-0", "two-0", "two-1")}
     numbers = ("loss", "infonce", "reply", "policy", "contrastive", "reward", "entropy", "length", "gradient_norm")
     logs = {name: events(folder / name, "step") for name in ("one", "two", "taken")}

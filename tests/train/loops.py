@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import torch
+
 from train.config.loading import load_config
 from train.config.stages import RlConfig, SftConfig
 from train.run.run import Run
@@ -156,6 +158,12 @@ def weights(folder):
     return load_file(
         next(p for p in (folder / "model.safetensors", folder / "adapter_model.safetensors") if p.exists())
     )
+
+
+def same_weights(one, other):
+    """Whether two exported models are equal, bit for bit."""
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def cache_arrays(folder, step):

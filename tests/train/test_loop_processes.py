@@ -1,23 +1,18 @@
 """Both loops in processes of their own: killed and resumed, and two that share the work of one."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.train.loops import EVALUATION, RL, SFT
+from tests.programs import python
+from tests.train.loops import EVALUATION, RL, SFT, events
 
 WORKER = Path(__file__).with_name("loop_worker.py")
 
 
 def work(*arguments):
-    done = subprocess.run(
-        [sys.executable, str(WORKER), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(python(WORKER, *arguments, timeout=3600).splitlines()[-1])
 
 
 def check_kills(found, count):
@@ -63,22 +58,9 @@ def test_accelerate_launch(tmp_path, trained, stage):
     """The command that users type."""
     text = SFT if stage == "sft" else RL.replace("MODEL", str(trained / "last"))
     (tmp_path / "tiny.toml").write_text(text + EVALUATION)
-    root = Path(__file__).parents[2]
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    program = [str(root / f"train/{stage}.py"), "--config", str(tmp_path / "tiny.toml")]
-    command = [*launch, *program, "--set", f"output.folder={tmp_path / 'run'}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
-    assert done.returncode == 0, done.stderr[-3000:]
-    steps = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    assert [event["step"] for event in steps if event["event"] == "step"] == [1, 2, 3]
+    program = [f"train/{stage}.py", "--config", tmp_path / "tiny.toml", "--set", f"output.folder={tmp_path / 'run'}"]
+    python(*launch, *program)
+    assert [event["step"] for event in events(tmp_path / "run", "step")] == [1, 2, 3]
     assert (tmp_path / "run/last/model.safetensors").exists()

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
+from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.train.loops import (
     FORCED,
     LORA,
@@ -15,6 +15,7 @@ from tests.train.loops import (
     events,
     largest_difference,
     rl_config,
+    same_weights,
     train_until,
     weights,
 )
@@ -33,8 +34,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, model, monkeyp
         file.write('{"step": 4, "query": "\u2028 twice"}\n{"step": 4, "qu')
     train(make())
     assert events(tmp_path / "stopped") == events(tmp_path / "whole")
-    a, b = weights(tmp_path / "stopped/last"), weights(tmp_path / "whole/last")
-    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert same_weights(tmp_path / "stopped/last", tmp_path / "whole/last")
     read = lambda name: (tmp_path / name / "rollouts.jsonl").read_text()  # noqa: E731
     assert read("stopped") == read("whole")
     (arrays, scalars), (others, other_scalars) = (cache_arrays(tmp_path / n, 4) for n in ("stopped", "whole"))
@@ -46,8 +46,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, model, monkeyp
 def test_evaluation_and_audits_change_nothing_that_is_learned(tmp_path, model):
     train(rl_config(tmp_path / "watched", model, "evaluate.every=1", evaluation=True))
     train(rl_config(tmp_path / "not", model, "evaluate.modes=['direct', 'reason']"))
-    a, b = weights(tmp_path / "watched/last"), weights(tmp_path / "not/last")
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert same_weights(tmp_path / "watched/last", tmp_path / "not/last")
 
 
 @pytest.mark.parametrize("policy", ["none", "random", "local", "random+map", "local+map", "full"])
@@ -161,18 +160,9 @@ def test_lora_runs_and_its_folder_loads(tmp_path):
 def test_prompts_from_jsonl_and_from_beir(tmp_path, model):
     """Graded judgements, titles, and a row without ids."""
     beir = tmp_path / "beir"
-    (beir / "qrels").mkdir(parents=True)
     documents = [("d1", "Rivers", "water that flows"), ("d2", "", "hard and grey"), ("d3", "Birds", "they fly")]
-    (beir / "corpus.jsonl").write_text(
-        "".join(json.dumps({"_id": i, "title": title, "text": text}) + "\n" for i, title, text in documents)
-    )
-    (beir / "queries.jsonl").write_text(
-        "".join(json.dumps({"_id": f"q{i}", "text": f"query {i}"}) + "\n" for i in range(4))
-    )
     judged = [("q0", "d1", 2), ("q0", "d2", 1), ("q1", "d2", 1), ("q2", "d3", 1), ("q3", "d1", 0), ("q3", "d3", 1)]
-    (beir / "qrels/train.tsv").write_text(
-        "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{r}\n" for q, d, r in judged)
-    )
+    write_beir(beir, corpus=documents, queries=[(f"q{i}", f"query {i}") for i in range(4)], qrels={"train": judged})
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"query": f"text {i}", "positive": f"answer {i}"}) + "\n" for i in range(4)))
     sources = f'[[data.sources]]\nkind = "beir"\npath = "{beir}"\n[[data.sources]]\nkind = "jsonl"\npath = "{rows}"\n'

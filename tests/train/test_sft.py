@@ -13,6 +13,7 @@ from tests.train.loops import (
     events,
     largest_difference,
     recorded_gradients,
+    same_weights,
     sft_config,
     train_until,
     weights,
@@ -160,14 +161,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch, o
         file.write('{"event": "step", "step": 3, "loss": 99}\n{"event": "st')
     train(make("stopped"))
     assert events(tmp_path / "stopped") == events(tmp_path / "whole")
-    a, b = weights(tmp_path / "stopped/last"), weights(tmp_path / "whole/last")
-    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert same_weights(tmp_path / "stopped/last", tmp_path / "whole/last")
     seconds = [json.loads(line).get("seconds") for line in (tmp_path / "stopped/log.jsonl").read_text().splitlines()]
     steps = [value for value in seconds if value is not None]
     assert steps == sorted(steps)
     train(make("unwatched", "evaluate.every=0", "evaluate.max_queries=2"))
-    c = weights(tmp_path / "unwatched/last")
-    assert all(torch.equal(a[name], c[name]) for name in a), "evaluation changed what was learned"
+    assert same_weights(tmp_path / "stopped/last", tmp_path / "unwatched/last"), "evaluation changed what was learned"
 
 
 def test_nan_stops_the_run_and_leaves_the_batch(tmp_path, monkeypatch):
@@ -325,3 +324,23 @@ def test_columns_run_in_one_order_so_that_replies_come_last(tmp_path):
     step = SupervisedStep(run, run.config.loss, run.config.optimization.mini_batch_size)
     columns, _ = step.prepare(run.data.next_batch())
     assert list(columns) == ["documents", "direct", "reason"]
+
+
+def test_a_model_that_loads_as_another_is_not_kept(tmp_path, monkeypatch):
+    """What a run writes is loaded again and compared; here a weight changes while it is written."""
+    from search_r3_mteb.encoder import merging
+
+    real = merging.save
+
+    def damaged(checkpoint, folder):
+        with torch.no_grad():
+            checkpoint.model.get_input_embeddings().weight[5] += 1
+        return real(checkpoint, folder)
+
+    monkeypatch.setattr(merging, "save", damaged)
+    with pytest.raises(ValueError, match=r"The folder last gives other (vectors|logits) than its source"):
+        train(sft_config(tmp_path / "run", "optimization.steps=1"))
+    assert not (tmp_path / "run/last").exists()
+    monkeypatch.setattr(merging, "save", real)
+    train(sft_config(tmp_path / "run", "optimization.steps=1"))
+    assert (tmp_path / "run/last/config.json").exists()

@@ -17,7 +17,8 @@ class LoraSettings(Settings):
     target_modules: tuple[str, ...] = ("all-linear",)
     """Module names that get an adapter. Our choice: every linear layer, as in QLoRA (arXiv 2305.14314)."""
     train_embed_token: StrictBool = True
-    """Train the embed token's own row beside the adapter. Our choice: a new token without training stays noise."""
+    """Train the embed token's own rows (embedding, and a head of its own) beside the adapter. Our choice: a new token
+    without training stays noise, and without the head's row it is never said."""
 
     def check(self) -> None:
         """An adapter has at least one module."""

@@ -9,23 +9,8 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
-
-__all__ = [
-    "Count",
-    "CountOrZero",
-    "Number",
-    "Positive",
-    "Settings",
-    "Share",
-    "StrictBool",
-    "Weight",
-    "choices_of",
-    "describe",
-    "place",
-    "sections_of",
-    "show",
-]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import StrictBool as StrictBool
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 """One or more."""

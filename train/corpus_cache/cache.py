@@ -31,14 +31,13 @@ from search_r3_mteb.search.ivf import IvfIndex, best_of
 from search_r3_mteb.search.storage import unpack
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.audit import Audit, Probes, compare, grown_budget, sample_rows
-from train.corpus_cache.drift_map import DriftMap
 from train.corpus_cache.files import ChangeRecord, read_manifest
 from train.corpus_cache.neighbor_graph import Neighbors, repaired_edges
 from train.corpus_cache.refresh_policies import CorpusRows, Hits, RefreshReport, RetrievalCounts, policy
 from train.corpus_cache.row_ages import Age, RowAges
 from train.corpus_cache.state import CacheState, Origin, check_origin, encoded_state, loaded_state
 from train.corpus_cache.texts import CorpusTexts, Encode, encode_shared
-from train.processes.replicas import OneProcess, Replicas
+from train.processes.replicas import Replicas
 
 CorpusLike = CorpusTexts | Mapping[str, Any] | Sequence[Any]
 
@@ -77,7 +76,7 @@ class CorpusCache:
         the folder held before stays readable until the new one is complete. Raises ValueError for duplicate ids, empty
         documents, or vectors that are not finite, zero or of changing dimension.
         """
-        texts, settings, replicas = CorpusTexts.of(corpus), settings or CorpusCacheSettings(), replicas or OneProcess()
+        texts, settings, replicas = CorpusTexts.of(corpus), settings or CorpusCacheSettings(), replicas or Replicas()
         state = encoded_state(Path(folder), texts, encode, settings, replicas, Origin(fingerprint, step, seed))
         return cls(state, texts, replicas)
 
@@ -99,7 +98,7 @@ class CorpusCache:
         built. `settings` default to the saved ones. Raises FileNotFoundError where no finished cache is, ValueError for
         a cache of other weights, another dimension, other documents or another layout, and for damaged files.
         """
-        replicas, source, texts = replicas or OneProcess(), Path(folder), CorpusTexts.of(corpus)
+        replicas, source, texts = replicas or Replicas(), Path(folder), CorpusTexts.of(corpus)
         check_origin(read_manifest(source)["scalars"], source, fingerprint, dim, texts)
         return cls(loaded_state(source, settings, working, replicas), texts, replicas)
 
@@ -157,11 +156,6 @@ class CorpusCache:
     def neighbors(self) -> Neighbors:
         """The neighbour graph (n, m), -1 where there are fewer."""
         return _read_only(self._state.folder.arrays["neighbors"])
-
-    @property
-    def drift_map(self) -> DriftMap:
-        """The composed moves of the rows that were not re-encoded."""
-        return self._state.drift
 
     def values(self, rows: RowNumbers) -> Vectors:
         """Present unit vectors of rows, float32 (rows, dim): constants for a loss."""

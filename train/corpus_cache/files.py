@@ -116,7 +116,7 @@ def create_arrays(
     return CacheFolder(path, arrays, {}, files, generation, durable=durable)
 
 
-def open_folder(path: Path, *, writable: bool = True, durable: bool = False) -> tuple[CacheFolder, list[ChangeRecord]]:
+def open_folder(path: Path, *, writable: bool = True) -> tuple[CacheFolder, list[ChangeRecord]]:
     """The folder's maps as they are, and the log's complete records, which the caller must apply in order.
 
     Raises FileNotFoundError without a finished cache, ValueError for a damaged manifest or log and another format.
@@ -146,7 +146,6 @@ def open_folder(path: Path, *, writable: bool = True, durable: bool = False) -> 
         files=files,
         generation=int(manifest["generation"]),
         writable=writable,
-        durable=durable,
         small=tuple(manifest["small"]),
     )
     return folder, records

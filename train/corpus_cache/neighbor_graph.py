@@ -97,12 +97,6 @@ def repaired_edges(rows: RowNumbers, neighbors: Neighbors, vectors_of: VectorsOf
     return repaired
 
 
-def graph_recall(neighbors: Neighbors, truth: Neighbors) -> float:
-    """Share of the true neighbours that the graph names."""
-    found = (neighbors[:, :, None] == truth[:, None, :]) & (truth[:, None, :] >= 0)
-    return float(found.any(axis=1).sum() / max(1, (truth >= 0).sum()))
-
-
 def _exact_graph(vectors: Shaped[np.ndarray, "rows dim"], neighbors: Neighbors) -> None:
     n, m = neighbors.shape
     for start in range(0, n, 4096):

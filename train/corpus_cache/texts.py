@@ -51,17 +51,15 @@ class CorpusTexts:
                 )
 
     @classmethod
-    def of(
-        cls, corpus: "CorpusTexts | Mapping[str, Any] | Sequence[Any]", token_counts: CountTokens | None = None
-    ) -> "CorpusTexts":
+    def of(cls, corpus: "CorpusTexts | Mapping[str, Any] | Sequence[Any]") -> "CorpusTexts":
         """From a BEIR corpus {id: {"title", "text"}}, or a list of texts or documents."""
         if isinstance(corpus, CorpusTexts):
             return corpus
         if isinstance(corpus, Mapping):
-            return cls(document_texts(list(corpus.values())), list(corpus), token_counts)
+            return cls(document_texts(list(corpus.values())), list(corpus))
         if isinstance(corpus, list | tuple) and not all(isinstance(text, str) for text in corpus):
-            return cls(document_texts(corpus), None, token_counts)
-        return cls(corpus, None, token_counts)
+            return cls(document_texts(corpus))
+        return cls(corpus)
 
     def __len__(self) -> int:
         return len(self.texts)

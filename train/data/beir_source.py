@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from search_r3_mteb.encoder.documents import join_title
-from search_r3_mteb.tasks.beir_folder import choose_split, read_corpus, read_qrels, read_queries
+from search_r3_mteb.tasks.beir_folder import (
+    choose_split,
+    header_fault,
+    is_relevance,
+    read_corpus,
+    read_qrels,
+    read_queries,
+)
 from train.config.data import SourceSettings
 from train.data.jsonl import JsonlFile
 from train.data.rows import BadRowError, RowSource, Spill, TrainingRow
@@ -166,9 +173,13 @@ class _BeirReader:
         file = JsonlFile(_plain_or_packed(self._folder / "qrels" / f"{self._split}.tsv"))
         for line in file.lines():
             columns = line.raw.decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
-            if line.number == 1 or not line.raw.strip():
-                continue  # the header
-            if len(columns) == 3 and columns[2].strip().lstrip("+-").isdecimal():
+            if not line.raw.strip():
+                continue
+            if line.number == 1 and len(columns) == 3:
+                if (wrong := header_fault(columns)) is not None:
+                    raise ValueError(f"{file.path}, line 1: {wrong}.")
+                continue
+            if len(columns) == 3 and is_relevance(columns[2]):
                 yield columns[0], columns[1], int(columns[2])
             else:
                 reject(f"{file.path}, line {line.number}: not query-id, corpus-id and a whole number: {columns}")

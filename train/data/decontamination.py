@@ -150,10 +150,6 @@ class Decontaminator:
                     best = self._match(twin, role, part, text)  # type: ignore[arg-type]  # a loop over literals
         return best
 
-    def report(self) -> DecontaminationReport:
-        """A report without sources."""
-        return DecontaminationReport(self.settings.threshold, self.settings.shingle_words, self.evaluations)
-
     def _match(self, twin: Twin, role: Role, part: Literal["query", "positive"], text: str) -> Match:
         evaluation, id_, shown = self._texts[role][twin.number]
         similarity = round(twin.similarity, 4)
@@ -203,7 +199,7 @@ def scan(data: DataSettings) -> DecontaminationReport:
     checker = decontaminator_for(data)
     if checker is None:
         return DecontaminationReport(data.decontamination.threshold, data.decontamination.shingle_words, {})
-    report = checker.report()
+    report = DecontaminationReport(checker.settings.threshold, checker.settings.shingle_words, checker.evaluations)
     for settings in data.sources:
         counts = report.sources.setdefault(settings.label, SourceCounts(roles_of(settings)))
         for row in all_rows(open_source(settings, on_bad_row=data.on_bad_row), data.on_bad_row):

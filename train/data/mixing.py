@@ -30,8 +30,6 @@ from train.data.order import key_of, permuted, uniform
 from train.data.rows import BadRowError, RowSource, TrainingRow, limit_negatives
 from train.data.sources import open_source
 
-__all__ = ["BadRowError", "DataStatistics", "TrainingData", "TrainingRow", "load_training_data"]
-
 _BAD_SHOWN = 5  # messages kept per source
 
 
@@ -237,10 +235,10 @@ class TrainingData:
         """Counts of every source, for the log."""
         return [stream.statistics() for stream in self.streams]
 
-    def decontamination_report(self, checker: Decontaminator | None = None) -> DecontaminationReport:
-        """Rows dropped so far; `checker` adds the evaluation sets that they were compared with."""
+    def decontamination_report(self) -> DecontaminationReport:
+        """Rows dropped so far; the evaluation sets that they were compared with are not named."""
         settings = self._settings.decontamination
-        report = checker.report() if checker else DecontaminationReport(settings.threshold, settings.shingle_words, {})
+        report = DecontaminationReport(settings.threshold, settings.shingle_words, {})
         report.sources.update({stream.label: stream.counts for stream in self.streams})
         return report
 
@@ -285,15 +283,13 @@ def load_training_data(
     rank: int = 0,
     world_size: int = 1,
     unit: Unit = "judgement",
-    checker: Decontaminator | None = None,
 ) -> TrainingData:
     """The training data that the configuration describes, opened and cleaned of evaluation texts.
 
-    `unit` "query" gives one row per query of a BEIR folder instead of one per judgement: prompts of stage 2. `checker`
-    is a decontaminator that exists already: building one reads the evaluation sets. Raises FileNotFoundError or
-    ValueError where a source cannot be read.
+    `unit` "query" gives one row per query of a BEIR folder instead of one per judgement: prompts of stage 2. Raises
+    FileNotFoundError or ValueError where a source cannot be read.
     """
-    checker = checker if checker is not None else decontaminator_for(settings)
+    checker = decontaminator_for(settings)
     streams = []
     for source in settings.sources:
         opened = open_source(source, unit=unit, on_bad_row=settings.on_bad_row)

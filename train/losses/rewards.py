@@ -63,7 +63,7 @@ def grade(
     twice in one ranking, or a similarity that is not a cosine; TypeError when ids and judgements differ in type.
     """
     similarities = _array(rankings.similarities)
-    documents = _ids(rankings.document_ids)
+    documents: list[list[Id]] = [_plain(row) for row in _plain(rankings.document_ids)]
     queries = _plain(rankings.query_ids)
     rollouts = len(queries)
     shape = (rollouts, len(documents[0]) if documents else 0)
@@ -262,11 +262,6 @@ def _array(values: Any) -> Any:
     if hasattr(values, "detach"):
         values = values.detach().cpu().double()
     return np.asarray(values, dtype=np.float64)
-
-
-def _ids(values: Any) -> list[list[Id]]:
-    """Rows of plain Python ids, which compare with the judgements' keys."""
-    return [_plain(row) for row in _plain(values)]
 
 
 def _plain(values: Any) -> list[Any]:

@@ -19,11 +19,6 @@ class TokenBatch:
     lengths: Int[Tensor, " rows"]
     reply: Bool[Tensor, "rows length"]
 
-    @property
-    def reply_tokens(self) -> int:
-        """Number of tokens that the model learns to say."""
-        return int(self.reply.sum())
-
 
 def collate(rendered: Sequence[Rendered], pad_id: int, device: torch.device, learned: str = "assistant") -> TokenBatch:
     """Right-padded rows, with the span `learned` marked as the tokens that the model learns to say.

@@ -12,12 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from search_r3_mteb.encoder import checkpoints
+from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG
 from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.head import Head
-from search_r3_mteb.encoder.profiles import Profile
+from search_r3_mteb.encoder.initialise import profile_for
+from search_r3_mteb.encoder.profiles import EMBED_TOKEN, PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import Renderer
+from search_r3_mteb.encoder.token_rows import layer_name, token_layers
 from train.config.model import LoraSettings, ModelSettings
 from train.model import scratch
 
@@ -33,7 +36,8 @@ class Hidden:
 def prepare(config: ModelSettings, seed: int, device: str | torch.device = "cpu") -> Checkpoint:
     """The checkpoint to train, in training mode: `config.path` or random weights, with the embed token.
 
-    With LoRA only the adapter and, where asked, the token's own row are trainable (peft's `trainable_token_indices`).
+    With LoRA only the adapter and, where asked, the token's own rows are trainable (peft's `trainable_token_indices`):
+    one of the embedding, which a tied head shares, and one of a head that has its own matrix.
     """
     checkpoint = _load(config) if config.scratch is None else scratch.build(config.scratch, seed)
     if config.gradient_checkpointing:
@@ -60,17 +64,30 @@ def freeze(model: Any, names: Sequence[str]) -> None:
 
 
 def add_adapter(checkpoint: Checkpoint, config: LoraSettings, seed: int) -> Any:
-    """The model with a LoRA adapter (arXiv 2106.09685); its matrices are drawn under `seed`."""
+    """The model with a LoRA adapter (arXiv 2106.09685); its matrices are drawn under `seed`.
+
+    Raises ValueError for a token matrix among the target modules beside the token's own rows.
+    """
     from peft import LoraConfig, get_peft_model
 
-    modules = config.target_modules
-    index = [checkpoint.embed_token_id]
+    modules, causal = config.target_modules, checkpoint.model
+    # Without the head's row the model could never say the token: reasoning would always run until it is cut.
+    rows = {layer_name(causal, layer): [checkpoint.embed_token_id] for layer in token_layers(causal).values()}
+    both = (causal.get_input_embeddings(), causal.get_output_embeddings())
+    matrices = [layer_name(causal, layer) for layer in both if layer is not None]
+    twice = [name for name in modules if any(f".{matrix}".endswith(f".{name}") for matrix in matrices)]
+    if twice and config.train_embed_token:
+        raise ValueError(
+            f"lora.target_modules names {twice[0]}, and lora.train_embed_token trains the embed token's row of that "
+            "matrix: peft has one adapter per layer. Remove it from target_modules, or set train_embed_token = false "
+            "where the base has learnt the token."
+        )
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=modules[0] if modules == ("all-linear",) else list(modules),
-        trainable_token_indices={_embedding_name(checkpoint.model): index} if config.train_embed_token else None,
+        trainable_token_indices=rows if config.train_embed_token else None,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
@@ -170,15 +187,15 @@ def _load(config: ModelSettings) -> Checkpoint:
     if config.path is None:
         raise ValueError("model.path is empty, and there is no [model.scratch]: set one of the two.")
     folder = checkpoints.resolve(config.path, config.revision)
-    if (folder / checkpoints.ADAPTER_CONFIG).exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise ValueError(
             f"{folder.name} is a LoRA adapter; training continues from whole weights. Merge it first: from "
-            "search_r3_mteb.encoder.checkpoints import load, save; c = load(folder); "
-            "c.model = c.model.merge_and_unload(); save(c, merged_folder)."
+            "search_r3_mteb.encoder.merging import merge; merge(folder, merged_folder)."
         )
-    profile = Profile.load(folder)
     model = checkpoints.load_model(folder, config.dtype, config.trust_remote_code)
     tokenizer = checkpoints.load_tokenizer(folder, config.trust_remote_code)
+    described = (folder / PROFILE_FILE).exists()
+    profile = Profile.load(folder) if described else profile_for(tokenizer, EMBED_TOKEN)[1]
     known = profile.embed_token in tokenizer.get_vocab()
     checkpoints.add_embed_token(model, tokenizer, profile.embed_token)
     if not known and config.lora is not None and not config.lora.train_embed_token:
@@ -187,9 +204,3 @@ def _load(config: ModelSettings) -> Checkpoint:
             "neither be trained nor saved with the adapter. Set train_embed_token = true."
         )
     return Checkpoint(model, tokenizer, profile, checkpoints.display_name(config.path, folder), config.revision)
-
-
-def _embedding_name(model: Any) -> str:
-    """The last part of the input embedding's name, which peft asks for ("embed_tokens", "wte")."""
-    embedding = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is embedding).rsplit(".", 1)[-1]

@@ -7,7 +7,7 @@ writes the memory maps; the others map the same files read-only, so that a machi
 
 import os
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -15,36 +15,22 @@ from jaxtyping import Shaped
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
 
-class Replicas(Protocol):
-    """All processes, as the cache sees them; `writes`: this one writes its machine's memory maps."""
-
-    rank: int
-    size: int
-    writes: bool
-
-    def gather(self, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> list[Arrays]:
-        """The arrays of every process, in the order of rank; shapes may differ. Every process must call it."""
-
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-
-
-class OneProcess:
-    """The only process."""
+class Replicas:
+    """All processes, as the cache sees them: here the only one. `writes`: this one writes its machine's memory maps."""
 
     rank = 0
     size = 1
     writes = True
 
     def gather(self, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> list[Arrays]:
-        """Its own arrays."""
+        """The arrays of every process, in the order of rank; shapes may differ. Every process must call it."""
         return [dict(arrays)]
 
     def barrier(self) -> None:
-        """There is no process to wait for."""
+        """Wait until every process is here."""
 
 
-class ProcessGroup:
+class ProcessGroup(Replicas):
     """The processes of torch.distributed (gloo or nccl), as accelerate or torchrun started them.
 
     `local_rank` is this process's number on its machine; 0 writes. Default: the environment's LOCAL_RANK, which both
@@ -58,7 +44,7 @@ class ProcessGroup:
         if not collectives.in_group():
             raise ValueError(
                 "There is no process group: torch.distributed is not initialised, so there is no process to gather "
-                "from. Start with accelerate or torchrun, or use OneProcess()."
+                "from. Start with accelerate or torchrun, or use Replicas()."
             )
         if local_rank is None and "LOCAL_RANK" not in os.environ:
             raise ValueError(
@@ -82,7 +68,7 @@ def all_processes() -> Replicas:
     """The process group where there is one, else this process alone."""
     from train.processes import collectives
 
-    return ProcessGroup() if collectives.world_size() > 1 else OneProcess()
+    return ProcessGroup() if collectives.world_size() > 1 else Replicas()
 
 
 def shares(tokens: Shaped[np.ndarray, " rows"], size: int) -> Shaped[np.ndarray, " rows"]:

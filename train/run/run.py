@@ -16,6 +16,7 @@ import torch
 
 from search_r3_mteb.atomic import replaced_folder, write_json, write_text
 from search_r3_mteb.encoder.checkpoints import Checkpoint, save
+from search_r3_mteb.encoder.merging import save_compared
 from search_r3_mteb.encoder.prompts import Renderer
 from train.checkpoint import save_load
 from train.checkpoint.folders import TrainingCheckpoint, checkpoints
@@ -212,9 +213,13 @@ class Run:
                 self._export("best")
 
     def _export(self, name: str) -> None:
-        """Write the model as a folder that `SearchR3Encoder` loads."""
-        with replaced_folder(self.folder / name) as folder:
-            save(replace(self.checkpoint, model=self.accelerator.unwrap_model(self.model)), folder)
+        """Write the model as a folder that `SearchR3Encoder` loads, kept only where it gives this model's outputs."""
+        checkpoint = replace(self.checkpoint, model=self.accelerator.unwrap_model(self.model))
+        if shards_model(self.accelerator):  # a forward would need all processes
+            with replaced_folder(self.folder / name) as folder:
+                save(checkpoint, folder)
+        else:
+            save_compared(checkpoint, self.folder / name, trust_remote_code=self.config.model.trust_remote_code)
 
     def _report_data(self) -> None:
         """Write what each source gave, what was malformed, and what was dropped as a repeat of evaluation texts."""

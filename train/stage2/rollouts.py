@@ -14,7 +14,7 @@ from search_r3_mteb.encoder.engine import Engine, Rollouts
 from search_r3_mteb.encoder.prompts import Rendered, Renderer
 from search_r3_mteb.encoder.sampling import Sampling
 from train.config.grpo import RolloutSettings
-from train.data.mixing import TrainingRow
+from train.data.rows import TrainingRow
 from train.model.model import evaluating
 
 

@@ -5,9 +5,7 @@ python checkpoint_worker.py processes FOLDER       two gloo processes save; one 
 """
 
 import json
-import os
 import random
-import signal
 import sys
 import time
 from pathlib import Path
@@ -18,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.train.forking import forked, wait
-from train.checkpoint.folders import checkpoints
+from tests.train.forking import forked, kill_and_resume, together, wait
 from train.checkpoint.save_load import TrainingState, load_latest, save
 
 STEPS = 12
@@ -127,39 +124,16 @@ def kills(folder, count):
     if wait(forked(lambda: life(folder / "whole", folder / "whole.pt"))):
         raise SystemExit("the uninterrupted run failed")
     whole = time.perf_counter() - began
-    draw, died, ended, at = random.Random(5), 0, 0, []
-    while True:
-        pid = forked(lambda: life(folder / "killed", folder / "killed.pt"))
-        if died < count:
-            time.sleep(draw.uniform(0, 2.5 * whole / count))
-            os.kill(pid, signal.SIGKILL)
-        code = wait(pid)
-        if code == -signal.SIGKILL:
-            died += 1
-            at.append(len(checkpoints(folder / "killed")) and int(checkpoints(folder / "killed")[-1].name[5:]))
-            continue
-        if code == 0 and died >= count:
-            break
-        if code == 0:  # finished before it was killed: begin another run, so that every kill meets a running one
-            ended += 1
-            for path in (folder / "killed").glob("step-*"):
-                path.rename(folder / f"done-{ended}-{path.name}")
-            continue
-        raise SystemExit(f"a resumed life failed with {code}")
-    a, b = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
-    equal = all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    left = sorted(p.name for p in (folder / "killed").iterdir())
-    print(
-        json.dumps(
-            {
-                "accelerate": "accelerate" in sys.modules,
-                "kills": died,
-                "equal": equal,
-                "steps_at_death": at,
-                "left": left,
-            }
-        )
-    )
+    at, runs = kill_and_resume(
+        lambda run: life(folder / f"killed-{run}", folder / f"killed-{run}.pt"),
+        count, 2.5 * whole / count, lambda run: folder / f"killed-{run}", seed=5,
+    )  # fmt: skip
+    names = ["whole", *(f"killed-{run}" for run in range(runs))]
+    expected, *found = (torch.load(folder / f"{name}.pt", weights_only=True) for name in names)
+    equal = all(torch.equal(x, y) for one in found for x, y in zip(one, expected, strict=True))
+    left = sorted(path.name for path in (folder / f"killed-{runs - 1}").iterdir())
+    known = "accelerate" in sys.modules
+    print(json.dumps({"accelerate": known, "kills": len(at), "equal": equal, "steps_at_death": at, "left": left}))
 
 
 def member(folder, number, size, action):
@@ -193,10 +167,7 @@ def member(folder, number, size, action):
 
 def processes(folder):
     for size, action in ((2, "save"), (2, "resume"), (1, "resume"), (3, "resume"), (2, "fail")):
-        members = [forked(lambda n=n, s=size, a=action: member(folder, n, s, a)) for n in range(size)]
-        codes = [wait(pid) for pid in members]
-        if any(codes):
-            raise SystemExit(f"{action} on {size} processes failed")
+        together(size, lambda number, size=size, action=action: member(folder, number, size, action))
     print(json.dumps({p.stem: json.loads(p.read_text()) for p in folder.glob("*-*-*.json")}))
 
 
@@ -245,11 +216,7 @@ def shard(folder, number, size, action):
 def sharded(folder):
     out = {}
     for size, action in ((2, "whole"), (2, "resumed"), (1, "alone")):
-        codes = [
-            wait(pid) for pid in [forked(lambda n=n, s=size, a=action: shard(folder, n, s, a)) for n in range(size)]
-        ]
-        if any(codes):
-            raise SystemExit(f"{action} failed")
+        together(size, lambda number, size=size, action=action: shard(folder, number, size, action))
         out |= json.loads((folder / f"{action}.json").read_text())
     print(json.dumps(out))
 

@@ -2,12 +2,9 @@
 
 import copy
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ import torch
 from torch import nn
 
 from tests.dying import killed_before
+from tests.programs import python
 from tests.train.checkpoint.checkpoint_worker import CONFIG, Numbers, everything, new_state, one_step
 from train.checkpoint.folders import CheckpointError, best, checkpoints, read
 from train.checkpoint.save_load import TrainingState, load_latest, save
@@ -344,16 +342,7 @@ def test_death_before_every_single_file_operation(tmp_path):
 
 
 def worker(*arguments, timeout=100):
-    result = subprocess.run(
-        [sys.executable, WORKER, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[3])},
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    return json.loads(python(WORKER, *arguments, timeout=timeout).splitlines()[-1])
 
 
 @pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.slow)])

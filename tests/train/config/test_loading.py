@@ -1,14 +1,13 @@
 import re
-import subprocess
-import sys
 import tomllib
 import typing
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.programs import loaded_after
 from train.config.data import DataSettings, SourceSettings
 from train.config.grpo import RolloutSettings
 from train.config.loading import ConfigError, differences, dump, fingerprint, flatten, load_config
@@ -210,6 +209,7 @@ def test_dump_and_load_give_the_same_tree(toml, tmp_path, cls, documented):
     rate=st.floats(min_value=1e-300, max_value=1e300),
     modules=st.lists(st.text(), min_size=1, max_size=3),
 )
+@example(name="\x1b", rate=1.0, modules=["\x00\x7f"])  # tomlkit before 0.15.2 wrote what TOML 1.0 cannot read
 def test_any_text_and_number_survives_dump(name, rate, modules, tmp_path_factory):
     config = SftConfig(
         model=ModelSettings(path="m", lora=LoraSettings(target_modules=tuple(modules))),
@@ -257,6 +257,4 @@ def test_fingerprint_covers_what_changes_the_weights_and_nothing_else(toml):
 
 
 def test_configurations_are_read_without_torch():
-    code = "import sys, train.config.loading; print({'torch', 'numpy', 'datasets', 'mteb'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "set()"
+    assert not loaded_after("import train.config.loading", ["torch", "numpy", "datasets", "mteb"])

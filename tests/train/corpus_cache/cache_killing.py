@@ -22,6 +22,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy: its threads do not sur
 
 import numpy as np
 
+from tests.train.forking import forked, wait
+from tests.vectors import unit
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.files import MANIFEST
@@ -47,7 +49,7 @@ def digest(cache):
     """Hash of everything that a refresh changes."""
     state = hashlib.sha256()
     arrays = dict(cache._state.folder.arrays)
-    drift = cache.drift_map
+    drift = cache._state.drift
     arrays |= {
         "map_keys": drift.keys,
         "map_composed": drift.composed,
@@ -62,8 +64,7 @@ def digest(cache):
 def advance(cache, step):
     """One step: a refresh, at some steps a rebuild, at others a save."""
     rng = np.random.default_rng(step)
-    queries = BASE[rng.integers(DOCUMENTS, size=4)]
-    queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+    queries = unit(BASE[rng.integers(DOCUMENTS, size=4)])
     found = cache.search(queries, 5)
     if step % 11 == 0:
         cache.rebuild(encoder(step), step=step)
@@ -84,24 +85,6 @@ def load(folder):
 
 def build(folder):
     return CorpusCache.build(TEXTS, encoder(0), folder=folder, settings=SETTINGS, fingerprint="weights")
-
-
-def in_a_child(action):
-    """Fork; the child runs `action` and leaves. Its process id."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            action()
-            status = 0
-        finally:
-            os._exit(status)
-    return child
-
-
-def ended(child):
-    """Wait for the child: the signal that killed it, or minus its exit status."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def live(folder, done, last):
@@ -145,10 +128,10 @@ def kill_at_random(folder, kills):
     random.seed(0)
     dead, last = 0, 0
     while dead < kills:
-        child = in_a_child(lambda: live(folder / "killed", done, STEPS))
+        child = forked(lambda: live(folder / "killed", done, STEPS))
         time.sleep(random.uniform(0.002, 0.04))
         os.kill(child, signal.SIGKILL)
-        dead += ended(child) == -signal.SIGKILL
+        dead += wait(child) == -signal.SIGKILL
         last = check(folder / "killed", done, truth)
         if last == STEPS:
             build(folder / "killed")
@@ -186,7 +169,7 @@ def kill_at_lines(folder, stride):
             sys.settrace(trace)
             live(folder / "killed", done, 5)
 
-        how = ended(in_a_child(die_at))
+        how = wait(forked(die_at))
         assert how in (0, -signal.SIGKILL), how
         torn += check(folder / "killed", done, truth) == 4
         os.close(done)

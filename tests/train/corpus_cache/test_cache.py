@@ -5,21 +5,20 @@ This file is also the program of the two processes: `python test_cache.py FOLDER
 
 import json
 import logging
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.programs import loaded_after, printed, python, started
+from tests.vectors import unit
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.files import MANIFEST
 from train.corpus_cache.refresh_policies import POLICIES, Hits
 from train.corpus_cache.texts import CorpusTexts
 
-ROOT = Path(__file__).parents[3]
 N, DIM = 600, 16
 TEXTS = [f"document number {row}" for row in range(N)]
 _RNG = np.random.default_rng(0)
@@ -27,10 +26,6 @@ CENTRES = _RNG.normal(size=(30, DIM))
 BASE = CENTRES[np.arange(N) % 30] + 0.5 * _RNG.normal(size=(N, DIM))
 TURN, BEND = _RNG.normal(size=(DIM, DIM)), _RNG.normal(size=(DIM, DIM))
 WEIGHTS = {"fingerprint": "weights", "dim": DIM}
-
-
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 class Encoder:
@@ -78,7 +73,7 @@ def load(folder, **changes):
 
 def everything(cache):
     """All that a refresh changes, by name."""
-    drift = cache.drift_map
+    drift = cache._state.drift
     maps = {"keys": drift.keys, "composed": drift.composed, "gram": drift.gram}
     return {name: np.array(array) for name, array in (dict(cache._state.folder.arrays) | maps).items()} | {
         "step": np.array(cache.step)
@@ -146,7 +141,7 @@ def test_a_mapped_row_keeps_its_encoded_original(tmp_path):
     first = rows[cache.row_step[rows] == 0]
     np.testing.assert_allclose(cache.originals(first), truth(0)[first], atol=1e-6)
     np.testing.assert_allclose(
-        cache.values(rows), cache.drift_map.apply(cache.originals(rows), cache.row_step[rows]), atol=1e-6
+        cache.values(rows), cache._state.drift.apply(cache.originals(rows), cache.row_step[rows]), atol=1e-6
     )
     assert np.abs(cache.values(first) - cache.originals(first)).max() > 0.01
 
@@ -476,30 +471,21 @@ def test_a_log_cut_at_any_byte_is_the_state_before_or_after(tmp_path):
             assert same(again, cache)
 
 
-def killing(tmp_path, *arguments):
-    return subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("cache_killing.py")), str(tmp_path), *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
+KILLING = Path(__file__).with_name("cache_killing.py")
 
 
 def test_kill_9_at_random_moments(tmp_path):
-    finished = killing(tmp_path, "random", "12")
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("12 kills")
+    assert python(KILLING, tmp_path, "random", "12").startswith("12 kills")
 
 
 def test_kill_9_at_every_60th_line(tmp_path):
-    finished = killing(tmp_path, "lines", "60")
-    assert finished.returncode == 0, finished.stderr
-    assert int(finished.stdout.split()[0]) > 8
+    assert int(python(KILLING, tmp_path, "lines", "60").split()[0]) > 8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("random", "50"), ("lines", "7")])
 def test_kill_9_thoroughly(tmp_path, arguments):
-    finished = killing(tmp_path, *arguments)
-    assert finished.returncode == 0, finished.stderr
+    python(KILLING, tmp_path, *arguments)
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
@@ -620,13 +606,9 @@ def test_settings_are_checked(settings, message):
 
 def test_importing_the_cache_loads_no_torch():
     """A cache is opened by tools and by short-lived processes: torch alone takes seconds."""
-    heavy = "{'torch', 'faiss', 'transformers', 'mteb'}"
-    code = f"import sys, train.corpus_cache.cache; print({heavy} & set(sys.modules))"
-    for extra, expected in (("", "set()"), ("import faiss; ", "{'faiss'}")):
-        found = subprocess.run(
-            [sys.executable, "-c", extra + code], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        assert found.stdout.strip() == expected
+    heavy = ["torch", "faiss", "transformers", "mteb"]
+    assert loaded_after("import train.corpus_cache.cache", heavy) == set()
+    assert loaded_after("import faiss, train.corpus_cache.cache", heavy) == {"faiss"}
 
 
 # ------------------------------------------------------------------------------------------------------ two processes
@@ -678,14 +660,7 @@ def process(folder, rank):
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    running = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(rank)], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
-        for rank in (0, 1)
-    ]
-    errors = [one.communicate(timeout=300)[1] for one in running]
-    assert [one.returncode for one in running] == [0, 0], errors
+    printed(*(started(__file__, folder, rank) for rank in (0, 1)), timeout=300)
     return folder, [dict(np.load(folder / f"{rank}.npz")) for rank in (0, 1)]
 
 
@@ -718,7 +693,7 @@ def test_two_processes_equal_one(processes, tmp_path):
 def test_a_group_is_needed_for_a_group_of_processes():
     from train.processes.replicas import ProcessGroup
 
-    with pytest.raises(ValueError, match=r"OneProcess\(\)"):
+    with pytest.raises(ValueError, match=r"Replicas\(\)"):
         ProcessGroup()
 
 
@@ -727,10 +702,7 @@ def test_a_group_is_needed_for_a_group_of_processes():
 
 def script(name, *arguments):
     """What a script of results/corpus_cache prints."""
-    command = [sys.executable, f"results/corpus_cache/{name}.py", *arguments]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout
+    return python(f"results/corpus_cache/{name}.py", *arguments)
 
 
 @pytest.mark.slow

@@ -2,13 +2,10 @@
 
 import numpy as np
 
+from tests.vectors import unit
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache import drift_map
 from train.corpus_cache.drift_map import DriftMap
-
-
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def documents(n, dim, seed=0):

@@ -3,12 +3,9 @@
 import numpy as np
 import pytest
 
+from tests.vectors import unit
 from train.corpus_cache import neighbor_graph
-from train.corpus_cache.neighbor_graph import build_graph, columns, expand, graph_recall, repaired_edges
-
-
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+from train.corpus_cache.neighbor_graph import build_graph, columns, expand, repaired_edges
 
 
 def clustered(n, dim=16, clusters=40, seed=0):
@@ -20,6 +17,11 @@ def graph(vectors, m, **settings):
     neighbors = np.empty((len(vectors), columns(len(vectors), m)), np.int32)
     build_graph(vectors, neighbors, **settings)
     return neighbors
+
+
+def graph_recall(neighbors, truth):
+    """Share of the true neighbours that the graph names."""
+    return (neighbors[:, :, None] == truth[:, None, :]).any(axis=1).mean()
 
 
 def test_by_hand():

@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
+from search_r3_mteb.tasks.beir_folder import write_beir
 from train.config.data import DataSettings, DecontaminationSettings, JudgedSetSettings, MiningSettings, SourceSettings
 from train.data.hard_negatives import corpus_of, main, mine, mine_sources
 from train.data.jsonl import write_rows
@@ -183,8 +184,6 @@ def test_a_resumed_run_takes_what_was_mined_before(pairs, tmp_path):
 
 
 def test_the_whole_corpus_of_a_beir_folder_is_searched(tmp_path):
-    from search_r3_mteb.tasks.beir_folder import write_beir
-
     write_beir(
         tmp_path / "set",
         corpus=[("1", "Red", "apple"), ("2", "", "red apple pie"), ("3", "", "blue sky")],
@@ -227,8 +226,6 @@ def test_search_r3_encoders_mine_through_the_command(tiny_folder, pairs, tmp_pat
 
 
 def test_mined_negatives_do_not_undo_decontamination(pairs, tmp_path):
-    from search_r3_mteb.tasks.beir_folder import write_beir
-
     write_beir(
         tmp_path / "held",
         corpus=[("1", "", "elsewhere")],

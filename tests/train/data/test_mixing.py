@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search_r3_mteb.tasks.beir_folder import write_beir
 from train.config.data import ColumnSettings, DataSettings, DecontaminationSettings, SourceSettings
 from train.data.jsonl import JsonlFile
-from train.data.mixing import BadRowError, load_training_data
+from train.data.mixing import load_training_data
 from train.data.order import choose, permuted, uniform
+from train.data.rows import BadRowError
 from train.data.sources import all_rows, open_source
 
 OFF = DecontaminationSettings(enabled=False)
@@ -45,11 +47,10 @@ def take(data, batches):
 @pytest.fixture
 def beir(tmp_path):
     folder = tmp_path / "beir"
-    (folder / "qrels").mkdir(parents=True)
-    write_jsonl(folder / "corpus.jsonl", [{"_id": f"d{i}", "title": f"T{i}", "text": f"text {i}"} for i in range(6)])
-    write_jsonl(folder / "queries.jsonl", [{"_id": f"q{i}", "text": f"query {i}"} for i in range(4)])
-    rows = ["q0\td0\t1", "q0\td1\t2", "q1\td2\t1", "q1\td3\t0", "q2\td4\t1", "q3\td5\t0"]
-    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(rows) + "\n")
+    judged = [("q0", "d0", 1), ("q0", "d1", 2), ("q1", "d2", 1), ("q1", "d3", 0), ("q2", "d4", 1), ("q3", "d5", 0)]
+    documents = [(f"d{i}", f"T{i}", f"text {i}") for i in range(6)]
+    queries = [(f"q{i}", f"query {i}") for i in range(4)]
+    write_beir(folder, corpus=documents, queries=queries, qrels={"train": judged})
     return folder
 
 
@@ -257,6 +258,7 @@ def test_beir_prompts_are_one_row_per_query_with_graded_judgements(beir):
         ("corpus.jsonl", '{"_id": "d0", "text": "again"}', r"corpus.jsonl, line 7: .*already used"),
         ("queries.jsonl", '{"text": "no id"}', r"queries.jsonl, line 5: "),
         ("qrels/train.tsv", "q0\td0", r"train.tsv, line 8: "),
+        ("qrels/train.tsv", "q0\td0\t+-1", r"train.tsv, line 8: relevance must be an integer"),
         ("qrels/train.tsv", "q0\tnowhere\t1", r"train.tsv, line 8: judges document 'nowhere'"),
         ("qrels/train.tsv", "nobody\td0\t1", r"train.tsv, line 8: judges query 'nobody'"),
     ],
@@ -271,6 +273,15 @@ def test_a_malformed_beir_row_stops_or_is_skipped(beir, file, line, message):
     data = load_training_data(settings, batch_size=4, seed=0)
     assert data.statistics()[0].bad == 1
     assert Counter(data.next_batch()) == Counter(clean)
+
+
+@pytest.mark.parametrize("on_bad_row", ["stop", "skip"])
+@pytest.mark.parametrize("header", ["corpus-id\tquery-id\tscore\n", ""])
+def test_a_header_that_means_other_columns_is_no_row_to_skip(beir, header, on_bad_row):
+    file = beir / "qrels" / "train.tsv"
+    file.write_text(header + file.read_text().partition("\n")[2])
+    with pytest.raises(ValueError, match=r"train\.tsv, line 1: the header"):
+        open_source(SourceSettings(kind="beir", path=str(beir)), on_bad_row=on_bad_row)
 
 
 def test_a_folder_without_positives_or_split_says_so(beir):

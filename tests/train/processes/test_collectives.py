@@ -3,8 +3,6 @@
 This file is also the program of the two processes: `python test_collectives.py FOLDER RANK`.
 """
 
-import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.programs import printed, started
 from train.config.grpo import PolicySettings
 from train.losses.gathered import gathered_info_nce
 from train.losses.gradcache import Forward, cached_backward
@@ -194,24 +193,7 @@ def edge_cases():
 def both(tmp_path_factory):
     """Results of the two processes, after both have ended."""
     folder = tmp_path_factory.mktemp("two")
-    root = Path(__file__).resolve().parents[3]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(number)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    printed(*(started(__file__, folder, number) for number in range(2)), timeout=120)
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
 
 

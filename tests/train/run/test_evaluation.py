@@ -1,6 +1,5 @@
 """The dev evaluation: its numbers by hand, and that it leaves no trace in the run."""
 
-import json
 import math
 import random
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from search_r3_mteb.tasks.beir_folder import write_beir
 from train.config.data import JudgedSetSettings
 from train.config.run import EvaluateSettings
 from train.run import evaluation
@@ -72,11 +72,8 @@ def test_a_sample_of_queries_is_the_same_every_time():
 
 
 def test_a_beir_folder_with_titles(tmp_path):
-    (tmp_path / "qrels").mkdir()
-    (tmp_path / "corpus.jsonl").write_text(json.dumps({"_id": "a", "title": "Rivers", "text": "flow"}) + "\n")
-    lines = [{"_id": "p", "text": "water"}, {"_id": "unjudged", "text": "stone"}]
-    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "qrels/dev.tsv").write_text("query-id\tcorpus-id\tscore\np\ta\t1\n")
+    queries = [("p", "water"), ("unjudged", "stone")]
+    write_beir(tmp_path, corpus=[("a", "Rivers", "flow")], queries=queries, qrels={"dev": [("p", "a", 1)]})
     found = evaluation.load(JudgedSetSettings(kind="beir", path=str(tmp_path)), None, 0)
     assert found.queries == {"p": "water"}
     assert found.documents["a"].startswith("Rivers")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.train.loops import byte_folder, events, sft_config, train_until, weights
+from tests.train.loops import byte_folder, events, same_weights, sft_config, train_until, weights
 from train.run.run import Run
 from train.sft import train
 
@@ -28,8 +28,7 @@ def test_other_settings_are_refused_and_a_damaged_checkpoint_falls_back(tmp_path
         train(sft_config(tmp_path / "run"))
     train(sft_config(tmp_path / "run", "checkpoint.resume=fallback"))
     train(sft_config(tmp_path / "whole"))
-    a, b = weights(tmp_path / "run/last"), weights(tmp_path / "whole/last")
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert same_weights(tmp_path / "run/last", tmp_path / "whole/last")
     assert [event["step"] for event in events(tmp_path / "run", "step")] == [1, 2, 3]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import save_sentence_transformer
 from tests.train.loops import events, sft_config
 from train.config.loss import LossSettings
 from train.data.rows import TrainingRow
@@ -67,19 +68,7 @@ def test_both_terms_of_a_batch_and_its_weight():
 @pytest.fixture
 def teacher_folder(tiny_tokenizer, tmp_path):
     """A sentence-transformers model as wide as the students, with random weights that tell texts apart."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(5)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    BertModel(BertConfig(vocab_size=384, initializer_range=0.5, **size)).save_pretrained(tmp_path / "base")
-    tiny_tokenizer.save_pretrained(tmp_path / "base")
-    module = Transformer(str(tmp_path / "base"), max_seq_length=64)
-    folder = tmp_path / "teacher"
-    SentenceTransformer(modules=[module, Pooling(32)], device="cpu").save_pretrained(str(folder))
-    return folder
+    return save_sentence_transformer(tiny_tokenizer, tmp_path / "teacher", seed=5)
 
 
 def test_a_teacher_gives_unit_vectors_in_order_and_reads_equal_texts_once(teacher_folder):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.tasks.beir_folder import write_beir
 from train.config.data import RlDataSettings, SourceSettings
 from train.data.rows import TrainingRow
 from train.stage2.corpus import SearchedCorpus, text_id
@@ -15,9 +16,7 @@ def count(texts):
 
 
 def beir(folder, documents):
-    folder.mkdir()
-    lines = ({"_id": id_, "title": title, "text": text} for id_, title, text in documents)
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_beir(folder, corpus=documents, queries=[], qrels={})
     return SourceSettings(kind="beir", path=str(folder))
 
 

@@ -1,0 +1,181 @@
+"""Chat templates: the prompt around a user's text, the same on every day, at training and at inference.
+
+Three things that a template may leave to the moment are decided by the profile: today's date, thinking, and where a
+system prompt stands when the template has no system role.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from typing import Any
+
+from search_r3_mteb.encoder.profiles import DATE, PLAIN, PROFILE_FILE, Profile
+
+# Placeholder of the user's text while a chat template is rendered; no template trims or escapes it.
+SLOT = "USER-TEXT-4f1c9a"
+# What stands between the system prompt and the text in a user's turn: Gemma 3's own template puts the same there.
+_BETWEEN = "\n\n"
+# Tags of Qwen3 and DeepSeek-R1, of their imitators, of Magistral and of Command A.
+_THINKING = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
+@dataclass(frozen=True)
+class TemplateFacts:
+    """What a tokenizer's chat template does with a system prompt, the date and thinking; read by rendering it.
+
+    `thinking` is "switch" where `enable_thinking` changes the prompt, "open" where the assistant's turn begins inside
+    of a thinking block whatever is asked, else None; `tag` is the tag that was seen.
+    """
+
+    system_role: bool
+    prints_date: bool
+    thinking: str | None
+    tag: str | None
+
+
+def has_template(tokenizer: Any, profile: Profile) -> bool:
+    """Whether prompts are made by the tokenizer's chat template, and not by a plain layout."""
+    return profile.plain is None and bool(getattr(tokenizer, "chat_template", None))
+
+
+def wrap(tokenizer: Any, profile: Profile, system: str) -> str:
+    """The prompt as text, up to where the assistant speaks, with `SLOT` in place of the user's text.
+
+    A template without a system role gets the system prompt in the user's turn, before the text. Raises ValueError
+    when neither can be shown, and for `thinking` true where the template has none.
+    """
+    if has_template(tokenizer, profile):
+        text = _rendered(tokenizer, profile, system, profile.thinking)
+        if profile.thinking is True and text == _rendered(tokenizer, profile, system, False):
+            raise ValueError(_no_thinking("its chat template has neither a switch for it nor a thinking tag"))
+    else:
+        if profile.thinking is True:
+            raise ValueError(_no_thinking("it is prompted without a chat template"))
+        text = (PLAIN if profile.plain is None else profile.plain).replace("{text}", SLOT)
+        text = text.replace("{system}", system)
+    if text.count(SLOT) != 1:
+        raise ValueError(
+            f"The chat template shows the user's text {text.count(SLOT)} times; exactly one place is needed. "
+            "Give the profile a 'plain' prompt instead."
+        )
+    return text
+
+
+def facts(tokenizer: Any) -> TemplateFacts:
+    """What the chat template does. Raises ValueError for one that cannot show a prompt at all."""
+    system = "You read texts."
+    default = _rendered(tokenizer, Profile(), system, None)
+    on, off = (_turns(tokenizer, Profile(), system, thinking)[0] for thinking in (True, False))
+    text, role = _turns(tokenizer, Profile(), system, None)
+    pair = _open_pair(text) or _open_pair(on) or next((p for p in _THINKING if p[0] in on + off), None)
+    return TemplateFacts(
+        system_role=role,
+        prints_date=default != _rendered(tokenizer, Profile(date="2001-02-03"), system, None),
+        thinking="switch" if on != off else "open" if _open_pair(text) else None,
+        tag=pair[0] if pair else None,
+    )
+
+
+def _rendered(tokenizer: Any, profile: Profile, system: str, thinking: bool | None) -> str:
+    text, _ = _turns(tokenizer, profile, system, thinking)
+    pair = _open_pair(text)
+    if thinking is False and pair:  # as Qwen3 closes the block that it was told not to use
+        text += ("" if text.endswith("\n") else "\n") + f"\n{pair[1]}\n\n"
+    return text
+
+
+def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None) -> tuple[str, bool]:
+    """The template's text, and whether the system prompt has a role of its own in it."""
+    from jinja2 import TemplateError
+
+    day = date.fromisoformat(profile.date or DATE)
+    template = tokenizer.chat_template
+    if not isinstance(template, str):  # several, by name
+        template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _clock(day) + template
+    # DeepSeek-V3.1 and Granite call the switch `thinking`.
+    switch = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
+
+    def render(messages: list[dict[str, str]]) -> str:
+        text: str = tokenizer.apply_chat_template(
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=_directives(day)["%d %b %Y"],
+            **switch,
+        )
+        return text
+
+    refused: TemplateError | None = None
+    try:
+        text = render([{"role": "system", "content": system}, {"role": "user", "content": SLOT}])
+        if system.strip() in text:
+            return text, True
+    except TemplateError as error:  # Gemma's, for example, refuses system prompts by name
+        refused = error
+    try:
+        text = render([{"role": "user", "content": f"{system}{_BETWEEN}{SLOT}"}])
+    except TemplateError as error:
+        raise ValueError(
+            f"The chat template cannot show a system prompt and a text: {refused or error}. Give the profile a 'plain' "
+            "prompt instead."
+        ) from error
+    if system.strip() not in text:
+        raise ValueError("The chat template drops the system prompt. Give the profile a 'plain' prompt instead.")
+    return text, False
+
+
+def _open_pair(text: str) -> tuple[str, str] | None:
+    """The tags of the thinking block in which the assistant's turn begins."""
+    turn = text.rpartition(SLOT)[2]
+    return next((pair for pair in _THINKING if turn.rfind(pair[0]) > turn.rfind(pair[1])), None)
+
+
+def _clock(day: date) -> str:
+    """A Jinja macro that takes the place of transformers' `strftime_now`: it is always midnight of `day`.
+
+    transformers lets nothing callable into a template, so the directives are replaced in the template's language. The
+    line break at the end belongs to the macro's tag: what follows begins a line, as it does without the macro.
+    """
+    replaced = "".join(f" | replace({json.dumps(key)}, {json.dumps(text)})" for key, text in _directives(day).items())
+    unknown = json.dumps("strftime_now asks for a directive that has no fixed value: ")
+    return (
+        "{%- macro strftime_now(format) -%}"
+        f"{{%- set text = format{replaced} -%}}"
+        f"{{%- if '%' in text -%}}{{{{ raise_exception({unknown} ~ format) }}}}{{%- endif -%}}"
+        "{{- text -}}{%- endmacro %}\n"
+    )
+
+
+def _directives(day: date) -> dict[str, str]:
+    """The directives of strftime at midnight of `day`, in English under any locale; compound ones come first."""
+    moment = datetime.combine(day, time())
+    texts = {f"%{key}": moment.strftime(f"%{key}") for key in "dmyYHIMSjUWwuGVf"}
+    texts |= {f"%-{key}": str(int(texts[f"%{key}"])) for key in "dmHIMSj"}
+    month, weekday = _MONTHS[day.month - 1], _DAYS[day.weekday()]
+    texts |= {"%B": month, "%b": month[:3], "%h": month[:3], "%A": weekday, "%a": weekday[:3], "%p": "AM"}
+    texts |= {"%e": f"{day.day:2d}", "%F": day.isoformat(), "%T": "00:00:00", "%X": "00:00:00", "%R": "00:00"}
+    texts |= {"%D": f"{texts['%m']}/{texts['%d']}/{texts['%y']}", "%Z": "", "%z": ""}
+    texts["%x"] = texts["%D"]
+    texts["%c"] = f"{texts['%a']} {texts['%b']} {texts['%e']} 00:00:00 {day.year}"
+    return {"%d %b %Y": f"{texts['%d']} {texts['%b']} {day.year}"} | texts
+
+
+def _no_thinking(why: str) -> str:
+    return (
+        f"'thinking' is true in the profile ({PROFILE_FILE}), but this model cannot be told to think: {why}. Set it to "
+        "false, or leave it out."
+    )

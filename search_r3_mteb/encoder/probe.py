@@ -32,6 +32,7 @@ TEXTS = (
 # Tokens of the two prompts, and tokens that are generated before the embed token: enough to share a prefix, to pad, and
 # to step rows that are at different positions.
 LENGTHS, BUDGET = (14, 9), 2
+_LAST = 4  # positions at which logits are compared
 # Largest error, relative to the size of what is compared. Measured on tiny models of every architecture, three seeds
 # each, and on nano and mini: right ones differ by at most 1e-5 in float32, 0.006 in float16 and 0.05 in bfloat16 (two
 # layers; nano and mini 0.001 and 0.01), wrong ones by 0.01 or more. Rounding grows with depth, and a router's near tie
@@ -186,7 +187,7 @@ def _compared(causal: Any, engine: Engine, prompts: Sequence[Sequence[int]]) -> 
         direct = engine.embed(rows)
         for row, ids in enumerate(rows):
             states, logits = own_forward(causal, engine.base_model, ids)
-            note("the head's logits", _error(engine.head(states), logits))
+            note("the head's logits", _error(engine.head(states[-_LAST:]), logits[-_LAST:]))
             note("hidden states at the embed token, read directly,", _error(direct[row], states[-1]))
             note("hidden states at the embed token, after reasoning,", _error(rolled.vectors[row], states[-1]))
             said = logits[len(prompts[row]) - 1 : -2]

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,8 +26,13 @@ def state_of(folders: Iterable[Path], dtype: str, device: str) -> str:
             if path.is_file():
                 now = path.stat()  # of the file itself where the hub's cache has a link
                 files.append([str(path), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino])
-    versions = [version(library) for library in ("peft", "tokenizers", "torch", "transformers")]
-    return hashlib.sha256(json.dumps([files, versions, dtype, device]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([files, libraries(), dtype, device]).encode()).hexdigest()
+
+
+@cache
+def libraries() -> list[str]:
+    """Versions of the libraries that a loaded checkpoint runs on."""
+    return [version(name) for name in ("peft", "tokenizers", "torch", "transformers")]
 
 
 def has_passed(state: str) -> bool:

@@ -196,7 +196,8 @@ def _ready(
     """The checkpoint, once all downloads are here: hours of work must not end for want of the last data set."""
     from search_r3_mteb.encoder.checkpoints import load
 
-    options = {key: settings[key] for key in ("revision", "dtype", "device", "trust_remote_code") if key in settings}
+    loading = ("revision", "dtype", "device", "trust_remote_code", "probe")
+    options = {key: settings[key] for key in loading if key in settings}
     remote = str(model).count("/") == 1 and not Path(model).exists() and not str(model).startswith((".", "~"))
     try:
         checkpoint = load(model, **options)

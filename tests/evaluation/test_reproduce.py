@@ -24,7 +24,7 @@ from search_r3_mteb.evaluation.significance import Difference, interval
 from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.mteb_running import made_task
 
-SETTINGS = {"max_reasoning_tokens": 4}
+SETTINGS = {"max_reasoning_tokens": 4, "probe": False}  # a probe would count as work
 WORDS = ["silver", "river", "garden", "stone", "winter", "harbour"]
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 

@@ -101,7 +101,7 @@ def a_window_that_is_not_applied(patch):
     ],
 )
 def test_what_was_wrong_is_right_and_is_refused_without_the_repair(kind, taken_back, message, monkeypatch):
-    # With transformers 5.10.4 these three are not causal in a batch or alone, and the probe refuses them.
+    # With transformers 5.10.4 the probe refuses these three.
     if kind in ("rembert", "roformer", "moshi") and Version(transformers.__version__) < Version("5.24"):
         pytest.skip("known to be right from transformers 5.24 on")
     check(kind)

@@ -20,7 +20,8 @@ class Head:
                 f"{type(causal).__name__} has no language-model head, so it cannot reason. Load the checkpoint as a "
                 "causal LM."
             )
-        self._path = _path(causal, self._embeddings)
+        # What stands between hidden states and logits: the projection, in some architectures after transforms.
+        *self.transforms, self.projection = _path(causal, self._embeddings)
         config = causal.config.get_text_config()
         self.scale = 1.0
         if getattr(config, "logit_scale", None) is not None:  # Cohere
@@ -33,7 +34,7 @@ class Head:
     def dim(self) -> int:
         """Width of a hidden state."""
         # The width that the path's first matrix reads: that of the projection itself may be smaller (Electra, RemBERT).
-        first = next(p for part in self._path for p in part.parameters() if p.dim() == 2)
+        first = next(p for part in (*self.transforms, self.projection) for p in part.parameters() if p.dim() == 2)
         return int(first.shape[1])
 
     @property
@@ -43,9 +44,9 @@ class Head:
 
     def __call__(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
         """Next-token logits in float32."""
-        for part in self._path:
+        for part in self.transforms:
             hidden = part(hidden)
-        logits: Tensor = hidden.float()
+        logits: Tensor = self.projection(hidden).float()
         if self.scale != 1:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)

@@ -274,6 +274,19 @@ def test_a_tokenizer_that_loses_spaces_is_refused(folder, tiny_tokenizer):
         probe.check_tokens("tests/tiny", lossy, folder)
 
 
+def test_a_declared_class_that_loses_every_space_never_loads_in_silence(make_model, tiny_tokenizer, tmp_path):
+    """Llama's class over a byte-level file: right in transformers 5.24, without any space in 5.10.4 and 5.17."""
+    save(Checkpoint(make_model("llama"), tiny_tokenizer, Profile.default(), "tests/llama"), tmp_path / "model")
+    config = tmp_path / "model" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}))
+    found = load(tmp_path / "model", probe=False).tokenizer("the query and the document")["input_ids"]
+    if found == tiny_tokenizer("the query and the document")["input_ids"]:
+        load(tmp_path / "model")
+    else:
+        with pytest.raises(ValueError, match="LlamaTokenizer, the class that the folder's files name"):
+            load(tmp_path / "model")
+
+
 def test_padding_and_truncation_in_the_file_are_no_difference(folder, tiny_tokenizer):
     data = json.loads((folder / "tokenizer.json").read_text())
     data["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from search_r3_mteb.encoder import checkpoints
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG
+from search_r3_mteb.encoder.architecture import backbone_of
 from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine
@@ -100,7 +101,7 @@ def forward(model: Any, token_ids: Int[Tensor, "rows length"], lengths: Int[Tens
     `model` may be wrapped (DDP, FSDP, peft): the wrapper's own forward is called, so that its hooks run, and a hook
     takes the backbone's output. Right padding needs no mask: under causal attention nothing before it sees it.
     """
-    backbone = unwrap(model).base_model
+    backbone = backbone_of(unwrap(model))
     caught: list[Tensor] = []
     handle = backbone.register_forward_hook(lambda module, args, output: caught.append(output.last_hidden_state))
     try:

@@ -19,6 +19,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from search_r3_mteb.encoder.architecture import backbone_of
 from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine
@@ -173,7 +174,7 @@ class SearchR3GRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's policy loss, and InfoNCE on the vectors of its own forward."""
         caught: list[Tensor] = []
-        backbone = unwrap(self.accelerator.unwrap_model(model)).base_model
+        backbone = backbone_of(unwrap(self.accelerator.unwrap_model(model)))
         handle = backbone.register_forward_hook(lambda module, args, output: caught.append(output.last_hidden_state))
         try:
             loss: Tensor = super()._compute_loss(model, inputs)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from search_r3_mteb.encoder import checkpoints
+from search_r3_mteb.encoder.architecture import backbone_of
 from tests.train.loops import byte_folder
 from train.config.model import LoraSettings, ModelSettings, ScratchSettings
 from train.model import model as models
@@ -105,16 +106,24 @@ def test_an_adapter_is_merged_first_and_the_advice_works(tmp_path, bare):
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2"])
+def small_opt():
+    """A causal LM whose own forward calls not its base model but the decoder inside."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    size = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    return OPTForCausalLM(OPTConfig(vocab_size=384, num_attention_heads=4, pad_token_id=383, **size)).eval()
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gpt2", "opt"])
 def test_forward_is_the_model_s_own_row_by_row(make_model, kind):
-    model = make_model(kind)
+    model = small_opt() if kind == "opt" else make_model(kind)
     ids = torch.tensor([[5, 6, 7, 8], [5, 9, 0, 0]])
     hidden = models.forward(model, ids, torch.tensor([4, 2]))
     for row, length in ((0, 4), (1, 2)):
         states = model(ids[row : row + 1, :length], output_hidden_states=True).hidden_states[-1][0]
         torch.testing.assert_close(hidden.states[row, :length], states, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(hidden.vectors[row], states[-1], atol=1e-5, rtol=1e-4)
-    assert not model.base_model._forward_hooks, "a hook was left behind, and would hold every step's states"
+    assert not backbone_of(model)._forward_hooks, "a hook was left behind, and would hold every step's states"
 
 
 def test_forward_keeps_no_hook_when_it_fails(make_model):

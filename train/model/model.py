@@ -204,4 +204,7 @@ def _load(config: ModelSettings) -> Checkpoint:
             f"{folder.name} has no {profile.embed_token} yet, and lora.train_embed_token = false: its new row would "
             "neither be trained nor saved with the adapter. Set train_embed_token = true."
         )
-    return Checkpoint(model, tokenizer, profile, checkpoints.display_name(config.path, folder), config.revision)
+    name = checkpoints.display_name(config.path, folder)
+    checkpoint = Checkpoint(model, tokenizer, profile, name, config.revision)
+    checkpoints.probe_once(checkpoint, folder, (folder,))  # what is trained must be what the library runs
+    return checkpoint

@@ -198,3 +198,10 @@ def test_embed_gives_the_encoder_s_vectors(folder):
     theirs = SearchR3Encoder(folder, max_length=64).encode_document(["a river", "a much longer text about rivers"])
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert ours.dtype == np.float32
+
+
+def test_what_is_trained_is_probed_as_what_is_loaded(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(checkpoints, "probe_once", lambda checkpoint, *places: asked.append(places))
+    models.prepare(ModelSettings(path=str(folder)), seed=0)
+    assert asked == [(folder, (folder,))]

@@ -18,6 +18,7 @@ from search_r3_mteb.encoder.token_rows import ROWS_FILE, bare, layer_name, resiz
 
 ADAPTER_CONFIG = "adapter_config.json"
 BASE_FILE = "base_model.json"
+_WITHOUT_EFFECT = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache")
 _WHOLE, _SLICES, _SLICE = 1 << 20, 64, 4096  # bytes: smaller tensors are read whole, larger ones in slices
 
 
@@ -34,6 +35,28 @@ def check_kind(config: dict[str, Any], name: str) -> None:
         raise ValueError(
             f"{name}: an adapter of the kind {kind} acts in peft's own forward, which is not run here, so it would "
             "silently do nothing. Use one that lies in the layers (LoRA, DoRA, rsLoRA, IA3), or merge it elsewhere."
+        )
+
+    start = str(config.get("init_lora_weights", ""))
+    if start.startswith("pissa_niter") or start in ("corda", "lora_ga"):
+        raise ValueError(
+            f"{name}: init_lora_weights = {start!r} changed the base's weights by random numbers or by data that the "
+            "folder does not hold, so every load would be another model. Convert it to a plain LoRA when saving "
+            "(peft: path_initial_model_for_weight_conversion), or merge it where it was trained."
+        )
+
+
+def check_used(model: Any, folder: Path) -> None:
+    """ValueError where the adapter's file holds tensors that its configuration has no place for: peft drops them."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        dropped = sorted(set(file.keys()) - set(get_peft_model_state_dict(model, save_embedding_layers=True)))
+    if dropped:
+        raise ValueError(
+            f"{folder.name}: the adapter's file holds {len(dropped)} tensors that {ADAPTER_CONFIG} has no place for "
+            f"({dropped[0]}), so it would give other vectors. Restore the configuration that it was saved with."
         )
 
 
@@ -71,7 +94,14 @@ def save_base(model: Any, embed_token_id: int, folder: Path, assets: Path) -> No
     # peft's own file, so that peft finds the base from any directory.
     write_json(folder / ADAPTER_CONFIG, config | described)
     path = Path(os.path.relpath(base, folder.resolve())).as_posix()
-    write_json(folder / BASE_FILE, {"path": path, "name": name, "revision": revision, "digest": weights_digest(base)})
+    recorded = {
+        "path": path,
+        "name": name,
+        "revision": revision,
+        "digest": weights_digest(base),
+        "configuration": configuration_digest(base),
+    }
+    write_json(folder / BASE_FILE, recorded)
 
 
 def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
@@ -83,6 +113,11 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
     """
     base = config.get("base_model_name_or_path")
     recorded = read_json(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
+    if recorded and not {"path", "digest"} <= recorded.keys():
+        raise ValueError(
+            f"{folder.name}: {BASE_FILE} lacks 'path' or 'digest', so it was damaged. Restore it, or delete it if "
+            f"{ADAPTER_CONFIG} names the right base."
+        )
     if not base and not recorded:
         raise ValueError(
             f"{folder.name}: {ADAPTER_CONFIG} names no base model. Write its path or hub id under "
@@ -97,7 +132,7 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
             continue
         if not found.is_dir():
             missing.append(f"{found} is not a folder")
-        elif recorded and weights_digest(found) != recorded["digest"]:
+        elif recorded and not _is_recorded(found, recorded):
             others.append(str(found))
         else:
             return Path(found).resolve()
@@ -107,12 +142,24 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
     )
     if others:
         raise ValueError(
-            f"{folder.name}: {', '.join(others)} is not the base that this adapter was saved with: its weights are "
-            f"others, so the adapter would give other vectors. {how} If that model is meant, delete {BASE_FILE}."
+            f"{folder.name}: {', '.join(others)} is not the base that this adapter was saved with: its weights or "
+            f"configuration are others, so its vectors would be. {how} If that model is meant, delete {BASE_FILE}."
         )
     raise FileNotFoundError(
         f"{folder.name}: its base model {base or recorded['path']!r} was not found ({'; '.join(missing)}). {how}"
     )
+
+
+def configuration_digest(folder: Path) -> str:
+    """Hex digest of a base's config.json without what does not change its vectors."""
+    config = read_json(folder / "config.json")
+    kept = {name: value for name, value in config.items() if name not in _WITHOUT_EFFECT}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _is_recorded(base: Path, recorded: dict[str, Any]) -> bool:
+    same = weights_digest(base) == recorded["digest"]
+    return same and recorded.get("configuration") in (None, configuration_digest(base))
 
 
 def fit_rows(model: Any, tokenizer: Any, folder: Path, token: str, base_vocabulary: dict[str, int] | None) -> None:

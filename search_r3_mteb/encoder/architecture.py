@@ -41,6 +41,22 @@ def backbone_of(causal: Any) -> Any:
     return getattr(base, "decoder", base)  # BART, OPT and their kind wrap what their causal LM calls
 
 
+def positions_of(config: Any) -> int | None:
+    """Number of positions that a text configuration allows; None where it does not say.
+
+    Two rotary scalings, longrope (Phi-3) and dynamic, choose their frequencies by the longest row of a batch once it
+    passes the original window: a vector would then depend on the texts beside it. So they end at that window.
+    """
+    window = getattr(config, "max_position_embeddings", None)
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for one in (rotary, *(each for each in rotary.values() if isinstance(each, dict))):
+        if one.get("rope_type", one.get("type")) in ("longrope", "dynamic"):
+            original = one.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None) or window
+            window = original if window is None else min(window, original)
+    return None if window is None else int(window)
+
+
 def first_position(causal: Any) -> int:
     """The position of a text's first token: 0, or the padding id plus one where the position table begins after it."""
     for module in backbone_of(causal).modules():

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from search_r3_mteb.atomic import put_back
-from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, check_kind, check_state, find_base, fit_rows, save_base
+from search_r3_mteb.encoder.adapters import (
+    ADAPTER_CONFIG,
+    check_kind,
+    check_state,
+    check_used,
+    find_base,
+    fit_rows,
+    save_base,
+)
 from search_r3_mteb.encoder.fingerprint import digest, weights_version
 from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights, read_json
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
@@ -53,12 +61,15 @@ class Checkpoint:
 
     @property
     def window(self) -> int | None:
-        """Number of positions that the model was made for; None when its configuration does not say."""
-        from search_r3_mteb.encoder.architecture import first_position
+        """Number of positions in which a row's vector is its own; None when the configuration does not say.
+
+        That is what the model was made for, or less: see `architecture.positions_of`.
+        """
+        from search_r3_mteb.encoder.architecture import first_position, positions_of
         from search_r3_mteb.encoder.backbone import unwrap
 
-        window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return None if window is None else int(window) - first_position(unwrap(self.model))
+        window = positions_of(self.model.config.get_text_config())
+        return None if window is None else window - first_position(unwrap(self.model))
 
     def fingerprint(self) -> str:
         """Hex digest over weights, configuration, tokenizer, profile and stop ids.
@@ -261,8 +272,13 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
     base_folder = find_base(folder, config, resolve)
     if (base_folder / ADAPTER_CONFIG).exists():  # transformers would put that adapter on the base without a word
         raise ValueError(
-            f"{folder.name}: the folder of its base model, {base_folder.name}, holds an adapter as well, which would "
-            "act beside this one. Give the base a folder of its own."
+            f"{folder.name}: the folder of its base model, {base_folder.name}, holds an adapter as well, which "
+            "would act beside this one. Give the base a folder of its own."
+        )
+    if any(folder.glob("model*.safetensors*")):
+        raise ValueError(
+            f"{folder.name} holds whole weights and an adapter, and they may be two models. Move the adapter's "
+            "files to a folder of their own, or delete the files that are not meant."
         )
     check_weights(folder, "adapter_model")
     model = load_model(base_folder, dtype, trust_remote_code)
@@ -279,6 +295,7 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
             # peft only warns when the file lacks a part of the adapter, which then does nothing.
             warnings.filterwarnings("error", message=".*missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        check_used(adapted, folder)
     except (RuntimeError, ValueError, KeyError, UserWarning) as error:
         raise ValueError(
             f"{folder.name}: the adapter does not fit its base model {base_folder.name}: {error}. Use the base that it "

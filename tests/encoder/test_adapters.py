@@ -325,3 +325,56 @@ def test_rows_of_an_untied_base_do_not_go_into_a_tied_one(tmp_path):
         ValueError, match=r"holds rows of input, output, 32 wide, but the base model has input, 32 wide"
     ):
         load(folder)
+
+
+def test_whole_weights_beside_an_adapter_are_refused(tmp_path):
+    """The adapter was taken, and the folder's own weights were ignored without a word."""
+    folder = save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter")
+    shutil.copy(tmp_path / "base" / "model.safetensors", folder)
+    with pytest.raises(ValueError, match="adapter holds whole weights and an adapter"):
+        load(folder)
+
+
+def test_tensors_that_the_adapter_s_configuration_does_not_use_are_refused(tmp_path):
+    """peft warns of missing tensors alone; what it drops was trained."""
+    folder = save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter")
+    assert load(folder)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj"]}))
+    with pytest.raises(ValueError, match=r"holds 4 tensors that adapter_config.json has no place for .*v_proj"):
+        load(folder)
+
+
+@pytest.mark.parametrize(("change", "refused"), [({"rope_theta": 500.0}, True), ({"transformers_version": "0"}, False)])
+def test_a_base_whose_configuration_changed_is_another_model(change, refused, tmp_path):
+    base = base_folder(tmp_path / "base")
+    folder = save(adapted(base), tmp_path / "adapter")
+    config = json.loads((base / "config.json").read_text())
+    if refused:
+        change = {"rope_parameters": config["rope_parameters"] | change}
+    (base / "config.json").write_text(json.dumps(config | change))
+    if not refused:
+        assert load(folder)
+        return
+    with pytest.raises(ValueError, match="its weights or configuration are others"):
+        load(folder)
+
+
+def test_a_damaged_record_of_the_base_is_named(tmp_path):
+    folder = save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter")
+    (folder / "base_model.json").write_text('{"path": "../base"}')
+    with pytest.raises(ValueError, match=r"base_model.json lacks 'path' or 'digest'"):
+        load(folder)
+
+
+def test_an_adapter_that_changed_its_base_at_random_is_refused(tmp_path):
+    """PiSSA by random SVD: two loads of one folder gave cosine 0.83 to each other."""
+    folder = save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter")
+    config = folder / "adapter_config.json"
+    for start, refused in (("pissa_niter_4", True), ("gaussian", False)):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": start}))
+        if refused:
+            with pytest.raises(ValueError, match="every load would be another model"):
+                load(folder)
+        else:
+            assert load(folder)

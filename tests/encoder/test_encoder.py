@@ -579,3 +579,23 @@ def test_memory_does_not_grow_with_the_documents(tiny_folder):
     fine, broken = grown("fine"), grown("broken")
     assert fine < 60, fine
     assert broken > 2 * fine, (fine, broken)
+
+
+def test_rotary_scalings_that_look_at_the_longest_row_end_at_their_original_window(make_model, tiny_tokenizer):
+    """Beside a longer text a document had cosine 0.24 to itself: longrope goes by the longest row of a batch."""
+    from search_r3_mteb.encoder.profiles import Profile
+
+    half = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    scaled = half | {"original_max_position_embeddings": 256}
+    model = make_model("llama", max_position_embeddings=1024, rope_parameters=scaled)
+    checkpoint = Checkpoint(model, tiny_tokenizer, Profile.default(), "tests/longrope")
+    assert checkpoint.window == 256
+    with pytest.raises(ValueError, match="256"):
+        SearchR3Encoder(checkpoint, mode="direct", max_length=600)
+    encoder = SearchR3Encoder(checkpoint, mode="direct")
+    documents = ["word " * 20, "word " * 400]
+    np.testing.assert_allclose(encoder.encode_document(documents)[0], encoder.encode_document(documents[0]), atol=1e-5)
+    plain = Checkpoint(
+        make_model("llama", max_position_embeddings=1024), tiny_tokenizer, Profile.default(), "tests/plain"
+    )
+    assert plain.window == 1024

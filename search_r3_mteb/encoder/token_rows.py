@@ -88,7 +88,8 @@ def load_rows(causal: Any, folder: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(folder / ROWS_FILE, framework="pt") as file:
-        rows, tensors = int(file.metadata()["rows"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        rows = int(file.metadata()["rows"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     index = tensors.pop("ids")
     resize(causal, rows, rows)
     layers = token_layers(causal)

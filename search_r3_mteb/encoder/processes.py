@@ -2,9 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
+
+LONG_WAIT = timedelta(hours=24)
+"""How long a process waits for another one's own work: encoding a share, mining, a graph, an export (our choice)."""
 
 
 def process_count() -> int:
@@ -30,16 +34,43 @@ def own_share(part: Sequence[int]) -> list[int]:
 
 
 def gathered(part: Sequence[int], results: Any) -> Any:
-    """The results of all rows of `part`, gathered by accelerate; each process gives those of its own share."""
+    """The results of all rows of `part`; each process gives those of its own share."""
     if process_count() == 1:
         return results
-    from accelerate.utils import gather_object
-
-    _state()  # accelerate gathers among the processes that its state knows
-    pairs = gather_object([(own_share(part), results)])
+    pairs = _from_all((own_share(part), results))
     place = {row: result for rows, found in pairs for row, result in zip(rows, found, strict=True)}
     found = [place[row] for row in part]
     return np.stack(found) if found and isinstance(found[0], np.ndarray) else found
+
+
+def host_group(timeout: timedelta = LONG_WAIT) -> Any:
+    """All processes as a gloo group, for what lies in host memory: made once per timeout, by all of them together.
+
+    The default group may have no backend for it: under nccl there are no collectives of CPU tensors. Who waits in this
+    group waits on a connection, which breaks at once when the other process dies; nothing waits on the GPU. Between
+    machines gloo takes the interface of the host's name, or that of GLOO_SOCKET_IFNAME.
+    """
+    import torch.distributed as dist
+
+    whole = dist.group.WORLD
+    if (whole, timeout) not in _groups:
+        for key in [key for key in _groups if key[0] is not whole]:  # of a default group that was destroyed
+            del _groups[key]
+        _groups[whole, timeout] = dist.new_group(backend="gloo", timeout=timeout)
+    return _groups[whole, timeout]
+
+
+_groups: dict[tuple[Any, timedelta], Any] = {}
+
+
+def _from_all(mine: Any) -> list[Any]:
+    """The values of all processes, in the order of their numbers."""
+    import torch.distributed as dist
+
+    _state()  # accelerate initialises the processes' group
+    values: list[Any] = [None] * process_count()
+    dist.all_gather_object(values, mine, group=host_group())
+    return values
 
 
 def _state() -> Any:

@@ -7,7 +7,6 @@ writes the memory maps; the others map the same files read-only, so that a machi
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -38,7 +37,7 @@ class ProcessGroup(Replicas):
     the path.
     """
 
-    def __init__(self, local_rank: int | None = None, device: Any = "cpu") -> None:
+    def __init__(self, local_rank: int | None = None) -> None:
         from train.processes import collectives  # torch, which tools that only open a cache need not load
 
         if not collectives.in_group():
@@ -53,11 +52,11 @@ class ProcessGroup(Replicas):
             )
         self.rank, self.size = collectives.rank(), collectives.world_size()
         self.writes = (int(os.environ["LOCAL_RANK"]) if local_rank is None else local_rank) == 0
-        self._collectives, self._device = collectives, device
+        self._collectives = collectives
 
     def gather(self, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> list[Arrays]:
-        """The arrays of every process."""
-        return self._collectives.gather_arrays(arrays, self._device)
+        """The arrays of every process, through host memory whatever the device of the run is."""
+        return self._collectives.gather_arrays(arrays)
 
     def barrier(self) -> None:
         """Wait for all."""
@@ -68,7 +67,7 @@ def all_processes() -> Replicas:
     """The process group where there is one, else this process alone."""
     from train.processes import collectives
 
-    return ProcessGroup() if collectives.world_size() > 1 else Replicas()
+    return ProcessGroup() if collectives.in_group() else Replicas()
 
 
 def shares(tokens: Shaped[np.ndarray, " rows"], size: int) -> Shaped[np.ndarray, " rows"]:

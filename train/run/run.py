@@ -139,7 +139,7 @@ class Run:
         """Continue from the newest checkpoint of the run folder, if there is one."""
         folder, resume = self.folder / "checkpoints", self.config.checkpoint.resume
         if resume == "never":
-            if checkpoints(folder):
+            if collectives.on_main(lambda: checkpoints(folder)):
                 raise FileExistsError(
                     f'{self.folder} holds checkpoints, and checkpoint.resume = "never" begins again. Name another '
                     'output.folder, remove this one, or set checkpoint.resume = "auto".'
@@ -188,11 +188,13 @@ class Run:
 
     def finish(self) -> Path:
         """Write the final model, the model cards and `data.json`; returns the model's folder."""
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             self._report_data()
             self._export("last")
             self._write_cards()
-        self.accelerator.wait_for_everyone()
+
+        collectives.on_main(write)
         self.log.close()
         return self.folder / "last"
 
@@ -209,8 +211,7 @@ class Run:
         value = evaluation.mean_of(scores, settings.best_by)
         if self.best is None or value > self.best:
             self.best = value
-            if self.accelerator.is_main_process:
-                self._export("best")
+            collectives.on_main(lambda: self._export("best"))
 
     def _export(self, name: str) -> None:
         """Write the model as a folder that `SearchR3Encoder` loads, kept only where it gives this model's outputs."""

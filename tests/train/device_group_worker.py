@@ -1,0 +1,134 @@
+"""Both stages on a process group that has no backend for CPU tensors, as nccl has none. Every life is a fork.
+
+python device_group_worker.py STAGE FOLDER MODEL SIZE...     one process without a group, then SIZE with one, resumed once
+
+On this machine the run's own device is the CPU too, so here each tensor of the run and each array of the host is one
+that the group refuses: "No backend type associated with device type cpu", the error of several GPUs under nccl.
+"""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from tests.train.loop_worker import events, launch, train
+from tests.train.loops import (
+    StoppedError,
+    cache_arrays,
+    largest_difference,
+    rl_config,
+    sft_config,
+    stop_after,
+    weights,
+)
+from train.run.run import Run
+from train.stage2.environment import Environment
+
+STEPS = 3
+# A large epsilon: AdamW divides by the gradient's own size, and where that is 0 rounding would decide the sign.
+STABLE = ["optimization.epsilon=1.0", "optimization.learning_rate=0.05", "optimization.max_gradient_norm=0"]
+
+
+def settings(stage, folder, model, *overrides):
+    """Batches that two and three processes can share; two kinds of forwards, mini-batches, evaluation, an audit."""
+    common = [f"optimization.steps={STEPS}", *STABLE, *overrides]
+    if stage == "sft":
+        return sft_config(
+            folder, "optimization.batch_size=6", "loss.reading=0.5", "loss.reading_documents=2", *common,
+            evaluation=True,
+        )  # fmt: skip
+    return rl_config(
+        folder, model, "rollout.prompts_per_step=6", "rollout.max_reasoning_tokens=5", *common, evaluation=True
+    )
+
+
+def refuses_the_cpu():
+    """The control: what the group says to a tensor of the CPU."""
+    try:
+        dist.all_reduce(torch.ones(1))
+    except RuntimeError as error:
+        return str(error)
+    return "nothing"
+
+
+def run(stage, folder, model, name, overrides, *, backend=None, until=None):
+    """The life of one process; `backend` initialises the group before accelerate does."""
+    config = settings(stage, folder / name, model, *overrides)
+
+    def action(rank):
+        said = "no group"
+        if backend is not None:
+            dist.init_process_group(backend)
+            said = refuses_the_cpu()
+        if until is not None:
+            Run.after_step = stop_after(until)
+        with contextlib.suppress(StoppedError):
+            train(stage, config)
+        (folder / f"{name}-{rank}.txt").write_text(said)
+
+    return action
+
+
+def taught_on_one_side(folder, model):
+    """`contrastive.min_reward` between the best rewards of the first and the second half of the first step's prompts."""
+
+    def action(rank):
+        original = Environment.judge
+
+        def judge(self, groups, step):
+            judged = original(self, groups, step)
+            best = [max(judged.rewards.total[r] for r, p in enumerate(groups.prompt) if p // 3 == half)
+                    for half in (0, 1)]  # fmt: skip
+            (folder / "bound.json").write_text(json.dumps(best))
+            raise StoppedError
+
+        Environment.judge = judge
+        with contextlib.suppress(StoppedError):
+            train("rl", settings("rl", folder / "first", model))
+
+    launch(1, action)
+    best = json.loads((folder / "bound.json").read_text())
+    return best, sum(best) / 2
+
+
+def compare(stage, folder, model, sizes):
+    overrides, found = [], {}
+    if stage == "rl":
+        found["best"], bound = taught_on_one_side(folder, model)
+        overrides = [f"contrastive.min_reward={bound}", "corpus_cache.audit_every=1"]
+    launch(1, run(stage, folder, model, "one", overrides))
+    for size in sizes:
+        name = f"of-{size}"
+        launch(size, run(stage, folder, model, name, overrides, backend="cuda:gloo", until=2))
+        launch(size, run(stage, folder, model, name, overrides, backend="cuda:gloo"))
+        found[name] = {
+            "said": [(folder / f"{name}-{rank}.txt").read_text() for rank in range(size)],
+            "weights": largest_difference(weights(folder / "one/last"), weights(folder / name / "last")),
+            "steps": [event["step"] for event in events(folder / name, "step")],
+            "losses": [[event["loss"] for event in events(folder / n, "step")] for n in ("one", name)],
+            "reading": [[event.get("reading", 0) for event in events(folder / n, "step")] for n in ("one", name)],
+        }
+        if stage == "rl":
+            (arrays, _), (others, _) = cache_arrays(folder / "one", STEPS), cache_arrays(folder / name, STEPS)
+            found[name]["cache"] = float(abs(arrays["vectors"] - others["vectors"]).max())
+    before = Path(model) if stage == "rl" else folder / "one/best"
+    found["moved"] = largest_difference(weights(folder / "one/last"), weights(before))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    which, where, start = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    where.mkdir(parents=True, exist_ok=True)
+    settings(which, where / "unused", start)  # imports, before the forks
+    import pytrec_eval  # noqa: F401
+    import transformers.models.qwen2.modeling_qwen2  # noqa: F401
+    from accelerate import Accelerator  # noqa: F401
+
+    import search_r3_mteb.encoder.encoder
+    import search_r3_mteb.tasks.hopworld  # noqa: F401
+
+    compare(which, where, start, [int(size) for size in sys.argv[4:]])

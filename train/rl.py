@@ -88,7 +88,7 @@ def train(config: RlConfig, *, dry_run: bool = False) -> Path | None:
         if (audit := environment.audit(number)) is not None:
             run.log.event("audit", number, **audit)
         log.write(groups, judged, advantages, number)
-        shown = collectives.average(step.numbers(judged, advantages) | losses | gaps, run.device)
+        shown = collectives.average(step.numbers(judged, advantages) | losses, run.device) | gaps
         shown |= {"cache_age": environment.age(number), "learning_rate": rate, "gradient_norm": norm}
         run.after_step(number, shown)
     return run.finish()

@@ -13,6 +13,7 @@ from tests.programs import free_port, launched, printed, started
 @pytest.fixture
 def together(monkeypatch):
     """`together(part, compute, count)`: what each of `count` processes gets, simulated one after the other."""
+
     def run(part, compute, count):
         monkeypatch.setenv("WORLD_SIZE", str(count))
         shares = []

@@ -1,6 +1,7 @@
 """Both stages on a process group that has no backend for CPU tensors, as nccl has none. Every life is a fork.
 
-python device_group_worker.py STAGE FOLDER MODEL SIZE...     one process without a group, then SIZE with one, resumed once
+python device_group_worker.py STAGE FOLDER MODEL     one process without a group; then 1, 2 and 3 with one, resumed once
+python device_group_worker.py lost FOLDER MODEL      one of two processes fails in the middle of a step
 
 On this machine the run's own device is the CPU too, so here each tensor of the run and each array of the host is one
 that the group refuses: "No backend type associated with device type cpu", the error of several GPUs under nccl.
@@ -8,22 +9,30 @@ that the group refuses: "No backend type associated with device type cpu", the e
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from tests.train.loop_worker import events, launch, train
+from tests.programs import free_port, launched
+from tests.train.forking import forked, wait
+from tests.train.loop_worker import launch, member, train
 from tests.train.loops import (
     StoppedError,
     cache_arrays,
+    events,
     largest_difference,
     rl_config,
     sft_config,
     stop_after,
     weights,
 )
+from train import rl
+from train.checkpoint.trees import read_tensors
+from train.processes.collectives import OtherProcessError
 from train.run.run import Run
 from train.stage2.environment import Environment
 
@@ -61,6 +70,8 @@ def run(stage, folder, model, name, overrides, *, backend=None, until=None):
     def action(rank):
         said = "no group"
         if backend is not None:
+            if "RANK" not in os.environ:  # torchrun with one process
+                os.environ |= launched(0, 1, free_port())
             dist.init_process_group(backend)
             said = refuses_the_cpu()
         if until is not None:
@@ -73,7 +84,7 @@ def run(stage, folder, model, name, overrides, *, backend=None, until=None):
 
 
 def taught_on_one_side(folder, model):
-    """`contrastive.min_reward` between the best rewards of the first and the second half of the first step's prompts."""
+    """`contrastive.min_reward` between the best rewards of the two halves of the first step's prompts."""
 
     def action(rank):
         original = Environment.judge
@@ -94,7 +105,57 @@ def taught_on_one_side(folder, model):
     return best, sum(best) / 2
 
 
-def compare(stage, folder, model, sizes):
+def with_a_gap(rank):
+    """One token of this process's rollouts has a log-probability that is not the trainer's."""
+    original = rl.sample
+
+    def sample(run, engine, rows, number):
+        groups = original(run, engine, rows, number)
+        groups.rollouts.log_probs[0][0] -= 0.25 * (rank + 1)
+        return groups
+
+    rl.sample = sample
+
+
+def gaps(folder, model):
+    """What two processes log, when their largest gaps are 0.25 and 0.5."""
+    config = settings("rl", folder / "gaps", model, "policy.max_gap=1.0", "optimization.steps=1")
+
+    def action(rank):
+        with_a_gap(rank)
+        train("rl", config)
+
+    launch(2, action)
+    return events(folder / "gaps", "step")[0]["gap_max"]
+
+
+def lost(folder, model):
+    """Process 1 of 2 fails where it judges its rollouts; what each of them raises."""
+    config, port = settings("rl", folder / "lost", model), free_port()
+
+    def action(rank):
+        original = Environment.judge
+
+        def judge(self, groups, step):
+            if rank == 1 and step == 2:
+                raise ValueError("no document is judged")
+            return original(self, groups, step)
+
+        Environment.judge = judge
+        try:
+            train("rl", config)
+        except Exception as error:  # noqa: BLE001  whatever it is, it is what the test looks at
+            (folder / f"lost-{rank}.json").write_text(json.dumps([type(error).__name__, str(error)]))
+            os._exit(3)
+
+    members = [forked(lambda rank=rank: member(rank, 2, port, action)) for rank in range(2)]
+    codes = [wait(pid) for pid in members]
+    said = [json.loads((folder / f"lost-{rank}.json").read_text()) for rank in range(2)]
+    written = sorted(path.name for path in (folder / "lost").glob("failed-batch-*"))
+    print(json.dumps({"codes": codes, "said": said, "expected": OtherProcessError.__name__, "written": written}))
+
+
+def compare(stage, folder, model, sizes=(1, 2, 3)):
     overrides, found = [], {}
     if stage == "rl":
         found["best"], bound = taught_on_one_side(folder, model)
@@ -113,9 +174,11 @@ def compare(stage, folder, model, sizes):
         }
         if stage == "rl":
             (arrays, _), (others, _) = cache_arrays(folder / "one", STEPS), cache_arrays(folder / name, STEPS)
-            found[name]["cache"] = float(abs(arrays["vectors"] - others["vectors"]).max())
-    before = Path(model) if stage == "rl" else folder / "one/best"
-    found["moved"] = largest_difference(weights(folder / "one/last"), weights(before))
+            found[name]["cache"] = float(np.abs(arrays["vectors"] - others["vectors"]).max())
+    saved = [read_tensors(folder / f"one/checkpoints/step-00000{step}/weights.safetensors") for step in (1, STEPS)]
+    found["moved"] = largest_difference(*saved)
+    if stage == "rl":
+        found["gap_max"] = gaps(folder, model)
     print(json.dumps(found))
 
 
@@ -123,7 +186,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     which, where, start = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     where.mkdir(parents=True, exist_ok=True)
-    settings(which, where / "unused", start)  # imports, before the forks
+    settings("rl", where / "unused", start)  # imports, before the forks
     import pytrec_eval  # noqa: F401
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
     from accelerate import Accelerator  # noqa: F401
@@ -131,4 +194,4 @@ if __name__ == "__main__":
     import search_r3_mteb.encoder.encoder
     import search_r3_mteb.tasks.hopworld  # noqa: F401
 
-    compare(which, where, start, [int(size) for size in sys.argv[4:]])
+    lost(where, start) if which == "lost" else compare(which, where, start)

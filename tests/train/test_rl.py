@@ -71,8 +71,9 @@ def test_a_reward_that_fails_stops_the_run(tmp_path, model, monkeypatch):
         raise ValueError("no document is judged")
 
     monkeypatch.setattr("train.stage2.environment.reward", broken)
-    with pytest.raises(FloatingPointError, match="no document is judged"):
+    with pytest.raises(ValueError, match="no document is judged") as raised:
         train(rl_config(tmp_path / "run", model))
+    assert "Step 1 failed, its batch is in" in raised.value.__notes__[0]
     assert json.loads((tmp_path / "run/failed-batch-step-1-process-0.json").read_text())["rows"]
     assert not (tmp_path / "run/last").exists()
 

@@ -1,9 +1,9 @@
 """Rank, world size and collectives of the process group: the one place where training talks between processes.
 
-A tensor travels on its own device, through torch.distributed's default group, which accelerate initialises (nccl, gloo).
-What the default group has no backend for, and everything that lies in host memory anyway (arrays, objects, exceptions),
-travels through a gloo group of our own: under nccl there are no collectives of CPU tensors. Without a group each
-collective is the identity; a group of one process runs them all, so that one GPU shows what several would.
+A tensor travels on its own device, through torch.distributed's default group, which accelerate initialises (nccl,
+gloo). What the default group has no backend for, and everything that lies in host memory anyway (arrays, objects,
+exceptions), travels through a gloo group of our own: under nccl there are no collectives of CPU tensors. Without a
+group each collective is the identity; a group of one process runs them all, so that one GPU shows what several would.
 
 DDP averages gradients over the processes. A process therefore divides its sums by `shared_count`, the number of items
 on all processes over the number of processes: the average of such losses is the mean over all items, even where
@@ -11,10 +11,10 @@ processes have different numbers. A contrastive loss also needs the documents of
 `gather_rows`.
 
 A step's collectives wait `STEP_WAIT` for the slowest process. Work of one process alone (`on_main`, or what ends in a
-`barrier`: mining, the neighbour graph, copies of checkpoints, exports) may take hours on a real corpus: there the others
-wait in the gloo group, for up to `LONG_WAIT`, outside of every collective of the device, whose watchdog would end them.
-We take a group and not a file or a store to wait on, because its connections break when a process dies: the others then
-end at once, with an `OtherProcessError`, instead of polling for something that never comes.
+`barrier`: mining, the neighbour graph, copies of checkpoints, exports) may take hours on a real corpus: the others wait
+in the gloo group, for up to `LONG_WAIT`, outside of every collective of the device, whose watchdog would end them. A
+group, and not a file or a store to wait on, because its connections break when a process dies: the others then end at
+once, with an `OtherProcessError`, instead of polling for what never comes.
 
 sentence-transformers' `all_gather_with_grad` wants equal shapes on all processes and uses a function that torch 2.13
 deprecates.

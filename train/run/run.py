@@ -153,13 +153,20 @@ class Run:
 
     @contextmanager
     def guard(self, step: int, rows: Sequence[TrainingRow]) -> Iterator[None]:
-        """An error of this step leaves the batch in a file beside the log, so that it can be looked at."""
+        """An error of this step leaves the batch in a file beside the log, and its place in a note of the error.
+
+        The error stays what it is; one that another process caused says nothing about this batch.
+        """
         try:
             yield
-        except (ValueError, FloatingPointError) as error:
+        except collectives.OtherProcessError:
+            raise
+        except Exception as error:
             place = self.folder / f"failed-batch-step-{step}-process-{collectives.rank()}.json"
-            write_json(place, {"step": step, "error": str(error), "rows": [asdict(row) for row in rows]})
-            raise FloatingPointError(f"Step {step} failed, its batch is in {place}: {error}") from error
+            described = f"{type(error).__name__}: {error}"
+            write_json(place, {"step": step, "error": described, "rows": [asdict(row) for row in rows]})
+            error.add_note(f"Step {step} failed, its batch is in {place}.")
+            raise
 
     def reduce_gradients(self) -> float:
         """Average over the processes and clip to `max_gradient_norm`; returns the norm before.

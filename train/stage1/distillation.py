@@ -60,17 +60,14 @@ class Distillation:
     parts: dict[str, float] = field(default_factory=dict, init=False)
 
     def __call__(self, vectors: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """The weighted sum of both terms; each is put into `parts`, unweighted.
-
-        On several processes the similarities are those to the process's own documents.
-        """
+        """The weighted sum of both terms; each is put into `parts`, unweighted. The documents are those of all."""
         names = list(vectors)
         device = vectors[names[0]].device
         count = collectives.shared_count(sum(len(vectors[name]) for name in names), device)
         queries = [name for name in names if name != "documents"]
         asked = collectives.shared_count(sum(len(vectors[name]) for name in queries), device)
         cosine = torch.stack([cosine_distance(vectors[name], self.targets[name], count=count) for name in names]).sum()
-        documents = vectors["documents"], self.targets["documents"]
+        documents = collectives.gather_rows(vectors["documents"]), collectives.gather_rows(self.targets["documents"])
         similarity = torch.stack(
             [
                 similarity_divergence(

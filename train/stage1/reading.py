@@ -16,6 +16,12 @@ from train.processes import collectives
 from train.run.run import Run
 
 
+def own_packs(documents: Sequence[str], size: int) -> list[str]:
+    """The packs of all processes' documents, of which this process reads its share: none depends on their number."""
+    every = [text for part in collectives.gather(list(documents)) for text in part]
+    return packed(every, size)[collectives.rank() :: collectives.world_size()]
+
+
 def packed(documents: Sequence[str], size: int) -> list[str]:
     """Texts of `size` documents each, every document twice; the order inside a text depends on its documents alone."""
     once = list(dict.fromkeys(documents))
@@ -31,7 +37,7 @@ def reading_backward(run: Run, texts: Sequence[str], *, weight: float, mini_batc
     """Add the gradient of `weight` times the cross-entropy on the texts' own tokens; returns the cross-entropy.
 
     The texts take the query's place in the reasoning prompt (our choice: what is read there is recalled there). The
-    mean is over the tokens of all processes.
+    mean is over the tokens of all processes. A process may have no text.
     """
     rendered = run.renderer.render_batch(texts, "reason")
     here = sum(end - start for start, end in (row.spans["user"] for row in rendered))

@@ -18,7 +18,7 @@ from train.processes import collectives
 from train.run.run import Run
 from train.stage1.contrastive import BatchContrast
 from train.stage1.distillation import Distillation, teacher
-from train.stage1.reading import packed, reading_backward
+from train.stage1.reading import own_packs, reading_backward
 
 
 @dataclass
@@ -108,7 +108,7 @@ class SupervisedStep:
         weight = self.loss.reading
         if not weight:
             return 0.0
-        texts = packed([row.positive for row in rows], self.loss.reading_documents)
+        texts = own_packs([row.positive for row in rows], self.loss.reading_documents)
         self._sums["reading"] = reading_backward(self.run, texts, weight=weight, mini_batch_size=self.mini_batch_size)
         return weight * self._sums["reading"]
 

@@ -120,6 +120,10 @@ class RolloutContrast:
         )
 
     def finish(self, accelerator: Any) -> None:
-        """Send the documents' collected gradient through their forward; constants have none."""
-        if self.documents.requires_grad and self.leaf.grad is not None:
-            accelerator.backward((at_least_float32(self.documents) * self.leaf.grad).sum())
+        """Send the documents' collected gradient through their forward; constants have none.
+
+        A process whose rollouts were all left out sends zeros: the backward pass gathers, and the others wait for it.
+        """
+        if self.documents.requires_grad:
+            collected = torch.zeros_like(self.leaf) if self.leaf.grad is None else self.leaf.grad
+            accelerator.backward((at_least_float32(self.documents) * collected).sum())

@@ -35,5 +35,7 @@ class Replay:
         """Add the gradient of stage 1's losses on the next rows; returns the losses as "replay" and "replay_NAME"."""
         if self.data is None:
             return {}
-        losses = SupervisedStep(self.run, self.run.config.replay.loss).backward(self.data.next_batch())
+        config = self.run.config
+        step = SupervisedStep(self.run, config.replay.loss, config.optimization.mini_batch_size)
+        losses = step.backward(self.data.next_batch())
         return {"replay": losses.pop("loss")} | {f"replay_{name}": value for name, value in losses.items()}

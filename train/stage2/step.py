@@ -102,17 +102,21 @@ class PolicyStep:
         return [r for r in everything if self.groups.prompt[r] in alive]
 
     def check_gap(self, losses: dict[str, float]) -> dict[str, float]:
-        """The gaps between the log-probabilities of sampler and trainer, for the log.
+        """The mean and the largest gap between the log-probabilities of sampler and trainer, over all processes.
 
-        Before an update both are the same weights, so only rounding may differ: FloatingPointError above `max_gap`.
+        Before an update both are the same weights, so only rounding may differ: FloatingPointError above `max_gap`, on
+        every process together.
         """
-        gap, limit = losses["gap_mean"], self.config.policy.max_gap
+        device = self.run.device
+        gaps = collectives.average({"gap_mean": losses["gap_mean"]}, device)
+        gaps |= collectives.maximum({"gap_max": losses["gap_max"]}, device)
+        gap, limit = gaps["gap_mean"], self.config.policy.max_gap
         if not gap <= limit:
             raise FloatingPointError(
                 f"sampler and trainer differ by {gap:.4f} nats per token on average, above policy.max_gap = {limit}: "
                 "the gradient would be wrong. Train in float32, or raise the bound if the dtype explains it."
             )
-        return {name: losses[name] for name in ("gap_mean", "gap_max")}
+        return gaps
 
     def numbers(self, judged: Judged, advantages: Advantages) -> dict[str, float]:
         """Mean rewards, lengths and costs of this process's rollouts, for the log and the bar."""

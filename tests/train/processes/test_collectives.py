@@ -4,7 +4,9 @@ This file is also the program of the two processes: `python test_collectives.py 
 """
 
 import sys
+import time
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,15 @@ from train.losses.gathered import gathered_info_nce
 from train.losses.gradcache import Forward, cached_backward
 from train.losses.grpo import PolicyBatch, gathered_advantages, grpo_loss
 from train.losses.stage1 import info_nce, kl_to_base, reply_cross_entropy, token_scores, triplet_margin
+from train.processes import collectives
 from train.processes.collectives import average_gradients, gather_rows, rank, rows_before, shared_count, world_size
+from train.stage1.distillation import Distillation
 
 ROWS, LENGTH, DIM, VOCABULARY = 8, 5, 6, 20
 SPLITS = {"half": (4, 4), "uneven": (5, 3), "all on one": (8, 0)}
 # In mini-batches of 4 the process with 5 rows has two per column and runs them twice; that with 3 runs its one once.
 DDP_CASES = {"DDP, two each": ("half", 2), "DDP, one each": ("half", 8), "DDP, two and one": ("uneven", 4)}
+DISTILLED = ("half", "uneven")
 SETTINGS = {
     "token": PolicySettings(kl_weight=0.1),
     "sequence": PolicySettings(normalisation="sequence", standardise=True),
@@ -125,6 +130,17 @@ def stage_two(model, rows, settings, *, by_position=False):
     return result
 
 
+def distilled(model, rows):
+    """Vectors and similarities of a teacher; a query's similarities are those to the documents of all processes."""
+    batch, taught = mine(rows), TinyModel(seed=5)
+    columns = {"direct": batch["queries"], "documents": batch["documents"]}
+    with torch.no_grad():
+        targets = {name: torch.nn.functional.normalize(taught(ids)[:, -1], dim=-1) for name, ids in columns.items()}
+    loss = Distillation(targets, 1.0, 0.1)({name: model(ids)[:, -1] for name, ids in columns.items()})
+    loss.backward()
+    return loss
+
+
 def results(model, loss):
     """Loss averaged over the processes, and the gradients as the optimizer finds them."""
     loss = loss.detach().clone()
@@ -151,6 +167,11 @@ def every_case():
             found[f"GRPO {name}, {split}"] = results(model, outcome.loss) | {
                 "groups": (outcome.advantages.groups, outcome.advantages.zero_variance_groups)
             }
+    for split in DISTILLED:
+        model = TinyModel()
+        loss = distilled(model, SPLITS[split])
+        average_gradients(model.parameters())
+        found[f"distillation, {split}"] = results(model, loss)
     for name, (split, size) in DDP_CASES.items():
         model = TinyModel()
         wrapped = torch.nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
@@ -169,6 +190,25 @@ def every_case():
     return found
 
 
+class UnsentError(Exception):
+    """An error that cannot be made again from its arguments, so that it cannot be sent to another process."""
+
+    def __init__(self, one, other):
+        super().__init__(one)
+
+
+def refusal():
+    """What every process gets when the main process's work fails."""
+
+    def fail():
+        raise UnsentError("no disk", 1)
+
+    try:
+        collectives.on_main(fail)
+    except RuntimeError as error:
+        return str(error)
+
+
 def edge_cases():
     """Cases that only several processes show; one dict per process."""
     mine = torch.full((3 * rank(), 2), float(rank() + 1), requires_grad=True)  # process 0 has no row
@@ -179,6 +219,9 @@ def edge_cases():
     if rank() == 0:
         one_sided.grad = torch.ones(1)
     average_gradients([unused, one_sided])
+    collectives.STEP_WAIT = timedelta(seconds=0.2)  # shorter than the main process works
+    worked = collectives.on_main(lambda: time.sleep(1) or "done")
+    collectives.barrier()
     return {
         "gathered": gathered.detach(),
         "gradient": mine.grad,
@@ -186,6 +229,9 @@ def edge_cases():
         "before": rows_before(5 - rank()),
         "unused": unused.grad,
         "one_sided": one_sided.grad,
+        "maximum": collectives.maximum({"a": float(rank()), "b": -float(rank())}),
+        "worked": worked,
+        "refused": refusal(),
     }
 
 
@@ -210,6 +256,7 @@ def assert_equal(actual, expected):
 
 
 CASES = [f"stage one, {split}" for split in SPLITS] + list(DDP_CASES)
+CASES += [f"distillation, {split}" for split in DISTILLED]
 CASES += [f"GRPO {name}, {split}" for name in SETTINGS for split in SPLITS]
 
 
@@ -243,6 +290,14 @@ def test_gather_with_unequal_rows_and_one_sided_gradients(both):
     assert (first["before"], second["before"]) == (0, 5)
     assert first["unused"] is second["unused"] is None
     assert first["one_sided"].item() == second["one_sided"].item() == 0.5
+    assert first["maximum"] == second["maximum"] == {"a": 1.0, "b": 0.0}
+
+
+def test_the_main_process_s_work_may_outlast_a_step(both):
+    """And its error reaches every process, whatever its class."""
+    for process in both:
+        assert process["edge cases"]["worked"] == "done"
+        assert process["edge cases"]["refused"] == "UnsentError: no disk"
 
 
 def test_one_process_is_the_identity():

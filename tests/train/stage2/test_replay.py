@@ -8,6 +8,7 @@ from train.config.loss import ReplayLossSettings
 from train.model import model as models
 from train.rl import train
 from train.run.run import Run
+from train.stage1 import step
 from train.stage1.step import SupervisedStep
 from train.stage2.replay import Replay
 
@@ -47,6 +48,17 @@ def test_replay_adds_the_cross_entropy_of_stage_1_rows(tmp_path, model, monkeypa
     rest = recorded_gradients(train, rl_config(tmp_path / "stopped", model, *REPLAY), monkeypatch)
     assert largest_difference(whole[2], rest[1]) == 0, "the replayed rows' position was not resumed"
     assert all("replay" in event for event in events(tmp_path / "whole", "step"))
+
+
+def test_replay_keeps_to_the_mini_batch_size(tmp_path, model, monkeypatch):
+    """Its rows run as many at a time as rollouts do, with the same gradient."""
+    extra = ["replay.loss.infonce=0.7"]
+    _, _, _, whole = replayed(rl_config(tmp_path / "run", model, *REPLAY, *extra))
+    sizes, original = [], step.collate
+    monkeypatch.setattr(step, "collate", lambda part, *more: sizes.append(len(part)) or original(part, *more))
+    _, _, _, parts = replayed(rl_config(tmp_path / "run", model, *REPLAY, *extra, "optimization.mini_batch_size=2"))
+    assert max(sizes) == 2
+    assert largest_difference(parts, whole) < 1e-6
 
 
 def test_replay_is_a_step_of_stage_1_with_every_loss(tmp_path, model):

@@ -1,0 +1,47 @@
+"""Both stages on a process group without a backend for the CPU, as nccl is: what shows on several GPUs, shown here."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.programs import python
+
+WORKER = Path(__file__).with_name("device_group_worker.py")
+
+
+def work(what, folder, model):
+    return json.loads(python(WORKER, what, folder, model).splitlines()[-1])
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_processes_without_cpu_collectives_are_one_process(tmp_path, trained, stage):
+    """To the end, stopped and resumed once, evaluated and exported: the weights of one process without a group.
+
+    In stage 2 one half of the first step's prompts has nothing to teach: those processes gather all the same.
+    """
+    found = work(stage, tmp_path, trained / "last")
+    assert found["moved"] > 1e-3, "the control: training moves the weights"
+    for size in (1, 2, 3):
+        one = found[f"of-{size}"]
+        assert one["said"] == ["No backend type associated with device type cpu"] * size, "the control"
+        assert one["steps"] == [1, 2, 3]
+        assert one["weights"] < 1e-6
+        for name in ("losses", "reading"):
+            assert one[name][0] == pytest.approx(one[name][1], rel=1e-5, abs=1e-6)
+    if stage == "sft":
+        assert min(found["of-2"]["reading"][0]) > 0
+    else:
+        assert found["best"][0] != pytest.approx(found["best"][1]), "one half is above the bound, the other is not"
+        assert max(found[f"of-{size}"]["cache"] for size in (1, 2, 3)) < 1e-6
+        assert found["gap_max"] == pytest.approx(0.5, abs=1e-3), "the largest gap of all processes, not their mean"
+
+
+def test_when_one_process_fails_the_others_end_and_say_so(tmp_path, trained):
+    found = work("lost", tmp_path, trained / "last")
+    assert found["codes"] == [3, 3]
+    (other, message), failed = found["said"]
+    assert failed == ["ValueError", "no document is judged"]
+    assert other == found["expected"]
+    assert message.startswith("Process 0 of 2 waited for the others")
+    assert found["written"] == ["failed-batch-step-2-process-1.json"], "the batch of the process that failed"

@@ -70,7 +70,7 @@ RL = [
 ]
 
 
-def build() -> None:
+def build(folder: Path = RANDOM_MODEL, shape: dict[str, Any] = PUBLISHED_SHAPE) -> None:
     """Write the folder: weights drawn under seed 0, a byte-level tokenizer without the embed token, short prompts."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -93,12 +93,12 @@ def build() -> None:
     tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    model = Qwen2ForCausalLM(Qwen2Config(**PUBLISHED_SHAPE))
+    model = Qwen2ForCausalLM(Qwen2Config(**shape))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(RANDOM_MODEL)
-    tokenizer.save_pretrained(RANDOM_MODEL)
-    SCRATCH_PROFILE.save(RANDOM_MODEL)
-    print(f"{RANDOM_MODEL}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    SCRATCH_PROFILE.save(folder)
+    print(f"{folder}: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
 def step(stage: str) -> None:

@@ -155,13 +155,11 @@ class Run:
     def guard(self, step: int, rows: Sequence[TrainingRow]) -> Iterator[None]:
         """An error of this step leaves the batch in a file beside the log, and its place in a note of the error.
 
-        The error stays what it is; one that another process caused says nothing about this batch.
+        The error stays what it is. One that another process caused says nothing about this batch, and passes through.
         """
         try:
             yield
-        except collectives.OtherProcessError:
-            raise
-        except Exception as error:
+        except (ValueError, FloatingPointError) as error:
             place = self.folder / f"failed-batch-step-{step}-process-{collectives.rank()}.json"
             described = f"{type(error).__name__}: {error}"
             write_json(place, {"step": step, "error": described, "rows": [asdict(row) for row in rows]})

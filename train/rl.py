@@ -83,8 +83,7 @@ def train(config: RlConfig, *, dry_run: bool = False) -> Path | None:
                 if update == 0:
                     gaps = step.check_gap(losses)
                 norm = run.reduce_gradients()
-                run.optimizer.step()
-                run.optimizer.zero_grad(set_to_none=True)
+                run.update()
         if (audit := environment.audit(number)) is not None:
             run.log.event("audit", number, **audit)
         log.write(groups, judged, advantages, number)

@@ -55,8 +55,7 @@ def train(config: SftConfig, *, dry_run: bool = False) -> Path | None:
         with run.guard(number, rows):  # a NaN stops the run and leaves the batch behind
             losses = step.backward(rows)
             norm = run.reduce_gradients()
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
+        run.update()
         run.after_step(number, losses | {"learning_rate": rate, "gradient_norm": norm})
     return run.finish()
 

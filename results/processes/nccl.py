@@ -33,8 +33,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from results.measure import commit
-from results.one_step import PUBLISHED_SHAPE, build
+from results.measure import commit  # noqa: E402
+from results.one_step import PUBLISHED_SHAPE, build  # noqa: E402
 
 PARTS = ("build", "nano-sft", "nano-rl", "lora-sft", "lora-rl", "full-sft", "full-rl")
 SMALL_SHAPE = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "vocab_size": 1024}
@@ -56,7 +56,7 @@ def settings(part: str, given: argparse.Namespace) -> list[str]:
     folder = [f"output.folder={given.output / part}", "checkpoint.resume=never"]
     if model == "nano":
         steps = [4, 2] if given.dry_run else given.steps
-        cut = [f"optimization.steps={steps[stage == 'rl']}", "output.tensorboard=false"]
+        cut = [f"optimization.steps={steps[stage == 'rl']}", "output.tensorboard=false", "output.log_every=1"]
         if steps[0] <= 50 and stage == "sft":
             cut.append("optimization.warmup_steps=0")
         if given.dry_run:
@@ -64,7 +64,7 @@ def settings(part: str, given: argparse.Namespace) -> list[str]:
         if find_spec("pytrec_eval") is None:
             cut.append("data.evaluation=[]")
         return [*folder, *cut, *([f"model.path={given.output / 'nano-sft/last'}"] if stage == "rl" else [])]
-    documents = 200 if given.dry_run else DOCUMENTS
+    documents = 500 if given.dry_run else DOCUMENTS
     source = f'{{kind = "hopworld", documents = {documents}, hops = [2]}}'
     found = [*folder, *COMMON, f"model.path={given.output / 'model'}", f"data.sources=[{source}]"]
     found += ADAPTER if model == "lora" else []
@@ -72,10 +72,11 @@ def settings(part: str, given: argparse.Namespace) -> list[str]:
         # A fully trained model's KL needs a copy of it; the adapter's base is the model itself.
         batch = ["optimization.batch_size=4", "optimization.mini_batch_size=2"]
         return [*found, "data.mixing=rows", *(batch if given.dry_run else []), f"loss.kl={float(model == 'lora')}"]
-    sampled = ["rollout.prompts_per_step=2", "rollout.group_size=2", "rollout.max_reasoning_tokens=4"]
-    return [*found, *(sampled if given.dry_run else ["rollout.prompts_per_step=16", "rollout.max_reasoning_tokens=128"]),
-            "corpus_cache.budget_tokens=65536", "corpus_cache.audit_every=1", "corpus_cache.audit_rows=64",
-            "output.rollouts_every=0"]  # fmt: skip
+    sampled = ["rollout.prompts_per_step=16", "rollout.max_reasoning_tokens=128"]
+    if given.dry_run:
+        sampled = ["rollout.prompts_per_step=2", "rollout.group_size=2", "rollout.max_reasoning_tokens=4"]
+    cache = ["corpus_cache.budget_tokens=65536", "corpus_cache.audit_every=1", "corpus_cache.audit_rows=64"]
+    return [*found, *sampled, *cache, "output.rollouts_every=0"]
 
 
 def work(part: str, given: argparse.Namespace) -> dict[str, Any]:

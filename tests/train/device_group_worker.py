@@ -1,6 +1,7 @@
 """Both stages on a process group that has no backend for CPU tensors, as nccl has none. Every life is a fork.
 
 python device_group_worker.py STAGE FOLDER MODEL     one process without a group; then 1, 2 and 3 with one, resumed once
+python device_group_worker.py STAGE-sharded ...      the same with FSDP2 on 2, which needs a group of its own device
 python device_group_worker.py lost FOLDER MODEL      one of two processes fails in the middle of a step
 
 On this machine the run's own device is the CPU too, so here each tensor of the run and each array of the host is one
@@ -34,6 +35,7 @@ from train import rl
 from train.checkpoint.trees import read_tensors
 from train.processes.collectives import OtherProcessError
 from train.run.run import Run
+from train.stage1.step import SupervisedStep
 from train.stage2.environment import Environment
 
 STEPS = 3
@@ -63,12 +65,17 @@ def refuses_the_cpu():
     return "nothing"
 
 
-def run(stage, folder, model, name, overrides, *, backend=None, until=None):
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def run(stage, folder, model, name, overrides, *, backend=None, until=None, environment=None):
     """The life of one process; `backend` initialises the group before accelerate does."""
     config = settings(stage, folder / name, model, *overrides)
 
     def action(rank):
-        said = "no group"
+        said, idle, original = "no group", [], SupervisedStep._idle_loss
+        SupervisedStep._idle_loss = lambda self, own: idle.append(1) or original(self, own)
+        os.environ |= environment or {}
         if backend is not None:
             if "RANK" not in os.environ:  # torchrun with one process
                 os.environ |= launched(0, 1, free_port())
@@ -78,7 +85,7 @@ def run(stage, folder, model, name, overrides, *, backend=None, until=None):
             Run.after_step = stop_after(until)
         with contextlib.suppress(StoppedError):
             train(stage, config)
-        (folder / f"{name}-{rank}.txt").write_text(said)
+        (folder / f"{name}-{rank}.json").write_text(json.dumps([said, len(idle)]))
 
     return action
 
@@ -103,6 +110,15 @@ def taught_on_one_side(folder, model):
     launch(1, action)
     best = json.loads((folder / "bound.json").read_text())
     return best, sum(best) / 2
+
+
+def exported_difference(one, other):
+    """The largest difference of states and logits of two exported models, as exports are compared with their source."""
+    from search_r3_mteb.encoder.checkpoints import load
+    from search_r3_mteb.encoder.merging import outputs_of
+
+    a, b = outputs_of(load(one, device="cpu")), outputs_of(load(other, device="cpu"))
+    return max(float((a.vectors - b.vectors).abs().max()), float((a.logits - b.logits).abs().max()))
 
 
 def with_a_gap(rank):
@@ -155,18 +171,23 @@ def lost(folder, model):
     print(json.dumps({"codes": codes, "said": said, "expected": OtherProcessError.__name__, "written": written}))
 
 
-def compare(stage, folder, model, sizes=(1, 2, 3)):
-    overrides, found = [], {}
+def compare(stage, folder, model, sizes=(1, 2, 3), *, sharded=False):
+    # Mini-batches, of which a process may have fewer than another: shards need passes that count for nothing.
+    overrides, found = ["optimization.mini_batch_size=2"] if sharded else [], {}
+    how = {"environment": SHARDED} if sharded else {"backend": "cuda:gloo"}
     if stage == "rl":
         found["best"], bound = taught_on_one_side(folder, model)
-        overrides = [f"contrastive.min_reward={bound}", "corpus_cache.audit_every=1"]
+        overrides += [f"contrastive.min_reward={bound}", "corpus_cache.audit_every=1"]
     launch(1, run(stage, folder, model, "one", overrides))
     for size in sizes:
         name = f"of-{size}"
-        launch(size, run(stage, folder, model, name, overrides, backend="cuda:gloo", until=2))
-        launch(size, run(stage, folder, model, name, overrides, backend="cuda:gloo"))
+        launch(size, run(stage, folder, model, name, overrides, **how, until=2))
+        launch(size, run(stage, folder, model, name, overrides, **how))
+        said = [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(size)]
         found[name] = {
-            "said": [(folder / f"{name}-{rank}.txt").read_text() for rank in range(size)],
+            "said": [one for one, _ in said],
+            "idle": sum(passes for _, passes in said),
+            "outputs": exported_difference(folder / "one/last", folder / name / "last"),
             "weights": largest_difference(weights(folder / "one/last"), weights(folder / name / "last")),
             "steps": [event["step"] for event in events(folder / name, "step")],
             "losses": [[event["loss"] for event in events(folder / n, "step")] for n in ("one", name)],
@@ -177,7 +198,7 @@ def compare(stage, folder, model, sizes=(1, 2, 3)):
             found[name]["cache"] = float(np.abs(arrays["vectors"] - others["vectors"]).max())
     saved = [read_tensors(folder / f"one/checkpoints/step-00000{step}/weights.safetensors") for step in (1, STEPS)]
     found["moved"] = largest_difference(*saved)
-    if stage == "rl":
+    if stage == "rl" and not sharded:
         found["gap_max"] = gaps(folder, model)
     print(json.dumps(found))
 
@@ -194,4 +215,9 @@ if __name__ == "__main__":
     import search_r3_mteb.encoder.encoder
     import search_r3_mteb.tasks.hopworld  # noqa: F401
 
-    lost(where, start) if which == "lost" else compare(which, where, start)
+    if which == "lost":
+        lost(where, start)
+    elif which.endswith("-sharded"):
+        compare(which.removesuffix("-sharded"), where, start, sizes=(2,), sharded=True)
+    else:
+        compare(which, where, start)

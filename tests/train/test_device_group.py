@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.programs import python
+from tests.train.loops import sft_config
+from train.run.run import Run
 
 WORKER = Path(__file__).with_name("device_group_worker.py")
 
@@ -35,6 +37,35 @@ def test_processes_without_cpu_collectives_are_one_process(tmp_path, trained, st
         assert found["best"][0] != pytest.approx(found["best"][1]), "one half is above the bound, the other is not"
         assert max(found[f"of-{size}"]["cache"] for size in (1, 2, 3)) < 1e-6
         assert found["gap_max"] == pytest.approx(0.5, abs=1e-3), "the largest gap of all processes, not their mean"
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_shards_learn_what_one_process_learns(tmp_path, trained, stage):
+    """FSDP2 through a whole run, stopped and resumed once: weights, losses, and the outputs of the export."""
+    found = work(f"{stage}-sharded", tmp_path, trained / "last")
+    one = found["of-2"]
+    assert found["moved"] > 1e-3
+    assert one["weights"] < 1e-6
+    assert one["outputs"] < 1e-4
+    assert one["steps"] == [1, 2, 3]
+    assert one["losses"][0] == pytest.approx(one["losses"][1], rel=1e-5, abs=1e-6)
+    if stage == "sft":
+        assert one["idle"] > 0, "the control: a process had fewer mini-batches than the other"
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version: 2"),
+    ],
+)
+def test_engines_that_keep_the_update_to_themselves_are_refused(tmp_path, monkeypatch, environment, named):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=named):
+        Run.begin(sft_config(tmp_path / "run"), base_copy=False)
 
 
 def test_when_one_process_fails_the_others_end_and_say_so(tmp_path, trained):

@@ -110,6 +110,9 @@ def forward(model: Any, token_ids: Int[Tensor, "rows length"], lengths: Int[Tens
     finally:
         handle.remove()
     states = caught[0]
+    if hasattr(model, "unshard") and states.requires_grad:
+        # FSDP would gather the weights beside the layers again where the gradient reaches the logits, which is never.
+        states.register_hook(lambda gradient: model.unshard())
     return Hidden(states, states[torch.arange(len(token_ids), device=states.device), lengths - 1])
 
 

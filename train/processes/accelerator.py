@@ -1,4 +1,4 @@
-"""The accelerator of accelerate: device, mixed precision, and whether it shards the model."""
+"""The accelerator of accelerate: device, mixed precision, and the process group."""
 
 from typing import Any
 
@@ -15,12 +15,3 @@ def new_accelerator(mixed_precision: str) -> Any:
         cpu=default_device() == "cpu",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=collectives.STEP_WAIT)],
     )
-
-
-def shards_model(accelerator: Any) -> bool:
-    """Whether the model is wrapped by FSDP or DeepSpeed.
-
-    Plain data parallelism has no wrapper: cached gradients need several backward passes per step, after which
-    `collectives.average_gradients` averages once.
-    """
-    return str(accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED", "MEGATRON_LM")

@@ -7,15 +7,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from search_r3_mteb.atomic import replaced_folder, write_json, write_text
-from search_r3_mteb.encoder.checkpoints import Checkpoint, save
+from search_r3_mteb.atomic import write_json, write_text
+from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.merging import save_compared
 from search_r3_mteb.encoder.prompts import Renderer
 from train.checkpoint import save_load
@@ -25,8 +25,8 @@ from train.data.beir_source import Unit
 from train.data.mixing import TrainingData, load_training_data
 from train.data.rows import TrainingRow
 from train.model.model import prepare
-from train.processes import collectives
-from train.processes.accelerator import new_accelerator, shards_model
+from train.processes import collectives, sharding
+from train.processes.accelerator import new_accelerator
 from train.run import evaluation, memory
 from train.run.evaluation import JudgedSet
 from train.run.log import RunLog, due
@@ -36,7 +36,7 @@ from train.run.optimizer import make_optimizer
 
 @dataclass
 class Run:
-    """One run. `model` is the distributed wrapper that is called, `checkpoint.model` the model inside it."""
+    """One run. `model` is trained; `checkpoint.model` is the same, or with shards a whole copy to sample with."""
 
     config: Any
     accelerator: Any
@@ -63,14 +63,14 @@ class Run:
     @classmethod
     def begin(cls, config: Any, *, base_copy: bool, unit: Unit = "judgement", mine: bool = True) -> "Run":
         """The run of a configuration. `unit` "query" trains on prompts, as stage 2 does; a dry run needs no mining."""
-        optimization = config.optimization
+        optimization, shards = config.optimization, sharding.wanted()
         accelerator = new_accelerator(optimization.mixed_precision)
         checkpoint = prepare(config.model, optimization.seed, accelerator.device)
         torch.manual_seed(optimization.seed + 1)  # dropout; the weights have been drawn
-        model, sharded = checkpoint.model, shards_model(accelerator)
-        optimizer = make_optimizer(model, optimization, sharded=sharded)
-        if sharded:
-            model, optimizer = accelerator.prepare(model, optimizer)
+        model = checkpoint.model
+        if shards:
+            model, checkpoint.model = sharding.sharded(model, accelerator.device)
+        optimizer = make_optimizer(model, optimization, sharded=shards)
         renderer = Renderer(checkpoint.tokenizer, checkpoint.profile, config.data.max_length)
         data = load_training_data(
             mined_data(config, checkpoint, renderer) if mine else config.data,
@@ -100,6 +100,11 @@ class Run:
     def device(self) -> Any:
         """The device of the model."""
         return self.accelerator.device
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the trained weights lie in shards on several processes."""
+        return self.model is not self.checkpoint.model
 
     @property
     def seconds(self) -> float:
@@ -150,6 +155,7 @@ class Run:
         if found is not None:
             self.step, self.resumed_from, self.best = found.step, found, state.notes["best"]
             self._started -= float(state.notes["seconds"])
+            self._renew_copy()
 
     @contextmanager
     def guard(self, step: int, rows: Sequence[TrainingRow]) -> Iterator[None]:
@@ -171,13 +177,20 @@ class Run:
 
         Raises FloatingPointError for a gradient that is not finite.
         """
-        if not shards_model(self.accelerator):
+        if not self.sharded:  # shards average as they are reduced
             collectives.average_gradients(self.model.parameters())
         limit = self.config.optimization.max_gradient_norm or float("inf")
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+        total: Any = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = float(total.full_tensor() if self.sharded else total)
         if not norm < float("inf"):
             raise FloatingPointError(f"the gradient's norm is {norm}. Lower the learning rate, or look at the batch.")
         return norm
+
+    def update(self) -> None:
+        """One optimizer step with the gradient that was added up."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._renew_copy()
 
     def after_step(self, number: int, values: dict[str, float]) -> None:
         """Log, evaluate and checkpoint as the settings say."""
@@ -220,12 +233,11 @@ class Run:
 
     def _export(self, name: str) -> None:
         """Write the model as a folder that `SearchR3Encoder` loads, kept only where it gives this model's outputs."""
-        checkpoint = replace(self.checkpoint, model=self.accelerator.unwrap_model(self.model))
-        if shards_model(self.accelerator):  # a forward would need all processes
-            with replaced_folder(self.folder / name) as folder:
-                save(checkpoint, folder)
-        else:
-            save_compared(checkpoint, self.folder / name, trust_remote_code=self.config.model.trust_remote_code)
+        save_compared(self.checkpoint, self.folder / name, trust_remote_code=self.config.model.trust_remote_code)
+
+    def _renew_copy(self) -> None:
+        if self.sharded:
+            sharding.take_over(self.model, self.checkpoint.model)
 
     def _report_data(self) -> None:
         """Write what each source gave, what was malformed, and what was dropped as a repeat of evaluation texts."""
@@ -244,7 +256,7 @@ class Run:
     def _state(self) -> save_load.TrainingState:
         """The state that a resumed run continues from; the schedule is a function of the step and has none."""
         notes = {"best": self.best, "seconds": self.seconds}
-        return save_load.TrainingState(self.checkpoint.model, self.optimizer, self.streams, notes)
+        return save_load.TrainingState(self.model, self.optimizer, self.streams, notes)
 
     def _save(self) -> None:
         save_load.save(

@@ -33,21 +33,26 @@ def packed(documents: Sequence[str], size: int) -> list[str]:
     return texts
 
 
-def reading_backward(run: Run, texts: Sequence[str], *, weight: float, mini_batch_size: int | None) -> float:
+def reading_backward(
+    run: Run, texts: Sequence[str], *, weight: float, mini_batch_size: int | None, passes: int = 0
+) -> float:
     """Add the gradient of `weight` times the cross-entropy on the texts' own tokens; returns the cross-entropy.
 
     The texts take the query's place in the reasoning prompt (our choice: what is read there is recalled there). The
-    mean is over the tokens of all processes. A process may have no text.
+    mean is over the tokens of all processes. A process may have no text; `passes` is the number of forward passes that
+    it runs at least, the idle ones with weight 0.
     """
     rendered = run.renderer.render_batch(texts, "reason")
     here = sum(end - start for start, end in (row.spans["user"] for row in rendered))
     count = collectives.shared_count(here, run.device)
     total = 0.0
-    for part in mini_batches(rendered, mini_batch_size):
+    parts = [(1.0, part) for part in mini_batches(rendered, mini_batch_size)]
+    parts += [(0.0, run.renderer.render_batch(["."], "reason"))] * (passes - len(parts))
+    for share, part in parts:
         rows = collate(part, run.checkpoint.embed_token_id, run.device, "user")
         hidden = forward(run.model, rows.token_ids, rows.lengths)
         text = select_reply(hidden.states, rows.token_ids, rows.reply)
         loss = reply_cross_entropy(text.hidden, head_of(run.model), text.targets, count=count)
-        run.accelerator.backward(weight * loss)
-        total += float(loss.detach())
+        run.accelerator.backward(share * weight * loss)
+        total += share * float(loss.detach())
     return total

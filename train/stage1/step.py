@@ -1,6 +1,6 @@
 """One step of stage 1: the losses of a batch of rows, and their gradient. Stage 2 replays it on stage 1's rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -39,6 +39,8 @@ class SupervisedStep:
         forwards: dict[str, list[MiniBatch]] = {
             name: [partial(self._mini_batch, part, name, counts) for part in parts] for name, parts in columns.items()
         }
+        if self.run.sharded:
+            forwards = self._with_idle_passes(forwards, columns["direct"][0][:1], counts)
         self._sums = dict.fromkeys(("reply", "kl", "reading"), 0.0)
         accelerator = self.run.accelerator
         with accelerator.autocast():
@@ -109,7 +111,10 @@ class SupervisedStep:
         if not weight:
             return 0.0
         texts = own_packs([row.positive for row in rows], self.loss.reading_documents)
-        self._sums["reading"] = reading_backward(self.run, texts, weight=weight, mini_batch_size=self.mini_batch_size)
+        passes = self._most(-(-len(texts) // (self.mini_batch_size or max(len(texts), 1)))) if self.run.sharded else 0
+        self._sums["reading"] = reading_backward(
+            self.run, texts, weight=weight, mini_batch_size=self.mini_batch_size, passes=passes
+        )
         return weight * self._sums["reading"]
 
     def _reply_counts(self, columns: dict[str, list[list[Rendered]]]) -> dict[str, float]:
@@ -127,6 +132,36 @@ class SupervisedStep:
         if name == "documents" or not (self.loss.reply or self.loss.kl):
             return Forward(hidden.vectors)
         return Forward(hidden.vectors, partial(self._reply_losses, rows, hidden.states, counts[name]))
+
+    def _with_idle_passes(
+        self, forwards: dict[str, list[MiniBatch]], row: list[Rendered], counts: dict[str, float]
+    ) -> dict[str, list[MiniBatch]]:
+        """The columns with as many mini-batches on every process: passes over `row` that count for nothing are added.
+
+        They touch the weights that the column's own passes touch, since shards reduce the gradients of all processes.
+        """
+
+        def idle(name: str) -> Forward:
+            forward = self._mini_batch(row, name, counts)
+            own = forward.local_loss
+            return Forward(forward.vectors[:0], None if own is None else partial(self._idle_loss, own))
+
+        most = {name: self._most(len(forwards.get(name, []))) for name in ("documents", "direct", "reason")}
+        return {
+            name: [*forwards.get(name, []), *[partial(idle, name)] * (count - len(forwards.get(name, [])))]
+            for name, count in most.items()
+            if count
+        }
+
+    def _idle_loss(self, own: Callable[[], Tensor]) -> Tensor:
+        sums = dict(self._sums)
+        loss = own() * 0
+        self._sums = sums
+        return loss
+
+    def _most(self, passes: int) -> int:
+        """The largest number of passes of a process."""
+        return int(collectives.maximum({"passes": float(passes)}, self.run.device)["passes"])
 
     def _reply_losses(self, rows: TokenBatch, states: Tensor, count: float) -> Tensor:
         """Cross-entropy on the reply and the KL to the base at the same tokens, each a share of the batch's mean."""

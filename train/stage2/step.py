@@ -93,10 +93,12 @@ class PolicyStep:
         """The rollouts that run: where the policy's loss is the only one, those of groups with unequal rewards.
 
         The divisors stay, so that leaving the others out saves time and changes nothing else. Where all groups have
-        equal rewards the first one runs, so that every process has a backward pass.
+        equal rewards the first one runs, so that every process has a backward pass; with shards all run, since every
+        process must have equally many.
         """
         config, everything = self.config, list(range(len(self.groups.prompt)))
-        if config.contrastive.weight or config.policy.kl_weight or not config.policy.skip_zero_variance:
+        needed = config.contrastive.weight or config.policy.kl_weight or not config.policy.skip_zero_variance
+        if needed or self.run.sharded:
             return everything
         alive = {self.groups.prompt[r] for r in everything if float(advantages.values[r]) != 0.0} or {0}
         return [r for r in everything if self.groups.prompt[r] in alive]

@@ -33,6 +33,9 @@ class ColumnSettings(Settings):
     """Columns of hard negatives, each a text, {title, text}, or a list of either. Our choice: both usual names."""
     reasoning: str = "reasoning"
     """Column of the reasoning trace for the cold start. Our choice: the name used throughout."""
+    given: str = "given"
+    """Column of reasoning that precedes the trace as if it had been said: it is read, not learned. Our choice: the name
+    used throughout; absent in most files. A model's own samples stand here, so that its vector learns to read them."""
 
 
 class SourceSettings(Settings):

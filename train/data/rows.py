@@ -78,6 +78,7 @@ class RowReader:
             positive_id=own_id or chosen_id,
             negatives=tuple(negatives),
             reasoning=_optional_text(record, names.reasoning),
+            given=_optional_text(record, names.given),
             source=self.label,
             query_id=_id(record.get(names.query_id)),
             relevant=tuple((id_, 1) for id_ in relevant_ids),

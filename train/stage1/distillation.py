@@ -57,6 +57,8 @@ class Distillation:
     targets: Mapping[str, Float[Tensor, "rows dim"]]
     weight: float
     temperature: float
+    vectors: bool = True
+    """Whether the vectors themselves are matched, beside their similarities."""
     parts: dict[str, float] = field(default_factory=dict, init=False)
 
     def __call__(self, vectors: Mapping[str, Tensor]) -> Float[Tensor, ""]:
@@ -66,7 +68,10 @@ class Distillation:
         count = collectives.shared_count(sum(len(vectors[name]) for name in names), device)
         queries = [name for name in names if name != "documents"]
         asked = collectives.shared_count(sum(len(vectors[name]) for name in queries), device)
-        cosine = torch.stack([cosine_distance(vectors[name], self.targets[name], count=count) for name in names]).sum()
+        cosine = torch.zeros((), device=device)
+        if self.vectors:
+            distances = [cosine_distance(vectors[name], self.targets[name], count=count) for name in names]
+            cosine = torch.stack(distances).sum()
         documents = collectives.gather_rows(vectors["documents"]), collectives.gather_rows(self.targets["documents"])
         similarity = torch.stack(
             [
@@ -81,7 +86,8 @@ class Distillation:
                 for name in queries
             ]
         ).sum()
-        self.parts |= {"distill": float(cosine.detach()), "distill_similarity": float(similarity.detach())}
+        self.parts |= {"distill": float(cosine.detach())} if self.vectors else {}
+        self.parts |= {"distill_similarity": float(similarity.detach())}
         return self.weight * (cosine + similarity)
 
 

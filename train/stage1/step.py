@@ -96,7 +96,8 @@ class SupervisedStep:
         texts = [text for column in columns.values() for text in column]
         vectors = teacher(weights.teacher, self.run.device)(texts, self.run.renderer.max_length)
         parts = vectors.split([len(column) for column in columns.values()])
-        return Distillation(dict(zip(columns, parts, strict=True)), weights.distill, weights.temperature)
+        targets = dict(zip(columns, parts, strict=True))
+        return Distillation(targets, weights.distill, weights.temperature, weights.distill_vectors)
 
     def _documents(self, rows: Sequence[TrainingRow]) -> tuple[list[str], list[int]]:
         """The positives, then the hard negatives where those count, and the number of the row that each belongs to."""
@@ -209,4 +210,4 @@ def _with_reasoning(row: TrainingRow) -> str:
 
 
 def _traced(rows: Sequence[TrainingRow]) -> list[int]:
-    return [number for number, row in enumerate(rows) if row.reasoning is not None]
+    return [number for number, row in enumerate(rows) if row.reasoning is not None or row.given is not None]

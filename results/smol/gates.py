@@ -1,0 +1,176 @@
+"""The headroom gate of smol: what a text before the embed token does to the ranking, by where the text comes from.
+
+    python results/smol/gates.py --model runs/smol/sft/last --task runs/smol/data/nfcorpus:dev --json FILE
+        [--samples 4] [--queries 400]
+
+For each query, nDCG@10 of its direct vector, of the vector after a text, and of both anchored: normalise(direct +
+lambda x reasoned). Texts: the model's own (greedy), the mean vector of several sampled ones, the best of them by the
+judgements, the title of a relevant document, its nearest sentence, another query's own text, the own one shuffled,
+nothing; and Rocchio on the top three direct documents, which needs no text. Intervals: paired bootstrap, 95 %.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from results.smol.smol_data import Sentences, cut, judged
+from search_r3_mteb import SearchR3Encoder
+from search_r3_mteb.encoder.checkpoints import load
+from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.tasks.beir_folder import read_corpus, read_queries, read_relevance
+
+Vectors = Float32[np.ndarray, "rows dim"]
+WEIGHTS = (0.3, 0.5, 1.0, 2.0)
+SEED = 0
+
+
+def unit(rows: Vectors) -> Vectors:
+    """Rows of unit length."""
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+class Judged:
+    """Queries, documents and judgements of one split, and the score of query vectors."""
+
+    def __init__(self, folder: Path, split: str, most: int | None) -> None:
+        relevance = read_relevance(folder, split)
+        self.documents = {document.id: join_title(document.title, document.text) for document in read_corpus(folder)}
+        self.ids = sorted(query for query, grades in relevance.items() if any(g > 0 for g in grades.values()))
+        if most is not None and len(self.ids) > most:
+            self.ids = sorted(random.Random(SEED).sample(self.ids, most))
+        texts = {query.id: query.text for query in read_queries(folder)}
+        self.queries = [texts[query] for query in self.ids]
+        place = {id_: number for number, id_ in enumerate(self.documents)}
+        self.grades = [
+            {place[id_]: grade for id_, grade in relevance[query].items() if grade > 0 and id_ in place}
+            for query in self.ids
+        ]
+        self.ideal = [
+            sum(g / np.log2(r + 2) for r, g in enumerate(sorted(relevance[query].values(), reverse=True)[:10]))
+            for query in self.ids
+        ]
+        self.vectors: Vectors = np.empty((0, 0), np.float32)
+
+    def top(self, queries: Vectors, k: int = 10) -> Any:
+        """Positions (queries, k) of the nearest documents; equal scores in the order of the corpus."""
+        return np.argsort(-(queries @ self.vectors.T), axis=1, kind="stable")[:, :k]
+
+    def ndcg(self, queries: Vectors) -> Any:
+        """nDCG@10 (queries,) with linear gains, as pytrec_eval has it."""
+        return np.array(
+            [
+                sum(grades.get(int(p), 0) / np.log2(r + 2) for r, p in enumerate(row)) / ideal
+                for row, grades, ideal in zip(self.top(queries), self.grades, self.ideal, strict=True)
+            ]
+        )
+
+
+def interval(difference: Any) -> list[float]:
+    """Mean and the 95 % interval of a paired bootstrap, 2,000 draws."""
+    rng = np.random.default_rng(SEED)
+    means = difference[rng.integers(0, len(difference), (2000, len(difference)))].mean(axis=1)
+    return [round(float(x), 4) for x in (difference.mean(), *np.quantile(means, [0.025, 0.975]))]
+
+
+def run(model: str, folder: Path, split: str, most: int | None, samples: int, temperature: float) -> dict[str, Any]:
+    """All rows of the table, and each query's texts and scores."""
+    checkpoint = load(model, dtype="bfloat16" if _has_gpu() else "float32", device="cuda" if _has_gpu() else "cpu")
+    options: dict[str, Any] = {"max_length": 256, "max_reasoning_tokens": 48}
+    encoder = SearchR3Encoder(checkpoint, mode="direct", **options)
+    writer = SearchR3Encoder(checkpoint, **options)
+    data = Judged(folder, split, most)
+    data.vectors = encoder.encode_document(list(data.documents.values()))
+    direct = encoder.encode_query(data.queries)
+
+    def after(texts: Sequence[str]) -> Vectors:
+        """Vectors of the queries after given texts; for the empty one after nothing."""
+        prompts = [
+            writer.renderer.render_reply(query, "reason", text or None).token_ids
+            for query, text in zip(data.queries, texts, strict=True)
+        ]
+        return writer.unit(writer.engine.embed(prompts).numpy(), data.queries)
+
+    own = writer.think(data.queries)
+    words = [thought.text for thought in own]
+    sampled = [
+        SearchR3Encoder(checkpoint, temperature=temperature, seed=seed, **options).think(data.queries)
+        for seed in range(samples)
+    ]
+    rng = random.Random(SEED)
+    other = words[1:] + words[:1]
+    shuffled = [" ".join(rng.sample(text.split(), len(text.split()))) for text in words]
+    gold: dict[str, tuple[str, str]] = {}
+    sentences = Sentences(data.documents.values())
+    for row in judged(folder, split, 1):
+        gold[row["query"]] = (cut(row["reasoning"].split(". ")[0]), cut(sentences.best(row["query"], row["positive"])))
+    each = np.stack([[thought.vector for thought in one] for one in sampled]) if samples else np.empty((0,))
+    ways: dict[str, Vectors] = {
+        "own": np.stack([thought.vector for thought in own]),
+        "another query's": after(other),
+        "shuffled": after(shuffled),
+        "nothing": after([""] * len(words)),
+        "gold title": after([gold[query][0] for query in data.queries]),
+        "gold sentence": after([gold[query][1] for query in data.queries]),
+    }
+    if samples:
+        ways[f"mean of {samples}"] = unit(each.mean(axis=0))
+        ways["mean of another's"] = unit(
+            np.mean([after([t.text for t in one[1:]] + [one[0].text]) for one in sampled], axis=0)
+        )
+    first = data.vectors[data.top(direct, 3)].mean(axis=1)
+    ways["Rocchio, top 3"] = unit(first)
+    base = data.ndcg(direct)
+    table: dict[str, Any] = {"direct": round(float(base.mean()), 4)}
+    for name, vectors in ways.items():
+        scores = {"alone": data.ndcg(vectors)} | {f"{w:g}": data.ndcg(unit(direct + w * vectors)) for w in WEIGHTS}
+        table[name] = {how: interval(score - base) for how, score in scores.items()}
+    if samples:
+        best = np.max([data.ndcg(unit(direct + vectors)) for vectors in each], axis=0)
+        table[f"best of {samples}, anchored 1"] = interval(best - base)
+    return {
+        "model": model,
+        "task": f"{folder.name}:{split}",
+        "queries": len(data.queries),
+        "finished": float(np.mean([thought.finished for thought in own])),
+        "tokens": float(np.mean([len(thought.token_ids) for thought in own])),
+        "table": table,
+        "texts": [
+            {"query": query, "own": text, "gold": gold[query][0], "direct": float(d), "reason": float(r)}
+            for query, text, d, r in zip(
+                data.queries, words, base, data.ndcg(unit(direct + ways["own"])), strict=True
+            )
+        ],
+    }
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--task", required=True, help="FOLDER:SPLIT")
+    parser.add_argument("--queries", type=int, help="at most so many, drawn under a fixed seed")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    folder, split = options.task.rsplit(":", 1)
+    found = run(options.model, Path(folder), split, options.queries, options.samples, options.temperature)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps({key: value for key, value in found.items() if key != "texts"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -21,10 +21,11 @@ from search_r3_mteb.encoder.adapters import (
     save_base,
 )
 from search_r3_mteb.encoder.fingerprint import digest, weights_version
-from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights, read_json
+from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import embed_token_id
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, load_rows, mean_row, resize, token_layers
+from search_r3_mteb.json_files import read_object
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -267,7 +268,7 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
     """The base model with the adapter on it, and the base's folder."""
     from peft import PeftModel
 
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_object(folder / ADAPTER_CONFIG)
     check_kind(config, folder.name)
     base_folder = find_base(folder, config, resolve)
     if (base_folder / ADAPTER_CONFIG).exists():  # transformers would put that adapter on the base without a word
@@ -312,7 +313,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 
     check_tokenizer(folder)
     config = folder / "tokenizer_config.json"
-    declared = read_json(config).get("tokenizer_class") if config.exists() else None
+    declared = read_object(config).get("tokenizer_class") if config.exists() else None
     # transformers 5 picks Qwen2's own pre-tokenizer for every folder whose model is Qwen2-shaped, whatever
     # tokenizer.json says. A folder that declares the generic class means its tokenizer.json.
     generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast") and (folder / "tokenizer.json").exists()

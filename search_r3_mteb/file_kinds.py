@@ -38,10 +38,11 @@ _MAGIC = (
     (rb"7z\xbc\xaf", "a 7-Zip archive"),
 )
 _ISO_2022 = re.compile(rb"\x1b\$[@AB]|\x1b\([IJ]")
-_JSON_START = re.compile(r"""\s*(\[\s*)?\{\s*("[^"]*"\s*:|'[^']*'\s*:|$)|\s*\[\s*$""")
+_JSON_START = re.compile(r"""\s*(\[\s*)?\{\s*("[^"]*"|'[^']*')\s*:|\s*\[\s*\n\s*["\[{]""")
 _OPENING_TAG = re.compile(r"\s*<([A-Za-z][\w:.-]*)(\s[^<>]*)?>\s*")
 _KEY = re.compile(r"[\w-]+:(\s|$)|- ")
 _QUOTED = r'"([^"]|"")*"'
+_LABEL = re.compile(r"\W*|\(?\w{1,4}[.)]|.{1,30}:")  # a bullet, a list's number, a speaker: a tab may follow in prose
 _ID = re.compile(r"(?=.*\d)[\w.:/#-]{1,64}")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
@@ -128,23 +129,25 @@ def check_lines(lines: Sequence[str], place: str | Path) -> None:
                 f"{place}, line {number}, holds a carriage return within it, beside lines that end in a line feed: it "
                 "may be one text or several. Give all lines the same end."
             )
-    number, first = next(((number, line) for number, line in enumerate(lines, start=1) if line.strip()), (0, ""))
-    if (what := _json(first, lines)) is not None:
+    filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    number, first = filled[0] if filled else (0, "")
+    second = filled[1][1] if len(filled) > 1 else ""
+    if (what := _json(first, second, lines)) is not None:
         raise ValueError(
             f"{place}, line {number}, is {what}, and would be embedded with its braces and keys. Rename the file to "
             '.jsonl (one object per line) or .json (an array) to embed its "text"; to embed the JSON itself, put it '
             'under "text" there.'
         )
-    if (what := _markup(first, lines)) is not None:
+    if (what := _markup(first, second, lines)) is not None:
         raise ValueError(f"{place}, line {number}, begins {what}, which is not one text per line. Extract its texts.")
-    if (delimiter := _delimiter([line for line in lines if line.strip()][:_SAMPLE])) is not None:
+    if (delimiter := _delimiter([line for _, line in filled[:_SAMPLE]])) is not None:
         raise ValueError(
             f"{place} is a table in columns (parted by {_DELIMITERS[delimiter]}), which is not read: its rows would be "
             'embedded with their ids and separators. Write it as .jsonl, one {"text": ..., "title": ...} per line.'
         )
 
 
-def _json(first: str, lines: Sequence[str]) -> str | None:
+def _json(first: str, second: str, lines: Sequence[str]) -> str | None:
     if not first.lstrip().startswith(("{", "[")):
         return None
     for text in (first, "\n".join(lines)):
@@ -156,20 +159,19 @@ def _json(first: str, lines: Sequence[str]) -> str | None:
             return "a JSON object"
         if text is not first or not all(isinstance(each, int | float) for each in value):
             return "a JSON array"
-    return "the beginning of JSON" if _JSON_START.match(first) else None
+    return "the beginning of JSON" if _JSON_START.match(f"{first}\n{second}") else None
 
 
-def _markup(first: str, lines: Sequence[str]) -> str | None:
+def _markup(first: str, second: str, lines: Sequence[str]) -> str | None:
     start = first.lstrip().lower()
     tag = _OPENING_TAG.fullmatch(first)
     if start.startswith(("<?xml", "<!doctype", "<html")) or (
         tag is not None and any(f"</{tag.group(1)}>" in line for line in lines)
     ):
         return "a page in markup (HTML, XML or SGML)"
-    rest = [line for line in lines if line.strip()][1:2]
-    if start.startswith("%yaml") or (start.rstrip() == "---" and rest and _KEY.match(rest[0])):
-        return "YAML"
-    return None
+    # A second --- ends the head of a Markdown file, which is lines.
+    document = start.rstrip() == "---" and _KEY.match(second) and sum(line.strip() == "---" for line in lines) == 1
+    return "YAML" if document or start.startswith("%yaml") else None
 
 
 def _delimiter(lines: Sequence[str]) -> str | None:
@@ -203,6 +205,8 @@ def _is_table(rows: Sequence[Sequence[str]], lines: Sequence[str], delimiter: st
         return False
     rows = [row for row in rows if len(row) == width]
     if delimiter == "\t":  # which prose holds at the beginning of a line, if at all
+        if 2 * sum(_LABEL.fullmatch(row[0].strip()) is not None for row in rows) > len(rows):
+            return False
         filled = sum(2 * sum(bool(row[place].strip()) for row in rows) > len(rows) for place in range(width))
         return filled >= 2
     if count < len(lines) or count < 3 or any(cell[:1].isspace() for row in rows for cell in row[1:]):

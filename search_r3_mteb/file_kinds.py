@@ -100,10 +100,11 @@ def decode(data: bytes, place: str | Path) -> str:
             raise ValueError(f"{place} is not a file of texts: it is {name}, by its first bytes.")
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig" and b"\0" in data:
-        even, odd = data[::2].count(b"\0"), data[1::2].count(b"\0")
-        what = "UTF-16 without a mark" if max(even, odd) > 4 * min(even, odd) else "a binary format"
         line = data[: data.index(b"\0")].count(b"\n") + 1
-        raise ValueError(f"{place}, line {line}, holds a NUL byte, so the file is {what}. Convert the file to UTF-8.")
+        raise ValueError(
+            f"{place}, line {line}, holds a NUL byte, so the file is UTF-16 without a mark, or no text at all. Convert "
+            "it to UTF-8."
+        )
     if encoding == "utf-8-sig" and (found := _ISO_2022.search(data)):
         line = data[: found.start()].count(b"\n") + 1
         raise ValueError(f"{place}, line {line}, is in ISO-2022. Convert the file to UTF-8.")

@@ -14,7 +14,7 @@ from typing import Any
 
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, bare, layer_name, resize, save_rows
-from search_r3_mteb.json_files import parse_json, read_object
+from search_r3_mteb.json_files import kind, parse_json, read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 BASE_FILE = "base_model.json"
@@ -112,8 +112,11 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
     are there.
     """
     base = config.get("base_model_name_or_path")
-    recorded = read_object(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
-    if recorded and not {"path", "digest"} <= recorded.keys():
+    _check_texts(config, ("base_model_name_or_path", "revision"), folder / ADAPTER_CONFIG)
+    has_record = (folder / BASE_FILE).exists()
+    recorded = read_object(folder / BASE_FILE) if has_record else {}
+    _check_texts(recorded, ("path", "name", "revision", "digest", "configuration"), folder / BASE_FILE)
+    if has_record and (recorded.get("path") is None or recorded.get("digest") is None):
         raise ValueError(
             f"{folder.name}: {BASE_FILE} lacks 'path' or 'digest', so it was damaged. Restore it, or delete it if "
             f"{ADAPTER_CONFIG} names the right base."
@@ -148,6 +151,12 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
     raise FileNotFoundError(
         f"{folder.name}: its base model {base or recorded['path']!r} was not found ({'; '.join(missing)}). {how}"
     )
+
+
+def _check_texts(found: dict[str, Any], names: tuple[str, ...], file: Path) -> None:
+    for name in names:
+        if not isinstance(found.get(name), str | None):
+            raise ValueError(f"{file}: {name!r} must be a string or null, got {kind(found[name])}. Restore the file.")
 
 
 def configuration_digest(folder: Path) -> str:

@@ -101,7 +101,9 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
 
 @app.command()
 def embed(
-    input: Annotated[Path, typer.Option(help="One text per line, or .jsonl or .json of {'text', 'title'?}; .gz too.")],
+    input: Annotated[
+        Path, typer.Option(help="One text per line (Markdown too), or .jsonl or .json of {'text', 'title'?}; .gz too.")
+    ],
     output: Annotated[Path, typer.Option(help="A .npy file: float32 (texts, dim), unit length.")],
     model: ModelOption = "nano",
     role: Annotated[str, typer.Option(help="query (reasons) or document (is embedded directly).")] = "query",

@@ -40,6 +40,8 @@ _MAGIC = (
 _ISO_2022 = re.compile(rb"\x1b\$[@AB]|\x1b\([IJ]")
 _JSON_START = re.compile(r"""\s*(\[\s*)?\{\s*("[^"]*"|'[^']*')\s*:|\s*\[\s*\n\s*["\[{]""")
 _OPENING_TAG = re.compile(r"\s*<([A-Za-z][\w:.-]*)(\s[^<>]*)?>\s*")
+_SETTINGS = re.compile(r"%YAML|- [\w-]+: .*\n  [\w-]+:\s|\[\[?[\w.-]+\]?\]\s*\n[\w-]+ ?= ?")
+_SUBTITLES = re.compile(r"WEBVTT|\d+\s*\n[\d:]+[,.]\d{3} --> ")
 _KEY = re.compile(r"[\w-]+:(\s|$)|- ")
 _QUOTED = r'"([^"]|"")*"'
 _LABEL = re.compile(r"\W*|\(?\w{1,4}[.)]|.{1,30}:")  # a bullet, a list's number, a speaker: a tab may follow in prose
@@ -166,13 +168,17 @@ def _json(first: str, second: str, lines: Sequence[str]) -> str | None:
 def _markup(first: str, second: str, lines: Sequence[str]) -> str | None:
     start = first.lstrip().lower()
     tag = _OPENING_TAG.fullmatch(first)
+    if start.startswith("<!--"):  # a comment may stand before all else
+        start = second.lstrip().lower()
     if start.startswith(("<?xml", "<!doctype", "<html")) or (
         tag is not None and any(f"</{tag.group(1)}>" in line for line in lines)
     ):
         return "a page in markup (HTML, XML or SGML)"
     # A second --- ends the head of a Markdown file, which is lines.
     document = start.rstrip() == "---" and _KEY.match(second) and sum(line.strip() == "---" for line in lines) == 1
-    return "YAML" if document or start.startswith("%yaml") else None
+    if document or _SETTINGS.match(f"{first}\n{second}"):
+        return "YAML, TOML or INI"
+    return "subtitles" if _SUBTITLES.match(f"{first}\n{second}") else None
 
 
 def _delimiter(lines: Sequence[str]) -> str | None:

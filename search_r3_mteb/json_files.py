@@ -7,6 +7,7 @@ digits, with errors of other kinds that name nothing.
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ class NotJsonError(ValueError):
         super().__init__(f"{place}, line {line}: not JSON ({reason}). {advice}".rstrip())
 
 
-def parse_json(text: str | bytes, place: str | Path, line: int = 1, advice: str = "") -> Any:
+def parse_json(
+    text: str | bytes, place: str | Path, line: int = 1, advice: str = "", *, integer: Callable[[str], Any] = int
+) -> Any:
     """The JSON value in `text`, which begins at that line of `place`. Raises NotJsonError; `advice` ends its message.
 
-    Bytes must be UTF-8; a byte order mark before the value is left out.
+    Bytes must be UTF-8; a byte order mark before the value is left out. `integer` makes the numbers without a point.
     """
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
         decoded = decoded.removeprefix("\ufeff").rstrip()  # what is cut short ends in its last line
-        return json.loads(decoded)
+        return json.loads(decoded, parse_int=integer)
     except UnicodeDecodeError as error:
         before = error.object[: error.start]
         column = error.start - (before.rfind(b"\n") + 1)

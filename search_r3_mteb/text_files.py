@@ -130,6 +130,10 @@ def _row(source: Path, what: str, number: int, record: Any) -> FileText:
     if isinstance(id_, bool) or not isinstance(id_, str | int | None) or id_ == "":
         raise ValueError(f'{place}: "_id" must be a string that is not empty, got {reprlib.repr(id_)}.')
     try:
-        return FileText(number, document_text(record), None if id_ is None else str(id_))
+        text = document_text(record)
+        text.encode("utf-8")
+        return FileText(number, text, None if id_ is None else str(id_))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place}: the text holds a lone surrogate, which is not text. Remove the escape.") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: {error}") from error

@@ -138,6 +138,11 @@ ROWS = [{"_id": "a", "text": "alpha"}, {"_id": "b", "text": "beta"}]
         ("<DOC>\n<DOCNO>1</DOCNO>\nalpha\n</DOC>", "begins a page in markup"),
         ("---\nname: alpha\nitems:\n- b\n", "begins YAML"),
         ("%YAML 1.2\n---\na: b\n", "begins YAML"),
+        ("- id: 1\n  text: alpha\n", "begins YAML"),
+        ('[[documents]]\ntext = "alpha"\n', "begins YAML, TOML or INI"),
+        ("<!-- made by hand -->\n<!DOCTYPE html>\n<p>alpha</p>", "begins a page in markup"),
+        ("WEBVTT\n\n00:01.000 --> 00:02.000\nalpha\n", "begins subtitles"),
+        ("1\n00:00:01,000 --> 00:00:02,000\nalpha\n", "begins subtitles"),
     ],
 )
 def test_structure_is_refused(tmp_path, text, message):
@@ -163,6 +168,8 @@ def test_names_of_structure_are_refused(tmp_path, name):
         ["---", "title: a page", "---", "# Markdown", "| a | b |", "- item"],  # lines like any others
         ['"Well," he said', '"no"'],
         ["3", "14"],
+        ["- item: one", "- item: two"],
+        ["<!-- a comment -->", "and a text"],
     ],
 )
 def test_texts_with_signs_of_structure_are_texts(tmp_path, lines):

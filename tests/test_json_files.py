@@ -1,6 +1,8 @@
 """JSON that is handed over: one ValueError names file and line, whatever is wrong with it."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +65,22 @@ def test_an_object_is_wanted(tmp_path):
             read_object(path)
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n')
     assert read_object(path) == read_json(path) == {"a": 1}
+
+
+def test_no_other_module_parses_what_is_handed_over():
+    """`json.loads` elsewhere is for text that this program made in the same breath."""
+    root = Path(__file__).resolve().parents[1]
+    own = {
+        "search_r3_mteb/encoder/fingerprint.py",  # a tokenizer's state, from the library
+        "search_r3_mteb/evaluation/bench_memory.py",  # the argument of a process of ours
+        "search_r3_mteb/json_files.py",
+        "search_r3_mteb/report/model_card.py",  # the others: a value made plain
+        "search_r3_mteb/report/plot.py",
+        "train/checkpoint/save_load.py",
+        "train/data/decontamination.py",
+        "train/data/hard_negatives.py",
+        "train/data/rows.py",  # a temporary file without a name
+    }
+    files = [path for folder in ("search_r3_mteb", "train") for path in (root / folder).rglob("*.py")]
+    found = {path.relative_to(root).as_posix() for path in files if re.search(r"\bjson\.loads?\b", path.read_text())}
+    assert found == own

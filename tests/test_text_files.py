@@ -86,6 +86,10 @@ def test_json_under_the_name_of_a_text_file_is_refused(tmp_path):
         ("d.jsonl", '["a"]', r"d\.jsonl, line 1: a JSON object with 'text' is needed, got an array"),
         ("d.jsonl", '{"_id": true, "text": "a"}', r'line 1: "_id" must be a string that is not empty, got True'),
         ("d.jsonl", '{"_id": "", "text": "a"}', r'line 1: "_id" must be a string that is not empty, got \'\''),
+        ("d.jsonl", '{"text": "\\ud800"}', "line 1: the text holds a lone surrogate"),
+        ("d.jsonl", f'{{"text": {"[" * 700 + "]" * 700}}}', "line 1: The text of document 0 is of type list"),
+        ("d.jsonl", f'{{"text": {"[" * 100_000}', r"d\.jsonl, line 1: not JSON \(nested too deeply"),
+        ("d.json", f'[{{"text": "a"}},\n{"1" * 5000}]', r"d\.json, line 2: not JSON \(an integer of more than 4300"),
         ("d.jsonl.gz", "plain", r"d\.jsonl\.gz is a damaged or truncated gzip file"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class RunFile:
             self.error("is empty: the run was probably stopped before it was written. Run that evaluation again.")
             return None
         try:
-            return parse_json(text, self.path)
+            return parse_json(text, self.path, integer=_integer)
         except NotJsonError as problem:
             place = f"line {problem.line}: {problem.reason}"
             self.error(f"is not valid JSON ({place}): probably half written. Left out; run that evaluation again.")
@@ -60,7 +61,7 @@ class RunFile:
         lines = [(number, line) for number, line in enumerate((text or "").split("\n"), start=1) if line.strip()]
         for number, line in lines:
             try:
-                row = parse_json(line, self.path, number)
+                row = parse_json(line, self.path, number, integer=_integer)
             except NotJsonError:
                 row = None
             if isinstance(row, dict):
@@ -106,6 +107,12 @@ class RunFile:
         except OSError as problem:
             self.error(f"cannot be read ({problem.strerror or problem}). Left out.")
             return None
+
+
+def _integer(text: str) -> int | float:
+    """An integer, or infinity where no float holds it: as Python reads 1e999, and reported like any that is not one."""
+    value = int(text)
+    return value if -sys.float_info.max <= value <= sys.float_info.max else math.inf
 
 
 def string(record: Mapping[str, Any], key: str) -> str | None:

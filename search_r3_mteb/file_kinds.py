@@ -184,7 +184,7 @@ def _markup(first: str, second: str, lines: Sequence[str]) -> str | None:
 def _delimiter(lines: Sequence[str]) -> str | None:
     """What parts the columns of a table; None where the lines may be texts."""
     for delimiter in _DELIMITERS:
-        if not lines or delimiter not in lines[0]:
+        if 2 * sum(delimiter in line for line in lines) <= len(lines):
             continue
         try:
             quoted = delimiter != "\t" or lines[0].startswith('"')

@@ -209,7 +209,9 @@ def test_tables_are_refused(tmp_path, delimiter, rows, name):
 
 def test_a_table_whose_texts_hold_tabs_is_refused(tmp_path):
     rows = [[str(n), "some text"] for n in range(99)] + [["99", "with a\ttab"]]
-    refused(write(tmp_path, "\n".join("\t".join(row) for row in rows)), "parted by tabs")
+    text = "\n".join("\t".join(row) for row in rows)
+    refused(write(tmp_path, text), "parted by tabs")
+    refused(write(tmp_path, f"# made by hand\n{text}"), "parted by tabs")
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,9 @@ class BeirFolder(LocalRetrievalTask):
         if not relevance:
             raise ValueError(f"BEIR folder {str(self.path)!r}: split {self.split!r} judges no query to score.")
         copies = _Copies({query_id: queries[query_id] for query_id in relevance})
-        corpus = _table(copies.seen(beir_folder.read_corpus(self.path)), ("id", "title", "text"))
+        corpus = _table(
+            copies.seen(beir_folder.read_corpus(self.path)), ("id", "title", "text"), f"{self.path}/corpus.jsonl: "
+        )
         self.unreachable = self._unreachable(relevance, set(corpus["id"]))
         copies.warn(self.metadata.name, self.path, self.ignore_identical_ids)
         judged = ((query_id, text) for query_id, text in queries.items() if query_id in relevance)
@@ -284,14 +286,16 @@ def _metadata(
     )
 
 
-def _table(rows: Iterable[Sequence[str]], columns: tuple[str, ...]) -> Dataset:
+def _table(rows: Iterable[Sequence[str]], columns: tuple[str, ...], place: str = "") -> Dataset:
     """Rows of strings as an in-memory Arrow table, made in batches: a large corpus is never a list of objects."""
     rows = iter(rows)
     batches: list[Dataset] = []
     while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
         batches.append(Dataset.from_dict({column: [row[i] for row in batch] for i, column in enumerate(columns)}))
     if not batches:
-        raise ValueError(f"A retrieval task needs at least one row of ({', '.join(columns)}); its file holds no entry.")
+        raise ValueError(
+            f"{place}A retrieval task needs at least one row of ({', '.join(columns)}); its file holds no entry."
+        )
     return concatenate_datasets(batches)
 
 

@@ -33,6 +33,13 @@ CacheFolderOption = Annotated[
     Path | None, typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False)
 ]
 ResultsOption = Annotated[Path, typer.Option(help="Folder of the results; an interrupted run resumes there.")]
+IdenticalIdsOption = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-identical-ids",
+        help="Leave out documents that have the query's id, in BEIR folders (ArguAna, Quora are scored so).",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -51,7 +58,7 @@ def options(
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913  an option is a parameter
     model: Annotated[
         list[str],
         typer.Option("--model", help="nano, mini, a folder, a hub id, NAME=FOLDER, or bm25. May be repeated."),
@@ -66,6 +73,7 @@ def evaluate(
     mode: Annotated[str, typer.Option(help="both, reason or direct. Baselines are always direct.")] = "both",
     output: ResultsOption = Path("runs/evaluate"),
     split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    ignore_identical_ids: IdenticalIdsOption = False,
     cache_folder: CacheFolderOption = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
@@ -73,11 +81,12 @@ def evaluate(
     """Score models on retrieval tasks through MTEB: nDCG@10, recall@10, cost; summary.json and per-query files."""
     from search_r3_mteb.evaluation.evaluate import evaluate as run
     from search_r3_mteb.evaluation.summary import table
+    from search_r3_mteb.evaluation.tasks import with_identical_ids_ignored
 
     with _progress_lines():
         rows = run(
             model,
-            task,
+            with_identical_ids_ignored(task) if ignore_identical_ids else task,
             _choice("--mode", mode, ("both", "reason", "direct")),
             output,
             split=split,
@@ -92,7 +101,9 @@ def evaluate(
 
 @app.command()
 def embed(
-    input: Annotated[Path, typer.Option(help="One text per line, or .jsonl or .json of {'text', 'title'?}; .gz too.")],
+    input: Annotated[
+        Path, typer.Option(help="One text per line (Markdown too), or .jsonl or .json of {'text', 'title'?}; .gz too.")
+    ],
     output: Annotated[Path, typer.Option(help="A .npy file: float32 (texts, dim), unit length.")],
     model: ModelOption = "nano",
     role: Annotated[str, typer.Option(help="query (reasons) or document (is embedded directly).")] = "query",
@@ -202,7 +213,7 @@ def report(
 
 
 @app.command()
-def diagnose(
+def diagnose(  # noqa: PLR0913  an option is a parameter
     task: Annotated[
         str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
     ],
@@ -212,6 +223,7 @@ def diagnose(
         typer.Option(help="Folder of diagnose.json. [default: runs/diagnose/TASK__MODEL]", show_default=False),
     ] = None,
     split: Annotated[str | None, typer.Option(help="One split of the task, instead of its own.")] = None,
+    ignore_identical_ids: IdenticalIdsOption = False,
     max_queries: Annotated[
         int, typer.Option(help="Queries drawn at random (--set seed=...); 0 for all.", min=0)
     ] = 1000,
@@ -223,12 +235,13 @@ def diagnose(
     from search_r3_mteb.evaluation.diagnosis_runs import DiagnosisPlan
     from search_r3_mteb.evaluation.diagnostics import diagnose as run
     from search_r3_mteb.evaluation.diagnostics import table
+    from search_r3_mteb.evaluation.tasks import with_identical_ids_ignored
 
     settings = _settings(setting, max_reasoning_tokens=max_reasoning_tokens)
     with _progress_lines():
         result = run(
             model,
-            task,
+            with_identical_ids_ignored([task])[0] if ignore_identical_ids else task,
             output,
             split=split,
             settings=settings,

@@ -1,18 +1,21 @@
 """Texts of files: one per line, JSON lines, or a JSON array of rows; told apart by the file's name and content.
 
 A name ends in .jsonl, .ndjson or .jl (one JSON object per line), in .json (an array of objects, or one per line), or in
-anything else (one text per line); upper case and a .gz behind it change nothing. What is known to hold something else
-is refused: its rows would otherwise be embedded as they stand in the file, without a word.
+anything else (one text per line); upper case and a .gz behind it change nothing. Markdown, LaTeX and source code are
+lines like any others, marks included. What is known to hold something else, by its name or by its content
+(`file_kinds.py`), is refused: its rows would otherwise be embedded as they stand in the file, without a word.
 """
 
 import gzip
-import json
+import reprlib
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from search_r3_mteb.encoder.documents import document_text
+from search_r3_mteb.file_kinds import check_lines, decode, split_lines
+from search_r3_mteb.json_files import kind, parse_json
 
 JSON_LINES = (".jsonl", ".ndjson", ".jl")
 _JSON = ".json"
@@ -30,7 +33,21 @@ _FOREIGN = (
     ".pickle",
     ".pdf",
     ".docx",
+    ".rtf",
+    ".epub",
+    ".htm",
+    ".html",
+    ".xhtml",
+    ".xml",
+    ".sgml",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".ipynb",
+    ".srt",
+    ".vtt",
 )
+_OBJECTS = "One JSON object is read per line (or, in .json, an array of them)."
 _PACKED = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z")
 _GZIP = b"\x1f\x8b"
 _CONVERT = 'Write it as .jsonl, one {"text": ..., "title": ...} per line, or as .txt, one text per line'
@@ -42,11 +59,6 @@ class FileText(NamedTuple):
     number: int
     text: str
     id: str | None = None
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, plain or gzip. Raises ValueError where it is not UTF-8: no guess would be noticed."""
-    return _split(_read(path))
 
 
 def read_texts(source: Path) -> list[str]:
@@ -65,9 +77,11 @@ def read_rows(source: Path) -> list[FileText]:
     if ending == _JSON and text.lstrip().startswith("["):
         records = _array(source, text)
     elif ending in (*JSON_LINES, _JSON):
-        records = _objects(source, _split(text))
+        records = _objects(source, split_lines(text))
     else:
-        return [FileText(number, line) for number, line in enumerate(_plain(source, _split(text)), start=1)]
+        lines = split_lines(text)
+        check_lines(lines, source)
+        return [FileText(number, line) for number, line in enumerate(lines, start=1)]
     return [_row(source, *record) for record in records]
 
 
@@ -94,65 +108,32 @@ def _read(path: Path) -> str:
             data = gzip.decompress(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path} is a damaged or truncated gzip file ({error}). Copy it again.") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}, is not UTF-8 ({error.reason}). Convert the file to UTF-8.") from error
-
-
-def _split(text: str) -> list[str]:
-    lines = text.split("\n")  # not splitlines: U+2028 and others do not end a line
-    return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-
-
-def _plain(source: Path, lines: list[str]) -> list[str]:
-    """The lines of a file of texts. Raises ValueError where the first text is a JSON object: the name is wrong."""
-    number, first = next(((number, line) for number, line in enumerate(lines, start=1) if line.strip()), (0, ""))
-    if first.lstrip().startswith("{") and _is_object(first):
-        raise ValueError(
-            f"{source}, line {number}, is a JSON object, and would be embedded with its braces and keys. Rename the "
-            'file to .jsonl to embed its "text"; to embed the JSON itself, put it under "text" there.'
-        )
-    return lines
-
-
-def _is_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except json.JSONDecodeError:
-        return False
+    return decode(data, path)
 
 
 def _array(source: Path, text: str) -> Iterator[tuple[str, int, Any]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}, line {error.lineno}: not JSON ({error.msg} at column {error.colno}).") from error
-    for number, record in enumerate(rows, start=1):
+    for number, record in enumerate(parse_json(text, source), start=1):
         yield "row", number, record
 
 
 def _objects(source: Path, lines: list[str]) -> Iterator[tuple[str, int, Any]]:
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield "line", number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{source}, line {number}: {error}. One JSON object is read per line (or, in .json, an array of them)."
-            ) from error
+        if line.strip():
+            yield "line", number, parse_json(line, source, number, _OBJECTS)
 
 
 def _row(source: Path, what: str, number: int, record: Any) -> FileText:
     place = f"{source}, {what} {number}"
     if not isinstance(record, dict):
-        raise ValueError(f"{place}: a JSON object with 'text' is needed, got {type(record).__name__}: {record!r:.60}.")
+        raise ValueError(f"{place}: a JSON object with 'text' is needed, got {kind(record)}.")
     id_ = record.get("_id")
     if isinstance(id_, bool) or not isinstance(id_, str | int | None) or id_ == "":
-        raise ValueError(f'{place}: "_id" must be a string that is not empty, got {id_!r}.')
+        raise ValueError(f'{place}: "_id" must be a string that is not empty, got {reprlib.repr(id_)}.')
     try:
-        return FileText(number, document_text(record), None if id_ is None else str(id_))
+        text = document_text(record)
+        text.encode("utf-8")
+        return FileText(number, text, None if id_ is None else str(id_))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{place}: the text holds a lone surrogate, which is not text. Remove the escape.") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: {error}") from error

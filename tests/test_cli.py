@@ -10,7 +10,7 @@ import pytest
 from search_r3_mteb import cli
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.options import parse_settings
-from search_r3_mteb.text_files import read_lines, read_texts
+from search_r3_mteb.text_files import read_texts
 from tests.programs import loaded_after
 
 
@@ -92,9 +92,9 @@ def test_embed_reads_titles_from_jsonl(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: Expecting"),
+        ("{", "line 2: not JSON (Expecting"),
         ('{"text": 3}', "line 2: The text"),
-        ("[1]", "line 2: a JSON object with 'text' is needed, got list: [1]"),
+        ("[1]", "line 2: a JSON object with 'text' is needed, got an array"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -107,10 +107,10 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 def test_lines_end_at_line_feeds_only(tmp_path):
     path = tmp_path / "lines.txt"
     path.write_bytes("\ufeffone\u2028still one\r\n\x0ctwo\n\nlast".encode())
-    assert read_lines(path) == ["one\u2028still one", "\x0ctwo", "", "last"]
+    assert read_texts(path) == ["one\u2028still one", "\x0ctwo", "", "last"]
     path.write_bytes(b"fine\n\xff\n")
     with pytest.raises(ValueError, match=r"line 2, is not UTF-8"):
-        read_lines(path)
+        read_texts(path)
 
 
 def test_explain_shows_both_rankings_side_by_side(call, tiny_folder, corpus):

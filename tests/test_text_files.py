@@ -6,7 +6,7 @@ import json
 import pytest
 
 from search_r3_mteb.evaluation.explain import read_documents
-from search_r3_mteb.text_files import read_lines, read_rows, read_texts
+from search_r3_mteb.text_files import read_rows, read_texts
 
 ROWS = [{"_id": "a", "title": "x", "text": "alpha"}, {"_id": 7, "text": "beta"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -75,7 +75,7 @@ def test_json_under_the_name_of_a_text_file_is_refused(tmp_path):
     ("name", "text", "message"),
     [
         ("d.json", "[{]", r"d\.json, line 1: not JSON"),
-        ("d.json", '[{"text": "a"}, "b"]', r"d\.json, row 2: a JSON object with 'text' is needed, got str: 'b'"),
+        ("d.json", '[{"text": "a"}, "b"]', r"d\.json, row 2: a JSON object with 'text' is needed, got a string"),
         ("d.json", '[{"contents": "a"}]', r"d\.json, row 1: Document 0 has no 'text', only \['contents'\]"),
         ("d.json", '{"a": {"text": "b"}}', r"d\.json, line 1: Document 0 has no 'text'"),
         (
@@ -83,9 +83,13 @@ def test_json_under_the_name_of_a_text_file_is_refused(tmp_path):
             '{\n "text": "b"\n}',
             r"d\.json, line 1: .* One JSON object is read per line \(or, in \.json, an arr",
         ),
-        ("d.jsonl", '["a"]', r"d\.jsonl, line 1: a JSON object with 'text' is needed, got list"),
+        ("d.jsonl", '["a"]', r"d\.jsonl, line 1: a JSON object with 'text' is needed, got an array"),
         ("d.jsonl", '{"_id": true, "text": "a"}', r'line 1: "_id" must be a string that is not empty, got True'),
         ("d.jsonl", '{"_id": "", "text": "a"}', r'line 1: "_id" must be a string that is not empty, got \'\''),
+        ("d.jsonl", '{"text": "\\ud800"}', "line 1: the text holds a lone surrogate"),
+        ("d.jsonl", f'{{"text": {"[" * 700 + "]" * 700}}}', "line 1: The text of document 0 is of type list"),
+        ("d.jsonl", f'{{"text": {"[" * 100_000}', r"d\.jsonl, line 1: not JSON \(nested too deeply"),
+        ("d.json", f'[{{"text": "a"}},\n{"1" * 5000}]', r"d\.json, line 2: not JSON \(an integer of more than 4300"),
         ("d.jsonl.gz", "plain", r"d\.jsonl\.gz is a damaged or truncated gzip file"),
     ],
 )
@@ -100,10 +104,10 @@ def test_malformed_files_are_named(tmp_path, name, text, message):
 def test_gzip_is_known_by_its_content(tmp_path):
     path = tmp_path / "texts"
     path.write_bytes(gzip.compress(b"alpha\nbeta\n"))
-    assert read_lines(path) == ["alpha", "beta"]
+    assert read_texts(path) == ["alpha", "beta"]
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ValueError, match="damaged or truncated gzip file"):
-        read_lines(path)
+        read_texts(path)
 
 
 def test_rows_know_their_place(tmp_path):

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_json
-from search_r3_mteb.encoder.folders import read_json
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, bare, layer_name, resize, save_rows
+from search_r3_mteb.json_files import kind, parse_json, read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 BASE_FILE = "base_model.json"
@@ -79,7 +79,7 @@ def check_state(model: Any) -> None:
 
 def save_base(model: Any, embed_token_id: int, folder: Path, assets: Path) -> None:
     """Write beside a saved adapter which base it belongs to, and the base's rows that the base folder may lack."""
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_object(folder / ADAPTER_CONFIG)
     base = _local(config.get("base_model_name_or_path"), config.get("revision"))
     causal = model.get_base_model()
     rows = int(causal.get_input_embeddings().weight.shape[0])
@@ -112,8 +112,11 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
     are there.
     """
     base = config.get("base_model_name_or_path")
-    recorded = read_json(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
-    if recorded and not {"path", "digest"} <= recorded.keys():
+    _check_texts(config, ("base_model_name_or_path", "revision"), folder / ADAPTER_CONFIG)
+    has_record = (folder / BASE_FILE).exists()
+    recorded = read_object(folder / BASE_FILE) if has_record else {}
+    _check_texts(recorded, ("path", "name", "revision", "digest", "configuration"), folder / BASE_FILE)
+    if has_record and (recorded.get("path") is None or recorded.get("digest") is None):
         raise ValueError(
             f"{folder.name}: {BASE_FILE} lacks 'path' or 'digest', so it was damaged. Restore it, or delete it if "
             f"{ADAPTER_CONFIG} names the right base."
@@ -150,9 +153,15 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
     )
 
 
+def _check_texts(found: dict[str, Any], names: tuple[str, ...], file: Path) -> None:
+    for name in names:
+        if not isinstance(found.get(name), str | None):
+            raise ValueError(f"{file}: {name!r} must be a string or null, got {kind(found[name])}. Restore the file.")
+
+
 def configuration_digest(folder: Path) -> str:
     """Hex digest of a base's config.json without what does not change its vectors."""
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     kept = {name: value for name, value in config.items() if name not in _WITHOUT_EFFECT}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -174,7 +183,7 @@ def fit_rows(model: Any, tokenizer: Any, folder: Path, token: str, base_vocabula
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_object(folder / ADAPTER_CONFIG)
     layers = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
     names = {which: layer_name(model, layer) for which, layer in layers.items() if layer is not None}
     rows = [_rows_of(name, shapes) for name in names.values()]
@@ -229,7 +238,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, dict[str, Any], memoryview]]:
     for path in sorted(folder.glob("model*.safetensors")):
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
+            header = parse_json(stream.read(length), path, advice="Copy it again.")
             data = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))[8 + length :]
         for name, tensor in header.items():
             if name != "__metadata__":
@@ -281,7 +290,7 @@ def _name(base: Path, assets: Path) -> tuple[str | None, str | None]:
 
 def _vocabulary(base: Path) -> int:
     """Number of rows of a base folder's token matrices, by its configuration."""
-    config = read_json(base / "config.json")
+    config = read_object(base / "config.json")
     return int(config.get("vocab_size") or config.get("text_config", {}).get("vocab_size") or 0)
 
 

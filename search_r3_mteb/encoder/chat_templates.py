@@ -109,14 +109,19 @@ def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None)
     switch = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
 
     def render(messages: list[dict[str, str]]) -> str:
-        text: str = tokenizer.apply_chat_template(
-            messages,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=True,
-            date_string=_directives(day)["%d %b %Y"],
-            **switch,
-        )
+        try:
+            text: str = tokenizer.apply_chat_template(
+                messages,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=True,
+                date_string=_directives(day)["%d %b %Y"],
+                **switch,
+            )
+        except TemplateError:
+            raise
+        except Exception as error:  # a template is a program: tools that are None, a division by zero
+            raise TemplateError(f"{type(error).__name__}: {error}") from error
         return text
 
     refused: TemplateError | None = None

@@ -3,6 +3,7 @@
 Weights are read from safetensors only. A folder with `adapter_config.json` is a LoRA adapter on a base model.
 """
 
+import reprlib
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,10 +22,11 @@ from search_r3_mteb.encoder.adapters import (
     save_base,
 )
 from search_r3_mteb.encoder.fingerprint import digest, weights_version
-from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights, read_json
+from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import embed_token_id
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, load_rows, mean_row, resize, token_layers
+from search_r3_mteb.json_files import read_object
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -50,14 +52,20 @@ class Checkpoint:
                 f"{self.name}: the embed token has id {self.embed_token_id}, but the model's vocabulary has {rows} "
                 "rows. Tokenizer and weights are from different checkpoints; use the pair that was saved together."
             )
+        _ = self.stop_token_ids  # raises where the configuration holds something else
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The ids that end an assistant's turn: the generation config's and the tokenizer's, never the embed token."""
         configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         ids = configured if isinstance(configured, list) else [configured]
-        found = {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
-        return tuple(sorted(found - {self.embed_token_id}))
+        found = [i for i in [*ids, self.tokenizer.eos_token_id] if i is not None]
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+            raise ValueError(
+                f"{self.name}: 'eos_token_id' must be a token's id or a list of ids, got {reprlib.repr(configured)}: a "
+                "turn would not end where it should. Correct it in generation_config.json, or else in config.json."
+            )
+        return tuple(sorted({*found} - {self.embed_token_id}))
 
     @property
     def window(self) -> int | None:
@@ -267,7 +275,7 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
     """The base model with the adapter on it, and the base's folder."""
     from peft import PeftModel
 
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_object(folder / ADAPTER_CONFIG)
     check_kind(config, folder.name)
     base_folder = find_base(folder, config, resolve)
     if (base_folder / ADAPTER_CONFIG).exists():  # transformers would put that adapter on the base without a word
@@ -301,6 +309,11 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
             f"{folder.name}: the adapter does not fit its base model {base_folder.name}: {error}. Use the base that it "
             "was trained on."
         ) from error
+    except Exception as error:  # values of a wrong type: peft checks few, and fails on the others somewhere
+        raise ValueError(
+            f"{folder.name}: peft {version('peft')} cannot put this adapter on its base model by its {ADAPTER_CONFIG} "
+            f"({type(error).__name__}: {error}). Restore the configuration that it was saved with."
+        ) from error
     for one in adapted.peft_config.values():  # a relative path would lead elsewhere from the next folder
         one.base_model_name_or_path, one.revision = str(base_folder), None
     return adapted, base_folder
@@ -312,19 +325,30 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 
     check_tokenizer(folder)
     config = folder / "tokenizer_config.json"
-    declared = read_json(config).get("tokenizer_class") if config.exists() else None
+    declared = read_object(config).get("tokenizer_class") if config.exists() else None
     # transformers 5 picks Qwen2's own pre-tokenizer for every folder whose model is Qwen2-shaped, whatever
     # tokenizer.json says. A folder that declares the generic class means its tokenizer.json.
     generic = declared in ("TokenizersBackend", "PreTrainedTokenizerFast") and (folder / "tokenizer.json").exists()
     try:
         if generic:
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except Exception as error:  # the tokenizers library raises plain exceptions for formats that it does not know
         raise ValueError(
             f"{folder.name}: no tokenizer can be loaded from this folder (tokenizers {version('tokenizers')}, "
             f"{type(error).__name__}): {error}"
         ) from error
+    # What transformers takes as it is, and fails on when it is used.
+    for name, kinds in (("chat_template", str | dict | None), ("model_max_length", int | float | None)):
+        value = getattr(tokenizer, name, None)
+        if not isinstance(value, kinds):
+            raise ValueError(
+                f"{folder.name}/tokenizer_config.json: {name!r} cannot be {reprlib.repr(value)}. Restore it."
+            )
+    return tokenizer
 
 
 def display_name(name: str, folder: Path) -> str:

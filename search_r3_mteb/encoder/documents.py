@@ -1,5 +1,6 @@
 """Documents as one text each: title and body joined the way MTEB and BEIR join them."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -75,7 +76,7 @@ def document_text(document: Any, position: int = 0) -> str:
         return document
     if not isinstance(document, Mapping):
         raise TypeError(
-            f"Document {position} is of type {type(document).__name__}: {document!r:.60}. "
+            f"Document {position} is of type {type(document).__name__}: {reprlib.repr(document)}. "
             "Give a string, or a dict with 'text' and perhaps 'title'."
         )
     if "text" not in document:
@@ -85,7 +86,7 @@ def document_text(document: Any, position: int = 0) -> str:
     for name, value in (("title", title), ("text", text)):
         if not isinstance(value, str) and not (name == "title" and value is None):
             raise TypeError(
-                f"The {name} of document {position} is of type {type(value).__name__}, not str: {value!r:.60}. "
+                f"The {name} of document {position} is of type {type(value).__name__}, not str: {reprlib.repr(value)}. "
                 "Convert it, or drop the document."
             )
     if isinstance(document.get("body"), str) and text == join_title(title, document["body"]):

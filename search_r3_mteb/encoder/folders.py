@@ -1,32 +1,22 @@
 """Checks of a model folder's files before anything is loaded from it. Nothing is ever read from a pickle."""
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from search_r3_mteb.json_files import kind, read_object
+
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError with the file's name when it holds anything else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.parent.name}/{path.name} is not JSON: {error}. Copy it again.") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path.parent.name}/{path.name} must hold an object, got {data!r:.60}. Copy it again.")
-    return data
 
 
 def check_model_folder(folder: Path) -> None:
     """Raises FileNotFoundError or ValueError unless `folder` holds a configuration and complete safetensors weights."""
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder.resolve().name}: there is no config.json, so this is not a model folder.")
-    _check_quantization(folder, read_json(folder / "config.json").get("quantization_config"))
+    _check_quantization(folder, read_object(folder / "config.json").get("quantization_config"))
     # transformers would silently ignore a damaged one, and a turn would then not end where it should.
     if (folder / "generation_config.json").exists():
-        read_json(folder / "generation_config.json")
+        read_object(folder / "generation_config.json")
     check_weights(folder)
 
 
@@ -48,7 +38,10 @@ def check_weights(folder: Path, stem: str = "model") -> None:
     """Raises FileNotFoundError or ValueError unless `folder` holds complete safetensors files named `stem`*."""
     files = sorted(folder.glob(f"{stem}*.safetensors"))
     index = folder / f"{stem}.safetensors.index.json"
-    wanted = set(read_json(index).get("weight_map", {}).values()) if index.exists() else set()
+    places = read_object(index).get("weight_map", {}) if index.exists() else {}
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{index}: 'weight_map' must name a file for each tensor, got {kind(places)}. Copy it again.")
+    wanted = set(places.values())
     missing = sorted(wanted - {path.name for path in files})
     if missing and files:
         raise FileNotFoundError(
@@ -77,7 +70,7 @@ def check_tokenizer(folder: Path) -> None:
         )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).exists():
-            read_json(folder / name)
+            read_object(folder / name)
 
 
 def _check_safetensors(path: Path) -> None:

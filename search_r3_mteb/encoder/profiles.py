@@ -5,10 +5,13 @@ without code; a folder without one gets Search-R3's own.
 """
 
 import json
+import reprlib
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
+
+from search_r3_mteb.json_files import kind, read_json
 
 PROFILE_FILE = "search_r3.json"
 EMBED_TOKEN = "<|embed_token|>"  # released tokenizer
@@ -95,13 +98,13 @@ class Profile:
             texts["date"] = self.date
         wrong = next((name for name, text in texts.items() if not isinstance(text, str)), None)
         if wrong is not None:
-            raise ValueError(f"{wrong!r} of a profile must be a text, got {texts[wrong]!r}.")
+            raise ValueError(f"{wrong!r} of a profile must be a text, got {reprlib.repr(texts[wrong])}.")
         if not self.embed_token.strip():
             raise ValueError(
                 f"The embed token of a profile is empty, got {self.embed_token!r}; name the tokenizer's token."
             )
         if not isinstance(self.thinking, bool | None):
-            raise ValueError(f"'thinking' of a profile must be true, false or null, got {self.thinking!r}.")
+            raise ValueError(f"'thinking' of a profile must be true, false or null, got {reprlib.repr(self.thinking)}.")
         if self.date is not None:
             _check_date(self.date)
 
@@ -119,20 +122,14 @@ class Profile:
         path = Path(folder) / PROFILE_FILE
         if not path.exists():
             return cls.default()
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{path.name} is not JSON: {error}. Repair the file or delete it to get the default."
-            ) from error
-        return cls.from_dict(data, path.name)
+        return cls.from_dict(read_json(path, "Repair the file or delete it to get the default."), str(path))
 
     @classmethod
     def from_dict(cls, data: Any, origin: str = PROFILE_FILE) -> "Profile":
         """A profile from its JSON form; absent keys keep Search-R3's values."""
         known = sorted(cls.__dataclass_fields__)
         if not isinstance(data, dict):
-            raise ValueError(f"{origin} must hold an object with the keys {', '.join(known)}, got {data!r:.60}.")
+            raise ValueError(f"{origin} must hold an object with the keys {', '.join(known)}, got {kind(data)}.")
         unknown = sorted(set(data) - set(known))
         if unknown:
             raise ValueError(
@@ -143,9 +140,13 @@ class Profile:
         for name in TEMPLATES:
             if name in values:
                 if not isinstance(values[name], dict) or set(values[name]) != {"system", "reply"}:
-                    raise ValueError(f"{origin}: {name!r} must hold 'system' and 'reply', got {values[name]!r}.")
+                    got = reprlib.repr(values[name])
+                    raise ValueError(f"{origin}: {name!r} must hold 'system' and 'reply', got {got}.")
                 values[name] = Template(**values[name])
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; without what was not decided, so that a profile of an earlier version keeps its identity."""

@@ -26,6 +26,7 @@ from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 
 from search_r3_mteb.atomic import write_array, write_json, write_text
+from search_r3_mteb.json_files import parse_json, read_json, read_object
 
 FORMAT = 1
 ROLES = ("query", "document")
@@ -249,7 +250,7 @@ class Store:
         path = self.folder / "store.json"
         if not path.exists():
             write_json(path, ours)
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, "Delete that folder: its rows are computed again.")
         if found != ours:
             raise ValueError(
                 f"The store {self.folder} holds {found}, but this run needs {ours}: vectors of different settings must "
@@ -271,7 +272,7 @@ class Store:
 
     def _open_chunk(self, path: Path) -> None:
         try:
-            manifest = json.loads((path / "chunk.json").read_text(encoding="utf-8"))
+            manifest = read_object(path / "chunk.json", "")
             keys = np.load(path / "keys.npy", allow_pickle=False).view(_KEY)[:, 0]
             shape = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False).shape
             if shape != (manifest["rows"], self.dim) or len(keys) != manifest["rows"]:
@@ -318,7 +319,8 @@ class Store:
             raise ValueError(
                 f"The chunk {path.name} of role {self.role!r} holds vectors only: nothing was reasoned there."
             )
-        records = [json.loads(line) for line in file.read_text(encoding="ascii").splitlines()]
+        lines = file.read_text(encoding="ascii").splitlines()
+        records = [parse_json(line, file, number) for number, line in enumerate(lines, start=1)]
         return [StoredThought(record["reasoning"], record["token_ids"], record["finished"]) for record in records]
 
 

@@ -29,7 +29,6 @@ A quality is {"mean", "interval", "queries"}; a difference {"difference", "inter
 "queries"}: 95 % bootstrap intervals over queries, paired for differences; p is adjusted (Holm) within its list.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +52,7 @@ from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.query_scorer import QueryScorer
 from search_r3_mteb.evaluation.systems import kind_of, short_name, split_label
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
+from search_r3_mteb.json_files import read_object
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -164,11 +164,8 @@ def _encoder(model: "str | Path | Checkpoint", settings: Mapping[str, Any]) -> "
 def _check_folder(file: Path, task: str, model: str) -> None:
     if not file.exists():
         return
-    try:
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-        there = earlier.get("task"), earlier.get("model")
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{file} is not a diagnosis ({error}). Name another --output, or remove the file.") from error
+    earlier = read_object(file, "Name another --output, or remove the file.")
+    there = earlier.get("task"), earlier.get("model")
     if there != (task, model):
         raise ValueError(f"{file} holds the diagnosis of {there[1]} on {there[0]}. Name another --output.")
 

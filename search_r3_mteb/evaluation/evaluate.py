@@ -24,12 +24,14 @@ from search_r3_mteb.evaluation.recording import SplitRecord
 from search_r3_mteb.evaluation.summary import SummaryRow, hop_rows, quality, rate, read_summary, replace_rows
 from search_r3_mteb.evaluation.systems import MODE_CHOICES, ModeChoice, ModelSpec, System, check_settings, open_systems
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
+from search_r3_mteb.json_files import read_object
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
 logger = logging.getLogger(__name__)
 _KEPT = 100  # documents per query in a prediction file: MTEB's 1000 would take some 40 MB for one hopworld run
+_REMOVE = "Name another output folder, or remove the file."
 _AGREE = 1e-4
 
 
@@ -123,7 +125,7 @@ def _run(
         show_progress_bar=bar,
         encode_kwargs={"batch_size": 32, "show_progress_bar": bar},
     )
-    predictions = json.loads((folder / "predictions" / task.prediction_file_name).read_text(encoding="utf-8"))
+    predictions = read_object(folder / "predictions" / task.prediction_file_name)
     rankings = {subset: splits for subset, splits in predictions.items() if subset != "mteb_model_meta"}
     return rankings, result.task_results[0].scores, system.model.records
 
@@ -239,7 +241,7 @@ def _keep_predictions(path: Path, rankings: Mapping[str, Mapping[str, Any]], sys
     meta = system.model.mteb_model_meta
     kept: dict[str, Any] = {"mteb_model_meta": {"model_name": meta.name, "revision": meta.revision}}
     if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = read_object(path, _REMOVE)
         kept = earlier if earlier.get("mteb_model_meta") == kept["mteb_model_meta"] else kept
     for subset, splits in rankings.items():
         for split, ranking in splits.items():
@@ -256,8 +258,10 @@ def _keep_results(made: Path, kept: Path) -> None:
         target = kept / path.relative_to(made)
         text = path.read_text(encoding="utf-8")
         if target.exists() and path.suffix == ".json" and path.name != "model_meta.json":
-            new, old = json.loads(text), json.loads(target.read_text(encoding="utf-8"))
+            new, old = read_object(path), read_object(target, _REMOVE)
             if old.get("dataset_revision") == new.get("dataset_revision"):
+                if not isinstance(old.get("scores"), dict):
+                    raise ValueError(f"{target} holds no 'scores' by split, so it is not a result. {_REMOVE}")
                 new["scores"] = {**old["scores"], **new["scores"]}
                 text = json.dumps(new, indent=2)
         write_text(target, text)

@@ -16,7 +16,6 @@ Verdicts: *not confirmed* if the interval lies below the claimed gain, *confirme
 claimed gain, else *undecided*: it then holds both no gain and the claimed one.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.evaluation.evaluate import evaluate
 from search_r3_mteb.evaluation.significance import Difference, Interval, QueryScores, align, compare, interval
+from search_r3_mteb.evaluation.summary import read_summary
 from search_r3_mteb.evaluation.tasks import resolve_task
+from search_r3_mteb.json_files import parse_json
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -279,8 +280,10 @@ def _quality(found: Interval) -> dict[str, Any]:
 
 
 def _read(output: Path, row: Mapping[str, Any]) -> dict[str, float]:
-    lines = (output / row["queries_file"]).read_text(encoding="utf-8").splitlines()
-    return {record["query_id"]: float(record["ndcg_at_10"]) for record in map(json.loads, lines)}
+    file = output / row["queries_file"]
+    lines = enumerate(file.read_text(encoding="utf-8").split("\n"), start=1)
+    records = [parse_json(line, file, number) for number, line in lines if line]
+    return {record["query_id"]: float(record["ndcg_at_10"]) for record in records}
 
 
 def _by_question(values: QueryScores, several: bool) -> dict[str, float]:
@@ -304,7 +307,7 @@ def _by_question(values: QueryScores, several: bool) -> dict[str, float]:
 
 def _keep(path: Path, finding: Finding) -> None:
     """Add the finding to the file, in place of an earlier one of the same claim, model and task."""
-    earlier: list[Finding] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    earlier = read_summary(path)
     key = ("claim", "model", "task")
     rest = [each for each in earlier if any(each.get(name) != finding[name] for name in key)]
     write_json(path, [*rest, finding])

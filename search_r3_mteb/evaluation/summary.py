@@ -1,11 +1,11 @@
 """The rows of summary.json, one per task, split, model and mode, and the table that people read."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.evaluation.significance import interval
+from search_r3_mteb.json_files import read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,13 +19,9 @@ def read_summary(path: Path) -> list[SummaryRow]:
     """The rows of an earlier run, [] if there is none. Raises ValueError for a file that is not a summary."""
     if not path.exists():
         return []
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}). It is written atomically, so something else changed it: remove it."
-        ) from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    rows = read_json(path, "It is written atomically, so something else changed it: remove it.")
+    known = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if not known or not all(isinstance(name, str | None) for row in rows for name in identity(row)):
         raise ValueError(f"{path} is not a list of results. Name another output folder, or remove the file.")
     return rows
 

@@ -1,5 +1,6 @@
 """Tasks by name: hopworld, stdlib, any BEIR folder, and MTEB's own retrieval tasks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,6 +34,21 @@ def resolve_task(spec: TaskSpec, split: str | None = None) -> "AbsTaskRetrieval"
             raise ValueError(f"{_name(task)} has no split {split!r}; it has {', '.join(known)}.")
         task.filter_eval_splits([split])
     return task
+
+
+def with_identical_ids_ignored(specs: Sequence[str]) -> list[str]:
+    """The same tasks by name, the BEIR folders among them with the option `ignore_identical_ids`.
+
+    Raises ValueError where none is a BEIR folder: other tasks leave out what their own definition says.
+    """
+    if not any(spec.startswith(BEIR) for spec in specs):
+        raise ValueError(
+            f"--ignore-identical-ids is for BEIR folders (beir:FOLDER), got {', '.join(specs)}: other tasks decide "
+            "themselves whether a query may find itself. Leave the option out."
+        )
+    from search_r3_mteb.tasks.mteb_tasks import IDENTICAL_IDS
+
+    return [spec + IDENTICAL_IDS * (spec.startswith(BEIR) and not spec.endswith(IDENTICAL_IDS)) for spec in specs]
 
 
 def _named(name: str, split: str | None) -> Any:

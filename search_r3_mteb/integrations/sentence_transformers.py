@@ -118,7 +118,7 @@ def is_export(folder: Path) -> bool:
     from search_r3_mteb.integrations.transformers_model import MODEL_TYPE
 
     config = folder / "config.json"
-    return config.is_file() and f'"model_type": "{MODEL_TYPE}"' in config.read_text(encoding="utf-8")
+    return config.is_file() and f'"model_type": "{MODEL_TYPE}"'.encode() in config.read_bytes()
 
 
 def _check_output(output: Path) -> None:

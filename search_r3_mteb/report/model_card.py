@@ -110,7 +110,12 @@ def facts_of_run(
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {run} is not a training run, or it stopped before its first step.")
     text = path.read_text(encoding="utf-8")
-    config = tomllib.loads(text)
+    try:
+        config = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not TOML: {error}. Restore the configuration that the run was started with."
+        ) from error
     log_file = RunFile(run / "log.jsonl", Evidence())
     log = read_log(log_file) if log_file.path.exists() else None
     last = log.evaluations[-1]["step"] if log and log.evaluations else None

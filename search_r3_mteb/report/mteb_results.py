@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.evaluation.queries import best
+from search_r3_mteb.json_files import read_json
 from search_r3_mteb.report.records import EvaluationRecord, QueryOutcome, mean
 from search_r3_mteb.report.run_file import RunFile
 
@@ -173,7 +173,7 @@ def _identity(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for candidate in (path.parent / "model_meta.json", folder / "model_meta.json"):
         try:
-            meta = json.loads(candidate.read_text(encoding="utf-8"))
+            meta = read_json(candidate)
         except (OSError, ValueError):
             continue  # the folder names say the same
         if isinstance(meta, dict):

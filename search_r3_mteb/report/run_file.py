@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from search_r3_mteb.json_files import NotJsonError, parse_json
 from search_r3_mteb.report.records import Evidence
 
 
@@ -46,14 +47,11 @@ class RunFile:
             self.error("is empty: the run was probably stopped before it was written. Run that evaluation again.")
             return None
         try:
-            return json.loads(text)
-        except json.JSONDecodeError as problem:
-            place = f"line {problem.lineno}, column {problem.colno}: {problem.msg}"
-            advice = "Left out; run that evaluation again."
-            self.error(f"is not valid JSON ({place}): probably half written. {advice}")
-        except RecursionError:
-            self.error("is nested too deeply to be a result file. Left out.")
-        return None
+            return parse_json(text, self.path, integer=_integer)
+        except NotJsonError as problem:
+            place = f"line {problem.line}: {problem.reason}"
+            self.error(f"is not valid JSON ({place}): probably half written. Left out; run that evaluation again.")
+            return None
 
     def json_lines(self) -> list[dict[str, Any]]:
         """The objects of the readable lines; one message counts the other lines and names the first."""
@@ -63,8 +61,8 @@ class RunFile:
         lines = [(number, line) for number, line in enumerate((text or "").split("\n"), start=1) if line.strip()]
         for number, line in lines:
             try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
+                row = parse_json(line, self.path, number, integer=_integer)
+            except NotJsonError:
                 row = None
             if isinstance(row, dict):
                 rows.append(row)
@@ -109,6 +107,12 @@ class RunFile:
         except OSError as problem:
             self.error(f"cannot be read ({problem.strerror or problem}). Left out.")
             return None
+
+
+def _integer(text: str) -> int | float:
+    """An integer, or infinity where no float holds it: as Python reads 1e999, and reported like any that is not one."""
+    value = int(text)
+    return value if -sys.float_info.max <= value <= sys.float_info.max else math.inf
 
 
 def string(record: Mapping[str, Any], key: str) -> str | None:

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import re
+import reprlib
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
+
+from search_r3_mteb.json_files import kind, parse_json
 
 _HASH_CHUNK = 1 << 20  # bytes read at a time
 # Names of the columns of judgements in the wild, without case and signs.
@@ -95,7 +99,9 @@ def read_qrels(
         columns = line.rstrip("\r\n").split("\t")
         if len(columns) != 3:
             raise _error(
-                file, number, f"a qrels row has 3 columns separated by tabs, this one has {len(columns)}: {line!r}"
+                file,
+                number,
+                f"a qrels row has 3 columns separated by tabs, this one has {len(columns)}: {reprlib.repr(line)}",
             )
         query_id, document_id, relevance = columns
         if not header_read:
@@ -104,7 +110,7 @@ def read_qrels(
             header_read = True
             continue
         if not is_relevance(relevance):
-            raise _error(file, number, f"relevance must be an integer, got {relevance!r}")
+            raise _error(file, number, f"relevance must be an integer, got {reprlib.repr(relevance)}")
         if queries is not None and query_id not in queries:
             raise _error(file, number, f"judges query {query_id!r}, which the queries file does not have")
         if documents is not None and document_id not in documents:
@@ -258,12 +264,9 @@ def _records(file: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     """Numbered JSON objects whose "_id" was not seen before."""
     seen: dict[str, int] = {}
     for number, line in _lines(file):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise _error(file, number, f"not JSON ({error.msg} at column {error.colno})") from error
+        record = parse_json(line, file, number)
         if not isinstance(record, dict):
-            raise _error(file, number, f"a line holds one JSON object, got {type(record).__name__}")
+            raise _error(file, number, f"a line holds one JSON object, got {kind(record)}")
         first = seen.setdefault(_id(file, number, record), number)
         if first != number:
             raise _error(file, number, f"id {record['_id']!r} was already used in line {first}; ids are unique")
@@ -272,21 +275,25 @@ def _records(file: Path) -> Iterator[tuple[Path, int, dict[str, Any]]]:
 
 def _id(file: Path, number: int, record: dict[str, Any]) -> str:
     if "_id" not in record:
-        raise _error(file, number, f'no "_id"; the object has {", ".join(map(repr, record)) or "no keys"}')
+        raise _error(file, number, f'no "_id"; the object has {_keys(record)}')
     value = record["_id"]
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value:
-        raise _error(file, number, f'"_id" must be a string that is not empty, got {value!r}')
+        raise _error(file, number, f'"_id" must be a string that is not empty, got {reprlib.repr(value)}')
     return _utf8(file, number, "_id", value)
+
+
+def _keys(record: Mapping[str, Any]) -> str:
+    return ", ".join(map(reprlib.repr, itertools.islice(record, 10))) or "no keys"
 
 
 def _text(file: Path, number: int, record: dict[str, Any], key: str) -> str:
     if key not in record:
-        raise _error(file, number, f'no "{key}"; the object has {", ".join(map(repr, record))}')
+        raise _error(file, number, f'no "{key}"; the object has {_keys(record)}')
     value = record[key]
     if not isinstance(value, str):
-        raise _error(file, number, f'"{key}" must be a string, got {type(value).__name__}')
+        raise _error(file, number, f'"{key}" must be a string, got {kind(value)}')
     return _utf8(file, number, key, value)
 
 

@@ -122,7 +122,9 @@ class BeirFolder(LocalRetrievalTask):
         if not relevance:
             raise ValueError(f"BEIR folder {str(self.path)!r}: split {self.split!r} judges no query to score.")
         copies = _Copies({query_id: queries[query_id] for query_id in relevance})
-        corpus = _table(copies.seen(beir_folder.read_corpus(self.path)), ("id", "title", "text"))
+        corpus = _table(
+            copies.seen(beir_folder.read_corpus(self.path)), ("id", "title", "text"), f"{self.path}/corpus.jsonl: "
+        )
         self.unreachable = self._unreachable(relevance, set(corpus["id"]))
         copies.warn(self.metadata.name, self.path, self.ignore_identical_ids)
         judged = ((query_id, text) for query_id, text in queries.items() if query_id in relevance)
@@ -163,7 +165,10 @@ class BeirFolder(LocalRetrievalTask):
 
 @dataclass
 class _Copies:
-    """Queries that are documents themselves, found while the corpus goes by: ids that both have, and equal texts."""
+    """Queries that are documents themselves, found while the corpus goes by: ids that both have, and equal texts.
+
+    Texts are compared without case, white space and final punctuation, by which copies differ in the wild.
+    """
 
     queries: Mapping[str, str]
     same_id: int = 0
@@ -175,16 +180,17 @@ class _Copies:
             query = self.queries.get(document.id)
             if query is not None:
                 self.same_id += 1
-                texts = (document.text.strip(), join_title(document.title, document.text))
-                self.same_text += query.strip() in texts
+                texts = (document.text, join_title(document.title, document.text))
+                self.same_text += _bare(query) in map(_bare, texts)
             yield document
 
     def warn(self, task: str, path: Path, ignored: bool) -> None:
         """Log a warning where queries find themselves, or where documents are left out that are no copies."""
         if self.same_text and not ignored:
             logger.warning(
-                "%s: %d of %d queries are documents of the same id and text, which a model finds first. Published "
-                "scores (ArguAna, Quora) leave them out: beir:%s%s, or BeirFolder(..., ignore_identical_ids=True).",
+                "%s: %d of %d queries are documents of the same id and text, but for case, white space and final "
+                "punctuation; a model finds them first. Published scores (ArguAna, Quora) leave them out: "
+                "--ignore-identical-ids, beir:%s%s, or BeirFolder(..., ignore_identical_ids=True).",
                 task,
                 self.same_text,
                 len(self.queries),
@@ -198,6 +204,10 @@ class _Copies:
                 task,
                 self.same_id - self.same_text,
             )
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[\W_]+$", "", " ".join(text.casefold().split()))
 
 
 class HopWorldTask(LocalRetrievalTask):
@@ -276,14 +286,16 @@ def _metadata(
     )
 
 
-def _table(rows: Iterable[Sequence[str]], columns: tuple[str, ...]) -> Dataset:
+def _table(rows: Iterable[Sequence[str]], columns: tuple[str, ...], place: str = "") -> Dataset:
     """Rows of strings as an in-memory Arrow table, made in batches: a large corpus is never a list of objects."""
     rows = iter(rows)
     batches: list[Dataset] = []
     while batch := list(itertools.islice(rows, _ROWS_PER_BATCH)):
         batches.append(Dataset.from_dict({column: [row[i] for row in batch] for i, column in enumerate(columns)}))
     if not batches:
-        raise ValueError(f"A retrieval task needs at least one row of ({', '.join(columns)}); its file holds no entry.")
+        raise ValueError(
+            f"{place}A retrieval task needs at least one row of ({', '.join(columns)}); its file holds no entry."
+        )
     return concatenate_datasets(batches)
 
 

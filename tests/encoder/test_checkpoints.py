@@ -104,7 +104,7 @@ def test_a_sharded_checkpoint_loads_and_a_missing_shard_is_named(tiny_checkpoint
     ):
         load(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": ', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json, line 1: not JSON"):
         load(folder)
 
 
@@ -174,7 +174,7 @@ def test_adapters_that_cannot_work_are_refused(adapted, tmp_path):
     with pytest.raises(ValueError, match="names no base model"):
         load(folder)
     (folder / "adapter_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"adapter/adapter_config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"adapter/adapter_config\.json, line 1: not JSON"):
         load(folder)
 
 
@@ -286,7 +286,7 @@ def test_tensors_that_are_missing_or_of_another_shape_are_refused(folder):
 def test_damaged_json_is_named(folder, name):
     text = (folder / name).read_text(encoding="utf-8")
     (folder / name).write_text(text[: len(text) // 2], encoding="utf-8")
-    with pytest.raises(ValueError, match=f"{name} is not JSON"):
+    with pytest.raises(ValueError, match=rf"{name}, line \d+: not JSON"):
         load(folder)
 
 

@@ -380,7 +380,7 @@ def test_what_a_profile_leaves_undecided_is_not_part_of_its_identity():
             "'embed_tokn', which no profile has. The valid keys are date, direct, embed_token",
         ),
         ("[1]", "must hold an object"),
-        ('{"embed', "is not JSON"),
+        ('{"embed', "line 1: not JSON"),
         ('{"embed_token": 5}', "'embed_token' of a profile must be a text, got 5"),
         ('{"embed_token": " "}', "embed token of a profile is empty"),
         ('{"direct": {"system": "s"}}', "'direct' must hold 'system' and 'reply'"),

@@ -419,7 +419,7 @@ def test_what_is_not_there_is_refused_before_anything_is_written(tmp_path, argum
 
 def test_a_broken_summary_is_named_and_kept(tmp_path):
     (tmp_path / "summary.json").write_text('[{"task": ')
-    with pytest.raises(ValueError, match=r"summary\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"summary\.json, line 1: not JSON"):
         run(["bm25"], ["hopworld:500"], tmp_path)
     assert (tmp_path / "summary.json").read_text() == '[{"task": '
 

@@ -1,6 +1,7 @@
 """Every way a run folder can be broken: a message that names the file, and everything else still shown."""
 
 import json
+import re
 
 import pytest
 
@@ -33,7 +34,11 @@ def test_half_written_summary_is_rebuilt_from_the_queries(runs):
     assert {row.mode: row.ndcg_at_10 for row in evidence.evaluations} == pytest.approx(whole)
 
 
-@pytest.mark.parametrize("content", ["", "   \n", "[1, 2", '{"a": ' * 40, "\x00\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "   \n", "[1, 2", '{"a": ' * 40, "\x00\xff", "[" * 200_000 + "]" * 200_000, f"[{'1' * 5000}]"],
+    ids=["empty", "blank", "half", "nested half", "bytes", "deep", "long"],
+)
 def test_no_summary_content_crashes(runs, content):
     folder = runs.evaluate("run")
     (folder / "summary.json").write_text(content)
@@ -157,6 +162,19 @@ def test_missing_and_foreign_query_files(runs):
     evidence = read_runs([folder])
     assert said(evidence, "no per-query file for hopworld (nano, direct)")
     assert said(evidence, "notes.jsonl", "is not named TASK__MODEL__MODE.jsonl")
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_integers_that_no_number_holds(runs, digits):
+    """Each number of each file in turn: not a number, as 1e999 is, or a line that cannot be read; never a crash."""
+    for file in ("summary.json", "queries", "mteb"):
+        folder = runs.evaluate(f"run-{file}", modes=("direct",))
+        for path in [folder / file] if file == "summary.json" else sorted((folder / file).rglob("*.json*")):
+            path.write_text(re.sub(r"(?<=: )\d+(\.\d+)?(?=[,}\n])", "1" * digits, path.read_text()))
+            assert "1" * digits in path.read_text() or "model_meta" in path.name
+        evidence = read_runs([folder])
+        assert evidence.messages
+        assert all(each.ndcg_at_10 is None or not each.ndcg_at_10 > 1 for each in evidence.evaluations)
 
 
 def test_summary_and_queries_that_disagree(runs):

@@ -85,13 +85,13 @@ def test_blank_lines_crlf_and_byte_order_mark(folder):
     ("row", "message"),
     [
         ("{broken", r"corpus\.jsonl, line 5: not JSON \(.* at column 2\)"),
-        ("[1, 2]", "line 5: a line holds one JSON object, got list"),
+        ("[1, 2]", "line 5: a line holds one JSON object, got an array"),
         ({"text": "x"}, "line 5: no \"_id\"; the object has 'text'"),
         ({"_id": "", "text": "x"}, "line 5: \"_id\" must be a string that is not empty, got ''"),
         ({"_id": 1.5, "text": "x"}, 'line 5: "_id" must be a string'),
         ({"_id": "d9"}, "line 5: no \"text\"; the object has '_id'"),
-        ({"_id": "d9", "text": None}, 'line 5: "text" must be a string, got NoneType'),
-        ({"_id": "d9", "text": "x", "title": 3}, 'line 5: "title" must be a string, got int'),
+        ({"_id": "d9", "text": None}, 'line 5: "text" must be a string, got null'),
+        ({"_id": "d9", "text": "x", "title": 3}, 'line 5: "title" must be a string, got a number'),
         ({"_id": "d2", "text": "x"}, "line 5: id 'd2' was already used in line 2"),
         ({"_id": "4", "text": "x"}, "line 5: id '4' was already used in line 4"),
         ('{"_id": "d9", "text": "\\ud800"}', 'line 5: "text" holds a lone surrogate'),
@@ -166,7 +166,7 @@ def test_missing_parts(folder, tmp_path):
     (path / "corpus.jsonl.gz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"holds both corpus\.jsonl and corpus\.jsonl\.gz"):
         BeirFolder(path)
-    with pytest.raises(ValueError, match="its file holds no entry"):
+    with pytest.raises(ValueError, match=r"empty/corpus\.jsonl: A retrieval task .* its file holds no entry"):
         BeirFolder(folder("empty", corpus=[""])).load_data()
 
 

@@ -5,13 +5,13 @@ it has a hidden name (search_r3_mteb/atomic.py), so that a killed process leaves
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import left_behind, recover, removed_folder, write_json
+from search_r3_mteb.json_files import NotJsonError, read_json
 
 EXTRA = "extra"
 _FORMAT = "search-r3 training checkpoint"
@@ -135,10 +135,10 @@ def _digest(path: Path) -> dict[str, Any]:
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest: Any = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest: Any = read_json(path / _MANIFEST)
     except FileNotFoundError:
         raise CheckpointError(path, f"there is no {_MANIFEST}, so it is not complete, or not a checkpoint") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except NotJsonError as error:
         raise CheckpointError(path, f"{_MANIFEST} is damaged ({error})") from None
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise CheckpointError(path, f"{_MANIFEST} is not that of a {_FORMAT}")

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from search_r3_mteb.json_files import read_json
+
 Tree = Any
 _MARK = "__kind__"  # key of a JSON object that stands for a value of another type
 
@@ -28,7 +30,7 @@ def write_tree(tree: Tree, folder: Path, name: str) -> None:
 
 def read_tree(folder: Path, name: str) -> Tree:
     """The tree that `write_tree` wrote, tensors on the CPU. FileNotFoundError or ValueError for damaged files."""
-    value = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    value = read_json(folder / f"{name}.json")
     return _decode(value, read_tensors(folder / f"{name}.safetensors"))
 
 

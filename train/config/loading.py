@@ -46,7 +46,7 @@ def load_config(
         )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path.name} is not TOML: {error}. Text needs quotes, and a table's name square brackets."
         ) from error

@@ -15,7 +15,6 @@ folder is next opened for writing.
 
 import hashlib
 import io
-import json
 import os
 import shutil
 import struct
@@ -28,6 +27,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from search_r3_mteb.atomic import flush_one, write_array, write_json
+from search_r3_mteb.json_files import read_object
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -159,12 +159,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} holds no finished corpus cache ({MANIFEST} is missing): it was never built, or its build was "
             "killed. Build it with CorpusCache.build."
         )
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is not JSON ({error}): it was damaged after it was written. Build it again."
-        ) from error
+    manifest = read_object(file, "It was damaged after it was written: build it again.")
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{file} has format {manifest.get('format')!r}, this version reads {FORMAT}. Build the cache again."

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from search_r3_mteb.atomic import write_json
+from search_r3_mteb.json_files import read_object
 from train.config.data import DataSettings, MiningSettings, SourceSettings
 from train.config.loading import load_config
 from train.config.stages import SftConfig
@@ -230,7 +231,7 @@ def _file(folder: Path, source: SourceSettings) -> Path:
 
 def _report(folder: Path) -> dict[str, Any]:
     path = folder / REPORT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_object(path, "Remove it: the negatives are mined again.") if path.exists() else {}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

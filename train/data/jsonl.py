@@ -5,7 +5,6 @@ by reading at most 31 others. A .gz can only be read in order.
 """
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 
 from search_r3_mteb.atomic import write_jsonl
+from search_r3_mteb.json_files import NotJsonError, parse_json
 from train.data.rows import BadRowError, TrainingRow
 
 _STRIDE = 32  # lines per entry of the index
@@ -81,14 +81,9 @@ class JsonlFile:
         if not raw.strip():
             return None
         try:
-            return json.loads(raw)
-        except UnicodeDecodeError as error:
-            reason = f"not UTF-8 ({error.reason} at byte {error.start})"
-        except json.JSONDecodeError as error:
-            reason = f"not JSON ({error.msg} at column {error.colno})"
-        except RecursionError:
-            reason = "not JSON that can be read (nested too deeply)"
-        raise BadRowError(str(self.path), line.number, reason)
+            return parse_json(raw, self.path, line.number)
+        except NotJsonError as error:
+            raise BadRowError(str(self.path), line.number, f"not JSON ({error.reason})") from None
 
 
 def write_rows(rows: Iterable[TrainingRow], path: str | Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_text
+from search_r3_mteb.json_files import NotJsonError, parse_json
 
 
 class RunLog:
@@ -76,8 +77,8 @@ def cut(path: Path, step: int) -> None:
     # Not splitlines: texts may hold line separators of Unicode.
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
+            event = parse_json(line, path)
+        except NotJsonError:
             break  # only the last line can be cut short; nothing after it was written
         if event["step"] <= step:
             kept.append(line)

@@ -443,7 +443,7 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="format 99"):
         load(tmp_path)
     (tmp_path / MANIFEST).write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="line 1: not JSON"):
         load(tmp_path)
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     next(tmp_path.glob("*vectors.npy")).unlink()

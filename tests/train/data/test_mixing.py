@@ -209,7 +209,7 @@ def test_malformed_rows_are_skipped_and_counted_once(tmp_path, packed):
 
 def test_bytes_that_are_no_utf8_are_a_malformed_row(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'{"query": "\xff", "positive": "p"}\n')
-    with pytest.raises(BadRowError, match="line 1: not UTF-8"):
+    with pytest.raises(BadRowError, match=r"line 1: not JSON \(not UTF-8"):
         load_training_data(data_of(jsonl(tmp_path / "x.jsonl")), batch_size=1, seed=0).next_batch()
 
 

@@ -13,6 +13,12 @@ from search_r3_mteb.encoder.profiles import DATE, PLAIN, PROFILE_FILE, Profile
 
 # Placeholder of the user's text while a chat template is rendered; no template trims or escapes it.
 SLOT = "USER-TEXT-4f1c9a"
+# Every character that `str.strip`, and so Jinja's `trim`, takes from an edge.
+_WHITE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+# What templates are known to change: quotes, markup, line breaks, runs of spaces, capitals.
+_INNER = ' "It\'s"  <b>&amp;</b>\t{x} {{ y }}\r\n\n\\n [É東] END. '
 # What stands between the system prompt and the text in a user's turn: Gemma 3's own template puts the same there.
 _BETWEEN = "\n\n"
 # Tags of Qwen3 and DeepSeek-R1, of their imitators, of Magistral and of Command A.
@@ -72,6 +78,34 @@ def wrap(tokenizer: Any, profile: Profile, system: str) -> str:
     return text
 
 
+def trimmed(tokenizer: Any, profile: Profile, system: str) -> tuple[str, str]:
+    """The characters that the chat template takes from the beginning and from the end of a user's text.
+
+    Raises ValueError for a template that changes a text in another way: prompts are made without running it again.
+    """
+    if not has_template(tokenizer, profile):
+        return "", ""
+    doubled = f"{SLOT}{_INNER}{SLOT}"
+    if doubled not in _turns(tokenizer, profile, system, profile.thinking, doubled)[0]:
+        raise ValueError(
+            f"The chat template changes the user's text: {doubled!r} is not in the prompt that it makes of that text. "
+            "Give the profile a 'plain' prompt instead."
+        )
+    plain = _turns(tokenizer, profile, system, profile.thinking)[0].partition(SLOT)
+    taken = ["", ""]
+    for character in _WHITE:
+        edged = _turns(tokenizer, profile, system, profile.thinking, f"{character}{SLOT}{character}")[0].partition(SLOT)
+        for side, kept in enumerate((plain[0] + character, character + plain[2])):
+            if edged[2 * side] == plain[2 * side]:
+                taken[side] += character
+            elif edged[2 * side] != kept:
+                raise ValueError(
+                    f"The chat template changes the prompt around a text that begins and ends with {character!r}. Give "
+                    "the profile a 'plain' prompt instead."
+                )
+    return taken[0], taken[1]
+
+
 def facts(tokenizer: Any) -> TemplateFacts:
     """What the chat template does. Raises ValueError for one that cannot show a prompt at all."""
     system = "You read texts."
@@ -95,8 +129,8 @@ def _rendered(tokenizer: Any, profile: Profile, system: str, thinking: bool | No
     return text
 
 
-def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None) -> tuple[str, bool]:
-    """The template's text, and whether the system prompt has a role of its own in it."""
+def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None, user: str = SLOT) -> tuple[str, bool]:
+    """The template's text for a user's text, and whether the system prompt has a role of its own in it."""
     from jinja2 import TemplateError
 
     day = date.fromisoformat(profile.date or DATE)
@@ -121,13 +155,13 @@ def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None)
 
     refused: TemplateError | None = None
     try:
-        text = render([{"role": "system", "content": system}, {"role": "user", "content": SLOT}])
+        text = render([{"role": "system", "content": system}, {"role": "user", "content": user}])
         if system.strip() in text:
             return text, True
     except TemplateError as error:  # Gemma's, for example, refuses system prompts by name
         refused = error
     try:
-        text = render([{"role": "user", "content": f"{system}{_BETWEEN}{SLOT}"}])
+        text = render([{"role": "user", "content": f"{system}{_BETWEEN}{user}"}])
     except TemplateError as error:
         raise ValueError(
             f"The chat template cannot show a system prompt and a text: {refused or error}. Give the profile a 'plain' "

@@ -79,7 +79,7 @@ class Checkpoint:
         """
         version = weights_version(self.model)
         if self._fingerprint is None or self._fingerprint[0] != version:
-            rest = {"profile": self.profile.to_dict(), "stop": self.stop_token_ids}
+            rest = {"profile": self.profile.identity(), "stop": self.stop_token_ids}
             self._fingerprint = (version, digest(self.model, self.tokenizer, rest))
         return self._fingerprint[1]
 

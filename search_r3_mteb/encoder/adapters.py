@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_json
-from search_r3_mteb.encoder.folders import read_json
+from search_r3_mteb.encoder.folders import read_json, weight_files
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, bare, layer_name, resize, save_rows
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -226,7 +226,7 @@ def weights_digest(folder: Path) -> str:
 
 def _tensors(folder: Path) -> Iterator[tuple[str, dict[str, Any], memoryview]]:
     """Name, header entry and bytes of every tensor in a folder's safetensors files."""
-    for path in sorted(folder.glob("model*.safetensors")):
+    for path in weight_files(folder):
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))

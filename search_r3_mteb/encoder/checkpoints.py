@@ -50,6 +50,9 @@ class Checkpoint:
                 f"{self.name}: the embed token has id {self.embed_token_id}, but the model's vocabulary has {rows} "
                 "rows. Tokenizer and weights are from different checkpoints; use the pair that was saved together."
             )
+        for module in self.model.modules():  # a configuration may ask for plain tuples, which name no output
+            if getattr(getattr(module, "config", None), "return_dict", True) is False:
+                module.config.return_dict = True
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:

@@ -73,7 +73,7 @@ class WholeTexts:
             text = "".join(part.text for part in parts if not part.own)
             if len(self._controls(ids)) < len(wanted):
                 raise ValueError(
-                    f"Beside the text {text!r:.60} the tokenizer does not read the template's markers as markers (their "
+                    f"Beside the text {text!r:.60} the tokenizer does not find the template's markers (their "
                     "single_word or normalized is set in tokenizer.json). Unset it, or give the profile a 'plain' "
                     "prompt without them."
                 )

@@ -174,7 +174,7 @@ def test_markers_that_reach_into_the_text_do_so_here_too(kind, flags):
 def test_markers_that_a_text_beside_them_undoes_are_refused():
     renderer = Renderer(tokenizer_of("byte-level", TEMPLATES["inst, close"], single_word=True), SHORT, 10_000)
     renderer.render(".")
-    with pytest.raises(ValueError, match="Beside the text 'lines' the tokenizer does not read the template's markers"):
+    with pytest.raises(ValueError, match="Beside the text 'lines' the tokenizer does not find the template's markers"):
         renderer.render("lines")
 
 

@@ -7,6 +7,8 @@ system prompt stands when the template has no system role.
 import json
 from dataclasses import dataclass
 from datetime import date, datetime, time
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from search_r3_mteb.encoder.profiles import DATE, PLAIN, PROFILE_FILE, Profile
@@ -21,13 +23,19 @@ _WHITE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u300
 _INNER = ' "It\'s"  <b>&amp;</b>\t{x} {{ y }}\r\n\n\\n [É東] END. '
 # What stands between the system prompt and the text in a user's turn: Gemma 3's own template puts the same there.
 _BETWEEN = "\n\n"
-# Tags of Qwen3 and DeepSeek-R1, of their imitators, of Magistral and of Command A.
+# What closes gpt-oss's block: its message ends, and the one to the user begins.
+_HARMONY = "<|end|><|start|>assistant<|channel|>final<|message|>"
+# Tags of Qwen3 and DeepSeek-R1, of their imitators, of Seed-OSS, Kimi-VL, Magistral, Command A and gpt-oss.
 _THINKING = (
     ("<think>", "</think>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel|>analysis", _HARMONY),
 )
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
@@ -111,25 +119,33 @@ def facts(tokenizer: Any) -> TemplateFacts:
     system = "You read texts."
     default = _rendered(tokenizer, Profile(), system, None)
     on, off = (_turns(tokenizer, Profile(), system, thinking)[0] for thinking in (True, False))
-    text, role = _turns(tokenizer, Profile(), system, None)
-    pair = _open_pair(text) or _open_pair(on) or next((p for p in _THINKING if p[0] in on + off), None)
+    _, role = _turns(tokenizer, Profile(), system, None)
+    opened = _open_pair(tokenizer, Profile(), system, None)
+    pair = opened or _open_pair(tokenizer, Profile(), system, True)
+    if pair is None and on != off:
+        pair = next((p for p in _THINKING if p[0] in on + off), None)
     return TemplateFacts(
         system_role=role,
         prints_date=default != _rendered(tokenizer, Profile(date="2001-02-03"), system, None),
-        thinking="switch" if on != off else "open" if _open_pair(text) else None,
+        thinking="switch" if on != off else "open" if opened else None,
         tag=pair[0] if pair else None,
     )
 
 
 def _rendered(tokenizer: Any, profile: Profile, system: str, thinking: bool | None) -> str:
     text, _ = _turns(tokenizer, profile, system, thinking)
-    pair = _open_pair(text)
+    pair = _open_pair(tokenizer, profile, system, thinking)
     if thinking is False and pair:  # as Qwen3 closes the block that it was told not to use
-        text += ("" if text.endswith("\n") else "\n") + f"\n{pair[1]}\n\n"
+        before, tag, said = text.rpartition(pair[0])
+        if pair[1] == _HARMONY:
+            return before + tag + (said if "<|message|>" in said else "<|message|>") + _HARMONY
+        text = f"{before}{tag}\n\n{pair[1]}\n\n"  # without what the template itself says in it
     return text
 
 
-def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None, user: str = SLOT) -> tuple[str, bool]:
+def _turns(
+    tokenizer: Any, profile: Profile, system: str, thinking: bool | None, user: str = SLOT, generation: bool = True
+) -> tuple[str, bool]:
     """The template's text for a user's text, and whether the system prompt has a role of its own in it."""
     from jinja2 import TemplateError
 
@@ -137,6 +153,7 @@ def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None,
     template = tokenizer.chat_template
     if not isinstance(template, str):  # several, by name
         template = tokenizer.get_chat_template()
+    _check_chance(template)
     if "strftime_now" in template:
         template = _clock(day) + template
     # DeepSeek-V3.1 and Granite call the switch `thinking`.
@@ -147,7 +164,7 @@ def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None,
             messages,
             chat_template=template,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=generation,
             date_string=_directives(day)["%d %b %Y"],
             **switch,
         )
@@ -172,10 +189,33 @@ def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None,
     return text, False
 
 
-def _open_pair(text: str) -> tuple[str, str] | None:
-    """The tags of the thinking block in which the assistant's turn begins."""
-    turn = text.rpartition(SLOT)[2]
+def _open_pair(tokenizer: Any, profile: Profile, system: str, thinking: bool | None) -> tuple[str, str] | None:
+    """The tags of the thinking block in which the assistant's turn begins; a tag named elsewhere opens nothing.
+
+    The turn is what the template adds for generation, or, where it always does so, all behind the user's text.
+    """
+    whole = _turns(tokenizer, profile, system, thinking)[0].rpartition(SLOT)[2]
+    prompt = _turns(tokenizer, profile, system, thinking, generation=False)[0].rpartition(SLOT)[2]
+    turn = whole[len(prompt) :] if whole != prompt and whole.startswith(prompt) else whole
     return next((pair for pair in _THINKING if turn.rfind(pair[0]) > turn.rfind(pair[1])), None)
+
+
+@cache
+def _check_chance(template: str) -> None:
+    """ValueError for a template that draws by chance: every prompt would be another one."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        words = [(kind, value) for _, kind, value in Environment().lex(template) if kind != "whitespace"]
+    except TemplateSyntaxError:  # rendering says so
+        return
+    for (_, before), (kind, value) in pairwise([("", ""), *words]):
+        named = kind == "string" and value[1:-1] == "random"  # map('random')
+        if named or (kind, value) == ("name", "lipsum") or (before, value) == ("|", "random"):
+            raise ValueError(
+                f"The chat template draws by chance ({value}), so that no prompt, and no vector, would come twice. "
+                "Give the profile a 'plain' prompt instead."
+            )
 
 
 def _clock(day: date) -> str:

@@ -50,7 +50,7 @@ def merged(model: Any, *, keep: bool) -> Any:
         return model
     if any(getattr(config, "layer_replication", None) for config in model.peft_config.values()):
         raise ValueError(
-            "This adapter repeats layers of its base (layer_replication): the copies share the base's weights, and each "
+            "This adapter repeats layers of its base (layer_replication): the copies share its weights, and each "
             "has its own adapter, so that merged one weight would hold the sum of several. Use the adapter's folder "
             "itself."
         )

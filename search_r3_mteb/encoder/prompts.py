@@ -255,7 +255,12 @@ class Renderer:
         """One such prompt, with the place of each part looked up."""
         users = [Part(head, False), Part(text, False)] if head else [Part(text, False)]
         ids, borders = self._whole.encode([Part(around.left, True), *users, Part(around.right, True)])
-        first, last, middle = borders[0], borders[-1], borders[-2]
+        first, last = borders[0], borders[-1]
+        if ids[: len(around.opening)] == around.opening:  # the same places as where they are not looked up
+            first = len(around.opening)
+        if ids[len(ids) - len(around.closing) :] == around.closing:
+            last = max(first, len(ids) - len(around.closing))
+        middle = min(max(first, borders[-2]), last) if head else first
         start = len(frame.before) - len(around.opening)
         lead, rest = frame.before[:start], around.rest
         own = _Frame([*lead, *ids[:first]], [*ids[last:], *rest], frame.system, frame.assistant)

@@ -85,9 +85,11 @@ def test_what_peft_cannot_merge_is_refused(base, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
-def test_layers_that_share_weights_are_not_merged(base, tmp_path):
+def test_layers_that_share_weights_are_not_merged(tiny_tokenizer, make_model, tmp_path):
     """peft would add the adapters of both copies to the weights that they share, and leave a model of another depth."""
-    folder = save(adapted(base, layer_replication=[[0, 2], [1, 2]]), tmp_path / "adapter")
+    make_model("llama").save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    folder = save(adapted(tmp_path / "base", layer_replication=[[0, 2], [1, 2]]), tmp_path / "adapter")
     found = load(folder)
     assert len(found.model.base_model.model.model.layers) == 3
     before = outputs_of(found)

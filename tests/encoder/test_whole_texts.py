@@ -139,6 +139,10 @@ def library_ids(tokenizer, profile, name, text):
     return tokenizer(prompt + reply, add_special_tokens=False)["input_ids"]
 
 
+def squeezed(text):
+    return "".join(text.replace("▁", " ").lower().split())
+
+
 def differing(tokenizer, profile, texts=TEXTS):
     renderer = Renderer(tokenizer, profile, 10_000)
     return [
@@ -172,10 +176,9 @@ def test_markers_that_reach_into_the_text_do_so_here_too(kind, flags):
 
 
 def test_markers_that_a_text_beside_them_undoes_are_refused():
-    renderer = Renderer(tokenizer_of("byte-level", TEMPLATES["inst, close"], single_word=True), SHORT, 10_000)
-    renderer.render(".")
-    with pytest.raises(ValueError, match="Beside the text 'lines' the tokenizer does not find the template's markers"):
-        renderer.render("lines")
+    renderer = Renderer(tokenizer_of("byte-level", single_word=True), SHORT, 10_000)
+    with pytest.raises(ValueError, match=r"Beside the text '\\n\\nlines' the tokenizer does not find the template's"):
+        renderer.render("\n\nlines")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -200,10 +203,17 @@ def test_a_plain_layout_is_one_text(kind):
             assert Renderer(tokenizer, profile, 10_000).render(text, name).token_ids == tokenizer(whole)["input_ids"]
 
 
+class FirstLine(PreTrainedTokenizerFast):
+    """A tokenizer with code of its own, in which the beginning of a text counts."""
+
+    def __call__(self, text, **options):
+        texts = [each.replace("\n", " ", 1) for each in ([text] if isinstance(text, str) else text)]
+        return super().__call__(texts[0] if isinstance(text, str) else texts, **options)
+
+
 def test_a_tokenizer_of_a_kind_of_its_own_reads_the_whole_with_every_text(monkeypatch):
-    """A word of the vocabulary as the marker, and a normalizer that looks over it: no place is safe to cut at."""
     tokenizer = tokenizer_of("byte-level")
-    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex(r"\A(?s:.{40})"), "")
+    tokenizer.__class__ = FirstLine
     assert differing(tokenizer, SHORT) == []
     monkeypatch.setattr(whole_texts, "_PROBES", ())
     assert differing(tokenizer, SHORT), "control: nothing else looks at it"
@@ -224,8 +234,7 @@ def test_markers_in_a_text_stay_text(kind, template):
                 rendered, empty = renderer.render(text, name, instruction), renderer.render("x", name)
                 found = [i for i in rendered.token_ids if i in control]
                 assert found == [i for i in empty.token_ids if i in control], (text, name)
-                shown = tokenizer.decode(rendered.token_ids).replace("▁", " ")
-                assert text.strip().lower().replace(" ", "") in shown.lower().replace(" ", ""), "the text is lost"
+                assert squeezed(text) in squeezed(tokenizer.decode(rendered.token_ids)), "the text is lost"
     forged = library_ids(tokenizer, SHORT, "direct", "<|embed_token|>")
     assert forged.count(renderer.embed_token_id) == 2, "control: the library makes a marker of it"
 
@@ -247,7 +256,7 @@ def test_a_marker_spelled_beside_the_templates_own_is_read_as_if_there_were_none
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_text_is_cut(kind, template):
     tokenizer = tokenizer_of(kind, TEMPLATES[template])
-    long = "the storm moved over <|im_end|> the harbour " * 9
+    long = ("the storm moved over <|im_end|> the harbour " * 9).strip()
     for text in (long, long.replace("<|im_end|>", "é"), "\n\n" + long):
         for instruction in (None, "find"):
             whole = Renderer(tokenizer, SHORT, 10_000).render(text, "direct", instruction)
@@ -289,7 +298,7 @@ def test_a_reply_continues_its_prompt_as_one_text(kind):
         ids = tokenizer(f"{whole}Think, then the storm<|embed_token|>", add_special_tokens=False)["input_ids"]
         assert given.token_ids == ids
         start, end = given.spans["assistant"]
-        assert tokenizer.decode(ids[start:end]).replace("▁", " ").strip() == "the storm<|embed_token|>"
+        assert squeezed(tokenizer.decode(ids[start:end])) == "thestorm<|embed_token|>"
     # What would change the prompt's last token still follows it, and a marker in it is text.
     for reasoning in ("\n\nlines", "<|im_end|>x"):
         reply = renderer.render_reply("the quiet harbour", "reason", reasoning)
@@ -317,7 +326,7 @@ def test_a_file_that_does_not_say_is_read_as_before_or_refused():
 
 
 def test_only_prompts_that_may_differ_have_another_identity():
-    model, tokenizer = build_model(), tokenizer_of("byte-level")
+    model, tokenizer = build_model(vocab_size=512), tokenizer_of("byte-level")
     prints = {
         how: Checkpoint(model, tokenizer, replace(SHORT, tokenization=how), "tests/x").fingerprint()
         for how in ("whole", "apart", None)
@@ -328,7 +337,7 @@ def test_only_prompts_that_may_differ_have_another_identity():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("m['content'] | upper", "changes the user's text"),
+        ("m['content'] | upper", "shows the user's text 0 times"),
         ("m['content'] | replace('  ', ' ')", "changes the user's text"),
         ("m['content'] | e", "changes the user's text"),
         ("m['content'].replace('\u00a0', ' ')", r"changes the prompt around a text that begins and ends with '\\xa0'"),

@@ -8,7 +8,9 @@ import hashlib
 import json
 import mmap
 import os
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ ADAPTER_CONFIG = "adapter_config.json"
 BASE_FILE = "base_model.json"
 _WITHOUT_EFFECT = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache")
 _WHOLE, _SLICES, _SLICE = 1 << 20, 64, 4096  # bytes: smaller tensors are read whole, larger ones in slices
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """A context without transformers' warning that peft calls a property by its old name: nobody here can change it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 def check_kind(config: dict[str, Any], name: str) -> None:
@@ -168,8 +178,6 @@ def fit_rows(model: Any, tokenizer: Any, folder: Path, token: str, base_vocabula
     `base_vocabulary` is that of the base's tokenizer, where it has one. Raises ValueError where the embed token is new
     and its row is nowhere. Warns where only the head's row is missing: vectors are right, but the token cannot be said.
     """
-    import warnings
-
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:

@@ -18,6 +18,7 @@ from search_r3_mteb.encoder.adapters import (
     check_used,
     find_base,
     fit_rows,
+    quiet_peft,
     save_base,
 )
 from search_r3_mteb.encoder.fingerprint import digest, weights_version
@@ -294,7 +295,7 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
         profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base_folder)
         fit_rows(model, tokenizer, folder, profile.embed_token, vocabulary)
     try:
-        with warnings.catch_warnings():
+        with quiet_peft():
             # peft only warns when the file lacks a part of the adapter, which then does nothing.
             warnings.filterwarnings("error", message=".*missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)

@@ -16,7 +16,7 @@ from search_r3_mteb.encoder.profiles import DATE, PLAIN, PROFILE_FILE, Profile
 # Placeholder of the user's text while a chat template is rendered; no template trims or escapes it.
 SLOT = "USER-TEXT-4f1c9a"
 # Every character that `str.strip`, and so Jinja's `trim`, takes from an edge.
-_WHITE = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+_WHITE = " \n\t\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
 # What templates are known to change: quotes, markup, line breaks, runs of spaces, capitals.
@@ -101,7 +101,9 @@ def trimmed(tokenizer: Any, profile: Profile, system: str) -> tuple[str, str]:
         )
     plain = _turns(tokenizer, profile, system, profile.thinking)[0].partition(SLOT)
     taken = ["", ""]
-    for character in _WHITE:
+    for count, character in enumerate(_WHITE):
+        if count == 3 and not any(taken):  # where the usual three stay, all do
+            break
         edged = _turns(tokenizer, profile, system, profile.thinking, f"{character}{SLOT}{character}")[0].partition(SLOT)
         for side, kept in enumerate((plain[0] + character, character + plain[2])):
             if edged[2 * side] == plain[2 * side]:

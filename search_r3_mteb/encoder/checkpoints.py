@@ -24,7 +24,7 @@ from search_r3_mteb.encoder.adapters import (
 from search_r3_mteb.encoder.fingerprint import digest, weights_version
 from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights, read_json
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
-from search_r3_mteb.encoder.prompts import embed_token_id
+from search_r3_mteb.encoder.special_tokens import embed_token_id
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, load_rows, mean_row, resize, token_layers
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -147,7 +147,7 @@ class Profile:
                 f"{origin} holds {', '.join(map(repr, unknown))}, which no profile has. The valid keys are "
                 f"{', '.join(known)}."
             )
-        values = {"tokenization": None} | data
+        values: dict[str, Any] = {"tokenization": None} | data
         for name in TEMPLATES:
             if name in values:
                 if not isinstance(values[name], dict) or set(values[name]) != {"system", "reply"}:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search_r3_mteb.encoder.chat_templates import SLOT, has_template, trimmed, wrap
-from search_r3_mteb.encoder.family import known_tokens
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, TEMPLATES, Profile, Template, TemplateName
+from search_r3_mteb.encoder.special_tokens import embed_token_id
 from search_r3_mteb.encoder.whole_texts import ORDINARY, Part, Surroundings, WholeTexts, encoded, surround
 
 
@@ -179,7 +179,13 @@ class Renderer:
             return []
         # The full length is tokenised and cut afterwards; the tokenizer's own limit would only print a warning.
         encoded = self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, truncation=False, verbose=False
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            truncation=False,
+            verbose=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
         )
         return [
             ids if self._control.isdisjoint(ids) else self._spell_out(text)
@@ -238,6 +244,7 @@ class Renderer:
             truncation=False,
             verbose=False,
             return_attention_mask=False,
+            return_token_type_ids=False,
         )["input_ids"]
         room = self.max_length - len(around.lead) - len(around.rest)
         first, last = len(around.opening), len(around.closing)
@@ -354,37 +361,6 @@ class Renderer:
     def _control_ids(self, text: str) -> list[int]:
         """Ids of the template's own text, in which markers are markers."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
-
-def embed_token_id(tokenizer: Any, token: str) -> int:
-    """The id of the embed token, read from the tokenizer; ValueError when it is not one token there."""
-    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != token:
-        added = list_special_tokens(tokenizer)
-        raise ValueError(
-            f"The tokenizer has no token {token!r} (it gives {len(ids)} pieces), so there is no place to read a vector "
-            "from. To make an ordinary causal LM a reason-then-embed checkpoint, run `search-r3 init MODEL --output "
-            "FOLDER`, then train it with `python train/sft.py`. If it is one whose token has another name, give the "
-            f'name as "embed_token" in {PROFILE_FILE}; the special tokens found are {shown_tokens(added)}.'
-            + known_tokens(added)
-        )
-    return int(ids[0])
-
-
-def list_special_tokens(tokenizer: Any) -> list[str]:
-    """The special and added tokens of a tokenizer, in the order of their ids."""
-    ids = {**tokenizer.get_added_vocab()}
-    ids |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    return sorted(ids, key=lambda each: ids[each])
-
-
-def shown_tokens(tokens: Sequence[str], most: int = 12) -> str:
-    """Tokens for a message: those that speak of embedding first, and the number of those left out."""
-    if not tokens:
-        return "none"
-    first = sorted(tokens, key=lambda token: "emb" not in token.lower())[:most]
-    rest = f" and {len(tokens) - most} more" if len(tokens) > most else ""
-    return ", ".join(first) + rest
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -132,7 +132,7 @@ class WholeTexts:
             if token["id"] in self._control:
                 names[token["content"]] = token["content"] = f"<{salt}:{token['id']}>"
         backend = Tokenizer.from_str(json.dumps(state))
-        ids = {backend.token_to_id(token["content"]): token["id"] for token in state["added_tokens"]}
+        ids: dict[Any, int] = {backend.token_to_id(token["content"]): token["id"] for token in state["added_tokens"]}
         return backend, {new: old for new, old in ids.items() if new != old}, names
 
 

@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from search_r3_mteb.encoder.profiles import EMBED_TOKEN, PROFILE_FILE, Profile, Template
-from search_r3_mteb.encoder.prompts import Rendered, Renderer, embed_token_id
+from search_r3_mteb.encoder.prompts import Rendered, Renderer
+from search_r3_mteb.encoder.special_tokens import embed_token_id
 
 DIRECT = (
     "\nYou are a helpful AI assistant. Your task is to analyze input text and create a high-quality semantic "

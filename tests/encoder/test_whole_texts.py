@@ -340,7 +340,11 @@ def test_only_prompts_that_may_differ_have_another_identity():
         ("m['content'] | upper", "shows the user's text 0 times"),
         ("m['content'] | replace('  ', ' ')", "changes the user's text"),
         ("m['content'] | e", "changes the user's text"),
-        ("m['content'].replace('\u00a0', ' ')", r"changes the prompt around a text that begins and ends with '\\xa0'"),
+        ("m['content'].replace('\u00a0', ' ')", "changes the user's text"),
+        (
+            "'- ' * (m['content'][0] == ' ') + m['content']",
+            "changes the prompt around a text that begins and ends with",
+        ),
     ],
 )
 def test_a_template_that_changes_the_text_is_refused(content, message):

@@ -20,7 +20,7 @@ _WHITE = " \n\t\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u300
     map(chr, range(0x2000, 0x200B))
 )
 # What templates are known to change: quotes, markup, line breaks, runs of spaces, capitals.
-_INNER = ' "It\'s"  <b>&amp;</b>\t{x} {{ y }}\r\n\n\\n [É東] END. '
+_INNER = ' "It\'s"  <b>&amp;</b>\t{x} {{ y }}\r\n\n\\n [É東]\xa0END. '
 # What stands between the system prompt and the text in a user's turn: Gemma 3's own template puts the same there.
 _BETWEEN = "\n\n"
 # What closes gpt-oss's block: its message ends, and the one to the user begins.

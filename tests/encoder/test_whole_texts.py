@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from search_r3_mteb.encoder import whole_texts
-from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.encoder.checkpoints import ASSETS, Checkpoint, load_tokenizer
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.prompts import Renderer
 from tests.conftest import CHAT_TEMPLATE, build_model
@@ -308,6 +308,23 @@ def test_a_reply_continues_its_prompt_as_one_text(kind):
         ]
 
 
+@pytest.mark.parametrize("template", ["chatml", "trimmed"])
+@pytest.mark.parametrize("kind", ["byte-level, Qwen's pattern", "Metaspace first", "Prepend"])
+def test_an_exported_tokenizer_gives_the_same(kind, template):
+    """As ids, and as the string that its chat template makes."""
+    from search_r3_mteb.integrations.transformers_tokenizer import SearchR3Tokenizer
+
+    tokenizer = tokenizer_of(kind, TEMPLATES[template])
+    exported, renderer = SearchR3Tokenizer.wrap(tokenizer, SHORT), Renderer(tokenizer, SHORT, 10_000)
+    for text in TEXTS:
+        for task, name in (("query", "reason"), ("document", "direct")):
+            messages = [{"role": "user", "content": text}]
+            wanted = renderer.render(text, name).token_ids
+            assert exported.apply_chat_template(messages, task=task)["input_ids"] == wanted
+            string = exported.apply_chat_template(messages, task=task, tokenize=False)
+            assert tokenizer(string, add_special_tokens=False)["input_ids"] == wanted
+
+
 # ---- what the profile says -----------------------------------------------------------------------------------------
 
 
@@ -323,6 +340,16 @@ def test_a_file_that_does_not_say_is_read_as_before_or_refused():
         Renderer(tokenizer_of("Prepend"), undecided, 10_000)
     for decided in ("whole", "apart"):
         Renderer(tokenizer_of("Prepend"), Profile.from_dict(file | {"tokenization": decided}), 10_000)
+
+
+@pytest.mark.parametrize("name", ["nano", "mini"])
+def test_the_bundled_models_say_that_they_are_as_they_were(name):
+    profile, tokenizer = Profile.load(ASSETS / name), load_tokenizer(ASSETS / name, False)
+    assert profile.tokenization == "apart"
+    assert "tokenization" not in profile.identity()
+    renderers = [Renderer(tokenizer, replace(profile, tokenization=how), 512) for how in ("apart", "whole")]
+    texts = ["the quiet harbour", "12 boats, 1907.", "Zürich 東京"]
+    assert renderers[0].render_batch(texts, "direct") == renderers[1].render_batch(texts, "direct")
 
 
 def test_only_prompts_that_may_differ_have_another_identity():

@@ -137,13 +137,13 @@ class WholeTexts:
 
 
 def surround(tokenizer: Any, before: str, after: str, reply: str) -> tuple[Surroundings, Offsets, int]:
-    """What surrounds a user's text within a template's texts; with the offsets of the tokens before it, and the number
-    of the reply's tokens.
+    """What surrounds a user's text between a template's texts, the offsets of the tokens before it, and the number of
+    the reply's tokens.
     """
     whole = before + ORDINARY + after + reply
     ids, offsets = encoded(tokenizer, whole)
-    strings = [before, ORDINARY, after, reply]
-    first, last, end = _borders([Part(string, string is not ORDINARY) for string in strings], strings, offsets)
+    parts = [Part(before, True), Part(ORDINARY, False), Part(after, True), Part(reply, True)]
+    first, last, end = _borders(parts, [part.text for part in parts], offsets)
     # What is found in the normalised text is not cut out before it is normalised.
     hard = {i for i, token in tokenizer.added_tokens_decoder.items() if not token.normalized}
     markers = [place for place, i in enumerate(ids) if i in hard]

@@ -246,8 +246,8 @@ class Renderer:
             return_attention_mask=False,
             return_token_type_ids=False,
         )["input_ids"]
-        room = self.max_length - len(around.lead) - len(around.rest)
         first, last = len(around.opening), len(around.closing)
+        room = self.max_length - (len(frame.before) - first) - len(around.rest)
         rendered = []
         for ids, (head, text) in zip(encoded_rows, contents, strict=True):
             opening, body, closing = ids[:first], ids[first : len(ids) - last], ids[len(ids) - last :]

@@ -55,7 +55,11 @@ def write_array(path: Path, array: Any) -> None:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when the block ends; after an error `folder` is as it was."""
+    """An empty folder that takes the place of `folder` when the block ends; after an error `folder` is as it was.
+
+    Where `folder` is a symbolic link, the folder that it leads to is replaced, and the link stays.
+    """
+    folder = _followed(folder)
     recover(folder)
     unfinished, replaced = _aside(folder, "unfinished"), _aside(folder, "replaced")
     unfinished.mkdir(parents=True)
@@ -74,6 +78,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 def removed_folder(folder: Path) -> None:
     """Remove a folder under another name: a folder that is half removed must not look complete."""
+    folder = _followed(folder)
     removed = _aside(folder, "removed")
     folder.rename(removed)
     shutil.rmtree(removed)
@@ -81,6 +86,7 @@ def removed_folder(folder: Path) -> None:
 
 def recover(folder: Path) -> None:
     """Undo a replacement of `folder` that a kill interrupted, or finish an interrupted removal."""
+    folder = _followed(folder)
     put_back(folder)
     for what in ("unfinished", "replaced", "removed"):
         if _aside(folder, what).exists():
@@ -89,6 +95,7 @@ def recover(folder: Path) -> None:
 
 def put_back(folder: Path) -> None:
     """Rename `folder` back where a kill between the two renames of its replacement left it; for those who read it."""
+    folder = _followed(folder)
     if folder.name and _aside(folder, "replaced").is_dir() and not folder.exists():
         _aside(folder, "replaced").rename(folder)
 
@@ -111,6 +118,11 @@ def flush_one(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _followed(folder: Path) -> Path:
+    """Where a symbolic link leads, which may be nowhere yet; other folders as they are."""
+    return folder.resolve() if folder.is_symlink() else folder
 
 
 def _aside(folder: Path, what: str) -> Path:

@@ -1,7 +1,9 @@
 """`make test-lowest` takes every lower bound of pyproject.toml: none is forgotten, and nothing goes above one."""
 
+import ast
 import os
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -78,6 +80,52 @@ def test_a_requirement_without_a_bound_to_test_is_refused_by_name(pyproject, lin
     homes[group].append(line)
     with pytest.raises(ValueError, match=r"rich.* has no lower bound that can be tested; write NAME>=VERSION"):
         list(ceilings(pyproject))
+
+
+# Modules that a distribution of another name provides.
+PROVIDED_BY = {"faiss": "faiss-cpu", "Stemmer": "pystemmer", "pytrec_eval": "pytrec-eval-terrier", "yaml": "pyyaml"}
+
+
+def imported(*folders):
+    """Third-party modules that the Python files in these folders import, with one of the files each."""
+    own = {"search_r3_mteb", "train", "tests", "results"} | {path.stem for path in (ROOT / "results").rglob("*.py")}
+    found = {}
+    for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for name in (name.split(".")[0] for name in names):
+                if name not in sys.stdlib_module_names and name not in own:
+                    found.setdefault(name, path.relative_to(ROOT))
+    return found
+
+
+def undeclared(pyproject, extras, *folders):
+    """Modules imported in these folders that no dependency of the project with these extras declares."""
+    project = pyproject["project"]
+    lines = project["dependencies"] + [line for extra in extras for line in project["optional-dependencies"][extra]]
+    names = {canonicalize_name(Requirement(line).name) for line in lines}
+    return {
+        module: file
+        for module, file in imported(*folders).items()
+        if canonicalize_name(PROVIDED_BY.get(module, module)) not in names
+    }
+
+
+def test_what_is_imported_is_declared(pyproject):
+    """Else its version is left to others, and no lower bound of it is tested."""
+    assert undeclared(pyproject, [], "search_r3_mteb") == {}
+    assert undeclared(pyproject, ["train", "trl"], "train") == {}
+    assert undeclared(pyproject, ["train", "trl", "dev"], "tests", "results") == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["numpy", "tqdm", "tokenizers", "huggingface_hub", "safetensors", "pytrec-eval-terrier"]
+)
+def test_an_import_that_is_not_declared_is_found(pyproject, name):
+    lines = pyproject["project"]["dependencies"]
+    lines[:] = [line for line in lines if not line.startswith(f"{name}>")]
+    assert list(undeclared(pyproject, [], "search_r3_mteb")) == [name.replace("-eval-terrier", "_eval")]
 
 
 def planned(target, **variables):

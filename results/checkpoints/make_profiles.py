@@ -27,6 +27,10 @@ KEYS = {
     "that the template leaves open, as DeepSeek-R1's does. null: the template's own default.",
     "date": "The day, as year-month-day, that a template sees as today (`strftime_now`, `date_string`). null: "
     f"{DATE}, the day of the paper. A clock would change vectors and fingerprint at midnight.",
+    "tokenization": "`whole`: token ids are those of the rendered prompt as one text, which is how a model trained "
+    "elsewhere was prompted. `apart`: the user's text is tokenised by itself, as earlier versions of this package did; "
+    "for a model trained with one of them. Absent: as `apart`, and refused where the two differ on an ordinary text. "
+    "Without any file: `whole`.",
 }
 SURENESS = {"authors": "from the authors' own files", "partly": "only partly: what could be read of them"}
 BEFORE = f"""# Profiles
@@ -35,7 +39,7 @@ Written by `python results/checkpoints/make_profiles.py`; do not edit.
 
 A *profile* says how a checkpoint is prompted and where its vector is read. It is the file `{PROFILE_FILE}` beside the
 weights; `search-r3 init` writes one, and training keeps it. A key that is absent has the value of the file below, but
-for the last two, which are then null. The file is Search-R3's own profile, complete, with thinking and date as `init`
+for the last three, which are then null. The file is Search-R3's own profile, complete, with thinking and date as `init`
 decides them for a chat template that has both.
 
 """

@@ -32,6 +32,7 @@ MINI_PROFILE = Profile(
     direct=Template("text", "{embed_token}"),
     instruction="{instruction} : ",
     plain="[CLS] {system} : {text} [SEP]",
+    tokenization="apart",  # mini's vectors are published
 )
 
 

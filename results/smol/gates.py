@@ -142,9 +142,7 @@ def run(model: str, folder: Path, split: str, most: int | None, samples: int, te
         "table": table,
         "texts": [
             {"query": query, "own": text, "gold": gold[query][0], "direct": float(d), "reason": float(r)}
-            for query, text, d, r in zip(
-                data.queries, words, base, data.ndcg(unit(direct + ways["own"])), strict=True
-            )
+            for query, text, d, r in zip(data.queries, words, base, data.ndcg(unit(direct + ways["own"])), strict=True)
         ],
     }
 

@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=3000, help="per source, at most")
     parser.add_argument("--samples", type=int, default=4)
     options = parser.parse_args()
-    checkpoint = load(options.model, dtype="bfloat16" if _has_gpu() else "float32", device="cuda" if _has_gpu() else "cpu")
+    checkpoint = load(
+        options.model, dtype="bfloat16" if _has_gpu() else "float32", device="cuda" if _has_gpu() else "cpu"
+    )
     settings: dict[str, Any] = {"max_length": 256, "max_reasoning_tokens": 48}
     direct = SearchR3Encoder(checkpoint, mode="direct", **settings)
     writers = [SearchR3Encoder(checkpoint, temperature=0.8, seed=seed, **settings) for seed in range(options.samples)]

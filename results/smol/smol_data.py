@@ -183,7 +183,9 @@ def make(data: Path, output: Path) -> dict[str, int]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with pairs/, squad/, nfcorpus/, scifact/, cosqa/")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with pairs/, squad/, nfcorpus/, scifact/, cosqa/"
+    )
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     print(json.dumps(make(options.data, options.output), indent=1))

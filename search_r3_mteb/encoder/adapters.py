@@ -8,11 +8,14 @@ import hashlib
 import json
 import mmap
 import os
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_json
+from search_r3_mteb.encoder.folders import weight_files
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, bare, layer_name, resize, save_rows
 from search_r3_mteb.json_files import kind, parse_json, read_object
 
@@ -20,6 +23,14 @@ ADAPTER_CONFIG = "adapter_config.json"
 BASE_FILE = "base_model.json"
 _WITHOUT_EFFECT = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache")
 _WHOLE, _SLICES, _SLICE = 1 << 20, 64, 4096  # bytes: smaller tensors are read whole, larger ones in slices
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """A context without transformers' warning that peft calls a property by its old name: nobody here can change it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 def check_kind(config: dict[str, Any], name: str) -> None:
@@ -177,8 +188,6 @@ def fit_rows(model: Any, tokenizer: Any, folder: Path, token: str, base_vocabula
     `base_vocabulary` is that of the base's tokenizer, where it has one. Raises ValueError where the embed token is new
     and its row is nowhere. Warns where only the head's row is missing: vectors are right, but the token cannot be said.
     """
-    import warnings
-
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
@@ -235,7 +244,7 @@ def weights_digest(folder: Path) -> str:
 
 def _tensors(folder: Path) -> Iterator[tuple[str, dict[str, Any], memoryview]]:
     """Name, header entry and bytes of every tensor in a folder's safetensors files."""
-    for path in sorted(folder.glob("model*.safetensors")):
+    for path in weight_files(folder):
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = parse_json(stream.read(length), path, advice="Copy it again.")

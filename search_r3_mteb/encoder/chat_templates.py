@@ -7,21 +7,35 @@ system prompt stands when the template has no system role.
 import json
 from dataclasses import dataclass
 from datetime import date, datetime, time
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from search_r3_mteb.encoder.profiles import DATE, PLAIN, PROFILE_FILE, Profile
 
 # Placeholder of the user's text while a chat template is rendered; no template trims or escapes it.
 SLOT = "USER-TEXT-4f1c9a"
+# Every character that `str.strip`, and so Jinja's `trim`, takes from an edge.
+_WHITE = " \n\t\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+# What templates are known to change: quotes, markup, line breaks, runs of spaces, capitals.
+_INNER = ' "It\'s"  <b>&amp;</b>\t{x} {{ y }}\r\n\n\\n [É東]\xa0END. '
 # What stands between the system prompt and the text in a user's turn: Gemma 3's own template puts the same there.
 _BETWEEN = "\n\n"
-# Tags of Qwen3 and DeepSeek-R1, of their imitators, of Magistral and of Command A.
+# What closes gpt-oss's block: its message ends, and the one to the user begins.
+_HARMONY = "<|end|><|start|>assistant<|channel|>final<|message|>"
+# Tags of Qwen3 and DeepSeek-R1, of their imitators, of Seed-OSS, Kimi-VL, Magistral, Command A and gpt-oss.
 _THINKING = (
     ("<think>", "</think>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|channel|>analysis", _HARMONY),
 )
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
@@ -72,37 +86,76 @@ def wrap(tokenizer: Any, profile: Profile, system: str) -> str:
     return text
 
 
+def trimmed(tokenizer: Any, profile: Profile, system: str) -> tuple[str, str]:
+    """The characters that the chat template takes from the beginning and from the end of a user's text.
+
+    Raises ValueError for a template that changes a text in another way: prompts are made without running it again.
+    """
+    if not has_template(tokenizer, profile):
+        return "", ""
+    doubled = f"{SLOT}{_INNER}{SLOT}"
+    if doubled not in _turns(tokenizer, profile, system, profile.thinking, doubled)[0]:
+        raise ValueError(
+            f"The chat template changes the user's text: {doubled!r} is not in the prompt that it makes of that text. "
+            "Give the profile a 'plain' prompt instead."
+        )
+    plain = _turns(tokenizer, profile, system, profile.thinking)[0].partition(SLOT)
+    taken = ["", ""]
+    for count, character in enumerate(_WHITE):
+        if count == 3 and not any(taken):  # where the usual three stay, all do
+            break
+        edged = _turns(tokenizer, profile, system, profile.thinking, f"{character}{SLOT}{character}")[0].partition(SLOT)
+        for side, kept in enumerate((plain[0] + character, character + plain[2])):
+            if edged[2 * side] == plain[2 * side]:
+                taken[side] += character
+            elif edged[2 * side] != kept:
+                raise ValueError(
+                    f"The chat template changes the prompt around a text that begins and ends with {character!r}. Give "
+                    "the profile a 'plain' prompt instead."
+                )
+    return taken[0], taken[1]
+
+
 def facts(tokenizer: Any) -> TemplateFacts:
     """What the chat template does. Raises ValueError for one that cannot show a prompt at all."""
     system = "You read texts."
     default = _rendered(tokenizer, Profile(), system, None)
     on, off = (_turns(tokenizer, Profile(), system, thinking)[0] for thinking in (True, False))
-    text, role = _turns(tokenizer, Profile(), system, None)
-    pair = _open_pair(text) or _open_pair(on) or next((p for p in _THINKING if p[0] in on + off), None)
+    _, role = _turns(tokenizer, Profile(), system, None)
+    opened = _open_pair(tokenizer, Profile(), system, None)
+    pair = opened or _open_pair(tokenizer, Profile(), system, True)
+    if pair is None and on != off:
+        pair = next((p for p in _THINKING if p[0] in on + off), None)
     return TemplateFacts(
         system_role=role,
         prints_date=default != _rendered(tokenizer, Profile(date="2001-02-03"), system, None),
-        thinking="switch" if on != off else "open" if _open_pair(text) else None,
+        thinking="switch" if on != off else "open" if opened else None,
         tag=pair[0] if pair else None,
     )
 
 
 def _rendered(tokenizer: Any, profile: Profile, system: str, thinking: bool | None) -> str:
     text, _ = _turns(tokenizer, profile, system, thinking)
-    pair = _open_pair(text)
+    pair = _open_pair(tokenizer, profile, system, thinking)
     if thinking is False and pair:  # as Qwen3 closes the block that it was told not to use
-        text += ("" if text.endswith("\n") else "\n") + f"\n{pair[1]}\n\n"
+        before, tag, said = text.rpartition(pair[0])
+        if pair[1] == _HARMONY:
+            return before + tag + (said if "<|message|>" in said else "<|message|>") + _HARMONY
+        text = f"{before}{tag}\n\n{pair[1]}\n\n"  # without what the template itself says in it
     return text
 
 
-def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None) -> tuple[str, bool]:
-    """The template's text, and whether the system prompt has a role of its own in it."""
+def _turns(
+    tokenizer: Any, profile: Profile, system: str, thinking: bool | None, user: str = SLOT, generation: bool = True
+) -> tuple[str, bool]:
+    """The template's text for a user's text, and whether the system prompt has a role of its own in it."""
     from jinja2 import TemplateError
 
     day = date.fromisoformat(profile.date or DATE)
     template = tokenizer.chat_template
     if not isinstance(template, str):  # several, by name
         template = tokenizer.get_chat_template()
+    _check_chance(template)
     if "strftime_now" in template:
         template = _clock(day) + template
     # DeepSeek-V3.1 and Granite call the switch `thinking`.
@@ -114,7 +167,7 @@ def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None)
                 messages,
                 chat_template=template,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=generation,
                 date_string=_directives(day)["%d %b %Y"],
                 **switch,
             )
@@ -126,13 +179,13 @@ def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None)
 
     refused: TemplateError | None = None
     try:
-        text = render([{"role": "system", "content": system}, {"role": "user", "content": SLOT}])
+        text = render([{"role": "system", "content": system}, {"role": "user", "content": user}])
         if system.strip() in text:
             return text, True
     except TemplateError as error:  # Gemma's, for example, refuses system prompts by name
         refused = error
     try:
-        text = render([{"role": "user", "content": f"{system}{_BETWEEN}{SLOT}"}])
+        text = render([{"role": "user", "content": f"{system}{_BETWEEN}{user}"}])
     except TemplateError as error:
         raise ValueError(
             f"The chat template cannot show a system prompt and a text: {refused or error}. Give the profile a 'plain' "
@@ -143,10 +196,33 @@ def _turns(tokenizer: Any, profile: Profile, system: str, thinking: bool | None)
     return text, False
 
 
-def _open_pair(text: str) -> tuple[str, str] | None:
-    """The tags of the thinking block in which the assistant's turn begins."""
-    turn = text.rpartition(SLOT)[2]
+def _open_pair(tokenizer: Any, profile: Profile, system: str, thinking: bool | None) -> tuple[str, str] | None:
+    """The tags of the thinking block in which the assistant's turn begins; a tag named elsewhere opens nothing.
+
+    The turn is what the template adds for generation, or, where it always does so, all behind the user's text.
+    """
+    whole = _turns(tokenizer, profile, system, thinking)[0].rpartition(SLOT)[2]
+    prompt = _turns(tokenizer, profile, system, thinking, generation=False)[0].rpartition(SLOT)[2]
+    turn = whole[len(prompt) :] if whole != prompt and whole.startswith(prompt) else whole
     return next((pair for pair in _THINKING if turn.rfind(pair[0]) > turn.rfind(pair[1])), None)
+
+
+@cache
+def _check_chance(template: str) -> None:
+    """ValueError for a template that draws by chance: every prompt would be another one."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        words = [(kind, value) for _, kind, value in Environment().lex(template) if kind != "whitespace"]
+    except TemplateSyntaxError:  # rendering says so
+        return
+    for (_, before), (kind, value) in pairwise([("", ""), *words]):
+        named = kind == "string" and value[1:-1] == "random"  # map('random')
+        if named or (kind, value) == ("name", "lipsum") or (before, value) == ("|", "random"):
+            raise ValueError(
+                f"The chat template draws by chance ({value}), so that no prompt, and no vector, would come twice. "
+                "Give the profile a 'plain' prompt instead."
+            )
 
 
 def _clock(day: date) -> str:

@@ -19,12 +19,13 @@ from search_r3_mteb.encoder.adapters import (
     check_used,
     find_base,
     fit_rows,
+    quiet_peft,
     save_base,
 )
 from search_r3_mteb.encoder.fingerprint import digest, weights_version
 from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
-from search_r3_mteb.encoder.prompts import embed_token_id
+from search_r3_mteb.encoder.special_tokens import embed_token_id
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, load_rows, mean_row, resize, token_layers
 from search_r3_mteb.json_files import read_object
 
@@ -53,6 +54,9 @@ class Checkpoint:
                 "rows. Tokenizer and weights are from different checkpoints; use the pair that was saved together."
             )
         _ = self.stop_token_ids  # raises where the configuration holds something else
+        for module in self.model.modules():  # a configuration may ask for plain tuples, which name no output
+            if getattr(getattr(module, "config", None), "return_dict", True) is False:
+                module.config.return_dict = True
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -87,7 +91,7 @@ class Checkpoint:
         """
         version = weights_version(self.model)
         if self._fingerprint is None or self._fingerprint[0] != version:
-            rest = {"profile": self.profile.to_dict(), "stop": self.stop_token_ids}
+            rest = {"profile": self.profile.identity(), "stop": self.stop_token_ids}
             self._fingerprint = (version, digest(self.model, self.tokenizer, rest))
         return self._fingerprint[1]
 
@@ -299,7 +303,7 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
         profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base_folder)
         fit_rows(model, tokenizer, folder, profile.embed_token, vocabulary)
     try:
-        with warnings.catch_warnings():
+        with quiet_peft():
             # peft only warns when the file lacks a part of the adapter, which then does nothing.
             warnings.filterwarnings("error", message=".*missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)

@@ -34,18 +34,23 @@ def _check_quantization(folder: Path, quantization: Any) -> None:
         )
 
 
-def check_weights(folder: Path, stem: str = "model") -> None:
-    """Raises FileNotFoundError or ValueError unless `folder` holds complete safetensors files named `stem`*."""
-    files = sorted(folder.glob(f"{stem}*.safetensors"))
+def weight_files(folder: Path, stem: str = "model") -> list[Path]:
+    """The safetensors files named `stem`*, and those that its index names, which may have any name, there or not."""
     index = folder / f"{stem}.safetensors.index.json"
-    places = read_object(index).get("weight_map", {}) if index.exists() else {}
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise ValueError(f"{index}: 'weight_map' must name a file for each tensor, got {kind(places)}. Copy it again.")
-    wanted = set(places.values())
-    missing = sorted(wanted - {path.name for path in files})
+    names = read_object(index).get("weight_map", {}) if index.exists() else {}
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{index}: 'weight_map' must name a file for each tensor, got {kind(names)}. Copy it again.")
+    return sorted({*folder.glob(f"{stem}*.safetensors"), *(folder / name for name in names.values())})
+
+
+def check_weights(folder: Path, stem: str = "model") -> None:
+    """Raises FileNotFoundError or ValueError unless `folder` holds complete safetensors weights (`weight_files`)."""
+    files = weight_files(folder, stem)
+    missing = [path.name for path in files if not path.exists()]
+    files = [path for path in files if path.exists()]
     if missing and files:
         raise FileNotFoundError(
-            f"{folder.name}: {', '.join(missing)} is named in {index.name} but missing. Download it."
+            f"{folder.name}: {', '.join(missing)} is named in {stem}.safetensors.index.json but missing. Download it."
         )
     if not files:
         pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in _PICKLED]

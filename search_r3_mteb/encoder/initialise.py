@@ -15,7 +15,8 @@ from search_r3_mteb.encoder.chat_templates import TemplateFacts, facts, has_temp
 from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype
 from search_r3_mteb.encoder.family import known_tokens
 from search_r3_mteb.encoder.profiles import DATE, EMBED_TOKEN, PLAIN, PROFILE_FILE, Profile
-from search_r3_mteb.encoder.prompts import Renderer, list_special_tokens, shown_tokens
+from search_r3_mteb.encoder.prompts import Renderer
+from search_r3_mteb.encoder.special_tokens import list_special_tokens, shown_tokens
 
 RECORD_FILE = "search_r3_init.json"  # what was found; it marks the folder as one that may be written again
 

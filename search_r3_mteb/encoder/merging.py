@@ -48,6 +48,12 @@ def merged(model: Any, *, keep: bool) -> Any:
     model = getattr(model, "module", model)  # accelerate's wrapper
     if not hasattr(model, "merge_and_unload"):
         return model
+    if any(getattr(config, "layer_replication", None) for config in model.peft_config.values()):
+        raise ValueError(
+            "This adapter repeats layers of its base (layer_replication): the copies share its weights, and each "
+            "has its own adapter, so that merged one weight would hold the sum of several. Use the adapter's folder "
+            "itself."
+        )
     if keep:
         model = copy.deepcopy(model)
     was_tied = tied(unwrap(model)) and unwrap(model).get_output_embeddings() is not None

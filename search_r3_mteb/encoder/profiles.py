@@ -9,7 +9,7 @@ import reprlib
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from search_r3_mteb.json_files import kind, read_json
 
@@ -33,6 +33,7 @@ To represent the final embedding, you MUST end every response with {embed_token}
 """
 
 TemplateName = Literal["reason", "direct"]
+Tokenization = Literal["whole", "apart"]
 TEMPLATES: tuple[TemplateName, ...] = ("reason", "direct")
 DATE = "2025-10-08"  # our choice: the day of the paper's first version (arXiv 2510.07048)
 PLAIN = "{system}\n\n{text}\n\n"  # our choice, for base models that have no chat template
@@ -55,6 +56,10 @@ class Profile:
     user's text when a task gives one; its slot is `{instruction}`. `thinking` is given to the chat template as
     `enable_thinking`, and false also closes a thinking block that the template leaves open; None leaves the template's
     own default. `date` (year-month-day) is the day that the template sees as today; None is `DATE`.
+
+    `tokenization` "whole" gives the ids of the rendered prompt tokenised as one text, as models that were trained
+    elsewhere read it. "apart" tokenises the user's text alone, as earlier versions of this package did. None stands for
+    a file of such a version, which does not say: it is read "apart", and refused where that gives other ids.
     """
 
     embed_token: str = EMBED_TOKEN
@@ -65,6 +70,7 @@ class Profile:
     plain: str | None = None
     thinking: bool | None = None
     date: str | None = None
+    tokenization: Tokenization | None = "whole"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -107,6 +113,8 @@ class Profile:
             raise ValueError(f"'thinking' of a profile must be true, false or null, got {reprlib.repr(self.thinking)}.")
         if self.date is not None:
             _check_date(self.date)
+        if self.tokenization not in (*get_args(Tokenization), None):
+            raise ValueError(f"'tokenization' of a profile must be 'whole' or 'apart', got {self.tokenization!r}.")
 
     @classmethod
     def default(cls) -> "Profile":
@@ -126,7 +134,7 @@ class Profile:
 
     @classmethod
     def from_dict(cls, data: Any, origin: str = PROFILE_FILE) -> "Profile":
-        """A profile from its JSON form; absent keys keep Search-R3's values."""
+        """A profile from its JSON form; absent keys keep Search-R3's values, but `tokenization` is then None."""
         known = sorted(cls.__dataclass_fields__)
         if not isinstance(data, dict):
             raise ValueError(f"{origin} must hold an object with the keys {', '.join(known)}, got {kind(data)}.")
@@ -136,7 +144,7 @@ class Profile:
                 f"{origin} holds {', '.join(map(repr, unknown))}, which no profile has. The valid keys are "
                 f"{', '.join(known)}."
             )
-        values = dict(data)
+        values: dict[str, Any] = {"tokenization": None} | data
         for name in TEMPLATES:
             if name in values:
                 if not isinstance(values[name], dict) or set(values[name]) != {"system", "reply"}:
@@ -149,9 +157,16 @@ class Profile:
             raise ValueError(f"{origin}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form; without what was not decided, so that a profile of an earlier version keeps its identity."""
-        undecided = {name for name in ("thinking", "date") if getattr(self, name) is None}
+        """The JSON form, without what was not decided."""
+        undecided = {name for name in ("thinking", "date", "tokenization") if getattr(self, name) is None}
         return {name: value for name, value in asdict(self).items() if name not in undecided}
+
+    def identity(self) -> dict[str, Any]:
+        """The JSON form of what decides token ids; prompts as in earlier versions keep the identity that they had."""
+        found = self.to_dict()
+        if self.tokenization != "whole":
+            found.pop("tokenization", None)
+        return found
 
     def save(self, folder: Path | str) -> None:
         """Write `folder`/search_r3.json."""

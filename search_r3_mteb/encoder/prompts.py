@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from search_r3_mteb.encoder.chat_templates import SLOT, has_template, wrap
-from search_r3_mteb.encoder.family import known_tokens
+from search_r3_mteb.encoder.chat_templates import SLOT, has_template, trimmed, wrap
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, TEMPLATES, Profile, Template, TemplateName
+from search_r3_mteb.encoder.special_tokens import embed_token_id
+from search_r3_mteb.encoder.whole_texts import ORDINARY, Part, Surroundings, WholeTexts, encoded, surround
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,19 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _Frame:
-    """The token ids around the user's text, for one template."""
+    """The token ids around the user's text, for one template.
+
+    `assistant` is the length of the assistant's part at the end of `after`. `around` is None where the text is
+    tokenised apart; else `before` and `after` are as around an ordinary text, and `trimmed` are the characters that the
+    template takes from the two ends of a text.
+    """
 
     before: list[int]
     after: list[int]
     system: tuple[int, int]
-    assistant: int  # length of the assistant's part at the end of `after`
+    assistant: int
+    around: Surroundings | None = None
+    trimmed: tuple[str, str] = ("", "")
 
 
 @dataclass
@@ -38,7 +46,8 @@ class Renderer:
     """Renders texts to token ids under a profile; `max_length` is in tokens and covers the whole prompt.
 
     A prompt that is too long is cut at the end of the *user's text* only. Markers or the embed token spelled out in a
-    text stay text. Raises ValueError when the tokenizer is slow or lacks the embed token, or the template drops a part.
+    text stay text. Raises ValueError when the tokenizer is slow or lacks the embed token, the template drops or changes
+    a part, or an earlier version's profile does not say how it is tokenised and that matters.
     """
 
     tokenizer: Any
@@ -53,11 +62,15 @@ class Renderer:
                 "the marker. Load the fast version (tokenizer.json)."
             )
         self.embed_token_id = embed_token_id(self.tokenizer, self.profile.embed_token)
+        whole = self.profile.tokenization == "whole"
         for name in TEMPLATES:
-            self._frames[name] = self._build_frame(name)
+            self._frames[name] = self._whole_frame(name) if whole else self._build_frame(name)
         markers = self._markers()
         self._control = frozenset(self.tokenizer.convert_tokens_to_ids(markers))
         self._marker = re.compile("|".join(re.escape(token) for token in markers))
+        self._whole = WholeTexts(self.tokenizer, self._control, self._marker)
+        if self.profile.tokenization is None:
+            self._check_undecided()
 
     def check_room(self, template: TemplateName) -> None:
         """Raises ValueError when `max_length` has no room for a text within this template."""
@@ -86,9 +99,12 @@ class Renderer:
         self.check_room(template)
         if instructions is not None and len(instructions) != len(texts):
             raise ValueError(f"{len(instructions)} instructions were given for {len(texts)} texts; give one for each.")
-        bodies = self.tokenize_text(texts)
-        heads = self._instruction_ids(instructions) if instructions is not None else [[]] * len(texts)
         frame = self._frames[template]
+        filled = [""] * len(texts) if instructions is None else self._filled(instructions)
+        if frame.around is not None:
+            return self._render_whole(frame, frame.around, texts, filled)
+        bodies = self.tokenize_text(texts)
+        heads = self.tokenize_text(filled) if any(filled) else [[]] * len(texts)
         return [self._assemble(frame, *each) for each in zip(heads, bodies, texts, strict=True)]
 
     def render_reply(
@@ -109,19 +125,43 @@ class Renderer:
                 raise ValueError("A direct reply has no reasoning; use template='reason' or leave `reasoning` out.")
             return self.render(text, template, instruction)
         prompt = self.render(text, template, instruction)
-        before, after = self.profile.reason.reply.split("{reasoning}")
-        opening = self._control_ids(before.replace("{embed_token}", self.profile.embed_token))
+        before, after = (
+            part.replace("{embed_token}", self.profile.embed_token)
+            for part in self.profile.reason.reply.split("{reasoning}")
+        )
+        around = self._frames[template].around
+        said, reply = (self._reply_apart if around is None else self._reply_whole)(before, given, reasoning, after)
+        start = len(prompt.token_ids) + len(said)
+        end = start + len(reply)
+        spans = prompt.spans | {"assistant": (start, end), "embed": (end - 1, end)}
+        return Rendered(prompt.token_ids + said + reply, spans, prompt.truncated_tokens)
+
+    def _reply_apart(
+        self, before: str, given: str | None, reasoning: str | None, after: str
+    ) -> tuple[list[int], list[int]]:
+        """Ids of what is given as if it had been said, and of what is to be said."""
+        opening = self._control_ids(before)
         said = [*opening, *self.tokenize_text([given])[0]] if given else []
         spoken = f" {reasoning}" if reasoning and given and self._spaces_count else reasoning
         reply = [
             *([] if given else opening),
             *(self.tokenize_text([spoken])[0] if spoken else []),
-            *self._control_ids(after.replace("{embed_token}", self.profile.embed_token)),
+            *self._control_ids(after),
         ]
-        start = len(prompt.token_ids) + len(said)
-        end = start + len(reply)
-        spans = prompt.spans | {"assistant": (start, end), "embed": (end - 1, end)}
-        return Rendered(prompt.token_ids + said + reply, spans, prompt.truncated_tokens)
+        return said, reply
+
+    def _reply_whole(
+        self, before: str, given: str | None, reasoning: str | None, after: str
+    ) -> tuple[list[int], list[int]]:
+        """The same, as the continuation of the prompt, whose own ids stay as they are when it is asked."""
+        for index, text in enumerate(each for each in (given, reasoning) if each is not None):
+            check_text(text, index, "Reasoning")
+        around = self._frames["reason"].around
+        spoken = f" {reasoning}" if reasoning and given else reasoning or ""
+        parts = [Part(before, True), Part(given or "", False), Part(spoken, False), Part(after, True)]
+        ids, borders = self._whole.continued([around.said, ORDINARY] if around else [], parts)
+        border = borders[1] if given else 0
+        return ids[:border], ids[border:]
 
     @property
     def _spaces_count(self) -> bool:
@@ -134,15 +174,18 @@ class Renderer:
 
         Raises TypeError for a text that is not a string and ValueError for a lone surrogate.
         """
-        if isinstance(texts, str):
-            raise TypeError(f"A list of texts is needed, got one string {texts[:40]!r}. Write [text].")
-        for index, text in enumerate(texts):
-            check_text(text, index)
+        check_texts(texts)
         if not texts:
             return []
         # The full length is tokenised and cut afterwards; the tokenizer's own limit would only print a warning.
         encoded = self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, truncation=False, verbose=False
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            truncation=False,
+            verbose=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
         )
         return [
             ids if self._control.isdisjoint(ids) else self._spell_out(text)
@@ -156,8 +199,10 @@ class Renderer:
         """
         framing = {i for frame in self._frames.values() for i in (*frame.before, *frame.after)}
         added = [token for token, i in self.tokenizer.get_added_vocab().items() if i in framing and token.strip()]
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         return sorted(
-            {self.profile.embed_token, *added, *self.tokenizer.all_special_tokens} - {self.tokenizer.unk_token}
+            {self.profile.embed_token, *added, *special, *self.tokenizer.all_special_tokens}
+            - {self.tokenizer.unk_token}
         )
 
     def _spell_out(self, text: str) -> list[int]:
@@ -178,13 +223,57 @@ class Renderer:
     def _piece_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
-    def _instruction_ids(self, instructions: Sequence[str | None]) -> list[list[int]]:
-        """Ids of each instruction in its own place before the text; an absent one gives none."""
+    def _filled(self, instructions: Sequence[str | None]) -> list[str]:
+        """Each instruction in its own place before the text; an absent one gives nothing."""
         for index, instruction in enumerate(instructions):
             if instruction is not None:
                 check_text(instruction, index, "Instruction")
-        filled = [self.profile.instruction.replace("{instruction}", text) if text else "" for text in instructions]
-        return self.tokenize_text(filled)
+        return [self.profile.instruction.replace("{instruction}", text) if text else "" for text in instructions]
+
+    def _render_whole(
+        self, frame: _Frame, around: Surroundings, texts: Sequence[str], heads: Sequence[str]
+    ) -> list[Rendered]:
+        """Prompts tokenised as one text with their frames; `heads` are filled instructions."""
+        check_texts(texts)
+        if not texts:
+            return []
+        contents = [_trimmed(head, text, frame.trimmed) for head, text in zip(heads, texts, strict=True)]
+        encoded_rows = self.tokenizer(
+            [f"{around.left}{head}{text}{around.right}" for head, text in contents],
+            add_special_tokens=False,
+            truncation=False,
+            verbose=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        first, last = len(around.opening), len(around.closing)
+        room = self.max_length - (len(frame.before) - first) - len(around.rest)
+        rendered = []
+        for ids, (head, text) in zip(encoded_rows, contents, strict=True):
+            opening, body, closing = ids[:first], ids[first : len(ids) - last], ids[len(ids) - last :]
+            usual = opening == around.opening and closing == around.closing and first + last <= len(ids)
+            if usual and (not head or len(ids) <= room) and self._control.isdisjoint(body):
+                rendered.append(self._assemble(frame, [], body, text))
+            else:
+                rendered.append(self._render_parts(frame, around, head, text))
+        return rendered
+
+    def _render_parts(self, frame: _Frame, around: Surroundings, head: str, text: str) -> Rendered:
+        """One such prompt, with the place of each part looked up."""
+        users = [Part(head, False), Part(text, False)] if head else [Part(text, False)]
+        ids, borders = self._whole.encode([Part(around.left, True), *users, Part(around.right, True)])
+        first, last = borders[0], borders[-1]
+        if ids[: len(around.opening)] == around.opening:  # the same places as where they are not looked up
+            first = len(around.opening)
+        if ids[len(ids) - len(around.closing) :] == around.closing:
+            last = max(first, len(ids) - len(around.closing))
+        middle = min(max(first, borders[-2]), last) if head else first
+        start = len(frame.before) - len(around.opening)
+        lead, rest = frame.before[:start], around.rest
+        own = _Frame([*lead, *ids[:first]], [*ids[last:], *rest], frame.system, frame.assistant)
+        if len(own.before) + last - first + len(own.after) > self.max_length:  # the text's end is lost, and its border
+            own = _Frame(own.before, frame.after, frame.system, frame.assistant)
+        return self._assemble(own, ids[first:middle], ids[middle:last], text)
 
     def _assemble(self, frame: _Frame, head: list[int], body: list[int], text: str) -> Rendered:
         room = self.max_length - len(frame.before) - len(frame.after) - len(head)
@@ -204,12 +293,45 @@ class Renderer:
             spans["embed"] = (len(ids) - 1, len(ids))
         return Rendered(ids, spans, max(0, len(body) - room))
 
-    def _build_frame(self, name: TemplateName) -> _Frame:
+    def _texts(self, name: TemplateName) -> tuple[str, str, str, str]:
+        """System prompt, text before the user's, text behind it, reply."""
         template: Template = getattr(self.profile, name)
         system = template.system.replace("{embed_token}", self.profile.embed_token)
         before, after = wrap(self.tokenizer, self.profile, system).split(SLOT)
-        prefix = self.tokenizer(before, add_special_tokens=False, return_offsets_mapping=True)
         reply = "" if name == "reason" else template.reply.replace("{embed_token}", self.profile.embed_token)
+        return system, before, after, reply
+
+    def _whole_frame(self, name: TemplateName) -> _Frame:
+        system, before, after, reply = self._texts(name)
+        around, offsets, replied = surround(self.tokenizer, before, after, reply)
+        return _Frame(
+            before=[*self._leading_ids(), *around.lead, *around.opening],
+            after=[*around.closing, *around.rest],
+            system=self._system_span(before, system, offsets),
+            assistant=replied,
+            around=around,
+            trimmed=trimmed(self.tokenizer, self.profile, system),
+        )
+
+    def _check_undecided(self) -> None:
+        """Raises ValueError for a profile that does not say how prompts are tokenised, where that gives other ids."""
+        for name in TEMPLATES:
+            _, before, after, reply = self._texts(name)
+            frame, text = self._frames[name], "The storm moved over 12 hills."
+            whole = [*self._leading_ids(), *encoded(self.tokenizer, before + text + after + reply)[0]]
+            apart = [*frame.before, *self.tokenize_text([text])[0], *frame.after]
+            if apart != whole:
+                raise ValueError(
+                    f"{PROFILE_FILE} does not say how prompts are tokenised, and with this tokenizer that matters: "
+                    f"{text!r} in the {name!r} template has {len(whole)} tokens as one text, {len(apart)} other ones "
+                    'where text and template are tokenised apart. Write "tokenization": "whole" into it for a model '
+                    'that was trained elsewhere, "apart" for one that was trained with a version of this package '
+                    "without that key."
+                )
+
+    def _build_frame(self, name: TemplateName) -> _Frame:
+        system, before, after, reply = self._texts(name)
+        prefix = self.tokenizer(before, add_special_tokens=False, return_offsets_mapping=True)
         reply_ids = self._control_ids(reply)
         return _Frame(
             before=self._leading_ids() + list(prefix["input_ids"]),
@@ -241,35 +363,12 @@ class Renderer:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
-def embed_token_id(tokenizer: Any, token: str) -> int:
-    """The id of the embed token, read from the tokenizer; ValueError when it is not one token there."""
-    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != token:
-        added = list_special_tokens(tokenizer)
-        raise ValueError(
-            f"The tokenizer has no token {token!r} (it gives {len(ids)} pieces), so there is no place to read a vector "
-            "from. To make an ordinary causal LM a reason-then-embed checkpoint, run `search-r3 init MODEL --output "
-            "FOLDER`, then train it with `python train/sft.py`. If it is one whose token has another name, give the "
-            f'name as "embed_token" in {PROFILE_FILE}; the special tokens found are {shown_tokens(added)}.'
-            + known_tokens(added)
-        )
-    return int(ids[0])
-
-
-def list_special_tokens(tokenizer: Any) -> list[str]:
-    """The special and added tokens of a tokenizer, in the order of their ids."""
-    ids = {**tokenizer.get_added_vocab()}
-    ids |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    return sorted(ids, key=lambda each: ids[each])
-
-
-def shown_tokens(tokens: Sequence[str], most: int = 12) -> str:
-    """Tokens for a message: those that speak of embedding first, and the number of those left out."""
-    if not tokens:
-        return "none"
-    first = sorted(tokens, key=lambda token: "emb" not in token.lower())[:most]
-    rest = f" and {len(tokens) - most} more" if len(tokens) > most else ""
-    return ", ".join(first) + rest
+def check_texts(texts: Sequence[str]) -> None:
+    """TypeError for one string in place of several, and what `check_text` raises for each."""
+    if isinstance(texts, str):
+        raise TypeError(f"A list of texts is needed, got one string {texts[:40]!r}. Write [text].")
+    for index, text in enumerate(texts):
+        check_text(text, index)
 
 
 def check_text(text: Any, index: int, what: str = "Text") -> None:
@@ -285,3 +384,12 @@ def check_text(text: Any, index: int, what: str = "Text") -> None:
             f"{what} {index} holds a lone surrogate {text[error.start]!r} at character {error.start}, which no "
             "tokenizer can read. Decode the source with errors='replace', or remove the character."
         ) from error
+
+
+def _trimmed(head: str, text: str, characters: tuple[str, str]) -> tuple[str, str]:
+    """An instruction and a text without what the template takes from the two ends of both together."""
+    left, right = characters
+    kept = (head + text).lstrip(left)
+    border = max(0, len(kept) - len(text))
+    kept = kept.rstrip(right)
+    return kept[:border], kept[border:]

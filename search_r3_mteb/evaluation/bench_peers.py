@@ -16,6 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
+from search_r3_mteb.encoder.architecture import Architecture
+from search_r3_mteb.encoder.backbone import unwrap
+from search_r3_mteb.encoder.chat_templates import SLOT, trimmed, wrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.decode import Decode
 from search_r3_mteb.encoder.engine import Engine
@@ -109,8 +112,9 @@ def separate_rollouts(
 def read(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "rows dim"]:
     """Last states of whole sequences in one left-padded batch, without the head."""
     ids, mask = left_padded(sequences, checkpoint)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    output = checkpoint.model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    architecture = Architecture(unwrap(checkpoint.model))
+    inputs = architecture.inputs((mask.cumsum(1) - 1).clamp(min=0))
+    output = architecture.backbone(input_ids=ids, attention_mask=mask, use_cache=False, **inputs)
     states: Tensor = output.last_hidden_state[:, -1]
     return states
 
@@ -161,16 +165,17 @@ def mteb_encode(model: Any, task: Any) -> Callable[[Any], Any]:
 
 
 def prompt_texts(checkpoint: Checkpoint, documents: Sequence[str]) -> list[str]:
-    """The direct prompts of these documents as text, as a user of sentence-transformers would write them."""
-    embed, direct = checkpoint.profile.embed_token, checkpoint.profile.direct
-    system, reply = (part.replace("{embed_token}", embed) for part in (direct.system, direct.reply))
+    """The direct prompts of these documents as text, as a user of sentence-transformers would write them.
 
-    def prompt(document: str) -> str:
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": document}]
-        text: str = checkpoint.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text + reply
-
-    return [prompt(document) for document in documents]
+    Date and thinking are those of the profile, and what the template trims is trimmed.
+    """
+    tokenizer, profile = checkpoint.tokenizer, checkpoint.profile
+    system, reply = (
+        part.replace("{embed_token}", profile.embed_token) for part in (profile.direct.system, profile.direct.reply)
+    )
+    before, after = wrap(tokenizer, profile, system).split(SLOT)
+    left, right = trimmed(tokenizer, profile, system)
+    return [f"{before}{document.lstrip(left).rstrip(right)}{after}{reply}" for document in documents]
 
 
 def _generated(

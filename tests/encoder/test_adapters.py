@@ -378,3 +378,19 @@ def test_an_adapter_that_changed_its_base_at_random_is_refused(tmp_path):
                 load(folder)
         else:
             assert load(folder)
+
+
+def test_no_warning_is_shown_that_no_user_can_follow(tmp_path):
+    """peft asks transformers for a property by its old name whenever it wraps a model."""
+    from peft import PeftModel
+
+    folder = save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter")
+    base = load_model(tmp_path / "base", "float32", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        load(folder)
+    with warnings.catch_warnings(record=True) as shown:  # the warning is as old as transformers 5.2x
+        warnings.simplefilter("always")
+        PeftModel.from_pretrained(base, str(folder))
+    deprecated = isinstance(getattr(type(base), "is_activation_checkpointing", None), property)
+    assert any("is_gradient_checkpointing" in str(each.message) for each in shown) == deprecated, "control"

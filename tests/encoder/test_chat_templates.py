@@ -46,6 +46,11 @@ DEEPSEEK_V31 = (
     "{% if not thinking is defined %}{% set thinking = false %}{% endif %}"
     + CHAT_TEMPLATE.replace("assistant\n", "assistant\n{% if thinking %}<think>{% else %}</think>{% endif %}")
 )  # fmt: skip
+HARMONY = CHAT_TEMPLATE.replace("assistant\n", "assistant\n<|channel|>analysis<|message|>")
+# The tag is named in the user's turn, and opens nothing.
+NAMED = CHAT_TEMPLATE.replace(
+    "<|im_end|>", "{% if m['role'] == 'user' %} Write your thoughts after <think>.{% endif %}<|im_end|>"
+)
 DATED = [LLAMA, MISTRAL, GPT_OSS]
 SHORT = Profile(
     reason=Template("\nThink.\n", "{reasoning}{embed_token}"), direct=Template("Embed.", "It is {embed_token}")
@@ -185,6 +190,19 @@ def test_a_template_with_a_system_role_uses_it():
         (DEEPSEEK_V31, True, "assistant\n<think>"),
         (DEEPSEEK_V31, False, "assistant\n</think>"),
         (CHAT_TEMPLATE, False, "assistant\n"),
+        (R1.replace("think>", "reasoning>"), False, "assistant\n<reasoning>\n\n</reasoning>\n\n"),
+        (R1.replace("<think>", "<seed:think>"), False, "assistant\n<seed:think>\n\n</seed:think>\n\n"),
+        (R1.replace("<think>", "◁think▷"), False, "assistant\n◁think▷\n\n◁/think▷\n\n"),
+        (R1.replace("<think>\n", "<think>\nOkay, "), None, "assistant\n<think>\nOkay, "),
+        (R1.replace("<think>\n", "<think>\nOkay, "), False, "assistant\n<think>\n\n</think>\n\n"),
+        (HARMONY, None, "assistant\n<|channel|>analysis<|message|>"),
+        (
+            HARMONY,
+            False,
+            "assistant\n<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final<|message|>",
+        ),
+        (NAMED, False, "assistant\n"),
+        (NAMED.replace("assistant\n", "assistant\n<think>\n"), False, "assistant\n<think>\n\n</think>\n\n"),
     ],
 )
 def test_thinking_is_as_the_profile_says(template, thinking, ending):
@@ -223,8 +241,33 @@ def test_thinking_is_the_same_in_training_and_inference():
         (QWEN3, (True, False, "switch", "<think>")),
         (R1, (True, False, "open", "<think>")),
         (DEEPSEEK_V31, (True, False, "switch", "<think>")),
+        (NAMED, (True, False, None, None)),
+        (HARMONY, (True, False, "open", "<|channel|>analysis")),
+        (R1.replace("think>", "reasoning>"), (True, False, "open", "<reasoning>")),
+        (R1.replace("<think>", "◁think▷"), (True, False, "open", "◁think▷")),
+        (R1.replace("<think>", "<seed:think>"), (True, False, "open", "<seed:think>")),
+        (R1.replace("<think>\n", "<think>\nOkay, "), (True, False, "open", "<think>")),
     ],
 )
 def test_what_a_template_does_is_read_from_what_it_prints(template, expected):
     found = facts(tokenizer_with(template))
     assert (found.system_role, found.prints_date, found.thinking, found.tag) == expected
+
+
+# ---- chance --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    ["{{ ['a', 'b'] | random }}", "{{['a','b']|random}}", "{{ lipsum(1) }}", "{{ ['ab'] | map('random') | join }}"],
+)
+def test_a_template_that_draws_by_chance_is_refused(drawn):
+    tokenizer = tokenizer_with(drawn + CHAT_TEMPLATE)
+    for read in (lambda: facts(tokenizer), lambda: Renderer(tokenizer, SHORT, 900)):
+        with pytest.raises(ValueError, match="The chat template draws by chance"):
+            read()
+
+
+@pytest.mark.parametrize("kept", ["a | random", "{# x | random, lipsum #}", "{% set random = 'no' %}{{ random }}"])
+def test_what_only_looks_like_chance_is_taken(kept):
+    assert wrap(tokenizer_with(kept + CHAT_TEMPLATE), SHORT, "S.").count("<|im_start|>") == 3

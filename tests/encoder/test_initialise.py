@@ -156,6 +156,23 @@ def test_other_folders_are_never_replaced(base, tmp_path):
     initialise(base, tmp_path / "empty")
 
 
+def test_an_output_that_is_a_link_stays_one(base, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "model")  # which is not there yet
+    for _ in range(2):
+        initialise(base, tmp_path / "out")
+        assert (tmp_path / "out").is_symlink()
+        assert load(tmp_path / "disk" / "model").fingerprint() == load(tmp_path / "out").fingerprint()
+        assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
+    # A kill between the two renames of the replacement, seen through the link.
+    (tmp_path / "disk" / "model").rename(tmp_path / "disk" / ".model.replaced")
+    assert load(tmp_path / "out").embed_token_id == USED
+    assert (tmp_path / "disk" / "model").is_dir()
+    atomic.removed_folder(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert not any((tmp_path / "disk").iterdir())
+
+
 def test_what_is_no_ordinary_model_is_refused(base, tmp_path, monkeypatch):
     initialise(base, tmp_path / "out")
     with pytest.raises(ValueError, match=r"out has a search_r3.json: it is a reason-then-embed checkpoint already"):

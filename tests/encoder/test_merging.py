@@ -85,6 +85,23 @@ def test_what_peft_cannot_merge_is_refused(base, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
+def test_layers_that_share_weights_are_not_merged(tiny_tokenizer, make_model, tmp_path):
+    """peft would add the adapters of both copies to the weights that they share, and leave a model of another depth."""
+    make_model("llama").save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    folder = save(adapted(tmp_path / "base", layer_replication=[[0, 2], [1, 2]]), tmp_path / "adapter")
+    found = load(folder)
+    assert len(found.model.base_model.model.model.layers) == 3
+    before = outputs_of(found)
+    for call in (lambda: merge(folder, tmp_path / "merged"), lambda: merged(found.model, keep=True)):
+        with pytest.raises(ValueError, match=r"repeats layers of its base \(layer_replication\)"):
+            call()
+    assert not (tmp_path / "merged").exists()
+    found.model = found.model.merge_and_unload()
+    with pytest.raises(ValueError, match="gives other"):  # control
+        refuse_difference(before, outputs_of(found), SAME, "peft's own merge")
+
+
 # ---- folders -------------------------------------------------------------------------------------------------------
 
 

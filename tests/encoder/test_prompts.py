@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from search_r3_mteb.encoder.profiles import EMBED_TOKEN, PROFILE_FILE, Profile, Template
-from search_r3_mteb.encoder.prompts import Rendered, Renderer, embed_token_id
+from search_r3_mteb.encoder.prompts import Rendered, Renderer
+from search_r3_mteb.encoder.special_tokens import embed_token_id
 
 DIRECT = (
     "\nYou are a helpful AI assistant. Your task is to analyze input text and create a high-quality semantic "
@@ -368,7 +369,9 @@ def test_profiles_survive_saving_and_a_folder_without_one_gets_the_default(tmp_p
 
 def test_what_a_profile_leaves_undecided_is_not_part_of_its_identity():
     """Checkpoints of before these keys keep their fingerprints, which hash this form."""
-    assert list(Profile.default().to_dict()) == ["embed_token", "reason", "direct", "instruction", "plain"]
+    before = Profile(tokenization="apart")
+    assert list(before.identity()) == ["embed_token", "reason", "direct", "instruction", "plain"]
+    assert list(before.to_dict()) == [*before.identity(), "tokenization"]
     assert Profile(thinking=False).to_dict() == Profile.default().to_dict() | {"thinking": False}
 
 
@@ -392,6 +395,7 @@ def test_what_a_profile_leaves_undecided_is_not_part_of_its_identity():
         ('{"plain": "{system} {text} {text}"}', "needs the slot '{text}' exactly once"),
         ('{"thinking": "off"}', "'thinking' of a profile must be true, false or null, got 'off'"),
         ('{"thinking": 0}', "'thinking' of a profile must be true, false or null, got 0"),
+        ('{"tokenization": "joined"}', "'tokenization' of a profile must be 'whole' or 'apart', got 'joined'"),
         ('{"date": "8 Oct 2025"}', "'date' of a profile must be a day written as year-month-day"),
         ('{"date": 2025}', "'date' of a profile must be a text, got 2025"),
     ],

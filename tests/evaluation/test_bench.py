@@ -10,11 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.encoder.probe import own_forward
+from search_r3_mteb.encoder.profiles import Profile, Template
+from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.evaluation import bench as module
+from search_r3_mteb.evaluation import bench_peers
 from search_r3_mteb.evaluation.bench_cases import BENCHMARKS, Case, cases
 from search_r3_mteb.evaluation.bench_memory import available, peak_bytes
 from search_r3_mteb.evaluation.bench_work import Subject
+from tests.conftest import build_model, build_tokenizer
+from tests.encoder.test_chat_templates import LLAMA
+from tests.encoder.test_probe import tiny_causal
 from tests.programs import python
 
 only_on_linux = pytest.mark.skipif(not available(), reason="only Linux can reset a recorded peak")
@@ -141,3 +150,31 @@ def test_documents_are_no_longer_than_both_sides_read():
     found = subject.checkpoint.tokenizer(texts, add_special_tokens=False).input_ids
     longest = max(len(before) + len(ids) + len(after) for ids in found)
     assert 500 < longest <= subject.encoder.max_length
+
+
+def test_the_peers_read_the_prompts_that_we_read():
+    """Date and thinking are the profile's, edges are trimmed as the template trims them."""
+    profile = Profile(direct=Template("Embed.", "It is {embed_token}"), thinking=False, date="2020-05-01")
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = LLAMA.replace("m['content']", "m['content'] | trim").replace(
+        "assistant\n", "assistant\n<think>\n"
+    )
+    checkpoint = Checkpoint(build_model(), tokenizer, profile, "tests/dated")
+    texts = [" the query\n", "the document"]
+    found = [tokenizer(text).input_ids for text in bench_peers.prompt_texts(checkpoint, texts)]
+    assert found == [row.token_ids for row in Renderer(tokenizer, profile, 900).render_batch(texts, "direct")]
+    messages = [{"role": "system", "content": "Embed."}, {"role": "user", "content": texts[1]}]
+    plain = (
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + "It is <|embed_token|>"
+    )
+    assert tokenizer(plain).input_ids != found[1], "control: today's date, and a block that is open"
+
+
+def test_the_peers_count_positions_as_the_architecture_does():
+    causal = tiny_causal("roberta")
+    checkpoint = Checkpoint(causal, build_tokenizer(), Profile(), "tests/roberta")
+    rows = [[5, 6, 7, 8, 9], [10, 11, 12]]
+    wanted = torch.stack([own_forward(causal, causal.base_model, row)[0][-1] for row in rows])
+    torch.testing.assert_close(bench_peers.read(checkpoint, rows), wanted, atol=1e-4, rtol=1e-4)
+    plain = causal.base_model(input_ids=torch.tensor(rows[:1]), position_ids=torch.arange(5)[None]).last_hidden_state
+    assert not torch.allclose(plain[:, -1], wanted[:1], atol=1e-2), "control"

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from search_r3_mteb.encoder import checkpoints
-from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG
+from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, quiet_peft
 from search_r3_mteb.encoder.architecture import backbone_of
 from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
@@ -92,7 +92,8 @@ def add_adapter(checkpoint: Checkpoint, config: LoraSettings, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
-    return get_peft_model(checkpoint.model, lora)
+    with quiet_peft():
+        return get_peft_model(checkpoint.model, lora)
 
 
 def forward(model: Any, token_ids: Int[Tensor, "rows length"], lengths: Int[Tensor, " rows"]) -> Hidden:

@@ -27,6 +27,7 @@ SCRATCH_PROFILE = Profile(
     reason=Template(system="reason", reply="{reasoning}{embed_token}"),
     direct=Template(system="embed", reply="{embed_token}"),
     instruction="{instruction} ",
+    tokenization="apart",  # nano's vectors are published
 )
 
 

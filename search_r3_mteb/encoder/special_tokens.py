@@ -1,0 +1,38 @@
+"""The special tokens of a tokenizer: the embed token's id, and what a message says of the others."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from search_r3_mteb.encoder.family import known_tokens
+from search_r3_mteb.encoder.profiles import PROFILE_FILE
+
+
+def embed_token_id(tokenizer: Any, token: str) -> int:
+    """The id of the embed token, read from the tokenizer; ValueError when it is not one token there."""
+    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != token:
+        added = list_special_tokens(tokenizer)
+        raise ValueError(
+            f"The tokenizer has no token {token!r} (it gives {len(ids)} pieces), so there is no place to read a vector "
+            "from. To make an ordinary causal LM a reason-then-embed checkpoint, run `search-r3 init MODEL --output "
+            "FOLDER`, then train it with `python train/sft.py`. If it is one whose token has another name, give the "
+            f'name as "embed_token" in {PROFILE_FILE}; the special tokens found are {shown_tokens(added)}.'
+            + known_tokens(added)
+        )
+    return int(ids[0])
+
+
+def list_special_tokens(tokenizer: Any) -> list[str]:
+    """The special and added tokens of a tokenizer, in the order of their ids."""
+    ids = {**tokenizer.get_added_vocab()}
+    ids |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return sorted(ids, key=lambda each: ids[each])
+
+
+def shown_tokens(tokens: Sequence[str], most: int = 12) -> str:
+    """Tokens for a message: those that speak of embedding first, and the number of those left out."""
+    if not tokens:
+        return "none"
+    first = sorted(tokens, key=lambda token: "emb" not in token.lower())[:most]
+    rest = f" and {len(tokens) - most} more" if len(tokens) > most else ""
+    return ", ".join(first) + rest

@@ -232,6 +232,11 @@ class TrainingData:
         while True:
             yield self.next_batch()
 
+    @property
+    def sources(self) -> dict[str, RowSource]:
+        """The open sources by label."""
+        return {stream.label: stream.source for stream in self.streams}
+
     def judgements(self) -> Iterator[JudgedPair]:
         """Every relevant document of every query of all sources that can be read ahead, dropped rows among them."""
         for stream in self.streams:

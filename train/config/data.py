@@ -118,6 +118,8 @@ class JudgedSetSettings(Settings):
         """A folder for beir, none for hopworld."""
         if (self.kind == "beir") != bool(self.path):
             raise ValueError('path belongs to kind = "beir" (required) and has no meaning for kind = "hopworld".')
+        if self.ignore_identical_ids and self.kind != "beir":
+            raise ValueError("ignore_identical_ids is for BEIR folders: no query of hopworld is a document. Remove it.")
 
     @property
     def label(self) -> str:

@@ -17,7 +17,6 @@ from train.data.sources import documents_of
 from train.model.model import evaluating
 
 
-
 @dataclass(frozen=True)
 class JudgedSet:
     """Queries with judgements over a corpus; `hops` holds the chain length of each query, hopworld only."""

@@ -120,6 +120,8 @@ def test_rollouts_are_written_to_be_read(tmp_path, model):
     train(rl_config(tmp_path / "run", model, "optimization.steps=4"))
     records = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2] * 4 + [4] * 4
+    queries = [record["query"] for record in records[:4]]
+    assert len(set(queries)) == 4, "one rollout of each prompt, not four of the first"
     for record in records:
         assert record["query"]
         assert isinstance(record["reasoning"], str)
@@ -219,3 +221,9 @@ def test_rows_with_several_positives_go_through_epochs(tmp_path, model, monkeypa
     assert (key("query 0"), key(texts[2])) in set.union(*masks), "the control: other rows' positives are negatives"
     shown = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
     assert {len(record["relevant"]) for record in shown} >= {2, 3}
+
+
+def test_rollouts_are_shown_by_turns():
+    from train.stage2.rollout_log import _by_turns
+
+    assert _by_turns([0, 0, 0, 1, 1, 2]) == [0, 3, 5, 1, 4, 2]

@@ -21,8 +21,8 @@ def gathered_info_nce(
     """`info_nce` of this process's queries against the documents of all processes, with gradient to all of them.
 
     Arguments are this process's own; `positives` are columns of its own `documents`, and ids mean the same on all
-    processes. The average over processes is the loss of the whole batch. `relevant` are (query id, document id) pairs of
-    further judgements, whose documents are no negatives either.
+    processes. The average over processes is the loss of the whole batch. `relevant` are (query id, document id) pairs
+    of further judgements, whose documents are no negatives either.
     """
     own = torch.stack([query_ids, document_ids[positives]], dim=1)
     pairs = collectives.gather_rows(own if relevant is None else torch.cat([own, relevant.to(own)]))

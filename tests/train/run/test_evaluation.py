@@ -67,7 +67,7 @@ def test_only_the_first_ten_count():
     angles = np.linspace(0, 1, 12)
     corpus = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     assert evaluation.per_query_ndcg(judged, corpus[:1], corpus)["q"] == 0.0
-    assert evaluation.per_query_ndcg(judged, corpus[1:2], corpus)["q"] > 0
+    assert evaluation.per_query_ndcg(judged, corpus[6:7], corpus)["q"] > 0
 
 
 def test_by_hops_and_what_chooses_the_best():

@@ -595,7 +595,7 @@ def test_more_wanted_than_there_are(tmp_path):
         ({"storage": "int8"}, "storage\n.*'bfloat16'"),
         ({"neighbors": 0}, "neighbors\n.*greater than or equal to 1"),
         ({"sweep_share": 1.5}, "sweep_share\n.*less than or equal to 1"),
-        ({"map_ridge": 0.0}, "map_ridge\n.*greater than 0"),
+        ({"map_ridge": 0.0}, "map_ridge\n.*greater than or equal to"),
         ({"budget_growth": 0.5}, "would shrink the budget"),
         ({"keep_originals": False}, "Leave keep_originals out"),
     ],

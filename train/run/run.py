@@ -18,13 +18,14 @@ from search_r3_mteb.atomic import write_json, write_text
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.merging import save_compared
 from search_r3_mteb.encoder.prompts import Renderer
+from search_r3_mteb.encoder.settings import check_window
 from train.checkpoint import save_load
 from train.checkpoint.folders import TrainingCheckpoint, checkpoints
 from train.config.loading import dump, flatten
 from train.data.beir_source import Unit
 from train.data.mixing import TrainingData, load_training_data
 from train.data.rows import TrainingRow
-from train.model.model import prepare
+from train.model.model import prepare, refuse_dropout
 from train.processes import collectives, sharding
 from train.processes.accelerator import new_accelerator
 from train.run import evaluation, memory
@@ -50,6 +51,8 @@ class Run:
     base_copy: bool
     step: int = 0
     best: float | None = None
+    # Of the present weights; None where they were not evaluated.
+    score: float | None = None
     resumed_from: TrainingCheckpoint | None = None
     # Stage 2 keeps its corpus cache in the checkpoint: a function that writes it into a folder.
     extra: Callable[[Path], None] | None = None
@@ -66,6 +69,9 @@ class Run:
         optimization, shards = config.optimization, sharding.wanted()
         accelerator = new_accelerator(optimization.mixed_precision)
         checkpoint = prepare(config.model, optimization.seed, accelerator.device)
+        if unit == "query":
+            refuse_dropout(checkpoint.model)
+        check_window(checkpoint, *_positions(config))
         torch.manual_seed(optimization.seed + 1)  # dropout; the weights have been drawn
         model = checkpoint.model
         if shards:
@@ -115,11 +121,13 @@ class Run:
         """`--dry-run`: print the resolved settings, the sizes, and the sources."""
         settings = self.config
         print(dump(settings))
-        half = settings.optimization.mixed_precision == "bf16" or settings.model.dtype == "bfloat16"
+        half = settings.optimization.mixed_precision == "bf16" or self.checkpoint.model.dtype == torch.bfloat16
+        rollout = getattr(settings, "rollout", None)
+        reasoning = 0 if rollout is None else rollout.max_reasoning_tokens + 1  # and the embed token
         estimated = memory.estimate(
             self.checkpoint.model,
             rows=rows,
-            length=settings.data.max_length,
+            length=settings.data.max_length + reasoning,
             gradient_checkpointing=settings.model.gradient_checkpointing,
             base_copy=self.base_copy,
             compute_bytes=2 if half else 4,
@@ -194,7 +202,7 @@ class Run:
 
     def after_step(self, number: int, values: dict[str, float]) -> None:
         """Log, evaluate and checkpoint as the settings say."""
-        self.step = number
+        self.step, self.score = number, None
         if due(number, self.config.output.log_every):
             self.log.event("step", number, seconds=round(self.seconds, 3), **values)
         self.log.advance(**{k: v for k, v in values.items() if k not in ("gradient_norm", "learning_rate")})
@@ -226,9 +234,9 @@ class Run:
         for score in scores:
             self.log.event("evaluate", self.step, **asdict(score))
         self.log.say(f"step {self.step}: nDCG@10 {', '.join(map(str, scores))}")
-        value = evaluation.mean_of(scores, settings.best_by)
-        if self.best is None or value > self.best:
-            self.best = value
+        self.score = evaluation.mean_of(scores, settings.best_by)
+        if self.best is None or self.score > self.best:
+            self.best = self.score
             collectives.on_main(lambda: self._export("best"))
 
     def _export(self, name: str) -> None:
@@ -241,9 +249,14 @@ class Run:
 
     def _report_data(self) -> None:
         """Write what each source gave, what was malformed, and what was dropped as a repeat of evaluation texts."""
-        sources = [asdict(one) for one in self.data.statistics()]
-        decontamination = asdict(self.data.decontamination_report())
-        write_json(self.folder / "data.json", {"sources": sources, "decontamination": decontamination})
+        reports = {
+            name: {
+                "sources": [asdict(one) for one in stream.statistics()],
+                "decontamination": stream.decontamination_report().to_dict(),
+            }
+            for name, stream in self.streams.items()
+        }
+        write_json(self.folder / "data.json", reports.pop("data") | reports)
 
     def _write_cards(self) -> None:
         from search_r3_mteb.report.model_card import facts_of_run, write_model_card
@@ -264,7 +277,17 @@ class Run:
             self.step,
             self._state(),
             config=flatten(self.config),
-            score=self.best,
+            score=self.score,
             keep=self.config.checkpoint.keep,
             extra=self.extra,
         )
+
+
+def _positions(config: Any) -> tuple[int, int]:
+    """Positions that the run's longest sequence takes, and the budget of reasoning in it, in tokens."""
+    budgets = [0]
+    if (rollout := getattr(config, "rollout", None)) is not None:
+        budgets.append(rollout.max_reasoning_tokens)
+    if config.data.evaluation and "reason" in config.evaluate.modes:
+        budgets.append(config.evaluate.max_reasoning_tokens)
+    return config.data.max_length + (max(budgets) + 1 if max(budgets) else 0), max(budgets)

@@ -14,6 +14,7 @@ class Replay:
 
     run: Run
     data: TrainingData | None
+    step: SupervisedStep | None = None
 
     @classmethod
     def begin(cls, run: Run) -> "Replay":
@@ -29,13 +30,12 @@ class Replay:
             world_size=collectives.world_size(),
         )
         run.streams["replay"] = data
-        return cls(run, data)
+        size = run.config.optimization.mini_batch_size
+        return cls(run, data, SupervisedStep(run, settings.loss, size, data=data))
 
     def backward(self) -> dict[str, float]:
         """Add the gradient of stage 1's losses on the next rows; returns the losses as "replay" and "replay_NAME"."""
-        if self.data is None:
+        if self.data is None or self.step is None:
             return {}
-        config = self.run.config
-        step = SupervisedStep(self.run, config.replay.loss, config.optimization.mini_batch_size)
-        losses = step.backward(self.data.next_batch())
+        losses = self.step.backward(self.data.next_batch())
         return {"replay": losses.pop("loss")} | {f"replay_{name}": value for name, value in losses.items()}

@@ -226,6 +226,7 @@ def test_given_rows_are_refreshed_beside_the_budget(tmp_path):
     plain = build(tmp_path / "plain").refresh(hits, Encoder(1), 150)
     report = cache.refresh(hits, Encoder(1), 150, given=given)
     assert set(report.rows) >= {5, 7}
+    assert report.tokens <= 150, "what was given costs nothing"
     assert len(set(report.rows) - {5, 7}) >= len(set(plain.rows) - {5, 7})
     assert len(set(report.rows.tolist())) == len(report.rows)
     np.testing.assert_allclose(cache.values(given), truth(1)[given], atol=1e-6)
@@ -594,7 +595,7 @@ def test_more_wanted_than_there_are(tmp_path):
         ({"storage": "int8"}, "storage\n.*'bfloat16'"),
         ({"neighbors": 0}, "neighbors\n.*greater than or equal to 1"),
         ({"sweep_share": 1.5}, "sweep_share\n.*less than or equal to 1"),
-        ({"map_ridge": 0.0}, "map_ridge\n.*greater than 0"),
+        ({"map_ridge": 0.0}, "map_ridge\n.*greater than or equal to"),
         ({"budget_growth": 0.5}, "would shrink the budget"),
         ({"keep_originals": False}, "Leave keep_originals out"),
     ],

@@ -39,6 +39,20 @@ from train.stage1.step import SupervisedStep
 from train.stage2.environment import Environment
 
 STEPS = 3
+# Rows with a trace and rows without: processes differ in how many reasoned queries they have.
+SOURCES = """
+[[data.sources]]
+kind = "hopworld"
+name = "untraced"
+documents = 500
+hops = [1]
+traces = false
+[[data.sources]]
+kind = "hopworld"
+name = "traced"
+documents = 500
+hops = [2]
+"""
 # A large epsilon: AdamW divides by the gradient's own size, and where that is 0 rounding would decide the sign.
 STABLE = ["optimization.epsilon=1.0", "optimization.learning_rate=0.05", "optimization.max_gradient_norm=0"]
 
@@ -49,7 +63,7 @@ def settings(stage, folder, model, *overrides):
     if stage == "sft":
         return sft_config(
             folder, "optimization.batch_size=6", "loss.reading=0.5", "loss.reading_documents=2", *common,
-            evaluation=True,
+            evaluation=True, sources=SOURCES,
         )  # fmt: skip
     return rl_config(
         folder, model, "rollout.prompts_per_step=6", "rollout.max_reasoning_tokens=5", *common, evaluation=True
@@ -75,7 +89,16 @@ def run(stage, folder, model, name, overrides, *, backend=None, until=None, envi
     def action(rank):
         said, idle, original = "no group", [], SupervisedStep._idle_loss
         SupervisedStep._idle_loss = lambda self, own: idle.append(1) or original(self, own)
-        os.environ |= environment or {}
+        if environment is not None:
+            os.environ |= environment
+            said, update = "no shards", Run.update
+
+            def updated(self):
+                nonlocal said
+                said = type(next(self.model.parameters())).__name__
+                update(self)
+
+            Run.update = updated
         if backend is not None:
             if "RANK" not in os.environ:  # torchrun with one process
                 os.environ |= launched(0, 1, free_port())

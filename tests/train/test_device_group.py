@@ -49,6 +49,7 @@ def test_shards_learn_what_one_process_learns(tmp_path, trained, stage):
     assert one["outputs"] < 1e-4
     assert one["steps"] == [1, 2, 3]
     assert one["losses"][0] == pytest.approx(one["losses"][1], rel=1e-5, abs=1e-6)
+    assert one["said"] == ["DTensor"] * 2, "the control: the weights lie in shards"
     if stage == "sft":
         assert one["idle"] > 0, "the control: a process had fewer mini-batches than the other"
 

@@ -151,10 +151,11 @@ class SearchR3GRPOTrainer(GRPOTrainer):
         rankings = Rankings(query_id, self._retrieved, similarities, positive, finished, reasoning_tokens)
         self._log("forced_share", 1 - sum(finished) / len(finished))
         total = reward(rankings, environment.judgements, settings, corpus=environment.documents).total
-        return [float(value) for value in total]
+        self._rewards = [float(value) for value in total]
+        return self._rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's batch, with each rollout's query and hard negatives: TRL shuffles and splits them along."""
+        """TRL's batch, with each rollout's query, hard negatives, and whether it is taught: TRL shuffles them along."""
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         queries, wanted = [row["query_id"] for row in inputs], self.search_settings.contrastive.hard_negatives
         device = self.accelerator.device
@@ -169,6 +170,8 @@ class SearchR3GRPOTrainer(GRPOTrainer):
                     f"hard_negatives={wanted}. Raise the reward's k, or lower hard_negatives."
                 )
         output["negative_numbers"] = torch.tensor(negatives, dtype=torch.long, device=device)
+        bound = self.search_settings.contrastive.min_reward
+        output["taught"] = torch.tensor([value >= bound for value in self._rewards], device=device)
         return output
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -204,6 +207,7 @@ class SearchR3GRPOTrainer(GRPOTrainer):
             inputs["query_numbers"],
             relevant=self._relevant(inputs["query_numbers"]),
             temperature=settings.contrastive.temperature,
+            taught=inputs["taught"],
         )
         self._log("contrastive", float(term.detach()))
         accumulated = self.current_gradient_accumulation_steps if self.model.training else 1

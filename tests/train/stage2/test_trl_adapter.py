@@ -150,7 +150,8 @@ def test_the_vector_is_that_of_trls_own_pass(adapter, tiny_checkpoint, environme
     batch = one_batch(trainer)
     seen = {}
 
-    def watch(vectors, documents, positives, keys, query_keys, *, relevant, temperature):
+    def watch(vectors, documents, positives, keys, query_keys, *, relevant, temperature, taught):
+        assert taught.all()  # the least reward that teaches is below all of these
         seen.update(vectors=vectors, documents=documents, positives=positives, keys=keys, relevant=relevant)
         return vectors.sum() * 0 + documents.sum() * 0
 
@@ -207,3 +208,28 @@ def test_trls_policy_loss_equals_ours(adapter, tiny_checkpoint, environment, tmp
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, their_gradients[name], rtol=1e-4, atol=1e-6, msg=name)
     assert ours.loss.abs() > 1e-8 or max(g.abs().max() for g in their_gradients.values()) > 1e-6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rollouts_below_the_least_reward_are_not_contrasted(adapter, tiny_checkpoint, environment, tmp_path):
+    """`contrastive.min_reward`, as in train/rl.py: the others' terms stay, and so does the divisor."""
+    from dataclasses import replace
+
+    trainer = make_trainer(adapter, tiny_checkpoint, environment, tmp_path)
+    trainer.current_gradient_accumulation_steps = 1
+
+    def contrastive(min_reward):
+        changed = trainer.search_settings.contrastive.replaced(min_reward=min_reward)
+        trainer.search_settings = replace(trainer.search_settings, contrastive=changed)
+        torch.manual_seed(0)
+        batch = one_batch(trainer)
+        trainer._compute_loss(trainer.model, batch)
+        return trainer._metrics["train"]["contrastive"][-1], batch["taught"].tolist()
+
+    every, all_taught = contrastive(-10.0)
+    bound = sorted(trainer._rewards)[len(trainer._rewards) // 2]
+    some, taught = contrastive(bound)
+    assert all(all_taught)
+    assert 0 < sum(taught) < len(taught)
+    assert 0 < some < every
+    assert contrastive(10.0) == (0.0, [False] * len(taught))

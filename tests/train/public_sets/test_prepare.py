@@ -12,7 +12,8 @@ import pytest
 
 from search_r3_mteb.tasks.beir_folder import read_corpus, read_qrels, read_queries
 from tests.dying import Killed, killed_before
-from tests.programs import ROOT, started
+from tests.programs import ROOT, python, started
+from tests.train.public_sets.hub_server import hub as served
 from train.config.data import SourceSettings
 from train.config.loading import load_config
 from train.config.stages import RlConfig, SftConfig
@@ -298,6 +299,34 @@ def test_a_real_kill(tmp_path):
         assert not (tmp_path / "data" / "triviaqa").exists()
         seen = progress.stat().st_mtime_ns
     assert content(made("triviaqa", hub, tmp_path / "data", every=500)) == whole
+
+
+FIRST, SECOND = "a" * 40, "b" * 40
+
+
+def test_from_the_hub_at_one_commit_that_a_continued_command_keeps(tmp_path):
+    """The libraries' own requests to a hub on this machine: killed at the first state, then a newer commit appears."""
+    old = triplets(tmp_path / "old")
+    new = pairs(tmp_path / "new", "triplet", ("anchor", "positive", "negative"), [[("new", "p", "n")] * 40])
+    name, commits = PUBLIC_SETS["triviaqa"].repository, {FIRST: old}
+    code = (
+        "import os, sys; from pathlib import Path; from train.public_sets.prepare import Wish, prepare; "
+        "from train.public_sets.table import PUBLIC_SETS; "
+        "tell = lambda _: sys.argv[1] == 'die' and os.kill(os.getpid(), 9); "
+        "[prepare(PUBLIC_SETS['triviaqa'], Wish(Path(folder), every=12), tell) for folder in sys.argv[2:]]"
+    )
+    with served({name: commits}) as endpoint:
+        network = {"HF_ENDPOINT": endpoint, "HF_HOME": tmp_path / "home", "HF_HUB_OFFLINE": 0}
+        process = started("-c", code, "die", tmp_path / "data", **network)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        commits[SECOND] = new
+        python("-c", code, "live", tmp_path / "data", tmp_path / "newest", **network)
+    folder = tmp_path / "data" / "triviaqa"
+    assert content(folder)["rows.jsonl"] == content(made("triviaqa", old, tmp_path / "copy"))["rows.jsonl"]
+    manifest = read_manifest(folder)
+    assert (manifest["revision"], manifest["licence"]) == (FIRST, "not stated: the card names no licence")
+    assert read_manifest(tmp_path / "newest" / "triviaqa")["revision"] == SECOND
 
 
 def test_two_commands_do_not_write_one_folder(tmp_path):

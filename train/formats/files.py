@@ -8,6 +8,7 @@ from pathlib import Path
 
 from train.formats.records import MS_MARCO, FormatError
 
+MADE_BY = "The sets that the shipped configurations name are made by `python -m train.prepare NAME` (--list)."
 _TABLES = (".tsv", ".txt")
 _REFUSED = {
     ".parquet": 'set kind = "hub" and path to its folder, which datasets reads',
@@ -55,7 +56,12 @@ def triple(raw: bytes) -> dict[str, str] | None:
 
 
 def refuse_folder(path: Path) -> None:
-    """Refuse MS MARCO's own folder where a BEIR folder is wanted."""
+    """Refuse a missing folder, and MS MARCO's own, where a BEIR folder is wanted."""
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"BEIR folder {str(path)!r} does not exist or is not a folder; it holds corpus.jsonl, queries.jsonl and "
+            f"qrels/. {MADE_BY}"
+        )
     names = [name for name in ("collection.tsv", "collection.tsv.gz", "collection.tar.gz") if (path / name).exists()]
     if names and not (path / "qrels").is_dir():
         raise ValueError(f"{path} holds {names[0]}: this is MS MARCO's own layout, not a BEIR folder. {MS_MARCO}.")

@@ -193,6 +193,12 @@ def test_a_packed_one_is_refused_as_well(tmp_path):
         open_source(jsonl(tmp_path / "qidpidtriples.train.full.2.tsv.gz"))
 
 
+def test_a_set_that_was_not_made_names_the_command(tmp_path):
+    for kind in ("jsonl", "beir"):
+        with pytest.raises(FileNotFoundError, match=r"made by `python -m train\.prepare NAME`"):
+            open_source(SourceSettings(kind=kind, path=str(tmp_path / "data")))
+
+
 def test_ms_marcos_own_folder_is_not_a_beir_folder(tmp_path):
     (tmp_path / "collection.tsv").write_text(f"0\t{A}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"MS MARCO's own layout, not a BEIR folder.*train\.prepare msmarco"):

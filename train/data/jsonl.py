@@ -15,6 +15,7 @@ import numpy as np
 from search_r3_mteb.atomic import write_jsonl
 from search_r3_mteb.json_files import NotJsonError, parse_json
 from train.data.rows import BadRowError, TrainingRow
+from train.formats.files import MADE_BY
 
 _STRIDE = 32  # lines per entry of the index
 _CHUNK = 1 << 20  # bytes read at a time while indexing
@@ -35,7 +36,7 @@ class JsonlFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"There is no file {str(path)!r} with one JSON object per line (.jsonl or .jsonl.gz)."
+                f"There is no file {str(path)!r} with one JSON object per line (.jsonl or .jsonl.gz). {MADE_BY}"
             )
         self.packed = self.path.suffix == ".gz"
         self.count: int | None = None

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from search_r3_mteb.encoder.documents import join_title
 from train.config.data import ColumnSettings
 from train.data.order import choose
+from train.formats.records import KNOWN, FormatError, columns_of
 
 _ID_KEYS = ("id", "_id", "docid", "doc_id")
 
@@ -82,7 +83,10 @@ class RowReader:
     def _read(self, record: Any, epoch: int) -> TrainingRow:
         if not isinstance(record, Mapping):
             raise _Reason(f"a row is one JSON object, got {type(record).__name__}")
-        names = self.columns
+        try:
+            names = columns_of(self.columns, record)
+        except FormatError as error:
+            raise _Reason(str(error)) from None
         positives = _documents(record, names.positive, required=True)
         if names.positive_title is not None:
             positives = [(id_, join_title(_title(record, names.positive_title), text)) for id_, text in positives]
@@ -178,7 +182,10 @@ class _Reason(Exception):  # noqa: N818  never leaves this module
 
 def _value(record: Mapping[str, Any], name: str) -> Any:
     if name not in record:
-        raise _Reason(f"there is no {name!r}; the row has {', '.join(map(repr, record)) or 'no keys'}")
+        raise _Reason(
+            f"there is no {name!r}; the row has {', '.join(map(repr, record)) or 'no keys'}. Where these are not the "
+            f'columns of {KNOWN}, say which is which: columns = {{ query = "...", positive = "..." }}'
+        )
     return record[name]
 
 

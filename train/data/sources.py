@@ -20,10 +20,12 @@ from train.data.beir_source import BeirSource, Unit
 from train.data.jsonl import JsonlFile, Line
 from train.data.order import uniform
 from train.data.rows import BadRowError, RowReader, RowSource, Spill, TrainingRow
+from train.formats.files import is_table, refuse_folder, triple
+from train.formats.records import FormatError
 
 
 class JsonlSource(RowSource):
-    """Pairs or triples, one JSON object per line; .gz is read in order."""
+    """Pairs or triples, one JSON object per line, or MS MARCO's text triples; .gz is read in order."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self.label = settings.label
@@ -33,6 +35,8 @@ class JsonlSource(RowSource):
             raise ValueError(
                 f"{settings.path} is empty: there is nothing to train on. Remove the source or fill the file."
             )
+        first = next((line for line in self._file.lines() if line.raw.strip()), None)
+        self._table = first is not None and is_table(self._file.path, first.raw)
         self._reader = RowReader(settings.columns, self.label, self._file.path)
 
     def at(self, position: int) -> Line:
@@ -45,8 +49,14 @@ class JsonlSource(RowSource):
 
     def parse(self, raw: Line, epoch: int) -> TrainingRow | None:
         """The row of one line."""
-        record = self._file.record(raw)
+        record = self._row_of_table(raw) if self._table else self._file.record(raw)
         return None if record is None else self._reader.read(record, raw.number, epoch)
+
+    def _row_of_table(self, raw: Line) -> dict[str, str] | None:
+        try:
+            return triple(raw.raw)
+        except FormatError as error:
+            raise BadRowError(str(self._file.path), raw.number, str(error)) from None
 
 
 class HubSource(RowSource):
@@ -137,6 +147,7 @@ def open_source(settings: SourceSettings, *, unit: Unit = "judgement", on_bad_ro
         return HubSource(settings)
     if settings.kind == "hopworld":
         return HopWorldSource(settings)
+    refuse_folder(Path(str(settings.path)))
     return BeirSource(settings, unit, on_bad_row)
 
 

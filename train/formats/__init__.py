@@ -1,0 +1,1 @@
+"""Formats of training rows that other tools write, known by their columns, or refused by name."""

@@ -115,6 +115,7 @@ def open_environment(run: Run) -> Environment:
     else:
         saved = run.resumed_from.extra / "cache"
         cache = CorpusCache.load(saved, corpus.texts, dim=engine.dim, working=folder, **shared)
+    cache.on(cached.compute_device(run.device))
     # On the main process, while the others wait for the checkpoint.
     run.extra = lambda place: cache.snapshot(place / "cache", fingerprint=checkpoint.fingerprint())
     return Environment(corpus, cache, encoder, cached, config.reward)

@@ -11,6 +11,7 @@ processor fills one while the other is copied and computed on, and results come 
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,6 @@ def _copy(target: Shaped[np.ndarray, "rows dim"], source: Shaped[np.ndarray, "ro
     if not _copiers:
         _copiers.append(ThreadPoolExecutor(_COPIERS, thread_name_prefix="device-rows"))
     bounds = np.linspace(0, len(source), _COPIERS + 1).astype(int)
-    parts = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [slice(a, b) for a, b in pairwise(bounds)]
     for done in [_copiers[0].submit(np.copyto, target[part], source[part]) for part in parts]:
         done.result()

@@ -1,7 +1,7 @@
 """Exact search on a device: the answer of `exact_search`, over blocks that the device holds or is sent.
 
     for each block:  scores = queries @ block;  keep the best few of these and of those so far
-    score again, from float32 vectors in float64, every pair within the scan's error of the k-th best, and take the k best
+    score every pair within the scan's error of the k-th best again, from float32 vectors in float64; take the k best
 
 The scan keeps more pairs than are asked for. Where even the worst of them could still be among the k best (many
 documents of nearly equal score), a second scan collects all pairs above the bound that the first one has found.

@@ -41,7 +41,7 @@ class CorpusCacheSettings(Settings):
     """Vectors that stay on the GPU between steps, in 10^9 bytes; the others travel at every use. Our choice: 8, room
     beside the training for 2.6 million values of 1,536 dimensions in half precision."""
     block_megabytes: Count = 64
-    """Size of a block that travels to the GPU, of which four wait in pinned memory. Our choice: 64, measured."""
+    """Size of a block that travels to the GPU, of which four wait in pinned memory. Our choice: 64."""
     keep_originals: StrictBool | None = None
     """Keep every row's encoded float32 vector beside its value. Our choice: absent, where policy or storage need it."""
     index: Literal["exact", "ivf"] = "exact"

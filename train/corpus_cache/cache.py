@@ -104,7 +104,7 @@ class CorpusCache:
         return cls(loaded_state(source, settings, working, replicas), texts, replicas)
 
     def on(self, device: Any) -> "CorpusCache":
-        """This cache, which searches and maps on a torch device from now on; None: the processor, with numpy.
+        """Search and map on a torch device from now on (None: the processor, with numpy); returns the cache itself.
 
         The files stay the copy that counts: blocks travel to the device and back, and `device_gigabytes` of them stay.
         """

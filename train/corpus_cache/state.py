@@ -30,7 +30,7 @@ from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.drift_map import DriftMap
 from train.corpus_cache.files import CacheFolder, ChangeRecord, create_arrays, open_folder
 from train.corpus_cache.neighbor_graph import build_graph, columns
-from train.corpus_cache.texts import CorpusTexts, Encode, encoded_share, on_all
+from train.corpus_cache.texts import CorpusTexts, Encode, counted_once, encoded_share, on_all
 from train.processes.replicas import Replicas
 
 _MAPPED_BYTES = 8 << 20
@@ -309,7 +309,7 @@ def _written_state(
     Documents go to `encode` in row order, `encode_rows` at a time, whatever the number of processes: the same vectors
     bit for bit.
     """
-    counts = texts.count()
+    counts = counted_once(texts, path, replicas)
     n = len(texts)
     state: CacheState | None = None
     dim: int | None = None

@@ -3,19 +3,23 @@
 import hashlib
 from collections.abc import Iterable
 
+from train.config.corpus_cache import CorpusCacheSettings
 from train.config.data import RlDataSettings, SourceSettings
 from train.corpus_cache.texts import CorpusTexts, CountTokens
 from train.data.rows import TrainingRow
 from train.data.sources import all_rows, documents_of, open_source
 
+WARNED_SECONDS, REFUSED_SECONDS = 10.0, 120.0
+
 
 class SearchedCorpus:
     """All documents of the configured corpora. Several sources over one corpus (two hop counts of one world) share it.
 
+    `tokenizer` names `count_tokens`, so that its counts are kept (see `CorpusTexts`).
     Where several corpora are searched together, an id is prefixed by its corpus, since "1" may be a document of each.
     """
 
-    def __init__(self, settings: RlDataSettings, count_tokens: CountTokens) -> None:
+    def __init__(self, settings: RlDataSettings, count_tokens: CountTokens, tokenizer: str = "") -> None:
         places = {_place(source): source for source in (settings.corpus or settings.sources)}
         self._prefixed = len(places) > 1 and not settings.corpus
         self._place_of = {source.label: _place(source) for source in settings.sources}
@@ -26,7 +30,7 @@ class SearchedCorpus:
             for id_, text in pairs:
                 self.ids.append(self._id(place, id_))
                 texts.append(text)
-        self.texts = CorpusTexts(texts, self.ids, count_tokens)
+        self.texts = CorpusTexts(texts, self.ids, count_tokens, tokenizer)
 
     def relevance(self, row: TrainingRow) -> dict[str, float]:
         """Document id -> relevance of a training row, by the corpus's ids; grades above 0 only.
@@ -49,6 +53,36 @@ class SearchedCorpus:
 
     def _id(self, place: str, id_: str) -> str:
         return f"{place}/{id_}" if self._prefixed else id_
+
+
+def processor_seconds(documents: int, dim: int, queries: int, settings: CorpusCacheSettings, threads: int) -> float:
+    """Seconds per step that two searches and the drift map take on a processor, estimated from their multiply-adds.
+
+    1e11 per second and thread in float32 and 4e11 in bfloat16, of which three quarters and half were measured
+    (results/corpus_cache).
+    """
+    rate = (2e11 if settings.storage == "bfloat16" else 7.5e10) * max(1, threads)
+    searches = 2.0 * 2 * documents * dim * queries if settings.index == "exact" else 0.0
+    mapped = 2.0 * documents * dim * dim if settings.policy.endswith("+map") else 0.0
+    return (searches + mapped) / rate
+
+
+def check_processor(documents: int, dim: int, queries: int, settings: CorpusCacheSettings, threads: int) -> str | None:
+    """The warning for a corpus that a processor searches and maps slowly, None below 10 seconds per step.
+
+    Raises ValueError above 120 seconds per step: such a run would spend its time on the cache.
+    """
+    seconds = processor_seconds(documents, dim, queries, settings, threads)
+    said = (
+        f"{documents:,} documents of {dim:,} dimensions are searched and mapped on the CPU: about {seconds:,.0f} "
+        f"seconds per step for {queries:,} rollouts, before any encoding."
+    )
+    if seconds > REFUSED_SECONDS:
+        raise ValueError(
+            f"{said} That is too much to train with. Train on a GPU, search a smaller [data.corpus], or sample fewer "
+            'rollouts; corpus_cache.storage = "bfloat16" and policy = "local" cost less.'
+        )
+    return f"{said} A GPU, or a smaller [data.corpus], makes that less." if seconds > WARNED_SECONDS else None
 
 
 def text_id(text: str) -> str:

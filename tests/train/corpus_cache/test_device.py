@@ -10,8 +10,10 @@ import torch
 from search_r3_mteb.search.device_rows import DeviceRows
 from search_r3_mteb.search.storage import unpack
 from tests.train.corpus_cache.test_cache import DIM, TEXTS, Encoder, N, batch, everything, truth
+from tests.vectors import unit
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.cache import CorpusCache
+from train.corpus_cache.drift_map import DriftMap
 
 CPU = torch.device("cpu")
 GPU = pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)
@@ -64,3 +66,87 @@ def test_a_cache_on_a_device_equals_one_of_numpy(tmp_path, policy, storage, resi
     assert (again.vectors == there.vectors).all()
     there.rebuild(Encoder(8), step=8)
     assert (there.search(truth(8)[:40], 1).rows[:, 0] == np.arange(40)).all()
+
+
+def test_the_settings_reach_the_device(tmp_path):
+    """Without any of the three the sizes would be others, or the run's device not used."""
+    cache = build(tmp_path, CPU, storage="bfloat16", block_megabytes=1, device_gigabytes=150 * DIM * 2 * 1e-9)
+    copies = cache._state.device
+    assert (copies.values.block_rows, copies.originals.block_rows) == (128, 64)
+    assert (copies.values.resident_rows, copies.originals.resident_rows) == (128, 0)
+    more = build(tmp_path / "more", CPU, block_megabytes=1, device_gigabytes=1.0)._state.device
+    assert (more.values.resident_rows, more.originals.resident_rows) == (N, N)
+    gpu = torch.device("cuda", 1)
+    assert CorpusCacheSettings().compute_device(gpu) == gpu
+    assert CorpusCacheSettings().compute_device(CPU) is None
+    assert CorpusCacheSettings(device="cpu").compute_device(gpu) is None
+
+
+def test_equal_scores_and_open_bounds_are_settled_by_row(tmp_path):
+    """300 copies of one document: more than the scan keeps, so a second scan looks for the rest."""
+    documents = np.repeat(unit(np.random.default_rng(0).normal(size=(4, DIM))), 300, axis=0).astype(np.float32)
+    for storage in ("float32", "bfloat16"):
+        stored = DeviceRows(pack(documents, storage), CPU, block_bytes=1 << 20, resident_bytes=0)
+        exact = None if storage == "float32" else lambda rows: torch.from_numpy(documents[rows])
+        for k in (1, 10, 299, 301):
+            found = device_search(documents[::300], stored, k, exact_rows=exact, scores_at_once=500)
+            whole = exact_search(documents[::300], documents, k)
+            assert (found.rows == whole.rows).all()
+            np.testing.assert_allclose(found.scores, whole.scores, atol=1e-7)
+            assert (found.rows[:, : min(k, 300)] == np.arange(4)[:, None] * 300 + np.arange(min(k, 300))).all()
+
+
+def test_a_scan_without_room_for_rounding_loses_rows(monkeypatch):
+    rng = np.random.default_rng(0)
+    documents = unit(rng.normal(size=(1, DIM)) + 0.01 * rng.normal(size=(3000, DIM))).astype(np.float32)
+    queries = documents[:20]
+    stored = DeviceRows(pack(documents, "bfloat16"), CPU, block_bytes=1 << 20, resident_bytes=0)
+
+    def found():
+        return device_search(queries, stored, 10, exact_rows=lambda rows: torch.from_numpy(documents[rows])).rows
+
+    assert (found() == exact_search(queries, documents, 10).rows).all()
+    monkeypatch.setattr(module, "scan_error", lambda *given: 0.0)
+    assert (found() != exact_search(queries, documents, 10).rows).any()
+
+
+def test_a_memory_map_that_may_only_be_read_is_searched(tmp_path):
+    documents = unit(np.random.default_rng(0).normal(size=(500, DIM))).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", pack(documents, "bfloat16"))
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    for resident in (0, 1 << 20):
+        rows = DeviceRows(mapped, CPU, block_bytes=1 << 20, resident_bytes=resident)
+        assert (device_search(documents[:9], rows, 1).rows[:, 0] == np.arange(9)).all()
+    assert (exact_search(documents[:9], mapped, 1).rows[:, 0] == np.arange(9)).all()
+
+
+def test_the_caller_may_have_switched_on_tf32_and_autocast():
+    """Both would round a float32 scan to fewer digits than its bound allows for."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        with torch.autocast("cpu", dtype=torch.bfloat16), plain_arithmetic(CPU):
+            assert matmul.fp32_precision == "ieee"
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_far_moves_do_not_depend_on_the_processor(monkeypatch, has_bfloat16):
+    """The same rounded numbers are multiplied with and without bfloat16 instructions."""
+    rng = np.random.default_rng(0)
+    drift = DriftMap(DIM, CorpusCacheSettings(storage="bfloat16"))
+    originals = unit(rng.normal(size=(300, DIM))).astype(np.float32)
+    for size in (0.01, 0.3):
+        move = size * rng.normal(size=(DIM + 1, DIM)).astype(np.float32)
+        drift.extend(move, drift.gram, np.array([0]))
+        rounded = unpack(pack(originals, "bfloat16")) @ unpack(
+            pack(drift.composed[0, :-1] - np.eye(DIM, dtype=np.float32), "bfloat16")
+        )
+        wanted = unit(originals + rounded + drift.composed[0, -1])
+        monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
+        drift._tensors.clear()
+        np.testing.assert_allclose(drift.apply(originals, np.zeros(300, int)), wanted, atol=2**-9)

@@ -45,7 +45,7 @@ def main():
     parser.add_argument("--documents", type=int, help="measure map and search of so many documents instead")
     parser.add_argument("--device", default="cpu", help="cpu: numpy; cuda: blocks on the GPU")
     parser.add_argument("--device-gigabytes", type=float, nargs="+", default=[0.0, 16.0])
-    parser.add_argument("--block-megabytes", type=int, default=CorpusCacheSettings().block_megabytes)
+    parser.add_argument("--block-megabytes", type=int, default=64)
     parser.add_argument("--storage", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--folder", type=Path, help="where the matrices lie")
     parser.add_argument("--output", type=Path)
@@ -123,11 +123,15 @@ def blocks(options, folder):
     cases = []
     for storage in options.storage:
         for gigabytes in options.device_gigabytes if device is not None else [0.0]:
-            settings = CorpusCacheSettings(
-                storage=storage, device_gigabytes=gigabytes, block_megabytes=options.block_megabytes
-            )
+            settings = CorpusCacheSettings(storage=storage)
+            if device is not None:
+                settings = settings.replaced(device_gigabytes=gigabytes, block_megabytes=options.block_megabytes)
             with tempfile.TemporaryDirectory(dir=folder) as own:
-                cases.append(one_case(random_cache(Path(own), settings, options, device), turn, options.rounds or 5))
+                cache = random_cache(Path(own), settings, options, device)
+                cases.append(
+                    {"storage": storage, "gigabytes_on_device": gigabytes} | one_case(cache, turn, options.rounds or 5)
+                )
+                del cache
             print(json.dumps(cases[-1]), file=sys.stderr, flush=True)
     return {
         "commit": commit(),
@@ -142,10 +146,9 @@ def blocks(options, folder):
 
 def one_case(cache, turn, rounds):
     """Medians over the rounds, the first left out, and the most memory that the device has given."""
-    rng, settings = np.random.default_rng(1), cache.settings
+    rng = np.random.default_rng(1)
     steps = [one_step(cache, unit_rows(rng, ROLLOUTS, cache.dim), turn, step) for step in range(1, rounds + 2)]
-    found = {"storage": settings.storage, "gigabytes_on_device": settings.device_gigabytes, "steps": rounds}
-    found |= {key: float(np.median([one[key] for one in steps[1:]])) for key in steps[0]}
+    found = {"steps": rounds} | {key: float(np.median([one[key] for one in steps[1:]])) for key in steps[0]}
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         cuda = sys.modules["torch"].cuda
         found["peak_device_gigabytes"] = cuda.max_memory_allocated() / 1e9
@@ -174,7 +177,8 @@ def random_cache(folder, settings, options, device):
     arrays["tokens"][:] = TOKENS
     arrays["neighbors"][:] = rng.integers(n, size=arrays["neighbors"].shape)
     state.checkpoint()
-    return CorpusCache(state, CorpusTexts(SyntheticTexts(n)), Replicas()).on(device)
+    cache = CorpusCache(state, CorpusTexts(SyntheticTexts(n)), Replicas())
+    return cache if device is None else cache.on(device)
 
 
 def one_step(cache, queries, turn, step):

@@ -152,7 +152,8 @@ class CacheState:
             self.map_rows()
             seconds = time.perf_counter() - started
         if self.folder.writable and self.folder.log_bytes > self.settings.log_megabytes << 20:
-            self.checkpoint()
+            # The whole matrix would go to the disk every few steps: at a million documents, gigabytes.
+            self.checkpoint(flush=self.folder.durable)
         return seconds
 
     def redo(self, records: Sequence[ChangeRecord]) -> None:
@@ -211,7 +212,7 @@ class CacheState:
                 stored = as_tensor(vectors[rows])
                 stored.copy_(self.drift.apply_tensor(as_tensor(originals[rows]), steps))
 
-    def checkpoint(self, fingerprint: str | None = None) -> None:
+    def checkpoint(self, fingerprint: str | None = None, *, flush: bool = True) -> None:
         """Fold the log into the state that the manifest names."""
         if fingerprint is not None:
             self.fingerprint = fingerprint
@@ -226,7 +227,7 @@ class CacheState:
             "settings": self.settings.model_dump(),
         }
         maps = {"map_keys": self.drift.keys, "map_composed": self.drift.composed, "map_gram": self.drift.gram}
-        self.folder.checkpoint(scalars, maps)
+        self.folder.checkpoint(scalars, maps, flush=flush)
 
 
 def new_state(path: Path, settings: CorpusCacheSettings, n: int, dim: int, m: int, seed: int) -> CacheState:

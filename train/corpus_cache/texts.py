@@ -171,7 +171,7 @@ def _kept_counts(folder: Path, origin: dict[str, Any]) -> Int[np.ndarray, " rows
         said = json.loads(manifest.read_text(encoding="utf-8"))
         counts = np.load(file, allow_pickle=False)
         checksum = said.pop("checksum")
-    except (ValueError, KeyError, AttributeError, EOFError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
         _log.warning("The token counts in %s are damaged (%s): they are counted again.", folder, error)
         return None
     if said != origin:

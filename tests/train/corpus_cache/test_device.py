@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from search_r3_mteb.search import device_search as module
+from search_r3_mteb.search import products
 from search_r3_mteb.search.device_rows import DeviceRows
-from search_r3_mteb.search.storage import unpack
+from search_r3_mteb.search.device_search import device_search
+from search_r3_mteb.search.exact import exact_search
+from search_r3_mteb.search.products import plain_arithmetic
+from search_r3_mteb.search.storage import pack, unpack
 from tests.train.corpus_cache.test_cache import DIM, TEXTS, Encoder, N, batch, everything, truth
 from tests.vectors import unit
 from train.config.corpus_cache import CorpusCacheSettings

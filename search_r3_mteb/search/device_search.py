@@ -111,8 +111,7 @@ def _above(asked: Tensor, bound: Tensor, corpus: DeviceRows, scores_at_once: int
     for first, scores in _scores(asked, corpus, scores_at_once):
         query, column = torch.nonzero(scores >= bound[:, None], as_tuple=True)
         found.append((query.cpu().numpy(), column.cpu().numpy() + first))
-    query, row = (np.concatenate(part) for part in zip(*found, strict=True))
-    return query, row
+    return np.concatenate([queries for queries, _ in found]), np.concatenate([rows for _, rows in found])
 
 
 def _scores(asked: Tensor, corpus: DeviceRows, scores_at_once: int) -> Iterator[tuple[int, Tensor]]:

@@ -12,13 +12,15 @@ from search_r3_mteb.search import products
 from search_r3_mteb.search.device_rows import DeviceRows
 from search_r3_mteb.search.device_search import device_search
 from search_r3_mteb.search.exact import exact_search
-from search_r3_mteb.search.products import plain_arithmetic
+from search_r3_mteb.search.products import as_array, plain_arithmetic
 from search_r3_mteb.search.storage import pack, unpack
 from tests.train.corpus_cache.test_cache import DIM, TEXTS, Encoder, N, batch, everything, truth
 from tests.vectors import unit
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.drift_map import DriftMap
+from train.corpus_cache.files import open_folder
+from train.corpus_cache.state import opened_state
 
 CPU = torch.device("cpu")
 GPU = pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)
@@ -155,3 +157,28 @@ def test_far_moves_do_not_depend_on_the_processor(monkeypatch, has_bfloat16):
         monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: has_bfloat16)
         drift._tensors.clear()
         np.testing.assert_allclose(drift.apply(originals, np.zeros(300, int)), wanted, atol=2**-9)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("policy", ["local", "local+map"])
+def test_a_process_that_does_not_write_follows_the_one_that_does(tmp_path, monkeypatch, policy, storage):
+    """Both keep rows on their device: the reader's are stale until it hears what the writer has written."""
+    settings = {"storage": storage, "block_megabytes": 1, "device_gigabytes": 1.0}
+    writer = build(tmp_path, CPU, policy, **settings)
+    reader = opened_state(open_folder(tmp_path, writable=False)[0], None)
+    reader.put_on(CPU)
+    queries = truth(5)[:60]
+    records = []
+    commit = writer._state.commit
+    monkeypatch.setattr(writer._state, "commit", lambda record: (records.append(record), commit(record))[1])
+    for step in range(1, 6):
+        reader.search(queries, 10)  # which loads the rows
+        report = writer.refresh(batch(writer, step), Encoder(step), 300, step=step)
+        reader.apply([records[-1]])
+        (_, kept), *_ = reader.device.values.blocks()
+        stale = (as_array(kept) != reader.vectors[: len(kept)]).any()
+        reader.followed(report.rows, moved="move" in records[-1])
+        one, other = writer.search(queries, 10), reader.search(queries, 10)
+        assert (one.rows == other.rows).all()
+        assert (one.scores == other.scores).all()
+        assert stale or step > 1

@@ -138,3 +138,24 @@ def test_a_corpus_that_a_processor_cannot_keep_up_with_is_refused(begun, monkeyp
     monkeypatch.setattr("train.stage2.corpus.WARNED_SECONDS", 0.0)
     begun()
     assert "500 documents of 32 dimensions are searched and mapped on the CPU" in caplog.text
+
+
+def test_the_cache_lies_on_the_device_that_the_settings_name(begun, monkeypatch):
+    """A run on a GPU gives its device; here the settings name the processor's torch, through the same blocks."""
+    _, plain, groups = begun()
+    assert plain.cache._state.device is None
+    asked = []
+
+    def compute_device(settings, run_device):
+        asked.append(run_device)
+        return torch.device("cpu")
+
+    monkeypatch.setattr(CorpusCacheSettings, "compute_device", compute_device)
+    run, environment, _ = begun("corpus_cache.device_gigabytes=0.5", "corpus_cache.block_megabytes=3")
+    assert asked == [run.device]
+    copies = environment.cache._state.device
+    assert copies.values.resident_rows == len(environment.cache)
+    assert environment.settings.block_megabytes == 3
+    found, wanted = environment.judge(groups, 1), plain.judge(groups, 1)
+    assert (found.rows == wanted.rows).all()
+    np.testing.assert_allclose(found.rewards.total, wanted.rewards.total, atol=1e-5)

@@ -57,9 +57,15 @@ class DeviceRows:
         """Bytes of the rows that are kept on the device."""
         return self.resident_rows * self.host.shape[1] * self.host.itemsize
 
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """`(first row, block)` over the matrix, in the type that it is stored in. Blocks are read, not written."""
-        for first in range(0, len(self), self.block_rows):
+    def blocks(self, *, merged: bool = False) -> Iterator[tuple[int, Tensor]]:
+        """`(first row, block)` over the matrix, in the type that it is stored in. Blocks are read, not written.
+
+        `merged`: all rows that the device keeps come as one block, once it has them.
+        """
+        begin = self.resident_rows if merged and self._loaded else 0
+        if begin:
+            yield 0, self._resident
+        for first in range(begin, len(self), self.block_rows):
             stop = min(first + self.block_rows, len(self))
             if stop > self.resident_rows:
                 yield first, self._uploaded(first, stop)

@@ -116,7 +116,7 @@ def _above(asked: Tensor, bound: Tensor, corpus: DeviceRows, scores_at_once: int
 
 def _scores(asked: Tensor, corpus: DeviceRows, scores_at_once: int) -> Iterator[tuple[int, Tensor]]:
     """`(first row, scores (queries, rows) float32)` over the corpus."""
-    for first, block in corpus.blocks():
+    for first, block in corpus.blocks(merged=True):
         own = asked.to(block.dtype)
         rows = max(1, scores_at_once // len(asked))
         for start in range(0, len(block), rows):

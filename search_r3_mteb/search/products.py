@@ -30,7 +30,7 @@ def cpu_multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for products of bfloat16 (AVX512-BF16 or AMX)."""
     import torch
 
-    found = torch.cpu.get_capabilities()
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 

@@ -187,13 +187,16 @@ class DriftMap:
         matrix, constant = self._on(rows.device, number)
         if matrix.dtype == rows.dtype:
             moved = product(rows, matrix).add_(constant)
-        else:
-            step = product(rows.to(matrix.dtype), matrix)
-            if result_rounding(rows.device.type, self.settings.storage):
-                far = (step.norm(dim=1) > FAR) | ((rows + step).add_(constant).norm(dim=1) < SHORT)
-                step[far] = rows[far].to(matrix.dtype).float() @ matrix.float()
-            moved = step.add_(rows).add_(constant)
-        return moved.div_(moved.norm(dim=1, keepdim=True))
+            return moved.div_(moved.norm(dim=1, keepdim=True))
+        step = product(rows.to(matrix.dtype), matrix)
+        far = step.norm(dim=1) > FAR
+        moved = step.add_(rows).add_(constant)
+        length = moved.norm(dim=1, keepdim=True)
+        far |= length[:, 0] < SHORT
+        if result_rounding(rows.device.type, self.settings.storage) and far.any():
+            moved[far] = (rows[far].to(matrix.dtype).float() @ matrix.float()).add_(rows[far]).add_(constant)
+            length[far] = moved[far].norm(dim=1, keepdim=True)
+        return moved.div_(length)
 
     def _on(self, device: Any, number: int) -> tuple[Any, Any]:
         """Matrix and constant of a map on a device: all of the matrix in float32, or its move in the storage type."""

@@ -39,7 +39,7 @@ from train.run.command import parse
 from train.run.optimizer import learning_rate, set_learning_rate
 from train.run.run import Run
 from train.stage2 import rollouts
-from train.stage2.corpus import SearchedCorpus, check_processor
+from train.stage2.corpus import SearchedCorpus, check_processor, encoding_flops
 from train.stage2.documents import DocumentEncoder
 from train.stage2.environment import Environment
 from train.stage2.replay import Replay
@@ -114,7 +114,9 @@ def open_environment(run: Run) -> Environment:
     device = cached.compute_device(run.device)
     if device is None:
         rollouts_here = config.rollout.prompts_per_step * config.rollout.group_size // collectives.world_size()
-        warning = check_processor(len(corpus.texts), engine.dim, rollouts_here, cached, torch.get_num_threads())
+        parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+        flops = encoding_flops(corpus.texts, parameters, config.data.max_length)
+        warning = check_processor(len(corpus.texts), engine.dim, rollouts_here, cached, torch.get_num_threads(), flops)
         if warning:
             logging.getLogger(__name__).warning(warning)
     folder = run.folder / "cache"

@@ -10,9 +10,10 @@ import torch
 from tests.train.loops import rl_config
 from train.config.corpus_cache import CorpusCacheSettings
 from train.config.run import RlOutputSettings
+from train.corpus_cache.texts import CorpusTexts
 from train.rl import open_environment, sample
 from train.run.run import Run
-from train.stage2.corpus import SearchedCorpus, check_processor, processor_seconds
+from train.stage2.corpus import SearchedCorpus, check_processor, encoding_flops, processor_seconds
 from train.stage2.rollout_log import RolloutLog
 
 
@@ -130,6 +131,8 @@ def test_a_corpus_that_a_processor_cannot_keep_up_with_is_refused(begun, monkeyp
     settings = CorpusCacheSettings(storage="bfloat16")
     with pytest.raises(ValueError, match=r"14,100,000 documents .* too much to train with. Train on a GPU"):
         check_processor(14_100_000, 1536, 512, settings, threads=1)
+    with pytest.raises(ValueError, match=r"about 193.5 hours to encode"):
+        check_processor(14_100_000, 1536, 512, settings, threads=100, encoding_flops=14.1e6 * 120 * 3.0876e9)
     assert "A GPU, or a smaller" in check_processor(1_000_000, 1536, 64, settings, threads=1)
     assert check_processor(2_000, 64, 64, CorpusCacheSettings(), threads=1) is None
     # By hand: a map of 2 * 1e6 * 100^2 and two searches of 2 * 1e6 * 100 * 50, at 7.5e10 per second.
@@ -137,7 +140,10 @@ def test_a_corpus_that_a_processor_cannot_keep_up_with_is_refused(begun, monkeyp
     assert processor_seconds(10**6, 100, 50, CorpusCacheSettings(policy="local"), 2) == pytest.approx(2e10 / 15e10)
     monkeypatch.setattr("train.stage2.corpus.WARNED_SECONDS", 0.0)
     begun()
-    assert "500 documents of 32 dimensions are searched and mapped on the CPU" in caplog.text
+    assert "500 documents of 32 dimensions on a CPU with" in caplog.text
+    texts = CorpusTexts(["abcd" * 9] * 50)
+    assert encoding_flops(texts, parameters=7, max_length=100) == 2 * 7 * 10 * 50
+    assert encoding_flops(texts, parameters=7, max_length=5) == 2 * 7 * 5 * 50
 
 
 def test_the_cache_lies_on_the_device_that_the_settings_name(begun, monkeypatch):

@@ -15,6 +15,7 @@ Departures from the paper, and what it leaves open (each value and its source: t
 - Old log-probabilities are the sampler's, whose weights are the trainer's; the gap is logged and bounded.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import Any
 # Under `python train/rl.py` Python looks for modules here first: our `data` or `losses` would hide a library's.
 _FOLDER = Path(__file__).resolve().parent
 sys.path[:] = [str(_FOLDER.parent) if Path(entry).resolve() == _FOLDER else entry for entry in sys.path]
+
+import torch
 
 from search_r3_mteb.encoder.engine import Engine
 from train.config.stages import RlConfig
@@ -36,7 +39,7 @@ from train.run.command import parse
 from train.run.optimizer import learning_rate, set_learning_rate
 from train.run.run import Run
 from train.stage2 import rollouts
-from train.stage2.corpus import SearchedCorpus
+from train.stage2.corpus import SearchedCorpus, check_processor, encoding_flops
 from train.stage2.documents import DocumentEncoder
 from train.stage2.environment import Environment
 from train.stage2.replay import Replay
@@ -106,7 +109,15 @@ def open_environment(run: Run) -> Environment:
     encoder = DocumentEncoder(
         checkpoint.model, engine, run.renderer, frozen=cached.policy == "frozen", autocast=run.accelerator.autocast
     )
-    corpus = SearchedCorpus(config.data, encoder.count_tokens, run.data.sources)
+    corpus = SearchedCorpus(config.data, encoder.count_tokens, encoder.tokenizer_name(), run.data.sources)
+    device = cached.compute_device(run.device)
+    if device is None:
+        rollouts_here = config.rollout.prompts_per_step * config.rollout.group_size // collectives.world_size()
+        parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+        flops = encoding_flops(corpus.texts, parameters, config.data.max_length)
+        warning = check_processor(len(corpus.texts), engine.dim, rollouts_here, cached, torch.get_num_threads(), flops)
+        if warning:
+            logging.getLogger(__name__).warning(warning)
     folder = run.folder / "cache"
     shared: Any = {"fingerprint": checkpoint.fingerprint(), "settings": cached, "replicas": all_processes()}
     if run.resumed_from is None:
@@ -114,6 +125,7 @@ def open_environment(run: Run) -> Environment:
     else:
         saved = run.resumed_from.extra / "cache"
         cache = CorpusCache.load(saved, corpus.texts, dim=engine.dim, working=folder, **shared)
+    cache.on(device)
     # On the main process, while the others wait for the checkpoint.
     run.extra = lambda place: cache.snapshot(place / "cache", fingerprint=checkpoint.fingerprint())
     return Environment(corpus, cache, encoder, cached, config.reward)

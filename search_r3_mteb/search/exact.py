@@ -1,7 +1,7 @@
 """Exact search by cosine in blocks, without a matrix of all scores and without a second copy of the corpus.
 
-    for each block of the corpus (read once, converted to float32 if it is stored in half of it):
-        scores = queries @ block                            # one small matrix
+    for each block of the corpus (read once):
+        scores = queries @ block                            # one small matrix, bfloat16 where the processor has it
         keep the pairs that can still be among the k best   # score > k-th best so far - 2 * (largest error of a score)
     score the kept pairs again, from float32 vectors in float64, and take the k best.
 
@@ -12,11 +12,20 @@ selecting costs a comparison per score instead of a partial sort.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from search_r3_mteb.search.arrays import RowNumbers
+from search_r3_mteb.search.products import (
+    as_tensor,
+    cpu_multiplies_bfloat16,
+    plain_arithmetic,
+    product,
+    result_rounding,
+)
 from search_r3_mteb.search.storage import rounding, unpack
 
 BLOCK_BYTES = 8 << 20  # measured: scores that stay in the cache; 32 MiB takes 1.5 times as long
@@ -55,17 +64,16 @@ def exact_search(
     queries = checked_queries(queries, corpus.shape[1] if corpus.ndim == 2 else -1)
     if not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k={k!r}: ask for at least one row.")
-    n, dim = corpus.shape
+    n = len(corpus)
     k = min(int(k), n)
     if k == 0 or len(queries) == 0:
         return Found(np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k), np.float32))
-    # The largest error of a scanned score: rounding of the stored vector and of the sum.
-    error = (rounding(corpus) if exact_rows is not None else 0.0) + dim * 2.0**-24
+    error = scan_error(corpus, "cpu", exact_rows is not None)
     starts = range(0, len(queries), QUERIES_PER_PASS)
     passes = [_Candidates(queries[start : start + QUERIES_PER_PASS], k, 2 * error) for start in starts]
-    for first, block in blocks(corpus, min(len(queries), QUERIES_PER_PASS), block_bytes):
+    for first, scores_of in scanners(corpus, min(len(queries), QUERIES_PER_PASS), block_bytes):
         for candidates in passes:
-            candidates.add(candidates.queries @ block.T, first)
+            candidates.add(scores_of(candidates.queries), first)
     vectors_of = exact_rows if exact_rows is not None else (lambda rows: unpack(corpus[rows]))
     found = [candidates.best(vectors_of) for candidates in passes]
     return Found(np.concatenate([f.rows for f in found]), np.concatenate([f.scores for f in found]))
@@ -89,13 +97,40 @@ def checked_queries(queries: Float[np.ndarray, "queries dim"], dim: int) -> Floa
     return queries
 
 
-def blocks(
+def scan_error(corpus: Shaped[np.ndarray, "rows dim"], device_type: str, stored_rounded: bool) -> float:
+    """The largest difference between a scanned score and the exact one, on a device of that type.
+
+    `stored_rounded`: the exact score is that of a float32 vector whose rounded copy is scanned.
+    """
+    error = corpus.shape[1] * 2.0**-24  # of the sum
+    if rounding(corpus) == 0.0:
+        return error
+    further = result_rounding(device_type, "bfloat16") if corpus.dtype == np.uint16 else 0.0
+    # `rounding` is twice what rounding to nearest does to one vector: half of it is the query's, which is scanned in
+    # the same type. Results in bfloat16 concern the score, and a float32 vector that such a product has moved.
+    return error * 2 + rounding(corpus) * (1.0 if stored_rounded else 0.5) + 2 * further
+
+
+def scanners(
     corpus: Shaped[np.ndarray, "rows dim"], queries: int, block_bytes: int = BLOCK_BYTES
-) -> Iterator[tuple[int, Float[np.ndarray, "block dim"]]]:
-    """`(first row, float32 block)` over the corpus, each block and its scores within `block_bytes`."""
+) -> Iterator[tuple[int, Callable[[Float[np.ndarray, "queries dim"]], Float[np.ndarray, "queries block"]]]]:
+    """`(first row, scores of queries for the rows from there)` over the corpus, each block within `block_bytes`."""
     rows = max(256, block_bytes // (4 * max(queries, corpus.shape[1])))
+    half = corpus.dtype == np.uint16 and cpu_multiplies_bfloat16()
     for first in range(0, len(corpus), rows):
-        yield first, unpack(corpus[first : first + rows])
+        block = corpus[first : first + rows]
+        yield first, partial(_half_scores, as_tensor(block)) if half else partial(_scores, unpack(block))
+
+
+def _scores(block: Float[np.ndarray, "block dim"], queries: Float[np.ndarray, "queries dim"]) -> np.ndarray:
+    scores: Float[np.ndarray, "queries block"] = queries @ block.T
+    return scores
+
+
+def _half_scores(block: Any, queries: Float[np.ndarray, "queries dim"]) -> np.ndarray:
+    with plain_arithmetic("cpu"):
+        scores: np.ndarray = product(block, as_tensor(queries).to(block.dtype).T).T.contiguous().numpy()
+    return scores
 
 
 @dataclass
@@ -155,18 +190,36 @@ class _Candidates:
     def best(self, vectors_of: Callable[[RowNumbers], Float[np.ndarray, "rows dim"]]) -> Found:
         """The k best of the remaining pairs, scored exactly."""
         query, row, _ = self._alive()
-        scores = np.empty(len(row), dtype=np.float32)
-        for start in range(0, len(row), _PAIRS_AT_ONCE):
-            part = slice(start, start + _PAIRS_AT_ONCE)
-            unique, place = np.unique(row[part], return_inverse=True)
-            vectors = vectors_of(unique)
-            scores[part] = np.einsum(
-                "pd,pd->p", self.queries[query[part]], vectors[place], dtype=np.float64, casting="unsafe"
-            )
-        order = np.lexsort((row, -scores, query))
-        begin = np.searchsorted(query[order], np.arange(len(self.queries)))
-        chosen = order[begin[:, None] + np.arange(self.k)]
-        return Found(row[chosen].astype(np.int64), scores[chosen])
+        return best_pairs(query, row, _exact_scores(self.queries, query, row, vectors_of), len(self.queries), self.k)
+
+
+def _exact_scores(
+    queries: Float[np.ndarray, "queries dim"],
+    query: Int[np.ndarray, " pairs"],
+    row: Int[np.ndarray, " pairs"],
+    vectors_of: Callable[[RowNumbers], Float[np.ndarray, "rows dim"]],
+) -> Float[np.ndarray, " pairs"]:
+    scores = np.empty(len(row), dtype=np.float32)
+    for start in range(0, len(row), _PAIRS_AT_ONCE):
+        part = slice(start, start + _PAIRS_AT_ONCE)
+        unique, place = np.unique(row[part], return_inverse=True)
+        vectors = vectors_of(unique)
+        scores[part] = np.einsum("pd,pd->p", queries[query[part]], vectors[place], dtype=np.float64, casting="unsafe")
+    return scores
+
+
+def best_pairs(
+    query: Int[np.ndarray, " pairs"],
+    row: Int[np.ndarray, " pairs"],
+    scores: Float[np.ndarray, " pairs"],
+    queries: int,
+    k: int,
+) -> Found:
+    """The k best of the scored (query, row) pairs of each of the `queries`, of which each has at least k."""
+    order = np.lexsort((row, -scores, query))
+    begin = np.searchsorted(query[order], np.arange(queries))
+    chosen = order[begin[:, None] + np.arange(k)]
+    return Found(row[chosen].astype(np.int64), scores[chosen])
 
 
 def _largest(values: Float[np.ndarray, "queries many"], k: int) -> Float[np.ndarray, "queries k"]:

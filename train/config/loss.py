@@ -30,8 +30,8 @@ class LossSettings(Settings):
     """Weight of the distance to a sentence encoder's vectors and similarities (train/stage1/distillation.py). Our
     choice: 0, the paper distils nothing; it is for models that start from that encoder's weights."""
     teacher: str | None = None
-    """Folder or hub id of the sentence-transformers model whose vectors or similarities `distill` aims at. Our choice: absent; a
-    reasoned query's target is the vector of query and reasoning together, so that what is written matters."""
+    """Folder or hub id of the sentence-transformers model that `distill` aims at. Our choice: absent; a reasoned
+    query's target is the vector of query and reasoning together, so that what is written matters."""
     distill_vectors: StrictBool = True
     """`distill` aims at the teacher's vectors too, not only at its similarities. Our choice: on; off for a teacher of
     another width, whose vectors have no cosine with the model's."""

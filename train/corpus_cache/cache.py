@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from search_r3_mteb.search.arrays import RowNumbers, Vectors
-from search_r3_mteb.search.exact import Found, checked_queries, exact_search
+from search_r3_mteb.search.exact import Found, checked_queries
 from search_r3_mteb.search.ivf import IvfIndex, best_of
 from search_r3_mteb.search.storage import unpack
 from train.config.corpus_cache import CorpusCacheSettings
@@ -51,6 +51,7 @@ class CorpusCache:
         self.policy = policy(state.settings.policy)
         self._state = state
         self._replicas = replicas
+        self._device: Any = None
         self._ages = RowAges(state.row_step)
         self._probes: Probes | None = None
         self._index: IvfIndex | None = None
@@ -101,6 +102,15 @@ class CorpusCache:
         replicas, source, texts = replicas or Replicas(), Path(folder), CorpusTexts.of(corpus)
         check_origin(read_manifest(source)["scalars"], source, fingerprint, dim, texts)
         return cls(loaded_state(source, settings, working, replicas), texts, replicas)
+
+    def on(self, device: Any) -> "CorpusCache":
+        """Search and map on a torch device from now on (None: the processor, with numpy); returns the cache itself.
+
+        The files stay the copy that counts: blocks travel to the device and back, and `device_gigabytes` of them stay.
+        """
+        self._device = device
+        self._state.put_on(device)
+        return self
 
     def save(self, folder: Path | None = None, *, fingerprint: str | None = None) -> None:
         """Fold the log of changes into the state; with `folder`, also write the state there, completely or not at all.
@@ -184,9 +194,8 @@ class CorpusCache:
         first such search. Both score the best rows from float32 vectors. Row -1 with score -inf fills the places for
         which the IVF index found no document.
         """
-        rounded = self._state.settings.storage != "float32"
         if exact:
-            return exact_search(vectors, self._state.vectors, k, exact_rows=self.values if rounded else None)
+            return self._state.search(vectors, k)
         queries = checked_queries(vectors, self.dim)
         if k < 1:
             raise ValueError(f"k={k}: at least one row must be asked for.")
@@ -259,6 +268,8 @@ class CorpusCache:
             kept=(retrieved, old.budget_factor),
         )
         self._state, self._ages, self._index = state, RowAges(state.row_step), None
+        old.put_on(None)
+        state.put_on(self._device)
 
     def audit(self, n: int, encode: Encode, *, step: int | None = None) -> Audit:
         """Encode a sample of `n` rows and report the cache's error on it (see `train.corpus_cache.audit`).
@@ -307,6 +318,7 @@ class CorpusCache:
         self._replicas.barrier()  # from here on no process reads the old values
         mapping = self._state.commit(record | move)
         self._replicas.barrier()  # the writer has written
+        self._state.followed(rows, moved=bool(move))
         self._ages.move(rows, before, step)
         if self._index is not None and not self._index.update(rows, fresh, others_moved=bool(move)):
             self._index = None

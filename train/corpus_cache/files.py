@@ -69,13 +69,14 @@ class CacheFolder:
         """Bytes of the changes since the manifest was written."""
         return self._log.tell() if self._log is not None else (self.path / self.files["changes"]).stat().st_size
 
-    def checkpoint(self, scalars: Mapping[str, Any], small: Mapping[str, Array]) -> None:
+    def checkpoint(self, scalars: Mapping[str, Any], small: Mapping[str, Array], *, flush: bool = True) -> None:
         """Make the present maps the state that the manifest describes, and start an empty log.
 
-        `small` are arrays that are rewritten each time (the drift maps) and lie in memory after `open_folder`.
+        `small` are arrays that are rewritten each time (the drift maps) and lie in memory after `open_folder`. Without
+        `flush` the maps' pages may still wait for the disk: a killed process does not lose them, a power cut may.
         """
         for array in self.arrays.values():
-            if isinstance(array, np.memmap):
+            if flush and isinstance(array, np.memmap):
                 array.flush()
         if self._log is not None:
             self._log.close()

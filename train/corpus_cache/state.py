@@ -23,15 +23,17 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from search_r3_mteb.search.arrays import RowNumbers, Vectors
+from search_r3_mteb.search.exact import Found, exact_search
+from search_r3_mteb.search.products import as_tensor
 from search_r3_mteb.search.storage import numpy_dtype, pack
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.drift_map import DriftMap
 from train.corpus_cache.files import CacheFolder, ChangeRecord, create_arrays, open_folder
 from train.corpus_cache.neighbor_graph import build_graph, columns
-from train.corpus_cache.texts import CorpusTexts, Encode, encoded_share, on_all
+from train.corpus_cache.texts import CorpusTexts, Encode, counted_once, encoded_share, on_all
 from train.processes.replicas import Replicas
 
-_MAPPED_AT_ONCE = 32768
+_MAPPED_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,48 @@ class Origin:
     fingerprint: str = ""
     step: int = 0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class DeviceCopies:
+    """A cache's matrices on a device: the values, and the originals that they are computed from, where it has them."""
+
+    values: Any
+    originals: Any
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any], device: Any, settings: CorpusCacheSettings) -> "DeviceCopies":
+        """Values first, then originals stay on the device as far as `device_gigabytes` reaches."""
+        from search_r3_mteb.search.device_rows import DeviceRows  # torch
+
+        block, left = settings.block_megabytes << 20, int(settings.device_gigabytes * 1e9)
+        values = DeviceRows(arrays["vectors"], device, block_bytes=block, resident_bytes=left)
+        if "originals" not in arrays:
+            return cls(values, None)
+        left -= values.resident_bytes
+        return cls(values, DeviceRows(arrays["originals"], device, block_bytes=block, resident_bytes=left))
+
+    def map_rows(self, drift: DriftMap, row_step: Int[np.ndarray, " rows"]) -> None:
+        """`CacheState.map_rows` on the device, into the host's values."""
+        for start, block in self.originals.blocks():
+            steps = np.asarray(row_step[start : start + len(block)])
+            if drift.is_mapped(steps).any():
+                self.values.write(start, drift.apply_tensor(block, steps).to(self.values.type))
+        self.values.finish()
+
+    def values_of(self, rows: RowNumbers, drift: DriftMap, row_step: Int[np.ndarray, " rows"]) -> Any:
+        """Present float32 values of rows, a tensor on the device."""
+        return drift.apply_tensor(self.originals.take(rows), np.asarray(row_step[rows]))
+
+    def changed(self, rows: RowNumbers) -> None:
+        """These rows were encoded again."""
+        for copy in (self.values, self.originals):
+            if copy is not None:
+                copy.changed(rows)
+
+    def changed_values(self) -> None:
+        """Every value may have moved."""
+        self.values.changed()
 
 
 @dataclass
@@ -55,6 +99,8 @@ class CacheState:
     digest: str
     seed: int
     budget_factor: float = 1.0
+    device: DeviceCopies | None = None
+    """Where blocks are searched and moved; None: here, with numpy."""
 
     @property
     def n(self) -> int:
@@ -78,9 +124,22 @@ class CacheState:
 
     def values(self, rows: RowNumbers) -> Vectors:
         """Present values of rows in float32, whatever the storage."""
+        if self.settings.storage != "float32" and self.device is not None:
+            found: Vectors = self.device.values_of(rows, self.drift, self.row_step).cpu().numpy()
+            return found
         if self.settings.storage != "float32":
             return self.drift.apply(self.folder.arrays["originals"][rows], self.row_step[rows])
         return np.array(self.vectors[rows], dtype=np.float32)
+
+    def search(self, queries: Vectors, k: int) -> Found:
+        """The `k` most similar rows of each query, over all rows; the best are scored from float32 vectors."""
+        rounded = self.settings.storage != "float32"
+        if self.device is None:
+            return exact_search(queries, self.vectors, k, exact_rows=self.values if rounded else None)
+        from search_r3_mteb.search.device_search import device_search  # torch
+
+        of_rows = partial(self.device.values_of, drift=self.drift, row_step=self.row_step) if rounded else None
+        return device_search(queries, self.device.values, k, exact_rows=of_rows)
 
     def commit(self, record: ChangeRecord) -> float:
         """Make the record part of the state, permanently; the seconds that applying its drift map took."""
@@ -93,7 +152,8 @@ class CacheState:
             self.map_rows()
             seconds = time.perf_counter() - started
         if self.folder.writable and self.folder.log_bytes > self.settings.log_megabytes << 20:
-            self.checkpoint()
+            # The whole matrix would go to the disk every few steps: at a million documents, gigabytes.
+            self.checkpoint(flush=self.folder.durable)
         return seconds
 
     def redo(self, records: Sequence[ChangeRecord]) -> None:
@@ -119,20 +179,40 @@ class CacheState:
                 arrays["row_step"][rows] = self.step
                 arrays["neighbors"][rows] = record["edges"]
                 arrays["retrieved"][record["retrieved_rows"]] = record["retrieved"]
+                if self.device is not None:
+                    self.device.changed(rows)
+
+    def followed(self, rows: RowNumbers, *, moved: bool) -> None:
+        """Another process has written `rows`, and the others too if they `moved`: read again what the device keeps."""
+        if self.device is not None and not self.folder.writable:
+            self.device.changed(rows)
+            if moved:
+                self.device.changed_values()
+
+    def put_on(self, device: Any) -> None:
+        """Search and map on this device from now on; None: here, with numpy."""
+        self.drift.device = device
+        self.device = None if device is None else DeviceCopies.of(self.folder.arrays, device, self.settings)
 
     def map_rows(self) -> None:
         """Compute the value of every row that the drift map concerns from its encoded original: linear in n."""
+        if self.device is not None:
+            self.device.map_rows(self.drift, self.row_step)
+            return
         vectors, originals = self.vectors, self.folder.arrays["originals"]
-        for start in range(0, self.n, _MAPPED_AT_ONCE):
-            steps = np.asarray(self.row_step[start : start + _MAPPED_AT_ONCE])
-            mapped = np.flatnonzero(self.drift.is_mapped(steps))
-            if len(mapped) == len(steps):
-                rows: Any = slice(start, start + len(steps))
+        for start in range(0, self.n, max(1, _MAPPED_BYTES // (4 * self.dim))):
+            rows = slice(start, min(self.n, start + max(1, _MAPPED_BYTES // (4 * self.dim))))
+            steps = np.asarray(self.row_step[rows])
+            if not self.drift.is_mapped(steps).any():
+                continue
+            # Of a row without a map, the packed original is the value: the block is written as a whole.
+            if self.settings.storage == "float32":
+                vectors[rows] = self.drift.apply(originals[rows], steps)
             else:
-                rows, steps = mapped + start, steps[mapped]
-            vectors[rows] = pack(self.drift.apply(originals[rows], steps), self.settings.storage)
+                stored = as_tensor(vectors[rows])
+                stored.copy_(self.drift.apply_tensor(as_tensor(originals[rows]), steps))
 
-    def checkpoint(self, fingerprint: str | None = None) -> None:
+    def checkpoint(self, fingerprint: str | None = None, *, flush: bool = True) -> None:
         """Fold the log into the state that the manifest names."""
         if fingerprint is not None:
             self.fingerprint = fingerprint
@@ -147,7 +227,7 @@ class CacheState:
             "settings": self.settings.model_dump(),
         }
         maps = {"map_keys": self.drift.keys, "map_composed": self.drift.composed, "map_gram": self.drift.gram}
-        self.folder.checkpoint(scalars, maps)
+        self.folder.checkpoint(scalars, maps, flush=flush)
 
 
 def new_state(path: Path, settings: CorpusCacheSettings, n: int, dim: int, m: int, seed: int) -> CacheState:
@@ -230,7 +310,7 @@ def _written_state(
     Documents go to `encode` in row order, `encode_rows` at a time, whatever the number of processes: the same vectors
     bit for bit.
     """
-    counts = texts.count()
+    counts = counted_once(texts, path, replicas)
     n = len(texts)
     state: CacheState | None = None
     dim: int | None = None

@@ -1,15 +1,25 @@
-"""The documents of a corpus: texts and ids by row, their tokens, and their vectors, which all processes share."""
+"""The documents of a corpus: texts and ids by row, their tokens, and their vectors, which all processes share.
+
+Tokens are counted once: each process counts a share, and the numbers are kept beside the cache.
+
+    tokens.json   what they belong to (tokenizer, texts, number) and the checksum of the other file; written last
+    tokens.npy    (n,) int32
+"""
 
 import hashlib
+import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from search_r3_mteb.atomic import write_array, write_json
 from search_r3_mteb.encoder.documents import document_texts
 from search_r3_mteb.search.arrays import RowNumbers, Vectors
 from train.processes.replicas import Arrays, Replicas, shares
@@ -19,6 +29,7 @@ Encode = Callable[[list[str]], Any]
 CountTokens = Callable[[list[str]], Sequence[int]]
 _BYTES_PER_TOKEN = 4
 _ROWS_AT_ONCE = 8192
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,8 @@ class CorpusTexts:
 
     `ids` name the rows (default: their numbers as strings). `token_counts` are the tokens that encoding each text
     takes, or a function that counts them for a list of texts; without it a token is taken to be four bytes of UTF-8
-    (our choice: the mean of English text in byte-pair vocabularies of 50,000 and more).
+    (our choice: the mean of English text in byte-pair vocabularies of 50,000 and more). `tokenizer` names the function:
+    everything that decides its counts. Only then are they kept on disk.
 
     Raises ValueError for no text, an empty text, an id that occurs twice, or another number of ids or counts than
     texts.
@@ -36,6 +48,7 @@ class CorpusTexts:
     texts: Sequence[str]
     ids: Sequence[str] | None = None
     token_counts: Sequence[int] | Int[np.ndarray, " rows"] | CountTokens | None = field(default=None, repr=False)
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.texts, str) or not len(self.texts):
@@ -86,30 +99,37 @@ class CorpusTexts:
         """The texts of these rows."""
         return [self.texts[row] for row in rows.tolist()]
 
-    def count(self) -> Int[np.ndarray, " rows"]:
-        """Tokens of every text, at least 1, int32 (n,). ValueError for an empty text, TypeError for another type."""
-        counts = np.empty(len(self), dtype=np.int32)
-        for start, texts in self._parts():
+    def count(self, rows: range | None = None) -> Int[np.ndarray, " rows"]:
+        """Tokens of every text, or of a range of them, at least 1, int32.
+
+        ValueError for an empty text or a count below 1, TypeError for another type.
+        """
+        rows = range(len(self)) if rows is None else rows
+        counts = np.empty(len(rows), dtype=np.int32)
+        for start, texts in self._parts(rows):
             _check_texts(texts, start)
-            part = slice(start, start + len(texts))
             if self.token_counts is None:
                 found: Any = [1 + len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN for text in texts]
             elif callable(self.token_counts):
                 found = self.token_counts(texts)
             else:
-                found = self.token_counts[part]
+                found = self.token_counts[start : start + len(texts)]
             if len(found) != len(texts) or min(found) < 1:
                 raise ValueError(
                     f"token_counts gives {len(found)} numbers for the {len(texts)} documents from row {start}, the "
                     f"smallest {min(found, default=None)}: one number of at least 1 is needed for each."
                 )
-            counts[part] = found
+            counts[start - rows.start : start - rows.start + len(texts)] = found
         return counts
 
     def digest(self) -> str:
         """Hash of all texts and ids in order: two corpora with one digest are the same."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         state = hashlib.blake2b(digest_size=16)
-        for _, texts in self._parts():
+        for _, texts in self._parts(range(len(self))):
             for text in texts:
                 data = text.encode("utf-8", "surrogatepass")
                 state.update(len(data).to_bytes(8, "little") + data)
@@ -117,9 +137,54 @@ class CorpusTexts:
             state.update(b"\0" + name.encode("utf-8", "surrogatepass"))
         return state.hexdigest()
 
-    def _parts(self) -> Iterator[tuple[int, list[str]]]:
-        for start in range(0, len(self), _ROWS_AT_ONCE):
-            yield start, list(self.texts[start : start + _ROWS_AT_ONCE])
+    def _parts(self, rows: range) -> Iterator[tuple[int, list[str]]]:
+        for start in range(rows.start, rows.stop, _ROWS_AT_ONCE):
+            yield start, list(self.texts[start : min(start + _ROWS_AT_ONCE, rows.stop)])
+
+
+def counted_once(texts: CorpusTexts, folder: Path, replicas: Replicas) -> Int[np.ndarray, " rows"]:
+    """Tokens of every text, from `folder` where all processes find them there; else each counts its share.
+
+    Counts of another tokenizer or other texts, and damaged files, are made again; the log says so.
+    """
+    origin = {"format": 1, "tokenizer": texts.tokenizer, "texts": texts.digest(), "n": len(texts)}
+    kept = _kept_counts(folder, origin) if texts.tokenizer else None
+    known = all(bool(part["kept"]) for part in replicas.gather({"kept": np.array(kept is not None)}))
+    if known and kept is not None:
+        return kept
+    bounds = np.linspace(0, len(texts), replicas.size + 1).astype(int).tolist()
+    own = range(bounds[replicas.rank], bounds[replicas.rank + 1])
+    parts = on_all(lambda: {"counts": texts.count(own)}, replicas)
+    counts: Int[np.ndarray, " rows"] = np.concatenate([part["counts"] for part in parts])
+    if texts.tokenizer and replicas.writes:
+        write_array(folder / "tokens.npy", counts)
+        write_json(folder / "tokens.json", origin | {"checksum": _checksum(counts)})
+    return counts
+
+
+def _kept_counts(folder: Path, origin: dict[str, Any]) -> Int[np.ndarray, " rows"] | None:
+    """The counts in `folder`, None where it has none of this origin."""
+    manifest, file = folder / "tokens.json", folder / "tokens.npy"
+    if not manifest.is_file() or not file.is_file():
+        return None
+    try:
+        said = json.loads(manifest.read_text(encoding="utf-8"))
+        counts = np.load(file, allow_pickle=False)
+        checksum = said.pop("checksum")
+    except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
+        _log.warning("The token counts in %s are damaged (%s): they are counted again.", folder, error)
+        return None
+    if said != origin:
+        _log.info("The token counts in %s are those of another tokenizer or other texts: counted again.", folder)
+        return None
+    if counts.dtype != np.int32 or counts.shape != (origin["n"],) or _checksum(counts) != checksum:
+        _log.warning("The token counts in %s do not match their checksum: they are counted again.", folder)
+        return None
+    return np.asarray(counts)
+
+
+def _checksum(counts: Int[np.ndarray, " rows"]) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(counts).tobytes(), digest_size=16).hexdigest()
 
 
 def _check_texts(texts: list[str], start: int) -> None:

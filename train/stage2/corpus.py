@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
+from train.config.corpus_cache import CorpusCacheSettings
 from train.config.data import RlDataSettings, SourceSettings
 from train.corpus_cache.texts import CorpusTexts, CountTokens
 from train.data.order import key_of
@@ -10,10 +13,15 @@ from train.data.sources import documents_of, open_source
 
 _FILES = ("jsonl", "hub")  # kinds of source without a corpus of their own
 
+WARNED_SECONDS, REFUSED_SECONDS = 10.0, 120.0
+WARNED_HOURS, REFUSED_HOURS = 1.0, 72.0
+_FLOATS_PER_SECOND = 7.5e10
+
 
 class SearchedCorpus:
     """All documents of the configured corpora. Several sources over one corpus (two hop counts of one world) share it.
 
+    `tokenizer` names `count_tokens`, so that its counts are kept (see `CorpusTexts`).
     Where several corpora are searched together, an id is prefixed by its corpus, since "1" may be a document of each.
     The corpus of a file's rows are all relevant documents of all of its rows. A query's relevant documents are those of
     every row with its text, in any file and any of the `opened` sources (by label).
@@ -22,7 +30,11 @@ class SearchedCorpus:
     """
 
     def __init__(
-        self, settings: RlDataSettings, count_tokens: CountTokens, opened: Mapping[str, RowSource] | None = None
+        self,
+        settings: RlDataSettings,
+        count_tokens: CountTokens,
+        tokenizer: str = "",
+        opened: Mapping[str, RowSource] | None = None,
     ) -> None:
         places = {_place(source): source for source in (settings.corpus or settings.sources)}
         self._prefixed = len(places) > 1 and not settings.corpus
@@ -33,7 +45,7 @@ class SearchedCorpus:
             for id_, text in _documents(source, settings.on_bad_row):
                 self.ids.append(self._id(place, id_))
                 texts.append(text)
-        self.texts = CorpusTexts(texts, self.ids, count_tokens)
+        self.texts = CorpusTexts(texts, self.ids, count_tokens, tokenizer)
         self._judged: dict[int, dict[str, float]] = {}  # of queries with several relevant documents
         for source in settings.sources:
             rows = (opened or {}).get(source.label)
@@ -77,6 +89,50 @@ class SearchedCorpus:
                 known = self._judged[key] = dict([first[key]])
             if known is not None:
                 known[id_] = max(grade, known.get(id_, 0.0))
+
+
+def processor_seconds(documents: int, dim: int, queries: int, settings: CorpusCacheSettings, threads: int) -> float:
+    """Seconds per step that two searches and the drift map take on a processor, estimated from their multiply-adds.
+
+    7.5e10 operations per second and thread in float32, 2e11 in bfloat16: our choice, a typical server's.
+    """
+    rate = (2e11 if settings.storage == "bfloat16" else _FLOATS_PER_SECOND) * max(1, threads)
+    searches = 2.0 * 2 * documents * dim * queries if settings.index == "exact" else 0.0
+    mapped = 2.0 * documents * dim * dim if settings.policy.endswith("+map") else 0.0
+    return (searches + mapped) / rate
+
+
+def check_processor(
+    documents: int, dim: int, queries: int, settings: CorpusCacheSettings, threads: int, encoding_flops: float = 0.0
+) -> str | None:
+    """The warning for a corpus that a processor searches, maps or encodes slowly; None below 10 seconds per step.
+
+    `encoding_flops` are those of encoding all documents once. Raises ValueError above 120 seconds per step, and above
+    three days of encoding: such a run would spend its time on the corpus.
+    """
+    seconds = processor_seconds(documents, dim, queries, settings, threads)
+    hours = encoding_flops / (_FLOATS_PER_SECOND * max(1, threads)) / 3600
+    said = (
+        f"{documents:,} documents of {dim:,} dimensions on a CPU with {threads} threads: about {hours:,.1f} hours to "
+        f"encode them once, and {seconds:,.0f} seconds per step to search and map them for {queries:,} rollouts."
+    )
+    if seconds > REFUSED_SECONDS or hours > REFUSED_HOURS:
+        raise ValueError(
+            f"{said} That is too much to train with. Train on a GPU, search a smaller [data.corpus], or sample fewer "
+            'rollouts; corpus_cache.storage = "bfloat16" and policy = "local" cost less.'
+        )
+    slow = seconds > WARNED_SECONDS or hours > WARNED_HOURS
+    return f"{said} A GPU, or a smaller [data.corpus], makes that less." if slow else None
+
+
+def encoding_flops(texts: CorpusTexts, parameters: int, max_length: int) -> float:
+    """Operations of encoding all documents once: two per weight and token, a token being four characters.
+
+    The length is that of the first thousand documents, cut at `max_length` tokens.
+    """
+    sample = texts.take(np.arange(min(len(texts), 1000)))
+    tokens = sum(min(max_length, 1 + len(text) // 4) for text in sample) / len(sample)
+    return 2.0 * parameters * tokens * len(texts)
 
 
 def _id_of(row: TrainingRow) -> str:

@@ -1,5 +1,7 @@
 """The encoder of the searched corpus's documents, under the present weights."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -56,3 +58,12 @@ class DocumentEncoder:
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Tokens that encoding each text takes."""
         return [len(prompt.token_ids) for prompt in self._renderer.render_batch(texts, "direct")]
+
+    def tokenizer_name(self) -> str:
+        """Hash of all that decides `count_tokens`: the tokenizer, the frame of a document, the limit of its length."""
+        backend = json.loads(self._renderer.tokenizer.backend_tokenizer.to_str())
+        for state_of_the_last_call in ("padding", "truncation"):
+            backend.pop(state_of_the_last_call, None)
+        (framed,) = self._renderer.render_batch(["a"], "direct")
+        parts = [backend, list(framed.token_ids), self._renderer.max_length]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -248,16 +248,19 @@ def test_an_encoder_that_fails_changes_nothing(tmp_path):
     assert cache.step == 2
 
 
-@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
-def test_half_storage_ranks_like_float32(tmp_path, storage):
+@pytest.mark.parametrize(("storage", "tolerance"), [("float16", 1e-4), ("bfloat16", 1e-3)])
+def test_half_storage_ranks_like_float32(tmp_path, storage, tolerance):
+    """What the maps add is computed in half precision; nothing else is."""
     whole, half = build(tmp_path / "whole"), build(tmp_path / "half", storage=storage)
     for cache in (whole, half):
         run(cache, range(1, 6))
     queries = batch(whole, 9, size=50).queries
     assert half.vectors.itemsize == 2
     one, other = whole.search(queries, 10), half.search(queries, 10)
-    assert (one.rows == other.rows).all()
-    np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+    assert (one.rows == other.rows).mean() > 0.99
+    np.testing.assert_allclose(one.scores, other.scores, atol=tolerance)
+    rows = np.flatnonzero(~whole.mapped)
+    np.testing.assert_allclose(whole.values(rows), half.values(rows), atol=1e-6)
 
 
 def test_ivf_follows_refreshes_and_is_scored_exactly(tmp_path):

@@ -113,7 +113,7 @@ def test_judgements_of_one_query_in_two_sources_are_added(tmp_path, two):
     file = file_of(tmp_path / "rows.jsonl", [{"query": "a", "positive": "one"}])
     settings = RlDataSettings(sources=(other, file))
     opened = {source.label: open_source(source, unit="query") for source in settings.sources}
-    corpus = SearchedCorpus(settings, count, opened)
+    corpus = SearchedCorpus(settings, count, opened=opened)
     ids = {text: id_ for id_, text in zip(corpus.texts.ids, corpus.texts.texts, strict=True)}
     expected = {ids["x"]: 2.0, ids["y"]: 1.0, ids["one"]: 1.0}
     for source in opened.values():

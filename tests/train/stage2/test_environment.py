@@ -1,16 +1,19 @@
 """The environment: the documents that rollouts retrieve from the refreshed cache, their rewards, and their log."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from tests.train.loops import rl_config
+from train.config.corpus_cache import CorpusCacheSettings
 from train.config.run import RlOutputSettings
+from train.corpus_cache.texts import CorpusTexts
 from train.rl import open_environment, sample
 from train.run.run import Run
-from train.stage2.corpus import SearchedCorpus
+from train.stage2.corpus import SearchedCorpus, check_processor, encoding_flops, processor_seconds
 from train.stage2.rollout_log import RolloutLog
 
 
@@ -112,3 +115,53 @@ def test_old_rollouts_are_cut_when_a_run_begins(tmp_path):
     assert (tmp_path / "rollouts.jsonl").read_text()
     RolloutLog(tmp_path, None, RlOutputSettings(), step=0, active=True)
     assert (tmp_path / "rollouts.jsonl").read_text() == ""
+
+
+def test_token_counts_are_kept_under_the_tokenizers_name(begun, tmp_path):
+    run, environment, _ = begun()
+    kept = json.loads((run.folder / "cache" / "tokens.json").read_text())
+    assert kept["tokenizer"] == environment.encoder.tokenizer_name()
+    shorter = replace(environment.encoder._renderer, max_length=40)
+    before, environment.encoder._renderer = environment.encoder.tokenizer_name(), shorter
+    assert environment.encoder.tokenizer_name() != before
+
+
+def test_a_corpus_that_a_processor_cannot_keep_up_with_is_refused(begun, monkeypatch, caplog):
+    """The default corpus of the 1.5B configuration: MS MARCO, HotpotQA and FiQA, 14 million documents."""
+    settings = CorpusCacheSettings(storage="bfloat16")
+    with pytest.raises(ValueError, match=r"14,100,000 documents .* too much to train with. Train on a GPU"):
+        check_processor(14_100_000, 1536, 512, settings, threads=1)
+    with pytest.raises(ValueError, match=r"about 193.5 hours to encode"):
+        check_processor(14_100_000, 1536, 512, settings, threads=100, encoding_flops=14.1e6 * 120 * 3.0876e9)
+    assert "A GPU, or a smaller" in check_processor(1_000_000, 1536, 64, settings, threads=1)
+    assert check_processor(2_000, 64, 64, CorpusCacheSettings(), threads=1) is None
+    # By hand: a map of 2 * 1e6 * 100^2 and two searches of 2 * 1e6 * 100 * 50, at 7.5e10 per second.
+    assert processor_seconds(10**6, 100, 50, CorpusCacheSettings(), 1) == pytest.approx(4e10 / 7.5e10)
+    assert processor_seconds(10**6, 100, 50, CorpusCacheSettings(policy="local"), 2) == pytest.approx(2e10 / 15e10)
+    monkeypatch.setattr("train.stage2.corpus.WARNED_SECONDS", 0.0)
+    begun()
+    assert "500 documents of 32 dimensions on a CPU with" in caplog.text
+    texts = CorpusTexts(["abcd" * 9] * 50)
+    assert encoding_flops(texts, parameters=7, max_length=100) == 2 * 7 * 10 * 50
+    assert encoding_flops(texts, parameters=7, max_length=5) == 2 * 7 * 5 * 50
+
+
+def test_the_cache_lies_on_the_device_that_the_settings_name(begun, monkeypatch):
+    """A run on a GPU gives its device; here the settings name the processor's torch, through the same blocks."""
+    _, plain, groups = begun()
+    assert plain.cache._state.device is None
+    asked = []
+
+    def compute_device(settings, run_device):
+        asked.append(run_device)
+        return torch.device("cpu")
+
+    monkeypatch.setattr(CorpusCacheSettings, "compute_device", compute_device)
+    run, environment, _ = begun("corpus_cache.device_gigabytes=0.5", "corpus_cache.block_megabytes=3")
+    assert asked == [run.device]
+    copies = environment.cache._state.device
+    assert copies.values.resident_rows == len(environment.cache)
+    assert environment.settings.block_megabytes == 3
+    found, wanted = environment.judge(groups, 1), plain.judge(groups, 1)
+    assert (found.rows == wanted.rows).all()
+    np.testing.assert_allclose(found.rewards.total, wanted.rewards.total, atol=1e-5)

@@ -22,6 +22,8 @@ Positive = Annotated[float, Field(strict=True, gt=0)]
 """Above zero."""
 Weight = Annotated[float, Field(strict=True, ge=0)]
 """Zero (off) or more."""
+Text = Annotated[str, Field(strict=True, pattern=r"\S")]
+"""Text that is not blank."""
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 """A part of a whole."""
 
@@ -127,6 +129,10 @@ def _reason(problem: Any, cls: type[Settings]) -> str:
         return f"{got}, but it must be one of {', '.join(show(choice) for choice in choices)}.{advice}"
     elif kind == "finite_number":
         rule = f"{got}, but it must be finite: every later sum would be inf or NaN."
+    elif kind == "string_pattern_mismatch":
+        rule = f"{got}, but it must not be blank."
+    elif kind == "too_short":
+        rule = f"{got}, but it must have {given['min_length']} or more values."
     elif kind == "too_long":
         rule = f"got {given['actual_length']} values, but it must be a list of {given['max_length']}."
     else:

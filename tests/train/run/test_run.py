@@ -88,7 +88,7 @@ def test_the_best_is_kept_when_later_ones_are_worse(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_stops(tmp_path, bad):
-    run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
+    run = Run.begin(sft_config(tmp_path / "run"))
     run.checkpoint.model(torch.tensor([[5, 6]])).logits.sum().backward()
     assert run.reduce_gradients() > 0
     next(run.checkpoint.model.parameters()).grad[0, 0] = bad
@@ -98,7 +98,7 @@ def test_a_gradient_that_is_not_finite_stops(tmp_path, bad):
 
 @pytest.mark.parametrize(("limit", "expected"), [("0", 5.0), ("1.0", 1.0)])
 def test_clipping(tmp_path, limit, expected):
-    run = Run.begin(sft_config(tmp_path / "run", f"optimization.max_gradient_norm={limit}"), base_copy=False)
+    run = Run.begin(sft_config(tmp_path / "run", f"optimization.max_gradient_norm={limit}"))
     parameter = next(run.checkpoint.model.parameters())
     parameter.grad = torch.zeros_like(parameter)
     parameter.grad[0, :2] = torch.tensor([3.0, 4.0])
@@ -107,7 +107,7 @@ def test_clipping(tmp_path, limit, expected):
 
 
 def test_other_errors_of_a_step_pass_through(tmp_path):
-    run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
+    run = Run.begin(sft_config(tmp_path / "run"))
     with pytest.raises(KeyError), run.guard(1, []):
         raise KeyError("a bug, not a batch")
     assert not (tmp_path / "run").exists()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.train.loops import byte_folder, events, same_weights, sft_config, train_until, weights
+from train.plan.dry_run import describe
 from train.run.run import Run
 from train.sft import train
 
@@ -128,7 +129,7 @@ def test_repeats_of_evaluation_texts_are_reported(tmp_path):
 
 def test_a_dry_run_mines_nothing(tmp_path, capsys):
     mining = ["data.hard_negatives=2", "loss.hard_negatives=true", "data.mining.count=2"]
-    train(sft_config(tmp_path / "run", *mining), dry_run=True)
+    describe(sft_config(tmp_path / "run", *mining))
     assert "[data.mining]" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 

@@ -107,7 +107,7 @@ def open_environment(run: Run) -> Environment:
     encoder = DocumentEncoder(
         checkpoint.model, engine, run.renderer, frozen=cached.policy == "frozen", autocast=run.accelerator.autocast
     )
-    corpus = SearchedCorpus(config.data, encoder.count_tokens)
+    corpus = SearchedCorpus(config.data, encoder.count_tokens, run.data.sources)
     folder = run.folder / "cache"
     shared: Any = {"fingerprint": checkpoint.fingerprint(), "settings": cached, "replicas": all_processes()}
     if run.resumed_from is None:

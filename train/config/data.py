@@ -214,8 +214,13 @@ class RlDataSettings(DataSettings):
     """Documents that are searched. Our choice: none named, then the corpora of `sources`."""
 
     def check(self) -> None:
-        """A searched corpus has document ids, which hub datasets do not."""
+        """A searched corpus has document ids, which hub datasets do not; what is mined would not be used."""
         super().check()
+        if self.mining is not None:
+            raise ValueError(
+                "mining belongs to stage 1: in stage 2 the hard negatives come from the corpus cache as it is at each "
+                "step (contrastive.hard_negatives), and rows that were mined would never be used. Remove [data.mining]."
+            )
         for source in self.corpus:
             if source.kind not in ("beir", "hopworld", "jsonl"):
                 raise ValueError(f'corpus: kind = "{source.kind}" has no corpus with ids. Use beir, jsonl or hopworld.')

@@ -16,7 +16,7 @@ from search_r3_mteb.tasks.beir_folder import (
 )
 from train.config.data import SourceSettings
 from train.data.jsonl import JsonlFile
-from train.data.rows import BadRowError, RowSource, Spill, TrainingRow
+from train.data.rows import BadRowError, JudgedPair, RowSource, Spill, TrainingRow
 
 Unit = Literal["judgement", "query"]
 """One row per relevant document (supervised training), or one per query with all of them (prompts of stage 2)."""
@@ -78,6 +78,13 @@ class BeirSource(RowSource):
             query_id=judged.query_id,
             relevant=tuple((name, grade) for name, grade, _ in judged.documents),
         )
+
+    def judgements(self, on_bad_row: str = "stop") -> Iterator[JudgedPair]:
+        """Every relevant document of every query; what was malformed has been found when the folder was opened."""
+        for judged in self._queries:
+            query = self._spill.get(judged.query)
+            for id_, relevance, place in judged.documents:
+                yield JudgedPair(query, id_, self._spill.get(place), relevance)
 
     def rejected(self) -> list[str]:
         """Rows left out while the folder was read."""

@@ -32,7 +32,7 @@ from train.config.stages import SftConfig
 from train.data.decontamination import roles_of
 from train.data.jsonl import write_rows
 from train.data.order import key_of
-from train.data.rows import TrainingRow
+from train.data.rows import TrainingRow, positives_of, text_id
 from train.data.sources import all_rows, documents_of, open_source
 from train.processes.collectives import on_main
 
@@ -176,7 +176,8 @@ def corpus_of(source: SourceSettings, rows: Iterable[TrainingRow]) -> dict[str, 
     """Id -> text of the documents among which a source's negatives are sought; for pairs, their positives."""
     if source.kind in ("beir", "hopworld"):
         return dict(documents_of(source))
-    return {row.positive_id or f"row {number}": row.positive for number, row in enumerate(rows)}
+    # By their texts: two rows may give one id to two documents.
+    return {text_id(text): text for row in rows for _, text in positives_of(row)}
 
 
 class _AsSentenceTransformer:
@@ -210,7 +211,7 @@ class _AsSentenceTransformer:
 
 def _judged_pairs(rows: Sequence[TrainingRow], corpus: Mapping[str, str]) -> list[tuple[str, str]]:
     """Every (query, relevant document): of the rows, and of the other judgements that the rows know of."""
-    pairs = [(row.query, row.positive) for row in rows]
+    pairs = [(row.query, text) for row in rows for _, text in positives_of(row)]
     pairs += [(row.query, corpus[id_]) for row in rows for id_, _ in row.relevant if id_ in corpus]
     return list(dict.fromkeys(pairs))
 

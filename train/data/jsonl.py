@@ -7,7 +7,7 @@ by reading at most 31 others. A .gz can only be read in order.
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -91,10 +91,14 @@ class JsonlFile:
         raise BadRowError(str(self.path), line.number, reason)
 
 
-def write_rows(rows: Iterable[TrainingRow], path: str | Path) -> None:
+def write_rows(rows: Sequence[TrainingRow], path: str | Path) -> None:
     """Write rows as JSONL that a source of kind "jsonl" reads without a column mapping; complete or not at all."""
     names = ("query", "positive", "positive_id", "negatives", "reasoning", "query_id")
     records = [{name: value for name in names if (value := getattr(row, name)) not in (None, ())} for row in rows]
+    for row, record in zip(rows, records, strict=True):
+        if row.positives:  # each document has its own id, or none
+            record.pop("positive_id", None)
+            record["positive"] = [{"text": text} | ({"id": id_} if id_ else {}) for id_, text in row.positives]
     write_jsonl(Path(path), records)
 
 

@@ -27,7 +27,7 @@ from train.data.decontamination import (
     roles_of,
 )
 from train.data.order import key_of, permuted, uniform
-from train.data.rows import BadRowError, RowSource, TrainingRow, limit_negatives
+from train.data.rows import BadRowError, JudgedPair, RowSource, TrainingRow, limit_negatives
 from train.data.sources import open_source
 
 _BAD_SHOWN = 5  # messages kept per source
@@ -198,6 +198,7 @@ class TrainingData:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        checker: Decontaminator | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
@@ -206,7 +207,7 @@ class TrainingData:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank = {rank} is not one of {world_size} processes: ranks count from 0.")
-        self.streams, self._settings, self._seed = list(streams), settings, seed
+        self.streams, self._settings, self._seed, self._checker = list(streams), settings, seed, checker
         self.batch_size, self._rank, self._world_size = batch_size, rank, world_size
         total = sum(source.weight for source in settings.sources)
         self._shares = [source.weight / total for source in settings.sources]
@@ -231,14 +232,26 @@ class TrainingData:
         while True:
             yield self.next_batch()
 
+    @property
+    def sources(self) -> dict[str, RowSource]:
+        """The open sources by label."""
+        return {stream.label: stream.source for stream in self.streams}
+
+    def judgements(self) -> Iterator[JudgedPair]:
+        """Every relevant document of every query of all sources that can be read ahead, dropped rows among them."""
+        for stream in self.streams:
+            if stream.source.local:
+                yield from stream.source.judgements(self._settings.on_bad_row)
+
     def statistics(self) -> list[DataStatistics]:
         """Counts of every source, for the log."""
         return [stream.statistics() for stream in self.streams]
 
     def decontamination_report(self) -> DecontaminationReport:
-        """Rows dropped so far; the evaluation sets that they were compared with are not named."""
+        """Rows dropped so far, and the evaluation sets that they were compared with."""
         settings = self._settings.decontamination
-        report = DecontaminationReport(settings.threshold, settings.shingle_words, {})
+        evaluations = self._checker.evaluations if self._checker is not None else {}
+        report = DecontaminationReport(settings.threshold, settings.shingle_words, evaluations)
         report.sources.update({stream.label: stream.counts for stream in self.streams})
         return report
 
@@ -294,4 +307,6 @@ def load_training_data(
     for source in settings.sources:
         opened = open_source(source, unit=unit, on_bad_row=settings.on_bad_row)
         streams.append(SourceStream(opened, settings, seed, checker, roles_of(source)))
-    return TrainingData(streams, settings, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+    return TrainingData(
+        streams, settings, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size, checker=checker
+    )

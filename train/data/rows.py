@@ -1,12 +1,13 @@
 """Training rows, their reader from records with columns of the user's naming, and the interface of a source of rows."""
 
+import hashlib
 import json
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from search_r3_mteb.encoder.documents import join_title
 from train.config.data import ColumnSettings
@@ -27,11 +28,32 @@ class TrainingRow:
     source: str = ""
     query_id: str | None = None
     relevant: tuple[tuple[str, int], ...] = ()
-    """(document id, relevance) of every document judged relevant to the query, where the source knows them."""
+    """(document id, relevance) of every document that the row's own judgements call relevant; see `text_id`."""
+    positives: tuple[tuple[str | None, str], ...] = ()
+    """(id, text) of every relevant document where the record holds several; `positive` is this epoch's."""
     hops: int | None = None
     """Length of the chain, hopworld only."""
     given: str | None = None
     """Reasoning that precedes `reasoning` as if it had been said: it is read, not learned."""
+
+
+class JudgedPair(NamedTuple):
+    """A document that is relevant to a query, as texts; relevance is above 0."""
+
+    query: str
+    document_id: str
+    document: str
+    relevance: int
+
+
+def text_id(text: str) -> str:
+    """The id of a document that has none: a hash of its text."""
+    return f"text-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def positives_of(row: TrainingRow) -> tuple[tuple[str | None, str], ...]:
+    """(id, text) of every relevant document that the row holds."""
+    return row.positives or ((row.positive_id, row.positive),)
 
 
 class BadRowError(ValueError):
@@ -68,9 +90,10 @@ class RowReader:
         own_id = _id(record.get(names.positive_id))
         if own_id is not None and len(positives) > 1:
             raise _Reason(f"{names.positive_id!r} is one id, but {names.positive!r} holds {len(positives)} documents")
-        relevant_ids = [id_ for id_, _ in positives if id_ is not None] if own_id is None else [own_id]
+        if own_id is not None:
+            positives = [(own_id, positive)]
         negatives = [text for name in names.negatives for _, text in _documents(record, name, required=False)]
-        if positive in negatives:
+        if any(text in negatives for _, text in positives):
             raise _Reason("the positive is also among the negatives, so the row contradicts itself")
         return TrainingRow(
             query=_checked(_value(record, names.query), names.query),
@@ -80,7 +103,8 @@ class RowReader:
             reasoning=_optional_text(record, names.reasoning),
             source=self.label,
             query_id=_id(record.get(names.query_id)),
-            relevant=tuple((id_, 1) for id_ in relevant_ids),
+            relevant=tuple(dict.fromkeys((id_ or text_id(text), 1) for id_, text in positives)),
+            positives=tuple(positives) if len(positives) > 1 else (),
         )
 
 
@@ -89,6 +113,8 @@ class RowSource(ABC):
 
     label: str
     count: int | None = None
+    local: bool = True
+    """Whether all of its rows can be read before the run without downloading them."""
 
     @abstractmethod
     def iterate(self, start: int = 0) -> Iterator[Any]:
@@ -97,6 +123,19 @@ class RowSource(ABC):
     @abstractmethod
     def parse(self, raw: Any, epoch: int) -> TrainingRow | None:
         """The row, None where there is none (a blank line). Raises BadRowError."""
+
+    def judgements(self, on_bad_row: str = "stop") -> Iterator[JudgedPair]:
+        """Every relevant document of every query, by one pass over all rows. Malformed rows stop, or are left out."""
+        for raw in self.iterate():
+            try:
+                row = self.parse(raw, 0)
+            except BadRowError:
+                if on_bad_row == "stop":
+                    raise
+                continue
+            if row is not None:
+                for id_, text in positives_of(row):
+                    yield JudgedPair(row.query, id_ or text_id(text), text, 1)
 
     def at(self, position: int) -> Any:
         """The raw row at a position; only where `count` is known."""

@@ -7,6 +7,7 @@ generated first (BEIR judgements, hopworld) go to an anonymous temporary file in
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class HubSource(RowSource):
     def __init__(self, settings: SourceSettings) -> None:
         from datasets import load_dataset
 
-        self.label = settings.label
+        self.label, self.local = settings.label, Path(str(settings.path)).exists()
         self._rows = load_dataset(
             str(settings.path),
             settings.configuration,

@@ -23,6 +23,7 @@ class BatchContrast:
 
     `rows[name]` are the numbers of the rows whose queries the column `name` holds; `positives[r]` is the place of row
     r's document among this process's documents, `owners[d]` the row of document d. Ids are equal for equal texts.
+    `relevant` are the (query, document) pairs of further judgements: other rows', other sources'.
     """
 
     settings: LossSettings
@@ -31,6 +32,7 @@ class BatchContrast:
     document_ids: Int[Tensor, " documents"]
     positives: Int[Tensor, " rows"]
     owners: Int[Tensor, " documents"]
+    relevant: Int[Tensor, "pairs 2"] = field(default_factory=lambda: torch.zeros((0, 2), dtype=torch.long))
     parts: dict[str, float] = field(default_factory=dict, init=False)
 
     @property
@@ -51,14 +53,7 @@ class BatchContrast:
         count = collectives.shared_count(len(queries), queries.device)
         loss = queries.new_zeros(())
         if settings.infonce:
-            term = info_nce(
-                queries,
-                documents,
-                positives=positives,
-                negatives=negatives,
-                temperature=settings.temperature,
-                count=count,
-            )
+            term = self._info_nce(queries, documents, positives, negatives, count)
             self.parts["infonce"] = float(term.detach())
             loss = loss + settings.infonce * term
         if settings.triplet:
@@ -72,7 +67,8 @@ class BatchContrast:
         device = columns[0].device
         every_id = collectives.gather_rows(self.document_ids.to(device))
         query_ids, positives = self.query_ids.to(device), self.positives.to(device) + before
-        relevant = collectives.gather_rows(torch.stack([query_ids, every_id[positives]], dim=1))
+        own = torch.stack([query_ids, every_id[positives]], dim=1)
+        relevant = collectives.gather_rows(torch.cat([own, self.relevant.to(device)]))
         masks = []
         for rows in columns:
             owners = None
@@ -85,6 +81,18 @@ class BatchContrast:
                 negative_mask(positives[rows], every_id, query_ids=query_ids[rows], relevant=relevant, owners=owners)
             )
         return torch.cat(masks)
+
+    def _info_nce(
+        self, queries: Tensor, documents: Tensor, positives: Tensor, negatives: Tensor, count: float
+    ) -> Float[Tensor, ""]:
+        """InfoNCE; 0 where only the queries of other processes have negatives, ValueError where none has."""
+        somewhere = collectives.shared_count(int(negatives.sum()), queries.device) > 0
+        if somewhere and not negatives.any():
+            return (queries.sum() + documents.sum()) * 0  # a backward pass, as on the other processes
+        temperature = self.settings.temperature
+        return info_nce(
+            queries, documents, positives=positives, negatives=negatives, temperature=temperature, count=count
+        )
 
     def _triplet(
         self, queries: Tensor, documents: Tensor, positives: Tensor, negatives: Tensor, count: float

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from search_r3_mteb.encoder.prompts import Rendered
 from train.config.loss import LossSettings
-from train.data.rows import TrainingRow
+from train.data.mixing import TrainingData
+from train.data.rows import TrainingRow, positives_of
 from train.losses.gradcache import Forward, MiniBatch, cached_backward
 from train.losses.stage1 import kl_to_base, reply_cross_entropy, select_reply
 from train.model.batches import TokenBatch, collate, mini_batches, text_ids
@@ -18,17 +19,22 @@ from train.processes import collectives
 from train.run.run import Run
 from train.stage1.contrastive import BatchContrast
 from train.stage1.distillation import Distillation, teacher
+from train.stage1.judgements import Judgements
 from train.stage1.reading import packed, reading_backward
 
 
 @dataclass
 class SupervisedStep:
-    """The losses of a batch on the run's model, and their gradient; `base` is needed where the KL has a weight."""
+    """The losses of a batch on the run's model, and their gradient; `base` is needed where the KL has a weight.
+
+    The rows are those of `data` (default: the run's), whose judgements say what is never a negative.
+    """
 
     run: Run
     loss: LossSettings
     mini_batch_size: int | None = None
     base: Base | None = None
+    data: TrainingData | None = None
     # Unweighted losses that need no other row, added up over the mini-batches.
     _sums: dict[str, float] = field(default_factory=dict, init=False)
 
@@ -55,6 +61,11 @@ class SupervisedStep:
         parts |= {name: value for name, value in self._sums.items() if weights[name]}
         return collectives.average({"loss": loss} | parts, self.run.device)
 
+    @cached_property
+    def judgements(self) -> Judgements:
+        """All judgements of the data, read at the first step that contrasts."""
+        return Judgements.of(self.run.data if self.data is None else self.data)
+
     def prepare(self, rows: Sequence[TrainingRow]) -> tuple[dict[str, list[list[Rendered]]], BatchContrast]:
         """The batch as columns of mini-batches, documents first and replies last, and its contrastive terms."""
         traced, renderer = _traced(rows), self.run.renderer
@@ -67,15 +78,25 @@ class SupervisedStep:
                 renderer.render_reply(rows[i].query, "reason", rows[i].reasoning, given=rows[i].given) for i in traced
             ],
         }
+        queries = text_ids([row.query for row in rows])
         contrast = BatchContrast(
             settings=self.loss,
             rows={"direct": torch.arange(len(rows)), "reason": torch.tensor(traced, dtype=torch.long)},
-            query_ids=text_ids([row.query for row in rows]),
+            query_ids=queries,
+            relevant=self._relevant(rows, queries),
             document_ids=text_ids(documents),
             positives=torch.arange(len(rows)),
             owners=torch.tensor(owners),
         )
         return {name: mini_batches(part, self.mini_batch_size) for name, part in columns.items() if part}, contrast
+
+    def _relevant(self, rows: Sequence[TrainingRow], queries: Tensor) -> Tensor:
+        """(query, document) of all judgements of these queries: the rows' own, and those of all other rows."""
+        if not (self.loss.infonce or self.loss.triplet):
+            return queries.new_zeros((0, 2))
+        own = [(number, text) for number, row in enumerate(rows) for _, text in positives_of(row)]
+        pairs = torch.stack([queries[[n for n, _ in own]], text_ids([text for _, text in own])], dim=1)
+        return torch.cat([pairs, self.judgements.of_queries(queries)])
 
     def distillation(self, rows: Sequence[TrainingRow]) -> Distillation | None:
         """The teacher's vectors as targets of the batch's columns; None without a teacher.

@@ -103,18 +103,24 @@ class RolloutContrast:
         )
 
     def loss(self, part: Sequence[int], vectors: Float[Tensor, "rollouts dim"], count: float) -> Float[Tensor, ""]:
-        """The share of the rollouts `part`, without those below `min_reward`; `count` is the divisor for all."""
+        """The share of the rollouts `part`, without those below `min_reward`; `count` is the divisor for all.
+
+        It is 0 where no rollout has a negative.
+        """
         rollouts = torch.tensor(list(part), device=vectors.device)
         taught = self.taught[rollouts]
         if not taught.any():
             return vectors.sum() * 0
         index = self.prompt[rollouts][taught]
         positives = self.positives[index]
+        negatives = negative_mask(positives, self.ids, query_ids=self.query_ids[index], relevant=self.relevant)
+        if not negatives.any():  # every document here is relevant to every query here
+            return vectors.sum() * 0
         return info_nce(
             vectors[taught],
             torch.cat([self.leaf, self.constants.to(self.leaf)]),
             positives=positives,
-            negatives=negative_mask(positives, self.ids, query_ids=self.query_ids[index], relevant=self.relevant),
+            negatives=negatives,
             temperature=self.settings.temperature,
             count=count,
         )

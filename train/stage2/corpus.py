@@ -1,32 +1,46 @@
 """The corpus that stage 2 searches, with ids that its training rows can be judged by."""
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from train.config.data import RlDataSettings, SourceSettings
 from train.corpus_cache.texts import CorpusTexts, CountTokens
-from train.data.rows import TrainingRow
-from train.data.sources import all_rows, documents_of, open_source
+from train.data.order import key_of
+from train.data.rows import RowSource, TrainingRow, text_id
+from train.data.sources import documents_of, open_source
+
+_FILES = ("jsonl", "hub")  # kinds of source without a corpus of their own
 
 
 class SearchedCorpus:
     """All documents of the configured corpora. Several sources over one corpus (two hop counts of one world) share it.
 
     Where several corpora are searched together, an id is prefixed by its corpus, since "1" may be a document of each.
+    The corpus of a file's rows are all relevant documents of all of its rows. A query's relevant documents are those of
+    every row with its text, in any file and any of the `opened` sources (by label).
+
+    Raises ValueError for a relevant document that the corpus does not have, and for an id with two texts.
     """
 
-    def __init__(self, settings: RlDataSettings, count_tokens: CountTokens) -> None:
+    def __init__(
+        self, settings: RlDataSettings, count_tokens: CountTokens, opened: Mapping[str, RowSource] | None = None
+    ) -> None:
         places = {_place(source): source for source in (settings.corpus or settings.sources)}
         self._prefixed = len(places) > 1 and not settings.corpus
         self._place_of = {source.label: _place(source) for source in settings.sources}
         self.ids: list[str] = []
         texts: list[str] = []
         for place, source in places.items():
-            pairs = _positives(source, settings.on_bad_row) if source.kind in ("jsonl", "hub") else documents_of(source)
-            for id_, text in pairs:
+            for id_, text in _documents(source, settings.on_bad_row):
                 self.ids.append(self._id(place, id_))
                 texts.append(text)
         self.texts = CorpusTexts(texts, self.ids, count_tokens)
+        self._judged: dict[int, dict[str, float]] = {}  # of queries with several relevant documents
+        for source in settings.sources:
+            rows = (opened or {}).get(source.label)
+            if rows is None and source.kind in _FILES:
+                rows = open_source(source)
+            if rows is not None:
+                self._judge(rows, self._place_of[source.label], settings.on_bad_row)
 
     def relevance(self, row: TrainingRow) -> dict[str, float]:
         """Document id -> relevance of a training row, by the corpus's ids; grades above 0 only.
@@ -36,6 +50,8 @@ class SearchedCorpus:
         place = self._place_of[row.source]
         judged = row.relevant or ((_id_of(row), 1),)
         found = {self._id(place, id_): float(grade) for id_, grade in judged if grade > 0}
+        for id_, grade in self._judged.get(key_of(row.query), {}).items():
+            found[id_] = max(grade, found.get(id_, 0.0))
         self.texts.rows_of(list(found))
         return found
 
@@ -50,10 +66,17 @@ class SearchedCorpus:
     def _id(self, place: str, id_: str) -> str:
         return f"{place}/{id_}" if self._prefixed else id_
 
-
-def text_id(text: str) -> str:
-    """The id of a document that has none: a hash of its text."""
-    return f"text-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+    def _judge(self, rows: RowSource, place: str, on_bad_row: str) -> None:
+        """Add the judgements of a source; a query's only document is known from its row and is not kept."""
+        first: dict[int, tuple[str, float]] = {}
+        for pair in rows.judgements(on_bad_row):
+            key, id_, grade = key_of(pair.query), self._id(place, pair.document_id), float(pair.relevance)
+            self.texts.rows_of([id_])
+            known = self._judged.get(key)
+            if known is None and first.setdefault(key, (id_, grade))[0] != id_:
+                known = self._judged[key] = dict([first[key]])
+            if known is not None:
+                known[id_] = max(grade, known.get(id_, 0.0))
 
 
 def _id_of(row: TrainingRow) -> str:
@@ -67,9 +90,16 @@ def _place(source: SourceSettings) -> str:
     return f"{source.kind}-{source.path}"
 
 
-def _positives(source: SourceSettings, on_bad_row: str) -> Iterable[tuple[str, str]]:
-    """(id, text) of the documents that the rows of a file name as relevant, each once."""
+def _documents(source: SourceSettings, on_bad_row: str) -> Iterable[tuple[str, str]]:
+    """(id, text) of a corpus; that of a file are the documents that its rows call relevant, each once."""
+    if source.kind not in _FILES:
+        return documents_of(source)
     seen: dict[str, str] = {}
-    for row in all_rows(open_source(source), on_bad_row):
-        seen.setdefault(_id_of(row), row.positive)
+    for pair in open_source(source).judgements(on_bad_row):
+        if seen.setdefault(pair.document_id, pair.document) != pair.document:
+            raise ValueError(
+                f"{source.label}: the id {pair.document_id!r} stands for two documents, {seen[pair.document_id]!r:.60} "
+                f"and {pair.document!r:.60}, so what is found could not be judged. Make the ids of the rows' documents "
+                "unique, or leave them out: then a document is known by its text."
+            )
     return seen.items()

@@ -14,6 +14,7 @@ class Replay:
 
     run: Run
     data: TrainingData | None
+    step: SupervisedStep | None = None
 
     @classmethod
     def begin(cls, run: Run) -> "Replay":
@@ -29,11 +30,11 @@ class Replay:
             world_size=collectives.world_size(),
         )
         run.streams["replay"] = data
-        return cls(run, data)
+        return cls(run, data, SupervisedStep(run, settings.loss, data=data))
 
     def backward(self) -> dict[str, float]:
         """Add the gradient of stage 1's losses on the next rows; returns the losses as "replay" and "replay_NAME"."""
-        if self.data is None:
+        if self.data is None or self.step is None:
             return {}
-        losses = SupervisedStep(self.run, self.run.config.replay.loss).backward(self.data.next_batch())
+        losses = self.step.backward(self.data.next_batch())
         return {"replay": losses.pop("loss")} | {f"replay_{name}": value for name, value in losses.items()}

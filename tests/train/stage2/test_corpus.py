@@ -7,8 +7,8 @@ import pytest
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.tasks.beir_folder import write_beir
 from train.config.data import RlDataSettings, SourceSettings
-from train.data.rows import TrainingRow
-from train.stage2.corpus import SearchedCorpus, text_id
+from train.data.rows import TrainingRow, text_id
+from train.stage2.corpus import SearchedCorpus
 
 
 def count(texts):

@@ -44,7 +44,7 @@ def read_first(opened: RowSource, source: SourceSettings, settings: DataSettings
 
 
 def warnings_of(first: Sequence[FirstRows], config: SftConfig | RlConfig) -> list[str]:
-    """What the settings leave unused of the rows: negatives that nothing reads."""
+    """What the settings leave unused of the rows, and what the rows leave out that the settings measure."""
     loss = config.replay.loss if isinstance(config, RlConfig) else config.loss
     wanted = loss.hard_negatives and bool(loss.infonce or loss.triplet or loss.distill)
     found = []
@@ -56,4 +56,11 @@ def warnings_of(first: Sequence[FirstRows], config: SftConfig | RlConfig) -> lis
                 "data.hard_negatives = 0 leaves them out. Set data.hard_negatives to how many a row may use, or "
                 "loss.hard_negatives = false to say that they are not wanted."
             )
+    silent = not any(row.reasoning is not None for one in first for row in one.rows)
+    if isinstance(config, SftConfig) and silent and "reason" in config.evaluate.modes:
+        found.append(
+            "none of the first rows has a reasoning trace, so nothing teaches the model to reason and then say the "
+            "token: with reasoning it will be cut at its budget, and stage 2 has nothing to reward. Add traces to some "
+            'rows (data.sources.columns.reasoning), or set evaluate.modes = ["direct"].'
+        )
     return found

@@ -142,3 +142,34 @@ def test_a_tokenizer_without_a_padding_token(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     train(sft_config(tmp_path / "run", "optimization.steps=1", model=folder))
     assert np.isfinite(events(tmp_path / "run", "step")[0]["loss"])
+
+
+def test_a_finished_run_is_extended(tmp_path, capsys):
+    """More steps than before are no other settings: with a constant rate the run is the one that had them at once."""
+    constant = "optimization.schedule=constant"
+    train(sft_config(tmp_path / "run", constant, "optimization.steps=2"))
+    train(sft_config(tmp_path / "run", constant, "optimization.steps=4"))
+    assert "the run is extended from 2 to 4 steps" in capsys.readouterr().out
+    train(sft_config(tmp_path / "whole", constant, "optimization.steps=4"))
+    assert "extended" not in capsys.readouterr().out
+    assert same_weights(tmp_path / "run/last", tmp_path / "whole/last")
+    assert events(tmp_path / "run", "step") == events(tmp_path / "whole", "step")
+    with pytest.raises(ValueError, match=r"optimization.steps: 4 -> 3"):
+        train(sft_config(tmp_path / "run", constant, "optimization.steps=3"))
+    with pytest.raises(ValueError, match=r"learning_rate"):
+        train(sft_config(tmp_path / "run", constant, "optimization.steps=5", "optimization.learning_rate=1e-3"))
+
+
+def test_a_base_that_was_named_by_a_relative_path_is_found_from_another_directory(tmp_path, monkeypatch):
+    from search_r3_mteb import SearchR3Encoder
+
+    monkeypatch.chdir(tmp_path)
+    byte_folder(tmp_path / "base")
+    more = ["model.lora.rank=2", "model.lora.alpha=4.0", "optimization.steps=1"]
+    train(sft_config("runs/one", *more, model="base"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    vectors = SearchR3Encoder(tmp_path / "runs/one/last", mode="direct").encode_query(["a river"])
+    train(sft_config("runs/two", *more, model=tmp_path / "runs/one/last"))
+    assert np.isfinite(SearchR3Encoder("runs/two/last", mode="direct").encode_query(["a river"])).all()
+    assert vectors.shape == (1, 32)

@@ -72,6 +72,8 @@ def estimate(model: Any, config: SftConfig | RlConfig, gpus: int = 1) -> MemoryE
     inputs = layers * rows * length * width * stream
     reads_base = config.policy.kl_weight if isinstance(config, RlConfig) else config.loss.kl
     checkpointing = config.model.gradient_checkpointing
+    # Autocast keeps copies of weights that learn; those of frozen ones live as long as the graph that needs them.
+    cast = trained if checkpointing else parameters
     return MemoryEstimate(
         parameters=sum(p.numel() for p in parameters),
         trainable_parameters=sum(p.numel() for p in trained),
@@ -79,7 +81,7 @@ def estimate(model: Any, config: SftConfig | RlConfig, gpus: int = 1) -> MemoryE
         gradients=whole,
         optimizer=2 * whole,
         base_copy=weights if reads_base and config.model.lora is None else 0,
-        compute_copy=sum(2 * p.numel() for p in parameters if p.ndim == 2 and p.dtype == torch.float32) if half else 0,
+        compute_copy=sum(2 * p.numel() for p in cast if p.ndim == 2 and p.dtype == torch.float32) if half else 0,
         activations=inputs + layer if checkpointing else layer * layers,
         head=_HEAD_COPIES * min(POSITIONS_AT_ONCE, rows * length) * shape.vocab_size * 4,
         rollouts=config.rollout.batch_tokens * _bytes_per_position(shape, value) if isinstance(config, RlConfig) else 0,

@@ -44,6 +44,8 @@ def test_what_each_choice_saves_and_costs(sft):
     assert estimate(model, sft("optimization.mini_batch_size=1")).activations == whole.activations // 2
     for parameter in model.base_model.layers.parameters():
         parameter.requires_grad_(False)
+    kept = estimate(model, sft("optimization.mixed_precision=bf16", "model.gradient_checkpointing=true"))
+    assert kept.compute_copy == 2 * 384 * 32, "of the frozen layers, only the one that is recomputed has a copy"
     frozen = estimate(model, sft())
     assert frozen.trainable_parameters == 384 * 32 + 32
     assert frozen.optimizer == 8 * frozen.trainable_parameters

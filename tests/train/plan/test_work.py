@@ -30,7 +30,6 @@ def test_passes_are_what_torch_counts(tmp_path, lora, mini_batch, checkpointing)
     with FlopCounterMode(display=False) as counter:
         step.backward(rows)
     traced = len(tokens["reason"]) / len(rows)
-    said = [end - start for part in columns["reason"] for one in part for start, end in [one.spans["assistant"]]]
     lengths = Lengths(
         document=sum(tokens["documents"]) / len(tokens["documents"]),
         query=sum(tokens["direct"]) / len(rows),
@@ -41,7 +40,6 @@ def test_passes_are_what_torch_counts(tmp_path, lora, mini_batch, checkpointing)
     told = work_of(run.model, config, lengths, 1)
     assert told.rows == 4
     assert told.tokens["reasoned queries"] == pytest.approx(sum(tokens["reason"]))
-    assert max(said) < 60
     assert told.passes == pytest.approx(counter.get_total_flops(), rel=0.2)
 
 

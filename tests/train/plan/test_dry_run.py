@@ -1,6 +1,7 @@
 """The dry run: from config.json alone, and with what is there read as training reads it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -223,3 +224,20 @@ def test_a_corpus_that_is_here_is_counted(tmp_path, capsys):
     assert "# corpus cache: 2 documents of " in capsys.readouterr().out
     describe(rl_config(tmp_path / "run", tmp_path / "base"))
     assert "# corpus cache: 500 documents of " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["1.5b", "7b"])
+def test_the_comments_of_the_large_configurations_are_the_estimate_s(name, only_bases, capsys):
+    """Regression: they had forgotten the cache's float32 originals, and the logits were those of whole rows."""
+    path = CONFIGS / f"rl_qwen2.5-{name}.toml"
+    rl.main(["--config", str(path), "--dry-run", "--gpus", "8"])
+    shown = capsys.readouterr().out
+    comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    per_document = re.search(r"documents \(assumed\) of ([\d,]+) bytes: host memory ([\d.]+) GiB", shown)
+    assert f"{per_document[1]} bytes per document" in comment
+    assert f"{float(per_document[2]):.1f} GiB per million" in comment
+    parts = dict(re.findall(r"(weights|activations|head|rollouts|total) ([\d.]+)", shown))
+    for part, before in (("weights", "weights "), ("activations", "gradient checkpointing "), ("head", "positions ")):
+        assert f"{before}{float(parts[part]):.1f}" in comment, part
+    assert f"65,536 tokens {float(parts['rollouts']):.1f}" in comment
+    assert f"About {float(parts['total']):.0f}" in comment

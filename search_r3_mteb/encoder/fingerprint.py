@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from typing import Any
 
 # Path and library version do not decide a vector, and the tensors' own types are hashed.
@@ -27,9 +28,27 @@ def digest(model: Any, tokenizer: Any, rest: Any) -> str:
 
 
 def weights_version(model: Any) -> int:
-    """A number that grows with every in-place change of a weight, such as an optimizer's step; it reads no weights."""
+    """A number that grows with every change of a weight in place and every optimizer step; it reads no weights."""
     tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor._version for tensor in tensors if not tensor.is_inference())
+    changes = sum(tensor._version for tensor in tensors if not tensor.is_inference())
+    return changes + _optimizer_steps()[0]
+
+
+@cache
+def _optimizer_steps() -> list[int]:
+    """The number of steps of all optimizers in this process since the first call.
+
+    Fused optimizers change weights without telling autograd, so that no tensor's version grows.
+    """
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    steps = [0]
+
+    def count(*_: Any) -> None:
+        steps[0] += 1
+
+    register_optimizer_step_post_hook(count)
+    return steps
 
 
 def _configuration(model: Any) -> dict[str, Any]:

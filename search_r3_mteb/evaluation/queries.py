@@ -108,7 +108,7 @@ def hops_of_query(task: "AbsTaskRetrieval", query_id: str) -> int | None:
 def as_scored(task: "AbsTaskRetrieval", ranking: DocumentScores) -> DocumentScores:
     """The ranking that MTEB scores: some tasks leave out the query itself, or the first document."""
     if task.ignore_identical_ids:
-        ranking = {q: {d: value for d, value in documents.items() if d != q} for q, documents in ranking.items()}
+        ranking = without_identical_ids(ranking)
     if task.skip_first_result:
         # MTEB's own order here: by score alone, ties as they come.
         ranking = {
@@ -116,6 +116,11 @@ def as_scored(task: "AbsTaskRetrieval", ranking: DocumentScores) -> DocumentScor
             for q, documents in ranking.items()
         }
     return ranking
+
+
+def without_identical_ids(ranking: DocumentScores) -> DocumentScores:
+    """The ranking without each query's own id: where the queries are documents, the query finds itself first."""
+    return {q: {d: value for d, value in documents.items() if d != q} for q, documents in ranking.items()}
 
 
 def best(documents: Mapping[str, float], most: int = CUTOFF) -> list[tuple[str, float]]:

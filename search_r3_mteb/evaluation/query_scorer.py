@@ -127,14 +127,7 @@ class QueryScorer:
 
     def _ranking(self, part: _Part, vectors: Float32[np.ndarray, "part dim"]) -> dict[str, dict[str, float]]:
         if part.candidates is None:
-            found = exact_search(vectors, part.vectors, _KEPT)
-            return {
-                query: {
-                    part.documents[row]: float(value)
-                    for row, value in zip(*_with_ties(vector, part.vectors, rows, values), strict=True)
-                }
-                for query, vector, rows, values in zip(part.ids, vectors, found.rows, found.scores, strict=True)
-            }
+            return best_documents(part.ids, vectors, part.documents, part.vectors)
         ranking = {}
         for query, vector in zip(part.ids, vectors, strict=True):
             candidates = part.candidates[query]
@@ -153,6 +146,26 @@ class QueryScorer:
             known = bool(rows and others)
             margins.append(float((part.vectors[rows] @ vector).max()) - max(others) if known else float("nan"))
         return margins
+
+
+def best_documents(
+    query_ids: Sequence[str],
+    queries: Float32[np.ndarray, "queries dim"],
+    document_ids: Sequence[str],
+    documents: Float32[np.ndarray, "documents dim"],
+) -> dict[str, dict[str, float]]:
+    """Query -> document -> cosine of the documents that can count among the first ten, ties for those places included.
+
+    Vectors are of unit length, their rows in the order of the ids.
+    """
+    found = exact_search(queries, documents, _KEPT)
+    return {
+        query: {
+            document_ids[row]: float(value)
+            for row, value in zip(*_with_ties(vector, documents, rows, values), strict=True)
+        }
+        for query, vector, rows, values in zip(query_ids, queries, found.rows, found.scores, strict=True)
+    }
 
 
 def _with_ties(

@@ -20,6 +20,7 @@ from tests.train.loops import (
     weights,
 )
 from train import rl
+from train.model.batches import text_ids
 from train.rl import main, train
 from train.stage2.environment import Environment
 
@@ -119,6 +120,8 @@ def test_rollouts_are_written_to_be_read(tmp_path, model):
     train(rl_config(tmp_path / "run", model, "optimization.steps=4"))
     records = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2] * 4 + [4] * 4
+    queries = [record["query"] for record in records[:4]]
+    assert len(set(queries)) == 4, "one rollout of each prompt, not four of the first"
     for record in records:
         assert record["query"]
         assert isinstance(record["reasoning"], str)
@@ -223,3 +226,44 @@ def test_an_adapter_of_stage_one_goes_on_or_is_merged(tmp_path, capsys):
         with pytest.raises(ValueError, match=said):
             train(rl_config(tmp_path / "wrong", adapter, *more, *wrong))
     assert not (tmp_path / "wrong").exists()
+
+
+def test_rows_with_several_positives_go_through_epochs(tmp_path, model, monkeypatch):
+    """FlagEmbedding's lists, with and without ids: every positive is relevant, and none is ever a negative."""
+    from train.stage2 import contrastive
+
+    masks = []
+    original = contrastive.negative_mask
+
+    def watched(positives, ids, *, query_ids, relevant):
+        mask = original(positives, ids, query_ids=query_ids, relevant=relevant)
+        masks.append({(int(query_ids[i]), int(ids[j])) for i, j in mask.nonzero().tolist()})
+        return mask
+
+    monkeypatch.setattr(contrastive, "negative_mask", watched)
+    texts = [f"document {number}" for number in range(12)]
+    rows = [
+        {"query": "query 0", "pos": [{"id": "p0", "text": texts[0]}, texts[1]], "neg": [texts[9]]},
+        {"query": "query 1", "pos": [texts[1], texts[2], texts[3]]},
+        {"query": "query 2", "pos": [texts[4]]},
+        {"query": "query 2", "pos": [texts[5], texts[0]]},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = '[data.sources.columns]\npositive = "pos"\nnegatives = ["neg"]\n'
+    sources = f'[[data.sources]]\nkind = "jsonl"\npath = "{path}"\n{columns}'
+    settings = ["reward.k=3", "rollout.prompts_per_step=4", "optimization.mini_batch_size=3", *FORCED]
+    train(rl_config(tmp_path / "run", model, "optimization.steps=6", *settings, sources=sources))
+    assert len(events(tmp_path / "run", "step")) == 6
+    relevant = {(row["query"], p["text"] if isinstance(p, dict) else p) for row in rows for p in row["pos"]}
+    key = lambda text: int(text_ids([text])[0])  # noqa: E731
+    assert not set.union(*masks) & {(key(query), key(text)) for query, text in relevant}
+    assert (key("query 0"), key(texts[2])) in set.union(*masks), "the control: other rows' positives are negatives"
+    shown = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
+    assert {len(record["relevant"]) for record in shown} >= {2, 3}
+
+
+def test_rollouts_are_shown_by_turns():
+    from train.stage2.rollout_log import _by_turns
+
+    assert _by_turns([0, 0, 0, 1, 1, 2]) == [0, 3, 5, 1, 4, 2]

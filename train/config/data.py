@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from train.config.settings import Count, CountOrZero, Positive, Settings, Share, StrictBool
+from train.config.settings import Count, CountOrZero, Positive, Seed, Settings, Share, StrictBool
 
 Threshold = Annotated[float, Field(strict=True, gt=0, le=1)]
 Hops = Annotated[tuple[Annotated[int, Field(strict=True, ge=1, le=4)], ...], Field(min_length=1)]
@@ -61,7 +61,7 @@ class SourceSettings(Settings):
     training and test judgements share one corpus; none for hopworld, whose splits share phrasing and no entity."""
     documents: Count = 1000
     """hopworld: number of documents. Our choice: the default world."""
-    world_seed: CountOrZero = 0
+    world_seed: Seed = 0
     """hopworld: seed of the world. Our choice: 0."""
     hops: Hops = (1, 2)
     """hopworld: lengths of the query chains. Our choice: one and two for stage 1, so that three are new in stage 2."""
@@ -108,15 +108,20 @@ class JudgedSetSettings(Settings):
     """Which judgements. Our choice: dev; a checkpoint that was chosen on test has seen the test."""
     documents: Count = 1000
     """hopworld: number of documents. Our choice: the default world."""
-    world_seed: CountOrZero = 0
+    world_seed: Seed = 0
     """hopworld: seed of the world. Our choice: 0."""
     hops: Hops = (1, 2)
     """hopworld: lengths of the query chains. Our choice: one and two, those that stage 1 trains on."""
+    ignore_identical_ids: StrictBool = False
+    """beir: leave the document with a query's own id out of its ranking, as `beir:FOLDER:ignore_identical_ids` does.
+    Our choice: off; on where the queries are documents of the corpus (ArguAna)."""
 
     def check(self) -> None:
         """A folder for beir, none for hopworld."""
         if (self.kind == "beir") != bool(self.path):
             raise ValueError('path belongs to kind = "beir" (required) and has no meaning for kind = "hopworld".')
+        if self.ignore_identical_ids and self.kind != "beir":
+            raise ValueError("ignore_identical_ids is for BEIR folders: no query of hopworld is a document. Remove it.")
 
     @property
     def label(self) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from train.config.settings import Count, Positive, Settings, StrictBool, Weight
+from train.config.settings import Count, Positive, Settings, StrictBool, Temperature, Weight
 
 Fraction = Annotated[float, Field(strict=True, gt=0, le=0.999)]
 
@@ -16,7 +16,7 @@ class RolloutSettings(Settings):
     """Queries per optimizer step over all processes. Our choice: 128 rollouts with the default group size."""
     group_size: Count = 8
     """Rollouts per query. 8: GRACE and ELVA."""
-    temperature: Positive = 1.0
+    temperature: Temperature = 1.0
     """Temperature of sampling and of the log-probabilities. Our choice: 1, the model's own distribution."""
     max_reasoning_tokens: Count = 256
     """Budget of the reasoning in tokens, after which the embed token is forced. The encoder's default."""

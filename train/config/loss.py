@@ -1,8 +1,13 @@
 """Settings of the losses: stage 1, its rows replayed in stage 2, and stage 2's contrastive term."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from train.config.settings import Count, CountOrZero, Number, Positive, Settings, StrictBool, Weight
+from pydantic import Field
+
+from train.config.settings import Count, CountOrZero, Number, Settings, StrictBool, Temperature, Weight
+
+# Two cosines differ by 2 at most: above, the loss never reaches 0.
+Margin = Annotated[float, Field(strict=True, gt=0, le=2)]
 
 
 class LossSettings(Settings):
@@ -30,9 +35,9 @@ class LossSettings(Settings):
     kl_direction: Literal["forward", "reverse"] = "reverse"
     """forward: KL(base || model); reverse: KL(model || base). Open in the paper; our choice: reverse, the divergence
     that stage 2's estimator measures."""
-    temperature: Positive = 0.05
+    temperature: Temperature = 0.05
     """InfoNCE divides the cosine by it. Open in the paper; 0.05 is the scale of 20 of sentence-transformers."""
-    margin: Positive = 0.1
+    margin: Margin = 0.1
     """Cosine by which the positive must beat the negative. Open in the paper; FaceNet's 0.2 (arXiv 1503.03832, 3.3) is
     on squared distances of unit vectors, 2 - 2 cos: half of it in cosines."""
     in_batch: StrictBool = True
@@ -42,14 +47,16 @@ class LossSettings(Settings):
 
     def check(self) -> None:
         """Something is learned, and a contrastive term has something to contrast with."""
-        learned = self.reply or self.infonce or self.triplet or self.distill
+        learned = self.reply or self.infonce or self.triplet or self.distill or self.reading
         if not (learned or self.kl):
             raise ValueError(
-                "every weight is 0, so nothing would be learned. Set at least one of reply, infonce, triplet, distill."
+                "every weight is 0, so nothing would be learned. Set at least one of reply, infonce, triplet, distill, "
+                "reading."
             )
         if not learned:
             raise ValueError(
-                "only kl is above 0: it pulls the model back to its start. Set reply, infonce, triplet or distill too."
+                "only kl is above 0: it pulls the model back to its start. Set reply, infonce, triplet, distill or "
+                "reading too."
             )
         if bool(self.distill) != (self.teacher is not None):
             raise ValueError(
@@ -85,7 +92,7 @@ class ContrastiveSettings(Settings):
 
     weight: Weight = 1.0
     """Weight beside the policy loss; 0 = off. Our choice: 1."""
-    temperature: Positive = 0.05
+    temperature: Temperature = 0.05
     """InfoNCE divides the cosine by it. As in stage 1."""
     hard_negatives: CountOrZero = 8
     """Negatives per query from the cache, whose vectors are constants. Our choice: 8."""

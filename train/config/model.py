@@ -62,7 +62,9 @@ class ModelSettings(Settings):
     scratch: ScratchSettings | None = None
     """Instead of `path`: random weights of this shape. Our choice: only nano uses it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights; "auto" is the checkpoint's. Our choice: no float16, its range overflows in training."""
+    """Type of the weights. "auto": float32 where every weight is trained, else the checkpoint's; bfloat16 is for the
+    frozen weights under an adapter, which itself is float32. Our choice: no float16, its range overflows in training: a
+    checkpoint in float16 is trained in float32."""
     gradient_checkpointing: StrictBool = False
     """Recompute activations in backward (arXiv 1604.06174): less memory, a third more time. Our choice: off."""
     trust_remote_code: StrictBool = False
@@ -87,6 +89,12 @@ class ModelSettings(Settings):
             raise ValueError(
                 "scratch and lora exclude each other: LoRA freezes the base, and a random frozen base never learns. "
                 "Remove [model.lora] to train every weight."
+            )
+        if self.dtype == "bfloat16" and self.lora is None:
+            raise ValueError(
+                'dtype = "bfloat16" with every weight trained: it has 8 bits of precision, an update below 1/256 of a '
+                'weight is rounded away, and the model learns nothing without a word. Set dtype = "float32" (and '
+                'optimization.mixed_precision = "bf16" to compute in it), or add [model.lora].'
             )
         if self.freeze and self.lora is not None:
             raise ValueError("freeze and lora exclude each other: an adapter trains nothing but itself. Remove freeze.")

@@ -1,10 +1,14 @@
 """Settings of a run: optimizer and schedule, evaluation, checkpoints, output."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from train.config.settings import Count, CountOrZero, Positive, Settings, Share, StrictBool, Text, Weight
+from pydantic import Field
+
+from train.config.settings import Count, CountOrZero, Positive, Seed, Settings, Share, StrictBool, Text, Weight
 
 QueryMode = Literal["direct", "reason"]
+# A step moves a weight by about the rate: above 1 nothing of it is left, below 1e-12 float32 stands still.
+Rate = Annotated[float, Field(strict=True, ge=1e-12, le=1)]
 
 
 class OptimizationSettings(Settings):
@@ -15,14 +19,14 @@ class OptimizationSettings(Settings):
     Our choice: adamw, the trainer default of transformers; nano learns faster with Muon (results/rl/LOG.md)."""
     steps: Count = 1000
     """Optimizer steps of the whole run. Our choice; the paper's number is not known."""
-    learning_rate: Positive = 1e-5
+    learning_rate: Rate = 1e-5
     """Peak rate. Our choice: usual for fine-tuning 1.5B weights; LoRA and nano set their own."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Shape after the warm-up. Our choice: linear to final_share, the trainer default of transformers."""
     warmup_steps: CountOrZero = 0
     """Steps of linear rise from zero. Our choice: none, a config that needs one says so."""
     final_share: Share = 0.0
-    """Rate at the last step as a share of learning_rate. Our choice: 0."""
+    """Share of learning_rate that the schedule falls to, one step after the last. Our choice: 0."""
     weight_decay: Weight = 0.01
     """Decoupled decay (arXiv 1711.05101), on matrices only. Our choice: torch's default for AdamW."""
     betas: tuple[Share, Share] = (0.9, 0.999)
@@ -33,7 +37,7 @@ class OptimizationSettings(Settings):
     """Clip the gradient to this norm; 0 = off. Our choice: 1, the trainer default of transformers."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Compute in bf16 over float32 weights. Our choice: no, since the CPU is the reference; GPU configs set bf16."""
-    seed: CountOrZero = 0
+    seed: Seed = 0
     """Seed of the weights that are random, of dropout, sampling and the order of rows. Our choice: 0."""
 
     def check(self) -> None:
@@ -46,6 +50,11 @@ class OptimizationSettings(Settings):
         if self.schedule == "constant" and self.final_share:
             raise ValueError(
                 'final_share has no meaning with schedule = "constant". Remove it or set schedule = "linear".'
+            )
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                f"learning_rate * weight_decay = {self.learning_rate * self.weight_decay:g}: each step multiplies the "
+                "matrices by 1 minus that, which would turn them round. Keep it below 1."
             )
         if max(self.betas) >= 1:
             raise ValueError(
@@ -74,7 +83,7 @@ class SftOptimizationSettings(OptimizationSettings):
 class RlOptimizationSettings(OptimizationSettings):
     """The optimizer; the batch is rollout.prompts_per_step groups."""
 
-    learning_rate: Positive = 1e-6
+    learning_rate: Rate = 1e-6
     """Peak rate. 1e-6: GRACE, and TRL's default."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Shape after the warm-up. Our choice: constant, the reward itself levels off."""
@@ -150,4 +159,4 @@ class RlOutputSettings(OutputSettings):
     rollouts_every: CountOrZero = 20
     """Steps between written-out rollouts (query, reasoning, reward, top documents); 0 = never. Our choice: 20."""
     rollouts: Count = 4
-    """Rollouts written each time. Our choice: 4, few enough to be read."""
+    """Rollouts written each time, of as many prompts as there are. Our choice: 4, few enough to be read."""

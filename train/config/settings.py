@@ -16,12 +16,16 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 """One or more."""
 CountOrZero = Annotated[int, Field(strict=True, ge=0)]
 """Zero (off) or more."""
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+"""What every random generator takes: torch's seeds end at 2**64, and checkpoints hold 64-bit integers."""
 Number = Annotated[float, Field(strict=True)]
 """Any finite number."""
-Positive = Annotated[float, Field(strict=True, gt=0)]
-"""Above zero."""
-Weight = Annotated[float, Field(strict=True, ge=0)]
-"""Zero (off) or more."""
+Positive = Annotated[float, Field(strict=True, ge=1e-12, le=1e9)]
+"""Above zero. Beyond these bounds float32, with its 7 digits, holds nothing of what is added or divided."""
+Weight = Annotated[float, Field(strict=True, ge=0, le=1e6)]
+"""Zero (off) or more; a weight above a million leaves no digit of the other terms in float32."""
+Temperature = Annotated[float, Field(strict=True, ge=1e-3, le=100)]
+"""Divisor of scores. Below, rounding (1e-7 of a cosine, 1e-6 of a logit) decides; above, all scores are the same."""
 Text = Annotated[str, Field(strict=True, pattern=r"\S")]
 """Text that is not blank."""
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]

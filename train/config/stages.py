@@ -8,7 +8,6 @@ from train.config.model import ModelSettings
 from train.config.run import (
     CheckpointSettings,
     EvaluateSettings,
-    OptimizationSettings,
     RlOptimizationSettings,
     RlOutputSettings,
     SftOptimizationSettings,
@@ -56,7 +55,6 @@ class SftConfig(Settings):
 
     def check(self) -> None:
         """Rules between sections."""
-        check_precision(self.model, self.optimization)
         if self.loss.kl and self.model.scratch is not None:
             raise ValueError(
                 "loss.kl and model.scratch exclude each other: the frozen base has random weights, and staying near "
@@ -110,7 +108,6 @@ class RlConfig(Settings):
 
     def check(self) -> None:
         """Rules between sections."""
-        check_precision(self.model, self.optimization)
         if self.model.scratch is not None:
             raise ValueError(
                 "model.scratch: stage 2 starts from a model that already emits the embed token, random weights never "
@@ -118,17 +115,19 @@ class RlConfig(Settings):
             )
         if not (self.policy.weight or self.contrastive.weight):
             raise ValueError("policy.weight and contrastive.weight are both 0, so nothing would be learned. Set one.")
+        best = sum(self.reward.weights.values())
+        if self.contrastive.weight and self.contrastive.min_reward > best:
+            raise ValueError(
+                f"contrastive.min_reward = {self.contrastive.min_reward} is above {best:g}, the largest reward that "
+                "the weights of [reward] allow: no rollout would be contrasted. Lower it, or set its weight = 0."
+            )
+        if self.model.lora is not None and self.model.lora.dropout:
+            raise ValueError(
+                f"model.lora.dropout = {self.model.lora.dropout} in stage 2: the policy's log-probabilities would be "
+                "random and its sampler's not, and noise would go into the corpus cache. Set model.lora.dropout = 0."
+            )
         if self.corpus_cache.policy == "frozen" and self.model.lora is None:
             raise ValueError(
                 'corpus_cache.policy = "frozen" embeds documents with the adapter off, but there is no [model.lora]: '
                 "full fine-tuning moves the documents too. Add [model.lora], or choose another policy."
             )
-
-
-def check_precision(model: ModelSettings, optimization: OptimizationSettings) -> None:
-    """ValueError for bf16 compute over bf16 weights: mixed precision keeps float32 weights."""
-    if optimization.mixed_precision == "bf16" and model.dtype == "bfloat16":
-        raise ValueError(
-            'optimization.mixed_precision = "bf16" is for float32 weights: with model.dtype = "bfloat16" small updates '
-            'would be rounded away. Set model.dtype = "float32", or mixed_precision = "no".'
-        )

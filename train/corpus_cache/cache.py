@@ -223,7 +223,7 @@ class CorpusCache:
         counts = RetrievalCounts.merged(self._replicas.gather(RetrievalCounts.of(hits).arrays()))
         corpus = self._corpus_rows(step, self._shared(given))
         rows = self.policy.select(corpus, counts, budget)
-        tokens = corpus.tokens(rows)
+        tokens = corpus.tokens(rows[~np.isin(rows, corpus.given)])  # given rows are refreshed beside the budget
         if self.policy.rebuilds:
             self.rebuild(timed, step=step)
             map_seconds = 0.0

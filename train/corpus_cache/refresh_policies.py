@@ -255,6 +255,7 @@ class RefreshReport:
     step: int
     rows: Int[np.ndarray, " rows"]
     tokens: int = 0
+    """Of the rows that were not given: what was spent."""
     budget: int = 0
     """Tokens that could be spent, after the audits' factor."""
     share: float = 0.0

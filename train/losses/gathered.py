@@ -15,14 +15,17 @@ def gathered_info_nce(
     document_ids: Int[Tensor, " documents"],
     query_ids: Int[Tensor, " queries"],
     *,
+    relevant: Int[Tensor, "pairs 2"] | None = None,
     temperature: float = LOSS_DEFAULTS.temperature,
 ) -> Float[Tensor, ""]:
     """`info_nce` of this process's queries against the documents of all processes, with gradient to all of them.
 
     Arguments are this process's own; `positives` are columns of its own `documents`, and ids mean the same on all
-    processes. The average over processes is the loss of the whole batch.
+    processes. The average over processes is the loss of the whole batch. `relevant` are (query id, document id) pairs
+    of further judgements, whose documents are no negatives either.
     """
-    pairs = collectives.gather_rows(torch.stack([query_ids, document_ids[positives]], dim=1))
+    own = torch.stack([query_ids, document_ids[positives]], dim=1)
+    pairs = collectives.gather_rows(own if relevant is None else torch.cat([own, relevant.to(own)]))
     positives = positives + collectives.rows_before(len(documents), documents.device)
     every_id = collectives.gather_rows(document_ids)
     return info_nce(

@@ -24,19 +24,22 @@ class PolicyBatch:
     `log_probs` have the gradient; `old_log_probs` are those of the distribution that sampled, `reference_log_probs`
     those of the frozen reference, or None without KL. `mask` is False at tokens that the model did not choose: the
     forced embed token, and padding, whose values are never read. `groups` holds the *id* of each rollout's prompt,
-    unique over all processes; rows may come in any order. `rewards` has one number per rollout.
+    unique over all processes; rows may come in any order. `rewards` has one number per rollout; it is needed where the
+    advantages are not given.
     """
 
     log_probs: Float[Tensor, "rollouts tokens"]
     old_log_probs: Float[Tensor, "rollouts tokens"]
     mask: Bool[Tensor, "rollouts tokens"]
     groups: Int[Tensor, " rollouts"]
-    rewards: Float[Tensor, " rollouts"]
+    rewards: Float[Tensor, " rollouts"] | None = None
     reference_log_probs: Float[Tensor, "rollouts tokens"] | None = None
 
     def __post_init__(self) -> None:
         expected = {"old_log_probs": self.log_probs.shape, "mask": self.log_probs.shape}
-        expected |= dict.fromkeys(("groups", "rewards"), self.log_probs.shape[:1])
+        expected |= dict.fromkeys(("groups",), self.log_probs.shape[:1])
+        if self.rewards is not None:
+            expected["rewards"] = self.log_probs.shape[:1]
         if self.reference_log_probs is not None:
             expected["reference_log_probs"] = self.log_probs.shape
         for name, shape in expected.items():
@@ -148,7 +151,8 @@ def grpo_loss(
     `advantages` are this batch's rows of advantages computed over more rollouts (other processes, other mini-batches);
     by default they come from the batch's own rewards and groups.
 
-    Raises ValueError for a KL weight without reference log-probabilities, and when no token is left to learn from.
+    Raises ValueError for a KL weight without reference log-probabilities, with neither advantages nor rewards, and when
+    no token is left to learn from.
     """
     settings = settings or PolicySettings()
     if settings.kl_weight and batch.reference_log_probs is None:
@@ -156,10 +160,12 @@ def grpo_loss(
             f"kl_weight={settings.kl_weight} needs reference_log_probs. Pass them, or set the weight to 0."
         )
     if advantages is None:
+        if batch.rewards is None:
+            raise ValueError("Neither advantages nor the batch's rewards are given: pass one of them.")
         advantages = group_advantages(batch.rewards, batch.groups, standardise=settings.standardise)
-    if len(advantages.values) != len(batch.rewards):
+    if len(advantages.values) != len(batch.groups):
         raise ValueError(
-            f"{len(advantages.values)} advantages were given for {len(batch.rewards)} rollouts; one each is needed."
+            f"{len(advantages.values)} advantages were given for {len(batch.groups)} rollouts; one each is needed."
         )
     mask = batch.mask
     # Read through the mask: what padding holds (often -inf or NaN) must reach neither the sum nor the gradient.

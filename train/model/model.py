@@ -1,6 +1,7 @@
 """The model that is trained: loaded or random, with the embed token, perhaps an adapter, and its frozen base."""
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from search_r3_mteb.encoder.token_rows import layer_name, token_layers
 from train.config.model import LoraSettings, ModelSettings
 from train.model import scratch
 
+log = logging.getLogger(__name__)
+_HEADS = ("classifier", "summary")  # dropout of heads that a causal LM does not have
+
 
 @dataclass(frozen=True)
 class Hidden:
@@ -40,6 +44,7 @@ class Hidden:
 def prepare(config: ModelSettings, seed: int, device: str | torch.device = "cpu") -> Checkpoint:
     """The checkpoint to train, in training mode: `config.path` or random weights, with the embed token.
 
+    What is trained is float32: an adapter always, and with every weight trained the whole model.
     With LoRA only the adapter and, where asked, the token's own rows are trainable (peft's `trainable_token_indices`):
     one of the embedding, which a tied head shares, and one of a head that has its own matrix. Where `config.path` is an
     adapter already, `adapter_start` says what becomes of it.
@@ -51,13 +56,58 @@ def prepare(config: ModelSettings, seed: int, device: str | torch.device = "cpu"
 
 
 def make_trainable(checkpoint: Checkpoint, config: ModelSettings, seed: int) -> None:
-    """Gradient checkpointing, frozen parameters and a new adapter, as the settings say; a loaded adapter stays."""
+    """Float32 where it is trained, gradient checkpointing, frozen parameters and a new adapter, as the settings say.
+
+    An adapter that was loaded stays.
+    """
+    widen(checkpoint, adapted=config.lora is not None)
     if config.gradient_checkpointing:
         checkpoint.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         checkpoint.model.enable_input_require_grads()  # a frozen embedding gives no gradient to recompute from
     freeze(checkpoint.model, config.freeze)
     if config.lora is not None and not hasattr(checkpoint.model, "peft_config"):
         checkpoint.model = add_adapter(checkpoint, config.lora, seed)
+
+
+def widen(checkpoint: Checkpoint, *, adapted: bool) -> None:
+    """Turn weights below float32 into float32, and say so, unless they are bfloat16 and frozen under an adapter.
+
+    Updates would be rounded away (bfloat16), and gradients overflow or vanish (float16), also on their way through
+    frozen weights.
+    """
+    narrow = {parameter.dtype for parameter in checkpoint.model.parameters() if parameter.dtype.itemsize < 4}
+    if narrow - ({torch.bfloat16} if adapted else set()):
+        found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in narrow))
+        log.warning(
+            "%s has weights in %s. They are trained in float32, in as much more memory: updates would be rounded away.",
+            checkpoint.name,
+            found,
+        )
+        checkpoint.model.float()
+
+
+def refuse_dropout(model: Any) -> None:
+    """ValueError where the model's forward in training mode is random.
+
+    In stage 2 the policy's log-probabilities would not be its sampler's, and noise would go into the corpus cache.
+    """
+    inner = unwrap(model)
+    config = inner.config.get_text_config()
+    found = {
+        name: value
+        for name, value in config.to_dict().items()
+        if "drop" in name and not name.startswith(_HEADS) and isinstance(value, float) and value > 0
+    }
+    found |= {
+        name: module.p for name, module in inner.named_modules() if isinstance(module, torch.nn.Dropout) and module.p
+    }
+    if found:
+        name, value = next(iter(found.items()))
+        raise ValueError(
+            f"The model's {name} = {value}: stage 2 samples without dropout what it trains with dropout, so that its "
+            "log-probabilities, and the vectors in the corpus cache, would be random. Set it to 0 in the checkpoint's "
+            "config.json."
+        )
 
 
 def freeze(model: Any, names: Sequence[str]) -> None:

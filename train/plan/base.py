@@ -59,7 +59,7 @@ def planned_model(settings: ModelSettings, config_file: Path | None = None, base
             )
     except (ValueError, KeyError, AttributeError, ImportError) as error:
         raise ValueError(f"{folder}: transformers makes no causal LM of this {_CONFIG}: {error}") from error
-    planned: Any = SimpleNamespace(model=model, embed_token_id=0)
+    planned: Any = SimpleNamespace(model=model, embed_token_id=0, name=str(settings.path))
     make_trainable(planned, settings, seed=0)
     return PlannedModel(planned.model, folder, tuple(steps))
 

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.evaluation.queries import DocumentScores, score, without_identical_ids
+from search_r3_mteb.evaluation.query_scorer import best_documents
 from search_r3_mteb.tasks.beir_folder import read_queries, read_relevance
 from search_r3_mteb.tasks.hopworld import HopWorld
 from train.config.data import JudgedSetSettings
 from train.config.run import EvaluateSettings
 from train.data.sources import documents_of
 from train.model.model import evaluating
-
-_QUERIES_AT_ONCE = 512  # scored against the corpus
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,7 @@ class JudgedSet:
     queries: Mapping[str, str]
     qrels: Mapping[str, Mapping[str, int]]
     hops: Mapping[str, int]
+    ignore_identical_ids: bool = False
 
     @cached_property
     def document_ids(self) -> list[str]:
@@ -65,6 +64,7 @@ def load(settings: JudgedSetSettings, max_queries: int | None, seed: int) -> Jud
         queries={query: queries[query] for query in kept},
         qrels={query: qrels[query] for query in kept},
         hops={query: hops[query] for query in kept if query in hops},
+        ignore_identical_ids=settings.ignore_identical_ids,
     )
 
 
@@ -97,20 +97,17 @@ def evaluate(
     return scores
 
 
-def per_query_ndcg(judged: JudgedSet, queries: Any, corpus: Any, k: int = 10) -> dict[str, float]:
-    """nDCG@k of each query, by pytrec_eval, from unit vectors of the queries (n, dim) and the corpus (m, dim)."""
-    import pytrec_eval
+def per_query_ndcg(judged: JudgedSet, queries: Any, corpus: Any) -> dict[str, float]:
+    """nDCG@10 of each query, from unit vectors of the queries (n, dim) and the corpus (m, dim).
 
-    run: dict[str, dict[str, float]] = {}
-    ids = list(judged.queries)
-    for start in range(0, len(ids), _QUERIES_AT_ONCE):
-        scores = queries[start : start + _QUERIES_AT_ONCE] @ corpus.T
-        top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        for row, query in enumerate(ids[start : start + _QUERIES_AT_ONCE]):
-            run[query] = {judged.document_ids[d]: float(scores[row, d]) for d in top[row]}
-    metric = f"ndcg_cut.{k}"
-    measured = pytrec_eval.RelevanceEvaluator({q: dict(j) for q, j in judged.qrels.items()}, {metric}).evaluate(run)
-    return {query: measured[query][metric.replace(".", "_")] for query in ids}
+    By the code of `search-r3 evaluate`: ties are ordered by the documents' ids, as trec_eval does, and identical ids
+    are left out where the set says so.
+    """
+    ranking: DocumentScores = best_documents(list(judged.queries), queries, judged.document_ids, corpus)
+    if judged.ignore_identical_ids:
+        ranking = without_identical_ids(ranking)
+    measured = score(judged.qrels, ranking)
+    return {query: measured[query]["ndcg_cut_10"] for query in judged.queries}
 
 
 def mean_of(scores: Sequence[Score], mode: str) -> float:

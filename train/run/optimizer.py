@@ -92,12 +92,15 @@ def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def learning_rate(step: int, settings: OptimizationSettings) -> float:
-    """The rate of step `step` (from 1): linear warm-up, then the schedule down to `final_share` at the last step."""
+    """The rate of step `step` (from 1): linear warm-up, then the schedule down towards `final_share`.
+
+    As in transformers, `final_share` would be reached by the step after the last one: every step learns.
+    """
     if step <= settings.warmup_steps:
         return settings.learning_rate * step / settings.warmup_steps
     if settings.schedule == "constant":
         return settings.learning_rate
-    done = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
+    done = (step - 1 - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
     left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return settings.learning_rate * (settings.final_share + (1 - settings.final_share) * left)
 

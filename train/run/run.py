@@ -25,7 +25,7 @@ from train.config.loading import STEPS, dump, flatten
 from train.data.beir_source import Unit
 from train.data.mixing import TrainingData, load_training_data
 from train.data.rows import TrainingRow
-from train.model.model import prepare
+from train.model.model import prepare, refuse_dropout
 from train.plan.dry_run import check_room
 from train.plan.first_rows import read_first, warnings_of
 from train.plan.start import check_start
@@ -57,6 +57,8 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     step: int = 0
     best: float | None = None
+    # Of the present weights; None where they were not evaluated.
+    score: float | None = None
     resumed_from: TrainingCheckpoint | None = None
     # Stage 2 keeps its corpus cache in the checkpoint: a function that writes it into a folder.
     extra: Callable[[Path], None] | None = None
@@ -80,6 +82,9 @@ class Run:
         notes = check_start(config)
         accelerator = new_accelerator(optimization.mixed_precision)
         checkpoint = prepare(config.model, optimization.seed, accelerator.device)
+        if unit == "query":
+            refuse_dropout(checkpoint.model)
+        check_window(checkpoint, *_positions(config))
         torch.manual_seed(optimization.seed + 1)  # dropout; the weights have been drawn
         model, sharded = checkpoint.model, shards_model(accelerator)
         optimizer = make_optimizer(model, optimization, sharded=sharded)
@@ -87,7 +92,6 @@ class Run:
             model, optimizer = accelerator.prepare(model, optimizer)
         renderer = Renderer(checkpoint.tokenizer, checkpoint.profile, config.data.max_length)
         check_room(renderer)
-        _check_window(checkpoint, config)
         settings = mined_data(config, checkpoint, renderer)
         data = load_training_data(
             settings,
@@ -192,7 +196,7 @@ class Run:
 
     def after_step(self, number: int, values: dict[str, float]) -> None:
         """Log, evaluate and checkpoint as the settings say."""
-        self.step = number
+        self.step, self.score = number, None
         if due(number, self.config.output.log_every):
             self.log.event("step", number, seconds=round(self.seconds, 3), **values)
         self.log.advance(**{k: v for k, v in values.items() if k not in ("gradient_norm", "learning_rate")})
@@ -222,9 +226,9 @@ class Run:
         for score in scores:
             self.log.event("evaluate", self.step, **asdict(score))
         self.log.say(f"step {self.step}: nDCG@10 {', '.join(map(str, scores))}")
-        value = evaluation.mean_of(scores, settings.best_by)
-        if self.best is None or value > self.best:
-            self.best = value
+        self.score = evaluation.mean_of(scores, settings.best_by)
+        if self.best is None or self.score > self.best:
+            self.best = self.score
             if self.accelerator.is_main_process:
                 self._export("best")
 
@@ -239,9 +243,14 @@ class Run:
 
     def _report_data(self) -> None:
         """Write what each source gave, what was malformed, and what was dropped as a repeat of evaluation texts."""
-        sources = [asdict(one) for one in self.data.statistics()]
-        decontamination = asdict(self.data.decontamination_report())
-        write_json(self.folder / "data.json", {"sources": sources, "decontamination": decontamination})
+        reports = {
+            name: {
+                "sources": [asdict(one) for one in stream.statistics()],
+                "decontamination": stream.decontamination_report().to_dict(),
+            }
+            for name, stream in self.streams.items()
+        }
+        write_json(self.folder / "data.json", reports.pop("data") | reports)
 
     def _write_cards(self) -> None:
         from search_r3_mteb.report.model_card import facts_of_run, write_model_card
@@ -262,19 +271,10 @@ class Run:
             self.step,
             self._state(),
             config=flatten(self.config),
-            score=self.best,
+            score=self.score,
             keep=self.config.checkpoint.keep,
             extra=self.extra,
         )
-
-
-def _check_window(checkpoint: Checkpoint, config: Any) -> None:
-    """ValueError where prompt, reasoning and embed token exceed the model's window, in rollouts or evaluation."""
-    budgets = [config.rollout.max_reasoning_tokens] if hasattr(config, "rollout") else []
-    if config.data.evaluation and "reason" in config.evaluate.modes:
-        budgets.append(config.evaluate.max_reasoning_tokens)
-    for budget in budgets:
-        check_window(checkpoint, config.data.max_length + budget + 1, budget)
 
 
 def _extended(before: int, optimization: Any) -> list[str]:
@@ -287,3 +287,13 @@ def _extended(before: int, optimization: Any) -> list[str]:
         f"the run is extended from {before} to {optimization.steps} steps; {schedule}, and step {before + 1} has the "
         f"rate {rate:g}"
     ]
+
+
+def _positions(config: Any) -> tuple[int, int]:
+    """Positions that the run's longest sequence takes, and the budget of reasoning in it, in tokens."""
+    budgets = [0]
+    if (rollout := getattr(config, "rollout", None)) is not None:
+        budgets.append(rollout.max_reasoning_tokens)
+    if config.data.evaluation and "reason" in config.evaluate.modes:
+        budgets.append(config.evaluate.max_reasoning_tokens)
+    return config.data.max_length + (max(budgets) + 1 if max(budgets) else 0), max(budgets)

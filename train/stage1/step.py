@@ -54,7 +54,7 @@ class SupervisedStep:
                 between_rows = partial(_between_rows, contrast, distillation)
                 found = cached_backward(forwards, between_rows, backward=accelerator.backward)
                 loss += float(found.contrastive + found.local)
-            else:
+            elif self.loss.reply or self.loss.kl:
                 loss += self._replies_alone(forwards)
         weights = dict(self.loss)
         parts = contrast.parts | (distillation.parts if distillation is not None else {})

@@ -1,6 +1,8 @@
 """A log of some rollouts for reading: `rollouts.jsonl`, one rollout per line."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,11 @@ class RolloutLog:
             cut(self._path, step)  # later than the checkpoint that the run resumed from
 
     def write(self, groups: Groups, judged: Judged, advantages: Advantages, step: int) -> None:
-        """Append the step's first rollouts where they are due."""
+        """Append some of the step's rollouts where they are due: the first of each prompt, then the second ones."""
         if not (self._active and due(step, self._settings.rollouts_every)):
             return
         with self._path.open("a", encoding="utf-8") as file:
-            for rollout in range(min(self._settings.rollouts, len(groups.prompt))):
+            for rollout in _by_turns(groups.prompt)[: self._settings.rollouts]:
                 record = {"step": step} | self._record(groups, judged, advantages, rollout)
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -41,3 +43,13 @@ class RolloutLog:
             "relevant": sorted(judged.relevance[groups.prompt[rollout]]),
             "top": judged.top(rollout, 5),
         }
+
+
+def _by_turns(prompts: Sequence[int]) -> list[int]:
+    """The rollouts in the order of their place within their prompt's group, then of the prompt."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for rollout, prompt in enumerate(prompts):
+        turns.append((seen[prompt], prompt, rollout))
+        seen[prompt] += 1
+    return [rollout for _, _, rollout in sorted(turns)]

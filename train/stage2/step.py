@@ -177,7 +177,6 @@ class PolicyStep:
             old_log_probs=old,
             mask=mask,
             groups=self.groups.group[index].to(device),
-            rewards=values,
             reference_log_probs=reference,
         )
         # "sequence" normalisation counts rollouts, "token" the tokens that the model chose.

@@ -202,11 +202,22 @@ class SearchR3GRPOTrainer(GRPOTrainer):
             positives,
             torch.cat([numbers, stale]),
             inputs["query_numbers"],
+            relevant=self._relevant(inputs["query_numbers"]),
             temperature=settings.contrastive.temperature,
         )
         self._log("contrastive", float(term.detach()))
         accumulated = self.current_gradient_accumulation_steps if self.model.training else 1
         return loss + settings.contrastive.weight * term / accumulated
+
+    def _relevant(self, queries: Tensor) -> Tensor:
+        """The (query, document) numbers of all judgements above 0 of these queries."""
+        pairs = [
+            (number, self.document_numbers[document])
+            for number in dict.fromkeys(queries.tolist())
+            for document, gain in self.environment.judgements[self.query_ids[number]].items()
+            if gain > 0
+        ]
+        return torch.tensor(pairs, dtype=torch.long, device=queries.device)
 
     def _log(self, name: str, value: float) -> None:
         self._metrics["train" if self.model.training else "eval"][name].append(value)

@@ -87,7 +87,7 @@ def test_overrides_take_toml_values_bare_words_positions_and_none(toml):
         (["data.batch_size=8"], r"\[data\] batch_size: there is no such key.*optimization.batch_size"),
         (["los.kl=1"], r"los: there is no such key. Did you mean 'loss'\?"),
         (["data.sources.0.pfad=x"], r"\[data.sources.0\] pfad: there is no such key"),
-        (["loss.temperature=-1"], r"\[loss\] temperature: got -1, but it must be above 0.*divides.*Set.*= 0.05"),
+        (["loss.temperature=-1"], r"\[loss\] temperature: got -1, but it must be at least 0.001.*divides.*Set.*= 0.05"),
         (["loss.temperature=hot"], r'\[loss\] temperature: got "hot" \(text\), but it must be a number'),
         (["optimization.steps=2.5"], r"\[optimization\] steps: got 2.5 .*must be a whole number.*for example steps ="),
         (["optimization.steps=true"], r"got true \(true or false\), but it must be a whole number"),
@@ -129,7 +129,10 @@ def test_overrides_take_toml_values_bare_words_positions_and_none(toml):
         (["optimization.mini_batch_size=65"], r"mini_batch_size = 65 is larger than batch_size = 64"),
         (["optimization.warmup_steps=1000"], r"leaves nothing of steps = 1000"),
         (["optimization.schedule=constant", "optimization.final_share=0.1"], r"final_share has no meaning"),
-        (["optimization.mixed_precision=bf16", "model.dtype=bfloat16"], r"small updates would be rounded away"),
+        (
+            ["optimization.mixed_precision=bf16", "model.dtype=bfloat16"],
+            r"every weight trained.*update below .* is rounded away",
+        ),
         (["evaluate.modes=['direct']"], r'best_by = "reason" is not among modes'),
         (["data.sources.0.path=x"], r"the world is generated. Remove path"),
         (["data.sources.1.hops=[3]"], r'hops belongs to kind = hopworld, not to "jsonl"'),
@@ -181,7 +184,7 @@ def test_missing_and_broken_files(tmp_path):
 
 
 def test_rules_hold_in_python_too():
-    with pytest.raises(ValidationError, match=r"temperature\n.*greater than 0"):
+    with pytest.raises(ValidationError, match=r"temperature\n.*greater than or equal to 0.001"):
         LossSettings(temperature=-1)
     with pytest.raises(ValidationError, match=r"steps\n.*valid integer"):
         OptimizationSettings(steps="x")
@@ -206,7 +209,7 @@ def test_dump_and_load_give_the_same_tree(toml, tmp_path, cls, documented):
 @settings(max_examples=60, deadline=None)
 @given(
     name=st.text(min_size=1).filter(lambda s: s.strip("/")),
-    rate=st.floats(min_value=1e-300, max_value=1e300),
+    rate=st.floats(min_value=1e-3, max_value=100),
     modules=st.lists(st.text(), min_size=1, max_size=3),
 )
 @example(name="\x1b", rate=1.0, modules=["\x00\x7f"])  # tomlkit before 0.15.2 wrote what TOML 1.0 cannot read

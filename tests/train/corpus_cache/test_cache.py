@@ -226,6 +226,7 @@ def test_given_rows_are_refreshed_beside_the_budget(tmp_path):
     plain = build(tmp_path / "plain").refresh(hits, Encoder(1), 150)
     report = cache.refresh(hits, Encoder(1), 150, given=given)
     assert set(report.rows) >= {5, 7}
+    assert report.tokens <= 150, "what was given costs nothing"
     assert len(set(report.rows) - {5, 7}) >= len(set(plain.rows) - {5, 7})
     assert len(set(report.rows.tolist())) == len(report.rows)
     np.testing.assert_allclose(cache.values(given), truth(1)[given], atol=1e-6)

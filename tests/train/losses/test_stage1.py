@@ -391,3 +391,16 @@ def test_nothing_to_average_is_refused():
     loss = reply_cross_entropy(nothing.requires_grad_(), identity, torch.zeros(0, dtype=torch.long), count=4)
     loss.backward()
     assert loss.item() == 0
+
+
+def test_further_judgements_are_no_negatives_of_the_gathered_loss():
+    from train.losses.gathered import gathered_info_nce
+
+    vectors = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    documents = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    given = (vectors, documents, torch.arange(3), torch.tensor([7, 8, 9]), torch.tensor([1, 2, 3]))
+    loss = gathered_info_nce(*given, relevant=torch.tensor([[1, 8], [2, 99]]))
+    mask = ~torch.eye(3, dtype=torch.bool)
+    mask[0, 1] = False
+    assert loss.item() == pytest.approx(info_nce(vectors, documents, negatives=mask).item())
+    assert gathered_info_nce(*given).item() > loss.item() + 1e-3, "the control"

@@ -22,6 +22,7 @@ JUDGED = JudgedSet(
 )
 CORPUS = np.eye(4, dtype=np.float32)
 QUERIES = np.array([[0.9, 0.1, 0, 0], [0.1, 0.2, 0.9, 0], [0.3, 0.2, 0.1, 0]], dtype=np.float32)
+QUERIES /= np.linalg.norm(QUERIES, axis=1, keepdims=True)
 
 
 def test_ndcg_by_hand():
@@ -33,14 +34,40 @@ def test_ndcg_by_hand():
     assert found["r"] == pytest.approx(1 / math.log2(5))
 
 
-def test_only_the_first_k_count():
-    assert evaluation.per_query_ndcg(JUDGED, QUERIES, CORPUS, k=3)["r"] == 0.0
+def tied(**changed):
+    """Sixty documents with one vector: by trec_eval's order the largest ids come first, wherever their rows are."""
+    names = [f"d{number:02}" for number in range(60)]
+    given = {"label": "tied", "documents": dict.fromkeys(names, "x"), "queries": {"d59": "x"}, "hops": {}}
+    return JudgedSet(**(given | {"qrels": {"d59": {"d58": 1}}} | changed))
 
 
-def test_queries_beyond_one_block_are_scored(monkeypatch):
-    whole = evaluation.per_query_ndcg(JUDGED, QUERIES, CORPUS)
-    monkeypatch.setattr(evaluation, "_QUERIES_AT_ONCE", 2)
-    assert evaluation.per_query_ndcg(JUDGED, QUERIES, CORPUS) == whole
+def test_ties_and_identical_ids_are_those_of_the_scorer():
+    """Regression: of equal scores the first ten rows were kept, and no set could leave a query's own document out."""
+    vectors = np.tile(np.array([[0.6, 0.8]], np.float32), (60, 1))
+    assert evaluation.per_query_ndcg(tied(), vectors[:1], vectors)["d59"] == pytest.approx(1 / math.log2(3))
+    own = evaluation.per_query_ndcg(tied(ignore_identical_ids=True), vectors[:1], vectors)
+    assert own["d59"] == 1.0
+    first = evaluation.per_query_ndcg(tied(qrels={"d59": {"d00": 1}}), vectors[:1], vectors)
+    assert first["d59"] == 0.0, "the control: the first row is not the first document"
+
+
+def test_identical_ids_are_left_out_where_the_settings_say_so(tmp_path):
+    write_beir(tmp_path / "x", corpus=[("a", "", "one"), ("b", "", "two")], queries=[("a", "one")],
+               qrels={"dev": [("a", "b", 1)]})  # fmt: skip
+    chosen = {"kind": "beir", "path": str(tmp_path / "x")}
+    assert evaluation.load(JudgedSetSettings(**chosen, ignore_identical_ids=True), None, 0).ignore_identical_ids
+    assert not evaluation.load(JudgedSetSettings(**chosen), None, 0).ignore_identical_ids
+    with pytest.raises(ValueError, match="ignore_identical_ids is for BEIR folders"):
+        JudgedSetSettings(kind="hopworld", ignore_identical_ids=True)
+
+
+def test_only_the_first_ten_count():
+    documents = {f"d{number:02}": "x" for number in range(12)}
+    judged = tied(documents=documents, queries={"q": "x"}, qrels={"q": {"d10": 1}})
+    angles = np.linspace(0, 1, 12)
+    corpus = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    assert evaluation.per_query_ndcg(judged, corpus[:1], corpus)["q"] == 0.0
+    assert evaluation.per_query_ndcg(judged, corpus[6:7], corpus)["q"] > 0
 
 
 def test_by_hops_and_what_chooses_the_best():

@@ -18,10 +18,10 @@ def settings(**changed):
     ("schedule", "share", "expected"),
     [
         ("constant", 0.0, {1: 0.5, 2: 1.0, 3: 1.0, 10: 1.0}),
-        ("linear", 0.0, {1: 0.5, 2: 1.0, 6: 0.5, 10: 0.0}),
-        ("linear", 0.2, {2: 1.0, 6: 0.6, 10: 0.2}),
-        ("cosine", 0.0, {2: 1.0, 4: 0.853553, 6: 0.5, 10: 0.0}),
-        ("cosine", 0.1, {2: 1.0, 6: 0.55, 10: 0.1}),
+        ("linear", 0.0, {1: 0.5, 2: 1.0, 3: 1.0, 7: 0.5, 10: 0.125}),
+        ("linear", 0.2, {2: 1.0, 7: 0.6, 10: 0.3}),
+        ("cosine", 0.0, {2: 1.0, 5: 0.853553, 7: 0.5, 10: 0.038060}),
+        ("cosine", 0.1, {2: 1.0, 7: 0.55, 10: 0.134254}),
     ],
 )
 def test_schedule(schedule, share, expected):
@@ -29,9 +29,10 @@ def test_schedule(schedule, share, expected):
     assert {step: learning_rate(step, chosen) for step in expected} == pytest.approx(expected, abs=1e-6)
 
 
-def test_without_warm_up_the_first_step_has_a_rate():
-    assert learning_rate(1, settings(warmup_steps=0, steps=1)) == 0.0  # the last step of a linear schedule
-    assert learning_rate(1, settings(warmup_steps=0, steps=4)) == 0.75
+def test_without_warm_up_every_step_has_a_rate():
+    """Regression: the last step of the default schedule had rate 0, and a run of one step learned nothing."""
+    assert learning_rate(1, settings(warmup_steps=0, steps=1)) == 1.0
+    assert [learning_rate(step, settings(warmup_steps=0, steps=4)) for step in (1, 2, 3, 4)] == [1.0, 0.75, 0.5, 0.25]
     assert learning_rate(1, settings(warmup_steps=0, steps=4, schedule="constant")) == 1.0
 
 
@@ -139,3 +140,16 @@ def test_muon_refuses_adapters_shards_and_closures():
     model.norm.requires_grad_(False)
     with pytest.raises(ValueError, match="full fine-tuning"):
         make_optimizer(model, settings(optimizer="muon"))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_decay_is_that_of_transformers(schedule):
+    from transformers import get_scheduler
+
+    chosen = settings(schedule=schedule, warmup_steps=0)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    theirs = get_scheduler(schedule, optimizer, num_warmup_steps=0, num_training_steps=10)
+    for step in range(1, 11):
+        assert learning_rate(step, chosen) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()

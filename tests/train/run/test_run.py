@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.train.loops import byte_folder, events, same_weights, sft_config, train_until, weights
+from tests.train.loops import byte_folder, events, rl_config, same_weights, sft_config, train_until, weights
 from train.plan.dry_run import describe
 from train.run.run import Run
 from train.sft import train
@@ -173,3 +173,61 @@ def test_a_base_that_was_named_by_a_relative_path_is_found_from_another_director
     train(sft_config("runs/two", *more, model=tmp_path / "runs/one/last"))
     assert np.isfinite(SearchR3Encoder("runs/two/last", mode="direct").encode_query(["a river"])).all()
     assert vectors.shape == (1, 32)
+
+
+def test_a_checkpoint_has_its_own_score_and_pruning_keeps_the_best(tmp_path, monkeypatch):
+    """Regression: each had the best score so far, so that the first after the best evaluation was kept."""
+    from train.run import evaluation
+    from train.run.evaluation import Score
+
+    values = iter([0.9, 0.2, 0.1, 0.6, 0.5, 0.3])
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda *given: [Score("hand", "reason", None, next(values), 1, 0.0, 0.0)]
+    )
+    settings = ["optimization.steps=6", "evaluate.every=1", "checkpoint.every=2", "checkpoint.keep=1"]
+    train(sft_config(tmp_path / "run", *settings, evaluation=True))
+    manifests = sorted((tmp_path / "run/checkpoints").glob("*/manifest.json"))
+    found = {path.parent.name: json.loads(path.read_text())["score"] for path in manifests}
+    assert found == {"step-000004": 0.6, "step-000006": 0.3}
+
+
+def test_a_checkpoint_without_an_evaluation_has_no_score(tmp_path):
+    train(sft_config(tmp_path / "run", "evaluate.every=2", evaluation=True))
+    manifests = sorted((tmp_path / "run/checkpoints").glob("*/manifest.json"))
+    scores = [json.loads(path.read_text())["score"] for path in manifests]
+    assert [score is None for score in scores] == [True, False, False]
+
+
+def test_the_data_report_names_what_the_rows_were_compared_with(tmp_path, model):
+    """Regression: `evaluations` was always empty; and replayed rows were not reported at all."""
+    from train.rl import train as train_rl
+
+    replay = ["replay.rows_per_step=2", 'replay.sources=[{kind = "hopworld", documents = 500, hops = [1]}]']
+    checked = "data.sources.0.decontaminate=['queries']"
+    train_rl(rl_config(tmp_path / "run", model, *replay, checked, "optimization.steps=1", evaluation=True))
+    report = json.loads((tmp_path / "run/data.json").read_text())
+    assert report["decontamination"]["evaluations"]["hopworld/dev"]["queries"] > 0
+    assert report["decontamination"]["sources"]["hopworld-2"]["against"] == ["queries"]
+    assert report["replay"]["sources"][0]["rows"] == 2
+    assert report["replay"]["decontamination"]["sources"]["hopworld-1-traces"]["rows"] == 0
+    train(sft_config(tmp_path / "off", "data.decontamination.enabled=false", "optimization.steps=1", evaluation=True))
+    off = json.loads((tmp_path / "off/data.json").read_text())
+    assert off["decontamination"]["evaluations"] == {}, "the control"
+
+
+def test_reasoning_beyond_the_model_s_window_is_refused_at_the_start(tmp_path, model):
+    from train.run.run import Run
+
+    def begin(*overrides, evaluation=False):
+        config = rl_config(tmp_path / "run", model, *overrides, evaluation=evaluation)
+        return Run.begin(config, unit="query")
+
+    window = begin().checkpoint.window
+    begin(f"rollout.max_reasoning_tokens={window - 97}")
+    with pytest.raises(ValueError, match=rf"{window + 1} positions are needed .*max_reasoning_tokens={window - 96}"):
+        begin(f"rollout.max_reasoning_tokens={window - 96}")
+    begin(f"evaluate.max_reasoning_tokens={window}")  # nothing is evaluated
+    with pytest.raises(ValueError, match=f"max_reasoning_tokens={window}"):
+        begin(f"evaluate.max_reasoning_tokens={window}", evaluation=True)
+    with pytest.raises(ValueError, match="positions are needed"):
+        Run.begin(sft_config(tmp_path / "sft", f"data.max_length={window + 1}", model=model))

@@ -6,8 +6,9 @@ import pytest
 
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.tasks.beir_folder import write_beir
-from train.config.data import RlDataSettings, SourceSettings
+from train.config.data import DataSettings, MiningSettings, RlDataSettings, SourceSettings
 from train.data.rows import TrainingRow, text_id
+from train.data.sources import open_source
 from train.stage2.corpus import SearchedCorpus
 
 
@@ -76,3 +77,68 @@ def test_a_document_that_is_not_there_is_named(two):
     corpus = SearchedCorpus(RlDataSettings(sources=(two[0],)), count)
     with pytest.raises(ValueError, match="'7' is not among the 2 documents"):
         corpus.relevance(row(positive_id="7"))
+
+
+# ---- several relevant documents --------------------------------------------------------------------------------------
+
+
+def file_of(path, rows):
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return SourceSettings(kind="jsonl", path=str(path))
+
+
+def test_all_positives_of_every_row_are_in_the_corpus_and_relevant(tmp_path):
+    """Regression: the corpus held the first positive of a row, and the second epoch's was not found."""
+    rows = [
+        {"query": "a", "positive": ["one", {"id": "x", "text": "two"}]},
+        {"query": "b", "positive": "three"},
+        {"query": "b", "positive": "one"},
+    ]
+    source = file_of(tmp_path / "rows.jsonl", rows)
+    corpus = SearchedCorpus(RlDataSettings(sources=(source,)), count)
+    assert list(corpus.texts.texts) == ["one", "two", "three"]
+    opened = open_source(source)
+    for epoch in range(3):
+        a, b, again = (opened.parse(raw, epoch) for raw in opened.iterate())
+        assert corpus.relevance(a) == {text_id("one"): 1.0, "x": 1.0}
+        assert corpus.relevance(b) == corpus.relevance(again) == {text_id("three"): 1.0, text_id("one"): 1.0}
+        assert corpus.positive_id(a) == (text_id("one") if epoch % 2 == 0 else "x")
+
+
+def test_judgements_of_one_query_in_two_sources_are_added(tmp_path, two):
+    folder = tmp_path / "third"
+    write_beir(folder, corpus=[("1", "", "x"), ("2", "", "y")], queries=[("q0", "a"), ("q1", "a")],
+               qrels={"train": [("q0", "1", 2), ("q1", "2", 1), ("q1", "1", 1)]})  # fmt: skip
+    other = SourceSettings(kind="beir", path=str(folder))
+    file = file_of(tmp_path / "rows.jsonl", [{"query": "a", "positive": "one"}])
+    settings = RlDataSettings(sources=(other, file))
+    opened = {source.label: open_source(source, unit="query") for source in settings.sources}
+    corpus = SearchedCorpus(settings, count, opened)
+    ids = {text: id_ for id_, text in zip(corpus.texts.ids, corpus.texts.texts, strict=True)}
+    expected = {ids["x"]: 2.0, ids["y"]: 1.0, ids["one"]: 1.0}
+    for source in opened.values():
+        assert corpus.relevance(source.parse(next(source.iterate()), 0)) == expected
+    alone = SearchedCorpus(settings, count)
+    first = opened[other.label].parse(opened[other.label].at(0), 0)
+    assert alone.relevance(first) == {ids["x"]: 2.0}, "the control: the row alone knows one"
+
+
+def test_an_id_with_two_texts_is_refused(tmp_path):
+    rows = [{"query": "a", "positive": "one", "positive_id": "1"}, {"query": "b", "positive": "two", "positive_id": 1}]
+    source = file_of(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match="the id '1' stands for two documents, 'one' and 'two'"):
+        SearchedCorpus(RlDataSettings(sources=(source,)), count)
+
+
+def test_a_relevant_document_that_the_named_corpus_lacks_is_found_before_the_first_step(tmp_path, two):
+    source = file_of(tmp_path / "rows.jsonl", [{"query": "a", "positive": "one", "positive_id": "7"}])
+    with pytest.raises(ValueError, match="'7' is not among the 2 documents"):
+        SearchedCorpus(RlDataSettings(sources=(source,), corpus=(two[0],)), count)
+
+
+def test_mining_is_for_stage_1():
+    source = SourceSettings(kind="hopworld", documents=500)
+    mined = {"sources": (source,), "hard_negatives": 1, "mining": MiningSettings()}
+    assert DataSettings(**mined).mining
+    with pytest.raises(ValueError, match="mining belongs to stage 1: in stage 2 the hard negatives come from"):
+        RlDataSettings(**mined)

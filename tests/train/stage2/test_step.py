@@ -263,7 +263,7 @@ def test_the_contrast_of_rollouts_that_found_their_document(tmp_path, model):
     by_hand(some, policy_weight=0.0).backward()
     assert largest_difference(ours, {n: p.grad for n, p in models.trainable(some.run.model)}) < 1e-5
     assert largest_difference(ours, every.gradient()[1]) > 1e-3, "the control: the bound matters"
-    none = OneStep(rl_config(tmp_path / "none", model, "policy.weight=0", "contrastive.min_reward=2"))
+    none = OneStep(rl_config(tmp_path / "none", model, "policy.weight=0", "contrastive.min_reward=1"))
     losses, gradient = none.gradient()
     assert losses["contrastive"] == 0
     assert all(float(g.abs().max()) == 0 for g in gradient.values())

@@ -150,8 +150,8 @@ def test_the_vector_is_that_of_trls_own_pass(adapter, tiny_checkpoint, environme
     batch = one_batch(trainer)
     seen = {}
 
-    def watch(vectors, documents, positives, keys, query_keys, *, temperature):
-        seen.update(vectors=vectors, documents=documents, positives=positives, keys=keys)
+    def watch(vectors, documents, positives, keys, query_keys, *, relevant, temperature):
+        seen.update(vectors=vectors, documents=documents, positives=positives, keys=keys, relevant=relevant)
         return vectors.sum() * 0 + documents.sum() * 0
 
     monkeypatch.setattr(adapter, "gathered_info_nce", watch)
@@ -172,6 +172,10 @@ def test_the_vector_is_that_of_trls_own_pass(adapter, tiny_checkpoint, environme
     assert seen["documents"].shape[0] == 2 + 8 * 3
     assert seen["positives"].tolist() == [0] * 4 + [1] * 4
     assert seen["keys"][:2].tolist() == [0, 3]  # d0 is the better of q0's two documents
+    judged = [(q, d) for q in trainer.query_ids for d, gain in environment.judgements[q].items() if gain > 0]
+    numbers = {(trainer.query_numbers[q], trainer.document_numbers[d]) for q, d in judged}
+    assert {tuple(pair) for pair in seen["relevant"].tolist()} <= numbers
+    assert sum(q == 0 for q, _ in seen["relevant"].tolist()) == 2, "both documents of q0 are no negatives"
     torch.testing.assert_close(unit(seen["documents"][:2]), environment.vectors(["d0", "d3"]), rtol=1e-4, atol=1e-5)
 
 

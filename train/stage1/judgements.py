@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _PAIRS_AT_ONCE = 8192
 
 
-class Judgements:
+class JudgedTexts:
     """Relevant documents of the queries that have more than one; 16 bytes per pair of texts."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
@@ -38,7 +38,7 @@ class Judgements:
         self._pairs = every[counts[number] > 1]  # a query's only document is known from its row
 
     @classmethod
-    def of(cls, data: TrainingData) -> "Judgements":
+    def of(cls, data: TrainingData) -> "JudgedTexts":
         """Those of every source, read once from beginning to end.
 
         Rows that the hub streams are not read ahead; of those a batch knows its own rows alone.

@@ -19,7 +19,7 @@ from train.processes import collectives
 from train.run.run import Run
 from train.stage1.contrastive import BatchContrast
 from train.stage1.distillation import Distillation, teacher
-from train.stage1.judgements import Judgements
+from train.stage1.judgements import JudgedTexts
 from train.stage1.reading import packed, reading_backward
 
 
@@ -62,9 +62,9 @@ class SupervisedStep:
         return collectives.average({"loss": loss} | parts, self.run.device)
 
     @cached_property
-    def judgements(self) -> Judgements:
+    def judgements(self) -> JudgedTexts:
         """All judgements of the data, read at the first step that contrasts."""
-        return Judgements.of(self.run.data if self.data is None else self.data)
+        return JudgedTexts.of(self.run.data if self.data is None else self.data)
 
     def prepare(self, rows: Sequence[TrainingRow]) -> tuple[dict[str, list[list[Rendered]]], BatchContrast]:
         """The batch as columns of mini-batches, documents first and replies last, and its contrastive terms."""

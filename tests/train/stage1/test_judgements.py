@@ -21,7 +21,7 @@ from train.processes import collectives
 from train.run.run import Run
 from train.sft import train
 from train.stage1.contrastive import BatchContrast
-from train.stage1.judgements import Judgements
+from train.stage1.judgements import JudgedTexts
 from train.stage1.step import SupervisedStep
 from train.stage2.replay import Replay
 
@@ -126,12 +126,12 @@ def test_a_judgement_of_0_stays_a_negative(tmp_path):
     run = Run.begin(sft_config(tmp_path / "run", sources=beir(tmp_path / "beir")))
     data = run.data
     assert {pair.document for pair in data.judgements() if pair.query == "same"} == {A, B, F}
-    table = Judgements.of(data)
+    table = JudgedTexts.of(data)
     same, other = text_ids(["same", "other"])
     assert len(table.of_queries(same[None])) == 3
     assert len(table.of_queries(other[None])) == 0  # its only document is known from its row
     assert table.of_queries(torch.stack([same, other, same])).shape == (3, 2)
-    assert Judgements([]).of_queries(same[None]).shape == (0, 2)
+    assert JudgedTexts([]).of_queries(same[None]).shape == (0, 2)
 
 
 def test_a_loss_does_not_push_from_a_document_that_another_row_calls_relevant(tmp_path):
@@ -184,7 +184,7 @@ def test_rows_that_the_hub_streams_are_not_read_ahead(tmp_path, caplog):
     assert len(list(data.judgements())) == 2
     data.streams[0].source.local = False
     assert not list(data.judgements())
-    Judgements.of(data)
+    JudgedTexts.of(data)
     assert "x.jsonl is streamed from the hub" in caplog.text
 
 
@@ -206,7 +206,7 @@ def share(rank, size):
         document_ids=documents,
         positives=torch.arange(part),
         owners=torch.arange(part),
-        relevant=Judgements(KNOWN).of_queries(queries),
+        relevant=JudgedTexts(KNOWN).of_queries(queries),
     )
     mask = contrast._negatives([torch.arange(part)], collectives.rows_before(part))
     return sorted([rows[i][0], ROWS[j][1]] for i, j in mask.nonzero().tolist())

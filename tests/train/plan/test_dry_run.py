@@ -236,7 +236,8 @@ def test_the_comments_of_the_large_configurations_are_the_estimate_s(name, only_
     per_document = re.search(r"documents \(assumed\) of ([\d,]+) bytes: host memory ([\d.]+) GiB", shown)
     assert f"{per_document[1]} bytes per document" in comment
     assert f"{float(per_document[2]):.1f} GiB per million" in comment
-    parts = dict(re.findall(r"(weights|activations|head|rollouts|total) ([\d.]+)", shown))
+    memory = next(line for line in shown.splitlines() if line.startswith("# memory estimate"))
+    parts = dict(re.findall(r"(weights|activations|head|rollouts|total) ([\d.]+)", memory))
     for part, before in (("weights", "weights "), ("activations", "gradient checkpointing "), ("head", "positions ")):
         assert f"{before}{float(parts[part]):.1f}" in comment, part
     assert f"65,536 tokens {float(parts['rollouts']):.1f}" in comment

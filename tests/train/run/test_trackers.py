@@ -99,6 +99,9 @@ def test_the_real_packages_where_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(f"file:{tmp_path}/mlruns")
+    from accelerate import Accelerator
+
+    Accelerator(cpu=True)  # as a run makes one before its log is opened
     for resume in (0, 2):
         trackers = Trackers(
             tmp_path / "run", ["wandb", "mlflow"], project="ours", config={"steps": 2}, resume_step=resume

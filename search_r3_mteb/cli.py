@@ -175,6 +175,21 @@ def init(
 
 
 @app.command()
+def merge(
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="A LoRA folder, as training with [model.lora] writes.")
+    ],
+    output: Annotated[Path, typer.Option(help="The folder to write: the whole model.")],
+    dtype: Annotated[str, typer.Option(help="auto (the base's own), float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Write an adapter, merged into its base, as a whole model; the two are compared."""
+    from search_r3_mteb.encoder.merging import merge as write
+
+    folder = write(adapter, output, dtype=cast("Any", dtype))
+    _console().print(f"Written to {folder}: the whole model, with the outputs of the adapter.", markup=False)
+
+
+@app.command()
 def export(
     output: Annotated[Path, typer.Option(help="The folder to write.")],
     model: ModelOption = "nano",

@@ -35,7 +35,7 @@ from train.model.model import Base
 from train.processes import collectives
 from train.processes.replicas import all_processes
 from train.run.allocation import keep_freed_memory
-from train.run.command import parse
+from train.run.command import start
 from train.run.optimizer import learning_rate, set_learning_rate
 from train.run.run import Run
 from train.stage2 import rollouts
@@ -47,20 +47,18 @@ from train.stage2.rollout_log import RolloutLog
 from train.stage2.rollouts import Groups
 from train.stage2.step import PolicyStep
 
+SILENT = 0.05
+"""Share of rollouts that end with the embed token below which the first step warns. Our choice."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: see the module's docstring."""
-    command = parse("rl.py", RlConfig, arguments)
-    train(command.config, dry_run=command.dry_run)
+    start("rl.py", RlConfig, train, arguments, corpus=SearchedCorpus)
 
 
-def train(config: RlConfig, *, dry_run: bool = False) -> Path | None:
-    """Run the stage; returns the folder of the final checkpoint, None for a dry run."""
-    run = Run.begin(config, base_copy=bool(config.policy.kl_weight) and config.model.lora is None, unit="query")
-    if dry_run:
-        rollouts_per_step = config.rollout.prompts_per_step * config.rollout.group_size
-        run.describe(rows=config.optimization.mini_batch_size or rollouts_per_step)
-        return None
+def train(config: RlConfig) -> Path:
+    """Run the stage; returns the folder of the final checkpoint."""
+    run = Run.begin(config, unit="query")
     base = Base.of(run.checkpoint) if config.policy.kl_weight else None
     replay = Replay.begin(run)
     run.resume()
@@ -92,6 +90,8 @@ def train(config: RlConfig, *, dry_run: bool = False) -> Path | None:
         log.write(groups, judged, advantages, number)
         shown = collectives.average(step.numbers(judged, advantages) | losses, run.device) | gaps
         shown |= {"cache_age": environment.age(number), "learning_rate": rate, "gradient_norm": norm}
+        if number == 1 and shown["finished_share"] < SILENT:
+            run.log.warn(number, _silent(config, shown["finished_share"]))
         run.after_step(number, shown)
     return run.finish()
 
@@ -129,6 +129,15 @@ def open_environment(run: Run) -> Environment:
     # On the main process, while the others wait for the checkpoint.
     run.extra = lambda place: cache.snapshot(place / "cache", fingerprint=checkpoint.fingerprint())
     return Environment(corpus, cache, encoder, cached, config.reward)
+
+
+def _silent(config: RlConfig, share: float) -> str:
+    return (
+        f"{share:.1%} of the first rollouts ended with the embed token; the others were cut after "
+        f"rollout.max_reasoning_tokens = {config.rollout.max_reasoning_tokens}. Such a model is rewarded for vectors "
+        "that it never asks for. Train stage 1 until it says the token (reply weight, more steps), begin from its "
+        "result, or raise the budget if its reasoning is longer."
+    )
 
 
 def sample(run: Run, engine: Engine, rows: Sequence[TrainingRow], number: int) -> Groups:

@@ -27,7 +27,7 @@ sys.path[:] = [str(_FOLDER.parent) if Path(entry).resolve() == _FOLDER else entr
 from train.config.stages import SftConfig
 from train.model.model import Base
 from train.run.allocation import keep_freed_memory
-from train.run.command import parse
+from train.run.command import start
 from train.run.optimizer import learning_rate, set_learning_rate
 from train.run.run import Run
 from train.stage1.step import SupervisedStep
@@ -35,16 +35,12 @@ from train.stage1.step import SupervisedStep
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: see the module's docstring."""
-    command = parse("sft.py", SftConfig, arguments)
-    train(command.config, dry_run=command.dry_run)
+    start("sft.py", SftConfig, train, arguments)
 
 
-def train(config: SftConfig, *, dry_run: bool = False) -> Path | None:
-    """Run the stage; returns the folder of the final checkpoint, None for a dry run."""
-    run = Run.begin(config, base_copy=bool(config.loss.kl) and config.model.lora is None, mine=not dry_run)
-    if dry_run:
-        run.describe(rows=config.optimization.mini_batch_size or config.optimization.batch_size)
-        return None
+def train(config: SftConfig) -> Path:
+    """Run the stage; returns the folder of the final checkpoint."""
+    run = Run.begin(config)
     base = Base.of(run.checkpoint) if config.loss.kl else None
     step = SupervisedStep(run, config.loss, config.optimization.mini_batch_size, base)
 

@@ -104,13 +104,15 @@ def load(
     device: str | None = None,
     trust_remote_code: bool = False,
     probe: bool = True,
+    trainable: bool = False,
 ) -> Checkpoint:
     """The named checkpoint: "nano" or "mini" (bundled), a local folder, a LoRA folder, or a hub id.
 
     `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that does not exist or has
     no weights, ValueError for one without the embed token, with pickled weights, or damaged or missing tensors.
     `probe`: a few tokens are run both ways, ours and the library's, and a checkpoint for which they differ is refused
-    (`probe.py`); a state that has passed is not probed again (`probed.py`).
+    (`probe.py`); a state that has passed is not probed again (`probed.py`). `trainable`: an adapter's weights require a
+    gradient, so that its training goes on; its base's never do.
     """
     dtype, device = check_dtype(dtype), _check_device(device or default_device())
     name = str(path_or_id)
@@ -119,7 +121,7 @@ def load(
     if revision is None and folder.resolve().parent.name == "snapshots":
         revision = folder.resolve().name  # the hub's commit
     if (folder / ADAPTER_CONFIG).exists():
-        model, base = _load_adapter(folder, dtype, trust_remote_code)
+        model, base = _load_adapter(folder, dtype, trust_remote_code, trainable)
         profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base)
         tokenizer_folder = folder if (folder / "tokenizer.json").exists() else base
     else:
@@ -275,7 +277,7 @@ def load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
     return model
 
 
-def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[Any, Path]:
+def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool, trainable: bool) -> tuple[Any, Path]:
     """The base model with the adapter on it, and the base's folder."""
     from peft import PeftModel
 
@@ -306,7 +308,7 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool) -> tuple[
         with quiet_peft():
             # peft only warns when the file lacks a part of the adapter, which then does nothing.
             warnings.filterwarnings("error", message=".*missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
         check_used(adapted, folder)
     except (RuntimeError, ValueError, KeyError, UserWarning) as error:
         raise ValueError(

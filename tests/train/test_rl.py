@@ -189,6 +189,46 @@ def test_dry_run_trains_nothing(tmp_path, model, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_that_never_says_the_token_is_warned_of_at_once(tmp_path, model):
+    never = byte_folder(tmp_path / "base")
+    train(rl_config(tmp_path / "run", never, "optimization.steps=2", *FORCED))
+    said = events(tmp_path / "run", "warning")
+    assert [event["step"] for event in said] == [1]
+    assert "of the first rollouts ended with the embed token" in said[0]["text"]
+    assert "rollout.max_reasoning_tokens = 3" in said[0]["text"]
+    often = ["optimization.steps=1", "rollout.max_reasoning_tokens=64", "rollout.temperature=1.0"]
+    train(rl_config(tmp_path / "said", model, *often))
+    assert events(tmp_path / "said", "step")[0]["finished_share"] > 0.05
+    assert events(tmp_path / "said", "warning") == []
+
+
+def test_an_adapter_of_stage_one_goes_on_or_is_merged(tmp_path, capsys):
+    from tests.train.loops import sft_config
+    from train import sft
+
+    more = ["optimization.steps=2", "model.lora.target_modules=['q_proj', 'v_proj']", *LORA]
+    sft.train(sft_config(tmp_path / "one", *more, model=byte_folder(tmp_path / "base")))
+    adapter = tmp_path / "one/last"
+    capsys.readouterr()
+    train(rl_config(tmp_path / "on", adapter, *more, *FORCED))
+    assert f"the training of the adapter {adapter} goes on; its base stays as it is" in capsys.readouterr().out
+    before, after = weights(adapter), weights(tmp_path / "on/last")
+    assert before.keys() == after.keys()
+    assert 0 < largest_difference(before, after) < 0.1
+    train(rl_config(tmp_path / "merged", adapter, "optimization.steps=2", *FORCED))
+    assert f"{adapter} is an adapter and there is no [model.lora]: it is merged" in capsys.readouterr().out
+    assert (tmp_path / "merged/last/model.safetensors").exists()
+    for wrong, said in (
+        (["policy.kl_weight=0.1"], r"policy.kl_weight = 0.1 .* the model before stage 1"),
+        (["corpus_cache.policy=frozen"], r"policy = \"frozen\" .* those of the model before stage 1"),
+        (["model.lora.rank=8"], r"\[model.lora\] rank = 8, but the adapter in .* has 4"),
+        (["model.lora.target_modules=['all-linear']"], r"target_modules = \[\"all-linear\"\], .* has nothing on"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train(rl_config(tmp_path / "wrong", adapter, *more, *wrong))
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_rows_with_several_positives_go_through_epochs(tmp_path, model, monkeypatch):
     """FlagEmbedding's lists, with and without ids: every positive is relevant, and none is ever a negative."""
     from train.stage2 import contrastive

@@ -104,7 +104,7 @@ def test_the_gradient_is_that_of_the_losses_written_out(tmp_path, jsonl, monkeyp
         "data.hard_negatives=1", "loss.infonce=0.7", "loss.reply=0.3", sources=jsonl,
     )  # fmt: skip
     (ours,) = gradients_of(config, monkeypatch)
-    run = Run.begin(config, base_copy=False)
+    run = Run.begin(config)
     rows, model, renderer = run.data.next_batch(), run.checkpoint.model, run.renderer
 
     def states(ids):
@@ -283,7 +283,7 @@ def test_kl_to_the_base_with_an_adapter_equals_that_to_a_copy(tmp_path, monkeypa
     """With LoRA the base is the model with its adapter off; a copy of the start must give the same gradient."""
     folder = byte_folder(tmp_path / "base")
     config = sft_config(tmp_path / "run", *LORA, "loss.kl=1", "loss.infonce=0", "loss.reply=0.01", model=folder)
-    run = Run.begin(config, base_copy=False)
+    run = Run.begin(config)
     start = models.Base.of(run.checkpoint)
     copied = models.Base(run.checkpoint.model, models.prepare(config.model, 0).model.eval())
     with torch.no_grad():  # somewhere else than at the start, where the KL is 0
@@ -320,7 +320,7 @@ def test_hard_negatives_are_mined_with_the_starting_model(tmp_path):
 
 
 def test_columns_run_in_one_order_so_that_replies_come_last(tmp_path):
-    run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
+    run = Run.begin(sft_config(tmp_path / "run"))
     step = SupervisedStep(run, run.config.loss, run.config.optimization.mini_batch_size)
     columns, _ = step.prepare(run.data.next_batch())
     assert list(columns) == ["documents", "direct", "reason"]

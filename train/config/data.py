@@ -7,6 +7,8 @@ from pydantic import Field
 from train.config.settings import Count, CountOrZero, Positive, Seed, Settings, Share, StrictBool
 
 Threshold = Annotated[float, Field(strict=True, gt=0, le=1)]
+Hops = Annotated[tuple[Annotated[int, Field(strict=True, ge=1, le=4)], ...], Field(min_length=1)]
+"""Chain lengths that hopworld has."""
 SourceKind = Literal["beir", "jsonl", "hub", "hopworld"]
 _OWN_FIELDS = {  # fields that have a meaning for each kind; any other that is set is a mistake
     "beir": {"path", "split"},
@@ -65,7 +67,7 @@ class SourceSettings(Settings):
     """hopworld: number of documents. Our choice: the default world."""
     world_seed: Seed = 0
     """hopworld: seed of the world. Our choice: 0."""
-    hops: tuple[Count, ...] = (1, 2)
+    hops: Hops = (1, 2)
     """hopworld: lengths of the query chains. Our choice: one and two for stage 1, so that three are new in stage 2."""
     traces: StrictBool = True
     """hopworld: rows carry the reasoning trace. Our choice: true for stage 1; stage 2 learns without traces."""
@@ -112,7 +114,7 @@ class JudgedSetSettings(Settings):
     """hopworld: number of documents. Our choice: the default world."""
     world_seed: Seed = 0
     """hopworld: seed of the world. Our choice: 0."""
-    hops: tuple[Count, ...] = (1, 2)
+    hops: Hops = (1, 2)
     """hopworld: lengths of the query chains. Our choice: one and two, those that stage 1 trains on."""
     ignore_identical_ids: StrictBool = False
     """beir: leave the document with a query's own id out of its ranking, as `beir:FOLDER:ignore_identical_ids` does.

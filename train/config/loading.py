@@ -23,6 +23,7 @@ Config = TypeVar("Config", bound=Settings)
 
 # A resumed run may change these sections: they decide what is watched and kept, not which weights come out.
 WITHOUT_EFFECT = ("evaluate", "checkpoint", "output")
+STEPS = "optimization.steps"  # may be raised: a run is extended, its first steps were the same
 
 
 class ConfigError(ValueError):
@@ -83,8 +84,13 @@ def fingerprint(config: Settings) -> str:
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """One line per effective setting that differs between two flattened configurations: "key: saved -> current"."""
+    """One line per effective setting that differs between two flattened configurations: "key: saved -> current".
+
+    More optimizer steps than before are no difference: a run, also a finished one, may be extended.
+    """
     left, right = _effective(saved), _effective(current)
+    if left.get(STEPS, 0) < right.get(STEPS, 0):
+        del left[STEPS], right[STEPS]
     return [
         f"{key}: {left.get(key, 'absent')!r} -> {right.get(key, 'absent')!r}"
         for key in sorted(left.keys() | right.keys())

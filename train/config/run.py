@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from train.config.settings import Count, CountOrZero, Positive, Seed, Settings, Share, StrictBool, Weight
+from train.config.settings import Count, CountOrZero, Positive, Seed, Settings, Share, StrictBool, Text, Weight
 
 QueryMode = Literal["direct", "reason"]
 # A step moves a weight by about the rate: above 1 nothing of it is left, below 1e-12 float32 stands still.
@@ -137,19 +137,24 @@ class OutputSettings(Settings):
     """Optimizer steps per line of log.jsonl. Our choice: every step, a line is cheap."""
     tensorboard: StrictBool = True
     """Also write TensorBoard files. Our choice: on, they cost little."""
+    trackers: tuple[str, ...] = ()
+    """Further trackers of accelerate that get the numbers: wandb, mlflow or another that is installed. Our choice:
+    none, they need an account or a server."""
+    project: Text = "search-r3"
+    """The trackers' project or experiment; this run is named after its folder. Our choice: the method's name."""
 
 
 class SftOutputSettings(OutputSettings):
     """Where the run writes."""
 
-    folder: str = "runs/sft"
+    folder: Text = "runs/sft"
     """Log, checkpoints and exported models, relative to the working directory. Our choice: runs/ is ignored by git."""
 
 
 class RlOutputSettings(OutputSettings):
     """Where the run writes."""
 
-    folder: str = "runs/rl"
+    folder: Text = "runs/rl"
     """Log, checkpoints and exported models, relative to the working directory. Our choice: runs/ is ignored by git."""
     rollouts_every: CountOrZero = 20
     """Steps between written-out rollouts (query, reasoning, reward, top documents); 0 = never. Our choice: 20."""

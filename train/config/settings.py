@@ -26,6 +26,8 @@ Weight = Annotated[float, Field(strict=True, ge=0, le=1e6)]
 """Zero (off) or more; a weight above a million leaves no digit of the other terms in float32."""
 Temperature = Annotated[float, Field(strict=True, ge=1e-3, le=100)]
 """Divisor of scores. Below, rounding (1e-7 of a cosine, 1e-6 of a logit) decides; above, all scores are the same."""
+Text = Annotated[str, Field(strict=True, pattern=r"\S")]
+"""Text that is not blank."""
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 """A part of a whole."""
 
@@ -131,6 +133,10 @@ def _reason(problem: Any, cls: type[Settings]) -> str:
         return f"{got}, but it must be one of {', '.join(show(choice) for choice in choices)}.{advice}"
     elif kind == "finite_number":
         rule = f"{got}, but it must be finite: every later sum would be inf or NaN."
+    elif kind == "string_pattern_mismatch":
+        rule = f"{got}, but it must not be blank."
+    elif kind == "too_short":
+        rule = f"{got}, but it must have {given['min_length']} or more values."
     elif kind == "too_long":
         rule = f"got {given['actual_length']} values, but it must be a list of {given['max_length']}."
     else:

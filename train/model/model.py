@@ -5,7 +5,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from search_r3_mteb.encoder.architecture import backbone_of
 from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.folders import read_json
 from search_r3_mteb.encoder.head import Head
 from search_r3_mteb.encoder.initialise import profile_for
+from search_r3_mteb.encoder.merging import merged
 from search_r3_mteb.encoder.profiles import EMBED_TOKEN, PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.token_rows import layer_name, token_layers
@@ -43,18 +46,27 @@ def prepare(config: ModelSettings, seed: int, device: str | torch.device = "cpu"
 
     What is trained is float32: an adapter always, and with every weight trained the whole model.
     With LoRA only the adapter and, where asked, the token's own rows are trainable (peft's `trainable_token_indices`):
-    one of the embedding, which a tied head shares, and one of a head that has its own matrix.
+    one of the embedding, which a tied head shares, and one of a head that has its own matrix. Where `config.path` is an
+    adapter already, `adapter_start` says what becomes of it.
     """
     checkpoint = _load(config) if config.scratch is None else scratch.build(config.scratch, seed)
+    make_trainable(checkpoint, config, seed)
+    checkpoint.model.to(device).train()
+    return checkpoint
+
+
+def make_trainable(checkpoint: Checkpoint, config: ModelSettings, seed: int) -> None:
+    """Float32 where it is trained, gradient checkpointing, frozen parameters and a new adapter, as the settings say.
+
+    An adapter that was loaded stays.
+    """
     widen(checkpoint, adapted=config.lora is not None)
     if config.gradient_checkpointing:
         checkpoint.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         checkpoint.model.enable_input_require_grads()  # a frozen embedding gives no gradient to recompute from
     freeze(checkpoint.model, config.freeze)
-    if config.lora is not None:
+    if config.lora is not None and not hasattr(checkpoint.model, "peft_config"):
         checkpoint.model = add_adapter(checkpoint, config.lora, seed)
-    checkpoint.model.to(device).train()
-    return checkpoint
 
 
 def widen(checkpoint: Checkpoint, *, adapted: bool) -> None:
@@ -114,9 +126,11 @@ def freeze(model: Any, names: Sequence[str]) -> None:
 def add_adapter(checkpoint: Checkpoint, config: LoraSettings, seed: int) -> Any:
     """The model with a LoRA adapter (arXiv 2106.09685); its matrices are drawn under `seed`.
 
-    Raises ValueError for a token matrix among the target modules beside the token's own rows.
+    Raises ValueError for a token matrix among the target modules beside the token's own rows, and for a target that no
+    module of the model is called.
     """
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     modules, causal = config.target_modules, checkpoint.model
     # Without the head's row the model could never say the token: reasoning would always run until it is cut.
@@ -129,6 +143,14 @@ def add_adapter(checkpoint: Checkpoint, config: LoraSettings, seed: int) -> Any:
             f"lora.target_modules names {twice[0]}, and lora.train_embed_token trains the embed token's row of that "
             "matrix: peft has one adapter per layer. Remove it from target_modules, or set train_embed_token = false "
             "where the base has learnt the token."
+        )
+    layers = [name for name, module in causal.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    unknown = [name for name in modules if not any(f".{layer}".endswith(f".{name}") for layer in (*layers, *matrices))]
+    if unknown and modules != ("all-linear",):
+        known = sorted({layer.rpartition(".")[2] for layer in layers})
+        raise ValueError(
+            f"lora.target_modules names {unknown[0]!r}, but no linear layer of {type(causal).__name__} has that name. "
+            f'It has {", ".join(known)}; or write ["all-linear"].'
         )
     lora = LoraConfig(
         r=config.rank,
@@ -234,16 +256,74 @@ def trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
+def adapter_start(config: ModelSettings, folder: Path) -> Literal["continue", "merge"] | None:
+    """What becomes of the adapter in `folder`, the model's; None where it holds none.
+
+    With [model.lora] its training goes on: rank, alpha and target modules must be the adapter's own, ValueError
+    otherwise; the dropout may be another. Without, it is merged into its base, and every weight is trained.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    if config.lora is None:
+        return "merge"
+    saved, lora = read_json(folder / ADAPTER_CONFIG), config.lora
+    rows = bool(saved.get("trainable_token_indices"))
+    differs: dict[str, tuple[Any, Any]] = {
+        "rank": (saved.get("r"), lora.rank),
+        "alpha": (saved.get("lora_alpha"), lora.alpha),
+        "train_embed_token": (rows, lora.train_embed_token),
+    }
+    if lora.target_modules != ("all-linear",):  # peft saves the names that it stands for
+        differs["target_modules"] = (sorted(saved.get("target_modules") or ()), sorted(lora.target_modules))
+    for name, (theirs, ours) in differs.items():
+        if theirs != ours:
+            raise _other_adapter(config, f"{name} = {ours!r}", repr(theirs))
+    return "continue"
+
+
+def _other_adapter(config: ModelSettings, ours: str, theirs: str) -> ValueError:
+    return ValueError(
+        f"[model.lora] {ours}, but the adapter in {config.path} has {theirs}. Write the adapter's own values to "
+        "continue it, leave [model.lora] out to merge it and train every weight, or write the merged model with "
+        "`search-r3 merge` and begin a new adapter on that."
+    )
+
+
+def _load_adapter(config: ModelSettings, folder: Path, start: Literal["continue", "merge"]) -> Checkpoint:
+    """The adapter in `folder` on its base, to be trained further, or merged into it."""
+    adapted = checkpoints.load(
+        folder, dtype=config.dtype, device="cpu", trust_remote_code=config.trust_remote_code, trainable=True
+    )
+    model = adapted.model
+    if start == "merge":
+        adapted.model = merged(model, keep=False).requires_grad_(True)
+        return adapted
+    lora: Any = config.lora
+    head = model.get_output_embeddings()
+    plain = [
+        n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head and not _in_peft(n)
+    ]
+    if lora.target_modules == ("all-linear",) and plain:
+        raise _other_adapter(config, 'target_modules = ["all-linear"]', f"nothing on {plain[0].rpartition('.')[2]}")
+    for module in model.modules():
+        if hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = torch.nn.Dropout(lora.dropout) if lora.dropout else torch.nn.Identity()
+    model.peft_config["default"].lora_dropout = lora.dropout
+    return adapted
+
+
+def _in_peft(name: str) -> bool:
+    """Whether a module of this name is a part of a layer that an adapter wraps."""
+    return bool({"base_layer", "lora_A", "lora_B"} & set(name.split(".")))
+
+
 def _load(config: ModelSettings) -> Checkpoint:
     """A checkpoint that has the token, or an ordinary causal LM that gets it."""
     if config.path is None:
         raise ValueError("model.path is empty, and there is no [model.scratch]: set one of the two.")
     folder = checkpoints.resolve(config.path, config.revision)
-    if (folder / ADAPTER_CONFIG).exists():
-        raise ValueError(
-            f"{folder.name} is a LoRA adapter; training continues from whole weights. Merge it first: from "
-            "search_r3_mteb.encoder.merging import merge; merge(folder, merged_folder)."
-        )
+    if (start := adapter_start(config, folder)) is not None:
+        return _load_adapter(config, folder, start)
     model = checkpoints.load_model(folder, config.dtype, config.trust_remote_code)
     tokenizer = checkpoints.load_tokenizer(folder, config.trust_remote_code)
     described = (folder / PROFILE_FILE).exists()

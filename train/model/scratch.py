@@ -31,28 +31,35 @@ SCRATCH_PROFILE = Profile(
 )
 
 
-def build(shape: ScratchSettings, seed: int) -> Checkpoint:
+def build(settings: ScratchSettings, seed: int) -> Checkpoint:
     """A random checkpoint of this shape, its tokenizer and its profile; the same for the same seed."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
     tokenizer = word_tokenizer()
     torch.manual_seed(seed)
-    config = Qwen2Config(
+    model = Qwen2ForCausalLM(shape(settings, tokenizer))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return Checkpoint(model, tokenizer, SCRATCH_PROFILE, "search-r3-mteb/scratch")
+
+
+def shape(settings: ScratchSettings, tokenizer: Any = None) -> Any:
+    """The model's configuration; `tokenizer` is the one of `word_tokenizer`."""
+    from transformers import Qwen2Config
+
+    tokenizer = tokenizer or word_tokenizer()
+    return Qwen2Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,  # padded as Qwen2.5's is
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_value_heads,
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.key_value_heads,
         max_position_embeddings=WINDOW,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = Qwen2ForCausalLM(config)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return Checkpoint(model, tokenizer, SCRATCH_PROFILE, "search-r3-mteb/scratch")
 
 
 def word_tokenizer() -> Any:

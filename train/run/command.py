@@ -2,23 +2,57 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from train.config.loading import ConfigError, load_config
+from train.config.stages import RlConfig, SftConfig
+from train.plan.dry_run import DryRun, OpenCorpus, describe
+from train.plan.work import DECODE_UTILISATION, PEAK_TFLOPS, UTILISATION, Machine
+from train.run.trackers import check_trackers
+
+_STAGES: tuple[tuple[str, type[Any], str], ...] = (("sft.py", SftConfig, "stage 1"), ("rl.py", RlConfig, "stage 2"))
 
 
 @dataclass(frozen=True)
 class Command:
-    """A checked configuration, and whether only to describe it."""
+    """A checked configuration, whether only to describe it, and whether an error shows its traceback."""
 
     config: Any
     dry_run: bool
+    plan: DryRun = field(default_factory=DryRun)
+    debug: bool = False
+
+
+def start(
+    program: str,
+    cls: type[Any],
+    train: Callable[[Any], object],
+    arguments: Sequence[str] | None,
+    corpus: OpenCorpus | None = None,
+) -> None:
+    """Run the command line. A mistake of the caller gives one message and exit code 2; `--debug` gives a traceback."""
+    command = parse(program, cls, arguments)
+    try:
+        if command.dry_run:
+            check_trackers(command.config.output.trackers)
+            describe(command.config, command.plan, corpus)
+        else:
+            train(command.config)
+    except (ValueError, TypeError, OSError, ImportError) as error:  # the last: an optional library is missing
+        if command.debug:
+            raise
+        _end(program, error)
+    except KeyboardInterrupt:
+        print(f"{program}: stopped. The same command resumes from the newest checkpoint.", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def parse(program: str, cls: type[Any], arguments: Sequence[str] | None) -> Command:
-    """Read `--config FILE [--set key=value ...] [--dry-run]`, from sys.argv without `arguments`.
+    """Read `--config FILE [--set key=value ...] [--dry-run ...] [--debug]`, from sys.argv without `arguments`.
 
     A wrong setting ends the program with its message and code 2.
     """
@@ -28,12 +62,63 @@ def parse(program: str, cls: type[Any], arguments: Sequence[str] | None) -> Comm
     parser.add_argument("--config", required=True, metavar="FILE", help=example)
     example = "override a setting, for example optimization.steps=100"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=example)
-    dry_run = "print the settings, the sizes and a memory estimate; train nothing"
-    parser.add_argument("--dry-run", action="store_true", help=dry_run)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    plan = parser.add_argument_group(
+        "before anything is rented", "--dry-run trains nothing; the other options belong to it"
+    )
+    plan.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print settings, sizes, memory, work and hours, read the first rows; needs only the base's config.json",
+    )
+    plan.add_argument(
+        "--base", metavar="PATH", help="folder or hub id of that config.json, where model.path is not here"
+    )
+    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="devices that share a step (default: 1)")
+    plan.add_argument(
+        "--peak-tflops",
+        type=float,
+        metavar="X",
+        help=f"peak of one device (default: an H100's, {PEAK_TFLOPS['bf16']:g} in bfloat16, {PEAK_TFLOPS['float32']:g} "
+        "in float32)",
+    )
+    plan.add_argument(
+        "--utilisation",
+        type=float,
+        default=UTILISATION,
+        metavar="SHARE",
+        help=f"share of the peak that passes reach (default: {UTILISATION:g}; why: train/plan/work.py)",
+    )
+    plan.add_argument(
+        "--decode-utilisation",
+        type=float,
+        default=DECODE_UTILISATION,
+        metavar="SHARE",
+        help=f"the same of sampling (default: {DECODE_UTILISATION:g})",
+    )
     given = parser.parse_args(arguments)
     try:
+        machine = Machine(given.gpus, given.peak_tflops, given.utilisation, given.decode_utilisation)
         config = load_config(given.config, given.set, cls)
-    except (ConfigError, FileNotFoundError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    return Command(config, given.dry_run)
+    except (ValueError, OSError) as error:
+        _end(program, error, hint=_other_stage(given.config, cls) if isinstance(error, ConfigError) else "")
+    return Command(config, given.dry_run, DryRun(Path(given.config), given.base, machine), given.debug)
+
+
+def _end(program: str, error: Exception, hint: str = "") -> Any:
+    print(f"{program}: {error}{hint}", file=sys.stderr)
+    raise SystemExit(2) from error
+
+
+def _other_stage(file: str, cls: type[Any]) -> str:
+    """A hint where the file has sections that only the other stage knows."""
+    try:
+        sections = tomllib.loads(Path(file).read_text(encoding="utf-8-sig")).keys()
+    except (OSError, ValueError):
+        return ""
+    for script, other, stage in _STAGES:
+        foreign = sorted(sections & (other.model_fields.keys() - cls.model_fields.keys()))
+        if other is not cls and foreign:
+            named = ", ".join(f"[{name}]" for name in foreign)
+            return f"\n{named} belongs to {stage}: if this is a file of {stage}, start it with python train/{script}."
+    return ""

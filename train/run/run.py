@@ -21,18 +21,22 @@ from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.settings import check_window
 from train.checkpoint import save_load
 from train.checkpoint.folders import TrainingCheckpoint, checkpoints
-from train.config.loading import dump, flatten
+from train.config.loading import STEPS, dump, flatten
 from train.data.beir_source import Unit
 from train.data.mixing import TrainingData, load_training_data
 from train.data.rows import TrainingRow
 from train.model.model import prepare, refuse_dropout
+from train.plan.dry_run import check_room
+from train.plan.first_rows import read_first, warnings_of
+from train.plan.start import check_start
 from train.processes import collectives, sharding
 from train.processes.accelerator import new_accelerator
-from train.run import evaluation, memory
+from train.run import evaluation
 from train.run.evaluation import JudgedSet
 from train.run.log import RunLog, due
 from train.run.mining import mined_data
-from train.run.optimizer import make_optimizer
+from train.run.optimizer import learning_rate, make_optimizer
+from train.run.trackers import check_trackers
 
 
 @dataclass
@@ -48,7 +52,9 @@ class Run:
     data: TrainingData
     judged: list[JudgedSet]
     folder: Path
-    base_copy: bool
+    # Lines for people, and warnings, that are known before the log is opened.
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     step: int = 0
     best: float | None = None
     # Of the present weights; None where they were not evaluated.
@@ -64,9 +70,16 @@ class Run:
     _started: float = field(default_factory=perf_counter)
 
     @classmethod
-    def begin(cls, config: Any, *, base_copy: bool, unit: Unit = "judgement", mine: bool = True) -> "Run":
-        """The run of a configuration. `unit` "query" trains on prompts, as stage 2 does; a dry run needs no mining."""
+    def begin(cls, config: Any, *, unit: Unit = "judgement") -> "Run":
+        """The run of a configuration. `unit` "query" trains on prompts, as stage 2 does.
+
+        Raises ValueError, FileNotFoundError or OSError for whatever would stop it later: a folder that cannot be
+        written, a tracker that is not installed, a model, source or split that is not there, a malformed first row, or
+        too small a max_length or window.
+        """
         optimization, shards = config.optimization, sharding.wanted()
+        check_trackers(config.output.trackers)
+        notes = check_start(config)
         accelerator = new_accelerator(optimization.mixed_precision)
         checkpoint = prepare(config.model, optimization.seed, accelerator.device)
         if unit == "query":
@@ -78,14 +91,18 @@ class Run:
             model, checkpoint.model = sharding.sharded(model, accelerator.device)
         optimizer = make_optimizer(model, optimization, sharded=shards)
         renderer = Renderer(checkpoint.tokenizer, checkpoint.profile, config.data.max_length)
+        check_room(renderer)
+        settings = mined_data(config, checkpoint, renderer)
         data = load_training_data(
-            mined_data(config, checkpoint, renderer) if mine else config.data,
+            settings,
             batch_size=config.rollout.prompts_per_step if unit == "query" else optimization.batch_size,
             seed=optimization.seed,
             rank=collectives.rank(),
             world_size=collectives.world_size(),
             unit=unit,
         )
+        opened = zip(data.streams, settings.sources, strict=True)
+        first = [read_first(stream.source, source, settings) for stream, source in opened]
         return cls(
             config=config,
             accelerator=accelerator,
@@ -98,7 +115,8 @@ class Run:
                 evaluation.load(one, config.evaluate.max_queries, optimization.seed) for one in config.data.evaluation
             ],
             folder=Path(config.output.folder),
-            base_copy=base_copy,
+            notes=notes,
+            warnings=warnings_of(first, config),
             streams={"data": data},
         )
 
@@ -117,35 +135,28 @@ class Run:
         """Wall-clock time of the run so far, without the work that a kill after the last checkpoint lost."""
         return perf_counter() - self._started
 
-    def describe(self, rows: int) -> None:
-        """`--dry-run`: print the resolved settings, the sizes, and the sources."""
-        settings = self.config
-        print(dump(settings))
-        half = settings.optimization.mixed_precision == "bf16" or self.checkpoint.model.dtype == torch.bfloat16
-        rollout = getattr(settings, "rollout", None)
-        reasoning = 0 if rollout is None else rollout.max_reasoning_tokens + 1  # and the embed token
-        estimated = memory.estimate(
-            self.checkpoint.model,
-            rows=rows,
-            length=settings.data.max_length + reasoning,
-            gradient_checkpointing=settings.model.gradient_checkpointing,
-            base_copy=self.base_copy,
-            compute_bytes=2 if half else 4,
-        )
-        for line in estimated.lines():
-            print(f"# {line}")
-        for statistics in self.data.statistics():
-            print(f"# source {statistics.label}: epoch {statistics.epoch}, rows given {statistics.rows}")
-
     def steps(self) -> Iterator[int]:
         """Numbers, from 1, of the optimizer steps that are left. Opens the log; resumes unless `resume` was called."""
         if self.resumed_from is None:
             self.resume()
         main = self.accelerator.is_main_process
         total, output = self.config.optimization.steps, self.config.output
-        self.log = RunLog(self.folder, total=total, resume_step=self.step, tensorboard=output.tensorboard, active=main)
+        self.log = RunLog(
+            self.folder,
+            total=total,
+            resume_step=self.step,
+            tensorboard=output.tensorboard,
+            trackers=output.trackers,
+            project=output.project,
+            config=flatten(self.config),
+            active=main,
+        )
         if main:
             write_text(self.folder / "config.toml", dump(self.config))
+        for note in self.notes:
+            self.log.say(note)
+        for text in self.warnings if self.step == 0 else ():
+            self.log.warn(0, text)
         yield from range(self.step + 1, total + 1)
 
     def resume(self) -> None:
@@ -162,6 +173,7 @@ class Run:
         found = save_load.load_latest(folder, state, config=flatten(self.config), fallback=resume == "fallback")
         if found is not None:
             self.step, self.resumed_from, self.best = found.step, found, state.notes["best"]
+            self.notes += _extended(found.config[STEPS], self.config.optimization)
             self._started -= float(state.notes["seconds"])
             self._renew_copy()
 
@@ -281,6 +293,18 @@ class Run:
             keep=self.config.checkpoint.keep,
             extra=self.extra,
         )
+
+
+def _extended(before: int, optimization: Any) -> list[str]:
+    """What it means that a run has more steps than it had; nothing where it has not."""
+    if before >= optimization.steps:
+        return []
+    rate = learning_rate(before + 1, optimization)
+    schedule = f'schedule = "{optimization.schedule}" now ends at step {optimization.steps}'
+    return [
+        f"the run is extended from {before} to {optimization.steps} steps; {schedule}, and step {before + 1} has the "
+        f"rate {rate:g}"
+    ]
 
 
 def _positions(config: Any) -> tuple[int, int]:

@@ -38,7 +38,7 @@ def test_seeds_up_to_the_bound_work(tmp_path):
     from tests.train.loops import sft_config
     from train.run.run import Run
 
-    run = Run.begin(sft_config(tmp_path / "run", f"optimization.seed={2**63 - 1}"), base_copy=False)
+    run = Run.begin(sft_config(tmp_path / "run", f"optimization.seed={2**63 - 1}"))
     assert run.data.next_batch()
 
 

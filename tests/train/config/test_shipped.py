@@ -1,11 +1,9 @@
-"""Every shipped configuration loads, and nano's describe themselves."""
+"""Every shipped configuration loads. Their dry runs: tests/train/plan/test_dry_run.py."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.train.loops import byte_folder
-from train import rl, sft
 from train.config.loading import dump, load_config
 from train.config.stages import RlConfig, SftConfig
 
@@ -28,6 +26,8 @@ def test_there_are_some():
         "rl_nano",
         "rl_qwen2.5-1.5b",
         "rl_qwen2.5-7b",
+        "own_sft",
+        "own_rl",
     } <= {path.stem for path in SHIPPED}
 
 
@@ -36,17 +36,3 @@ def test_every_shipped_configuration_loads_and_survives_its_dump(path, tmp_path)
     config = load_config(path, (), class_of(path))
     (tmp_path / "again.toml").write_text(dump(config))
     assert load_config(tmp_path / "again.toml", (), class_of(path)) == config
-
-
-@pytest.mark.parametrize("name", ["nano", "rl_nano"])
-def test_dry_run(name, tmp_path, capsys):
-    arguments = ["--config", str(FOLDER / f"{name}.toml"), "--dry-run", "--set", f"output.folder={tmp_path / 'run'}"]
-    if name == "nano":
-        sft.main(arguments)
-    else:
-        rl.main([*arguments, "--set", f"model.path={byte_folder(tmp_path / 'start')}"])
-    shown = capsys.readouterr().out
-    assert "[optimization]" in shown
-    assert "# parameters: " in shown
-    assert "# source " in shown
-    assert not (tmp_path / "run").exists()

@@ -88,22 +88,65 @@ def test_lora_without_the_token_s_row_needs_a_token_that_is_there(bare, folder):
     assert all("lora_" in name for name, _ in models.trainable(checkpoint.model))
 
 
-def test_an_adapter_is_merged_first_and_the_advice_works(tmp_path, bare):
+@pytest.fixture
+def adapter(tmp_path, bare):
+    """A folder with an adapter whose weights are away from their start, and the model that it makes."""
     checkpoint = models.prepare(ModelSettings(path=str(bare), lora=LORA), seed=0)
     with torch.no_grad():
         for _, parameter in models.trainable(checkpoint.model):
             parameter.add_(0.1)
-    adapter = checkpoints.save(checkpoint, tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"adapter is a LoRA adapter.*Merge it first"):
-        models.prepare(ModelSettings(path=str(adapter)), seed=0)
-    c = checkpoints.load(adapter)
-    c.model = c.model.merge_and_unload()
-    checkpoints.save(c, tmp_path / "merged")
-    merged = models.prepare(ModelSettings(path=str(tmp_path / "merged"), lora=LORA), seed=0)
+    return checkpoint, checkpoints.save(checkpoint, tmp_path / "adapter")
+
+
+def vectors(checkpoint):
     ids = torch.tensor([[7, 8, 9, checkpoint.embed_token_id]])
-    lengths = torch.tensor([4])
-    a, b = (models.forward(one.model, ids, lengths).vectors for one in (checkpoint, merged))
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    return models.forward(checkpoint.model.eval(), ids, torch.tensor([4])).vectors
+
+
+def test_an_adapter_goes_on_with_the_same_settings(adapter):
+    before, folder = adapter
+    going = models.prepare(ModelSettings(path=str(folder), lora=LORA), seed=5)
+    torch.testing.assert_close(vectors(before), vectors(going), atol=1e-5, rtol=1e-4)
+    names = lambda one: [name for name, _ in models.trainable(one.model)]  # noqa: E731
+    assert names(going) == names(before)
+    assert all("lora_" in name or "trainable_tokens" in name for name in names(going))
+
+
+def test_the_dropout_of_a_continued_adapter_is_that_of_the_settings(adapter):
+    _, folder = adapter
+    going = models.prepare(ModelSettings(path=str(folder), lora=LORA.replaced(dropout=0.5)), seed=0)
+    first, second = (models.forward(going.model.train(), torch.tensor([[7, 8, 9]]), torch.tensor([3])) for _ in "ab")
+    assert not torch.equal(first.vectors, second.vectors)
+    still = models.prepare(ModelSettings(path=str(folder), lora=LORA), seed=0)
+    first, second = (models.forward(still.model.train(), torch.tensor([[7, 8, 9]]), torch.tensor([3])) for _ in "ab")
+    assert torch.equal(first.vectors, second.vectors)
+
+
+def test_without_lora_settings_an_adapter_is_merged_and_every_weight_is_trained(adapter):
+    before, folder = adapter
+    whole = models.prepare(ModelSettings(path=str(folder)), seed=0)
+    torch.testing.assert_close(vectors(before), vectors(whole), atol=1e-5, rtol=1e-4)
+    assert all(parameter.requires_grad for parameter in whole.model.parameters())
+    assert not hasattr(whole.model, "peft_config")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"rank": 8}, "rank = 8"), ({"alpha": 3.0}, "alpha = 3.0"), ({"train_embed_token": False}, "train_embed_token")],
+)
+def test_other_settings_than_the_adapter_s_are_refused(adapter, changed, said):
+    _, folder = adapter
+    with pytest.raises(ValueError, match=rf"{said}.*Write the adapter's own values.*search-r3 merge"):
+        models.prepare(ModelSettings(path=str(folder), lora=LORA.replaced(**changed)), seed=0)
+
+
+def test_the_command_merges_and_a_new_adapter_begins_on_the_whole(adapter, tmp_path, call):
+    before, folder = adapter
+    code, shown, error = call("merge", folder, "--output", tmp_path / "merged")
+    assert (code, "Written to" in shown) == (0, True), error
+    fresh = models.prepare(ModelSettings(path=str(tmp_path / "merged"), lora=LORA), seed=0)
+    torch.testing.assert_close(vectors(before), vectors(fresh), atol=1e-5, rtol=1e-4)
+    assert call("merge", tmp_path / "merged", "--output", tmp_path / "again")[0] == 2
 
 
 def small_opt():

@@ -57,10 +57,10 @@ def test_stage_2_of_an_adapter_over_bfloat16(tmp_path):
 
 def test_dropout_of_the_model_itself_is_refused_in_stage_2(tmp_path):
     base = byte_folder(tmp_path / "base")
-    Run.begin(rl_config(tmp_path / "run", base), base_copy=False, unit="query")
+    Run.begin(rl_config(tmp_path / "run", base), unit="query")
     config = base / "config.json"
     config.write_text(config.read_text().replace('"attention_dropout": 0.0', '"attention_dropout": 0.1'))
     assert "0.1" in config.read_text()
     with pytest.raises(ValueError, match=r"attention_dropout = 0.1: stage 2 samples without dropout"):
-        Run.begin(rl_config(tmp_path / "run", base), base_copy=False, unit="query")
-    Run.begin(sft_config(tmp_path / "stage-1", model=base), base_copy=False)
+        Run.begin(rl_config(tmp_path / "run", base), unit="query")
+    Run.begin(sft_config(tmp_path / "stage-1", model=base))

@@ -1,8 +1,12 @@
 """The command line of both stages."""
 
+import json
+
 import pytest
 
-from tests.train.loops import RL, SFT
+from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.train.loops import EVALUATION, RL, SFT, byte_folder
+from train import rl, sft
 from train.config.stages import SftConfig
 from train.run.command import parse
 
@@ -63,3 +67,105 @@ def test_none_is_a_value_where_it_is_one_of_them(tmp_path):
     config = parse("rl.py", RlConfig, ["--config", str(path), *given]).config
     assert config.data.sources[0].name is None
     assert config.model.revision is None
+
+
+def ends(capsys, main, *arguments):
+    """The message of a command that ends with code 2: standard error, whose last line begins with the program."""
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    said = [line for line in shown.splitlines() if line.startswith(("sft.py: ", "rl.py: "))]
+    assert len(said) == 1
+    return shown[shown.index(said[0]) :]
+
+
+@pytest.fixture
+def beir(tmp_path):
+    folder = tmp_path / "beir"
+    write_beir(folder, corpus=[("d", "", "text")], queries=[("q", "query")], qrels={"train": [("q", "d", 1)]})
+    return folder
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_what_is_not_there_is_one_message_and_code_2(tmp_path, capsys, path, beir, dry):
+    """Regression: only mistakes in the file itself were caught, and these ended in a traceback with code 1."""
+    more = ["--dry-run"] * dry
+    run = ["--set", f"output.folder={tmp_path / 'run'}", *more]
+    two = tmp_path / "two.toml"
+    two.write_text(RL.replace("MODEL", "runs/no/such"))
+    assert "There is no model 'runs/no/such'" in ends(capsys, rl.main, "--config", str(two), *run)
+
+    rows = tmp_path / "beir.toml"
+    one = f'[[data.sources]]\nkind = "beir"\npath = "{beir}"\nsplit = "SPLIT"\n'
+    rest = "\n[loss]" + SFT.split("[loss]", 1)[1]
+    rows.write_text(SFT.split("[[data.sources]]")[0] + one.replace("SPLIT", "dev") + rest)
+    assert "dev" in ends(capsys, sft.main, "--config", str(rows), *run)
+    judged = f'[[data.evaluation]]\nkind = "beir"\npath = "{beir}"\nsplit = "test"\n'
+    rows.write_text(SFT + judged)
+    assert "test" in ends(capsys, sft.main, "--config", str(rows), *run)
+    if not dry:  # a dry run lists what is not here
+        rows.write_text(SFT.split("[[data.sources]]")[0] + one.replace(str(beir), "away") + rest)
+        assert "away" in ends(capsys, sft.main, "--config", str(rows), *run)
+
+    (tmp_path / "file").write_text("")
+    blocked = ["--set", f"output.folder={tmp_path / 'file' / 'run'}", *more]
+    assert "cannot be written" in ends(capsys, sft.main, "--config", str(path), *blocked)
+    for folder in ('""', '" "'):
+        said = ends(capsys, sft.main, "--config", str(path), "--set", f"output.folder={folder}", *more)
+        assert "[output] folder: got" in said
+        assert "must not be blank" in said
+    path.write_text(SFT + EVALUATION)
+    for key in ("data.sources.0.hops", "data.evaluation.0.hops"):
+        said = ends(capsys, sft.main, "--config", str(path), "--set", f"{key}=[1, 5]", *run)
+        assert "hops" in said
+        assert "at most 4" in said
+        assert "1 or more values" in ends(capsys, sft.main, "--config", str(path), "--set", f"{key}=[]", *run)
+
+    target = ["--set", f"model.path={byte_folder(tmp_path / 'base')}", "--set", "model.lora.rank=2", *run]
+    target += ["--set", 'model.lora.target_modules=["q_proj", "query"]']
+    said = ends(capsys, rl.main, "--config", str(two), *target)
+    assert "names 'query', but no linear layer of Qwen2ForCausalLM has that name" in said
+    assert "It has down_proj, gate_proj, k_proj" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_hops_are_those_of_the_world():
+    from search_r3_mteb.tasks.hopworld import HOPS
+    from train.config.data import JudgedSetSettings
+
+    assert JudgedSetSettings(kind="hopworld", hops=HOPS).hops == HOPS
+    for hops in ((min(HOPS) - 1,), (max(HOPS) + 1,)):
+        with pytest.raises(ValueError, match="hops"):
+            JudgedSetSettings(kind="hopworld", hops=hops)
+
+
+def test_debug_shows_where_it_happened(tmp_path, path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written"):
+        sft.main(["--config", str(path), "--debug", "--set", f"output.folder={tmp_path / 'file' / 'run'}"])
+
+
+def test_a_file_of_the_other_stage_gives_a_hint(tmp_path, capsys, path):
+    two = tmp_path / "two.toml"
+    two.write_text(RL.replace("MODEL", "somewhere"))
+    said = ends(capsys, sft.main, "--config", str(two))
+    assert "belongs to stage 2: if this is a file of stage 2, start it with python train/rl.py" in said
+    assert "[rollout]" in said
+    said = ends(capsys, rl.main, "--config", str(path))
+    assert "[loss] belongs to stage 1: if this is a file of stage 1, start it with python train/sft.py" in said
+    path.write_text(SFT.replace("steps = 3", "stepz = 3"))
+    assert "belongs to" not in ends(capsys, sft.main, "--config", str(path))
+
+
+def test_the_estimate_s_options_reach_it(tmp_path, capsys, path):
+    shown = []
+    for more in ([], ["--gpus", "2"], ["--peak-tflops", "1"], ["--utilisation", "1"]):
+        sft.main(["--config", str(path), "--dry-run", *more])
+        shown.append(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("# time estimate")))
+    assert len(set(shown)) == len(shown)
+    assert "sft.py: --utilisation = 2.0" in ends(
+        capsys, sft.main, "--config", str(path), "--dry-run", "--utilisation", "2"
+    )
+    assert json.dumps(shown)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.train.loops import byte_folder, events, rl_config, same_weights, sft_config, train_until, weights
+from train.plan.dry_run import describe
 from train.run.run import Run
 from train.sft import train
 
@@ -88,7 +89,7 @@ def test_the_best_is_kept_when_later_ones_are_worse(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_stops(tmp_path, bad):
-    run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
+    run = Run.begin(sft_config(tmp_path / "run"))
     run.checkpoint.model(torch.tensor([[5, 6]])).logits.sum().backward()
     assert run.reduce_gradients() > 0
     next(run.checkpoint.model.parameters()).grad[0, 0] = bad
@@ -98,7 +99,7 @@ def test_a_gradient_that_is_not_finite_stops(tmp_path, bad):
 
 @pytest.mark.parametrize(("limit", "expected"), [("0", 5.0), ("1.0", 1.0)])
 def test_clipping(tmp_path, limit, expected):
-    run = Run.begin(sft_config(tmp_path / "run", f"optimization.max_gradient_norm={limit}"), base_copy=False)
+    run = Run.begin(sft_config(tmp_path / "run", f"optimization.max_gradient_norm={limit}"))
     parameter = next(run.checkpoint.model.parameters())
     parameter.grad = torch.zeros_like(parameter)
     parameter.grad[0, :2] = torch.tensor([3.0, 4.0])
@@ -107,7 +108,7 @@ def test_clipping(tmp_path, limit, expected):
 
 
 def test_other_errors_of_a_step_pass_through(tmp_path):
-    run = Run.begin(sft_config(tmp_path / "run"), base_copy=False)
+    run = Run.begin(sft_config(tmp_path / "run"))
     with pytest.raises(KeyError), run.guard(1, []):
         raise KeyError("a bug, not a batch")
     assert not (tmp_path / "run").exists()
@@ -128,7 +129,7 @@ def test_repeats_of_evaluation_texts_are_reported(tmp_path):
 
 def test_a_dry_run_mines_nothing(tmp_path, capsys):
     mining = ["data.hard_negatives=2", "loss.hard_negatives=true", "data.mining.count=2"]
-    train(sft_config(tmp_path / "run", *mining), dry_run=True)
+    describe(sft_config(tmp_path / "run", *mining))
     assert "[data.mining]" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
@@ -141,6 +142,37 @@ def test_a_tokenizer_without_a_padding_token(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     train(sft_config(tmp_path / "run", "optimization.steps=1", model=folder))
     assert np.isfinite(events(tmp_path / "run", "step")[0]["loss"])
+
+
+def test_a_finished_run_is_extended(tmp_path, capsys):
+    """More steps than before are no other settings: with a constant rate the run is the one that had them at once."""
+    constant = "optimization.schedule=constant"
+    train(sft_config(tmp_path / "run", constant, "optimization.steps=2"))
+    train(sft_config(tmp_path / "run", constant, "optimization.steps=4"))
+    assert "the run is extended from 2 to 4 steps" in capsys.readouterr().out
+    train(sft_config(tmp_path / "whole", constant, "optimization.steps=4"))
+    assert "extended" not in capsys.readouterr().out
+    assert same_weights(tmp_path / "run/last", tmp_path / "whole/last")
+    assert events(tmp_path / "run", "step") == events(tmp_path / "whole", "step")
+    with pytest.raises(ValueError, match=r"optimization.steps: 4 -> 3"):
+        train(sft_config(tmp_path / "run", constant, "optimization.steps=3"))
+    with pytest.raises(ValueError, match=r"learning_rate"):
+        train(sft_config(tmp_path / "run", constant, "optimization.steps=5", "optimization.learning_rate=1e-3"))
+
+
+def test_a_base_that_was_named_by_a_relative_path_is_found_from_another_directory(tmp_path, monkeypatch):
+    from search_r3_mteb import SearchR3Encoder
+
+    monkeypatch.chdir(tmp_path)
+    byte_folder(tmp_path / "base")
+    more = ["model.lora.rank=2", "model.lora.alpha=4.0", "optimization.steps=1"]
+    train(sft_config("runs/one", *more, model="base"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    vectors = SearchR3Encoder(tmp_path / "runs/one/last", mode="direct").encode_query(["a river"])
+    train(sft_config("runs/two", *more, model=tmp_path / "runs/one/last"))
+    assert np.isfinite(SearchR3Encoder("runs/two/last", mode="direct").encode_query(["a river"])).all()
+    assert vectors.shape == (1, 32)
 
 
 def test_a_checkpoint_has_its_own_score_and_pruning_keeps_the_best(tmp_path, monkeypatch):
@@ -188,7 +220,7 @@ def test_reasoning_beyond_the_model_s_window_is_refused_at_the_start(tmp_path, m
 
     def begin(*overrides, evaluation=False):
         config = rl_config(tmp_path / "run", model, *overrides, evaluation=evaluation)
-        return Run.begin(config, base_copy=False, unit="query")
+        return Run.begin(config, unit="query")
 
     window = begin().checkpoint.window
     begin(f"rollout.max_reasoning_tokens={window - 97}")
@@ -198,18 +230,4 @@ def test_reasoning_beyond_the_model_s_window_is_refused_at_the_start(tmp_path, m
     with pytest.raises(ValueError, match=f"max_reasoning_tokens={window}"):
         begin(f"evaluate.max_reasoning_tokens={window}", evaluation=True)
     with pytest.raises(ValueError, match="positions are needed"):
-        Run.begin(sft_config(tmp_path / "sft", f"data.max_length={window + 1}", model=model), base_copy=False)
-
-
-def test_the_estimate_of_stage_2_counts_the_reasoning(tmp_path, model, monkeypatch):
-    from train.rl import train as train_rl
-    from train.run import memory
-
-    seen = []
-    original = memory.estimate
-    monkeypatch.setattr(
-        memory, "estimate", lambda *given, **named: seen.append(named["length"]) or original(*given, **named)
-    )
-    train_rl(rl_config(tmp_path / "run", model, "rollout.max_reasoning_tokens=50"), dry_run=True)
-    train(sft_config(tmp_path / "sft", model=model), dry_run=True)
-    assert seen == [96 + 50 + 1, 96]
+        Run.begin(sft_config(tmp_path / "sft", f"data.max_length={window + 1}", model=model))

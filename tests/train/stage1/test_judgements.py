@@ -111,7 +111,6 @@ def test_what_is_judged_relevant_is_no_negative(tmp_path, name):
     write, wanted, relevant = WORLDS[name]
     run = Run.begin(
         sft_config(tmp_path / "run", "loss.hard_negatives=true", "data.hard_negatives=2", sources=write(tmp_path)),
-        base_copy=False,
     )
     rows = picked(run, wanted)
     _, contrast = SupervisedStep(run, run.config.loss).prepare(rows)
@@ -124,7 +123,7 @@ def test_what_is_judged_relevant_is_no_negative(tmp_path, name):
 
 
 def test_a_judgement_of_0_stays_a_negative(tmp_path):
-    run = Run.begin(sft_config(tmp_path / "run", sources=beir(tmp_path / "beir")), base_copy=False)
+    run = Run.begin(sft_config(tmp_path / "run", sources=beir(tmp_path / "beir")))
     data = run.data
     assert {pair.document for pair in data.judgements() if pair.query == "same"} == {A, B, F}
     table = JudgedTexts.of(data)
@@ -142,7 +141,7 @@ def test_a_loss_does_not_push_from_a_document_that_another_row_calls_relevant(tm
     losses = []
     for number, content in enumerate((rows, more)):
         text = jsonl(tmp_path / f"{number}.jsonl", content)
-        run = Run.begin(sft_config(tmp_path / f"run{number}", "loss.reply=0", sources=text), base_copy=False)
+        run = Run.begin(sft_config(tmp_path / f"run{number}", "loss.reply=0", sources=text))
         losses.append(SupervisedStep(run, run.config.loss).backward(picked(run, [("q", A), ("r", B)]))["infonce"])
     assert losses[1] < losses[0] - 0.1
 
@@ -172,7 +171,7 @@ def test_a_replay_knows_the_judgements_of_its_own_rows(tmp_path, model):
     path = tmp_path / "x.jsonl"
     jsonl(path, [{"query": "q", "positive": A}, {"query": "q", "positive": B}, {"query": "r", "positive": B}])
     settings = ["replay.rows_per_step=2", f'replay.sources=[{{kind = "jsonl", path = "{path}"}}]']
-    run = Run.begin(rl_config(tmp_path / "run", model, *settings), base_copy=False, unit="query")
+    run = Run.begin(rl_config(tmp_path / "run", model, *settings), unit="query")
     replay = Replay.begin(run)
     assert len(replay.step.judgements.of_queries(text_ids(["q"]))) == 2
 

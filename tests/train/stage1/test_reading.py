@@ -91,7 +91,7 @@ def _shifted(part, pad, device):
 def test_stage_one_adds_it_to_its_loss(tmp_path):
     def one(weight):
         config = sft_config(tmp_path / str(weight), f"loss.reading={weight}", "loss.reading_documents=4")
-        run = Run.begin(config, base_copy=False, mine=False)
+        run = Run.begin(config)
         step = SupervisedStep(run, run.config.loss, run.config.optimization.mini_batch_size)
         return step.backward(run.data.next_batch())
 

@@ -22,7 +22,7 @@ def begun(tmp_path, trained):
     """A run, its environment, and one step's rollouts."""
 
     def begin(*overrides):
-        run = Run.begin(rl_config(tmp_path / "run", trained / "last", *overrides), base_copy=False, unit="query")
+        run = Run.begin(rl_config(tmp_path / "run", trained / "last", *overrides), unit="query")
         environment = open_environment(run)
         return run, environment, sample(run, environment.encoder.engine, run.data.next_batch(), 1)
 

@@ -21,7 +21,7 @@ REPLAY = [
 
 def replayed(config):
     """The run, what it replayed, the losses, and their gradient."""
-    run = Run.begin(config, base_copy=False, unit="query")
+    run = Run.begin(config, unit="query")
     replay = Replay.begin(run)
     first = replay.data.state_dict()
     losses = replay.backward()

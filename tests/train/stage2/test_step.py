@@ -18,7 +18,7 @@ class OneStep:
 
     def __init__(self, config):
         self.config = config
-        self.run = Run.begin(config, base_copy=False, unit="query")
+        self.run = Run.begin(config, unit="query")
         self.environment = open_environment(self.run)
         self.rows = self.run.data.next_batch()
         self.groups = sample(self.run, self.environment.encoder.engine, self.rows, 1)

@@ -1,0 +1,244 @@
+"""The dry run: from config.json alone, and with what is there read as training reads it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers import Qwen2Config
+
+from search_r3_mteb.encoder.checkpoints import ASSETS
+from tests.conftest import build_model
+from tests.train.loops import LORA, SFT, byte_folder, rl_config, sft_config
+from train import rl, sft
+from train.plan.base import planned_model
+from train.plan.dry_run import describe
+
+CONFIGS = Path(__file__).parents[3] / "train" / "configs"
+SHAPES = {
+    "Qwen/Qwen2.5-1.5B-Instruct": (1536, 8960, 12, 2, 151936, True),
+    "Qwen/Qwen2.5-7B-Instruct": (3584, 18944, 28, 4, 152064, False),
+}
+PUBLISHED = {"qwen2.5-1.5b": 1_543_714_304, "qwen2.5-7b": 7_615_616_512}  # the models' safetensors, on the hub
+
+
+def qwen(name):
+    hidden, inner, heads, kept, vocabulary, tied = SHAPES[name]
+    return Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=28,
+        num_attention_heads=heads,
+        num_key_value_heads=kept,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+        dtype="bfloat16",
+    )
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No hub, without waiting for a name that cannot be resolved."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def only_bases(tmp_path, monkeypatch, offline):
+    """A directory that holds nothing but the config.json of each base."""
+    monkeypatch.chdir(tmp_path)
+    for name in SHAPES:
+        qwen(name).save_pretrained(name)
+    for place in ("runs/mini/start", "runs/own/start"):
+        Path(place).mkdir(parents=True)
+        (Path(place) / "config.json").write_bytes((ASSETS / "mini" / "config.json").read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_described_where_only_the_base_s_config_is(path, only_bases, capsys):
+    before = sorted(only_bases.rglob("*"))
+    stage = rl if "rl" in path.stem.split("_") else sft
+    stage.main(["--config", str(path), "--dry-run", "--gpus", "8"])
+    shown = capsys.readouterr().out
+    for part in ("parameters: ", "memory estimate per device in GiB: ", "tokens per step", "time estimate: "):
+        assert f"# {part}" in shown
+    assert ("# corpus cache: " in shown) == (stage is rl)
+    for name, count in PUBLISHED.items():
+        if path.stem.endswith(name):
+            trained = count if name == "qwen2.5-1.5b" else 80_747_520  # rank 32, and the token's two rows
+            total = count if name == "qwen2.5-1.5b" else count + trained
+            assert f"# parameters: {total:,}, trainable: {trained:,}" in shown
+    assert sorted(only_bases.rglob("*")) == before, "nothing is written"
+
+
+def test_a_hub_id_is_found_in_the_hub_s_cache_or_the_message_says_what_to_download(tmp_path, monkeypatch, offline):
+    import huggingface_hub.constants
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    name = "Qwen/Qwen2.5-1.5B-Instruct"
+    config = sft_config(tmp_path / "run", model=name)
+    with pytest.raises(FileNotFoundError) as missing:
+        planned_model(config.model)
+    for part in (f"hf download {name} config.json", f"huggingface.co/{name}/resolve/main/config.json", "--base BASE"):
+        assert part in str(missing.value)
+    cached = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+    qwen(name).save_pretrained(cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    assert planned_model(config.model).folder == cached / "snapshots" / "abc"
+    qwen(name).save_pretrained(tmp_path / "copied")
+    for base in ("copied", "copied/config.json"):
+        assert planned_model(config.model, base=base).folder == Path("copied")
+
+
+def test_the_sizes_are_those_of_the_model_that_training_loads(tmp_path):
+    from train.model import model as models
+
+    for number, more in enumerate([[], LORA, [*LORA, "model.lora.train_embed_token=true"]]):
+        folder = byte_folder(tmp_path / f"base-{number}", kind="llama", tie_word_embeddings=False)
+        config = sft_config(tmp_path / "run", *more, model=folder)
+        planned, loaded = planned_model(config.model).model, models.prepare(config.model, seed=0).model
+        count = lambda model: [(n, p.shape, p.dtype, p.requires_grad) for n, p in model.named_parameters()]  # noqa: E731
+        assert count(planned) == count(loaded)
+        assert all(parameter.is_meta for parameter in planned.parameters())
+
+
+def test_stage_two_s_base_is_that_of_the_stage_one_that_comes_before_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    build_model().config.save_pretrained("base")
+    text = SFT.replace("[model.scratch]", '[model]\npath = "base"\n[model.lora]\nrank = 4\n[x]')
+    text = text[: text.index("[x]")] + "[data]" + text.split("[data]", 1)[1]
+    Path("one.toml").write_text(text.replace("[output]", '[output]\nfolder = "runs/one"'))
+    planned = planned_model(rl_config(tmp_path / "two", "runs/one/last").model, Path("one.toml").absolute())
+    assert planned.steps[0] == "runs/one/last is not there yet: it is what stage 1 of one.toml will write"
+    assert planned.folder == Path("base")
+    with pytest.raises(FileNotFoundError, match=r"There is no model 'runs/other/last'.*--base"):
+        planned_model(rl_config(tmp_path / "two", "runs/other/last").model, Path("one.toml").absolute())
+
+
+def jsonl(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f'[[data.sources]]\nkind = "jsonl"\npath = "{path}"\n'
+
+
+def test_a_file_without_positives_fails_in_the_dry_run_and_at_the_start(tmp_path, monkeypatch):
+    from train.model import model as models
+
+    rows = [{"query": f"text {i}", "positive": f"answer {i}"} for i in range(5)]
+    sources = jsonl(tmp_path / "rows.jsonl", *rows, {"query": "alone"})
+    config = sft_config(tmp_path / "run", model=byte_folder(tmp_path / "base"), sources=sources)
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 6: there is no 'positive'"):
+        describe(config)
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 6: there is no 'positive'"):
+        sft.train(config)
+    assert not (tmp_path / "run").exists()
+    sound = sft_config(tmp_path / "run", "data.on_bad_row=skip", model=tmp_path / "base", sources=sources)
+    describe(sound)
+    empty = jsonl(tmp_path / "rows.jsonl", {"query": "alone"})
+    with pytest.raises(ValueError, match="none of its rows can be trained on"):
+        describe(sft_config(tmp_path / "run", "data.on_bad_row=skip", model=tmp_path / "base", sources=empty))
+    assert models.adapter_start(config.model, tmp_path / "base") is None
+
+
+def test_what_is_not_here_is_named_and_the_rest_is_described(tmp_path, capsys, offline):
+    sources = jsonl(tmp_path / "rows.jsonl", {"query": "text", "positive": ["one", "two"], "negatives": ["three"]})
+    sources += f'[[data.sources]]\nkind = "beir"\npath = "{tmp_path}/away"\n'
+    sources += '[[data.sources]]\nkind = "hub"\npath = "some/dataset"\n'
+    config = sft_config(tmp_path / "run", model=byte_folder(tmp_path / "base"), sources=sources)
+    describe(config)
+    shown = capsys.readouterr().out
+    assert "# source rows.jsonl: 1 of 1 rows read; on average 2.0 relevant documents and 1.0 negatives" in shown
+    assert f"# not here: source away: {tmp_path}/away" in shown
+    assert "# not here: source dataset: the dataset some/dataset of the hub (no network)" in shown
+    with pytest.raises(FileNotFoundError, match="away"):
+        sft.train(config)
+
+
+def test_lengths_are_measured_where_the_tokenizer_is_here(tmp_path, capsys):
+    sources = jsonl(tmp_path / "rows.jsonl", *({"query": "a", "positive": "b" * 40} for _ in range(3)))
+    folder = byte_folder(tmp_path / "base")
+    (folder / "model.safetensors").unlink()
+    describe(sft_config(tmp_path / "run", model=folder, sources=sources))
+    assert "(measured on the first rows)" in capsys.readouterr().out
+    (folder / "tokenizer.json").unlink()
+    describe(sft_config(tmp_path / "run", model=folder, sources=sources))
+    assert "(at most: every text fills max_length)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_too_small_a_max_length_fails_at_the_start(tmp_path, stage):
+    folder = byte_folder(tmp_path / "base")
+    make = sft_config if stage == "sft" else rl_config
+    given = {"model": folder} if stage == "sft" else {}
+    arguments = [] if stage == "sft" else [folder]
+    config = make(tmp_path / "run", *arguments, "data.max_length=4", **given)
+    train = sft.train if stage == "sft" else rl.train
+    for run in (describe, train):
+        with pytest.raises(ValueError, match=r"data.max_length=4 leaves no room for text"):
+            run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reasoning_beyond_the_window_fails_at_the_start(tmp_path):
+    folder = byte_folder(tmp_path / "base", max_position_embeddings=100)
+    with pytest.raises(ValueError, match=r"was made for 100"):
+        rl.train(rl_config(tmp_path / "run", folder, "rollout.max_reasoning_tokens=64"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_unused_negatives_and_missing_traces_are_warned_of(tmp_path, capsys):
+    from tests.train.loops import events
+
+    rows = [{"query": f"text {i}", "positive": f"answer {i}", "negatives": [f"no {i}"]} for i in range(8)]
+    sources = jsonl(tmp_path / "rows.jsonl", *rows)
+    folder = byte_folder(tmp_path / "base")
+    wanted = ["loss.hard_negatives=true", "optimization.steps=1"]
+    config = sft_config(tmp_path / "run", *wanted, model=folder, sources=sources)
+    describe(config)
+    shown = capsys.readouterr().out
+    assert (
+        "# warning: rows.jsonl: 8 of the first 8 rows have negatives of their own, and data.hard_negatives = 0" in shown
+    )
+    assert "# warning: none of the first rows has a reasoning trace" in shown
+    sft.train(config)
+    said = [event["text"] for event in events(tmp_path / "run", "warning")]
+    assert ["hard_negatives = 0" in text for text in said] == [True, False]
+    for row in rows:
+        row["reasoning"] = "thought"
+    jsonl(tmp_path / "rows.jsonl", *rows)
+    sft.train(sft_config(tmp_path / "used", *wanted, "data.hard_negatives=1", model=folder, sources=sources))
+    assert events(tmp_path / "used", "warning") == []
+
+
+def test_a_corpus_that_is_here_is_counted(tmp_path, capsys):
+    sources = jsonl(tmp_path / "rows.jsonl", {"query": "text", "positive": ["one", "two"]})
+    from train.stage2.corpus import SearchedCorpus
+
+    config = rl_config(tmp_path / "run", byte_folder(tmp_path / "base"), sources=sources)
+    describe(config, corpus=SearchedCorpus)
+    assert "# corpus cache: 2 documents of " in capsys.readouterr().out
+    describe(rl_config(tmp_path / "run", tmp_path / "base"))
+    assert "# corpus cache: 500 documents of " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["1.5b", "7b"])
+def test_the_comments_of_the_large_configurations_are_the_estimate_s(name, only_bases, capsys):
+    """Regression: they had forgotten the cache's float32 originals, and the logits were those of whole rows."""
+    path = CONFIGS / f"rl_qwen2.5-{name}.toml"
+    rl.main(["--config", str(path), "--dry-run", "--gpus", "8"])
+    shown = capsys.readouterr().out
+    comment = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    per_document = re.search(r"documents \(assumed\) of ([\d,]+) bytes: host memory ([\d.]+) GiB", shown)
+    assert f"{per_document[1]} bytes per document" in comment
+    assert f"{float(per_document[2]):.1f} GiB per million" in comment
+    memory = next(line for line in shown.splitlines() if line.startswith("# memory estimate"))
+    parts = dict(re.findall(r"(weights|activations|head|rollouts|total) ([\d.]+)", memory))
+    for part, before in (("weights", "weights "), ("activations", "gradient checkpointing "), ("head", "positions ")):
+        assert f"{before}{float(parts[part]):.1f}" in comment, part
+    assert f"65,536 tokens {float(parts['rollouts']):.1f}" in comment
+    assert f"About {float(parts['total']):.0f}" in comment

@@ -1,0 +1,66 @@
+"""The first rows of a source, read as training reads them: what is wrong with a file is said before the first step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from train.config.data import DataSettings, SourceSettings
+from train.config.stages import RlConfig, SftConfig
+from train.data.rows import RowSource, TrainingRow
+from train.data.sources import all_rows
+
+FIRST = 100
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """Up to `FIRST` rows of a source; `count` are all of its raw rows, None where only reading to the end would say."""
+
+    source: SourceSettings
+    rows: tuple[TrainingRow, ...]
+    count: int | None
+
+    def line(self) -> str:
+        """What was found, for people."""
+        of = "" if self.count is None else f" of {self.count:,}"
+        judged = sum(max(len(row.relevant), 1) for row in self.rows) / len(self.rows)
+        negatives = sum(len(row.negatives) for row in self.rows) / len(self.rows)
+        traces = sum(row.reasoning is not None for row in self.rows) / len(self.rows)
+        return (
+            f"source {self.source.label}: {len(self.rows)}{of} rows read; on average {judged:.1f} relevant documents "
+            f"and {negatives:.1f} negatives, {traces:.0%} with reasoning"
+        )
+
+
+def read_first(opened: RowSource, source: SourceSettings, settings: DataSettings) -> FirstRows:
+    """The first rows of an opened source. Raises BadRowError for a malformed one, ValueError where there is none."""
+    rows = tuple(islice(all_rows(opened, settings.on_bad_row), FIRST))
+    if not rows:
+        raise ValueError(
+            f"{source.label}: none of its rows can be trained on. Look at {source.path or 'its settings'}, or remove "
+            "the source."
+        )
+    return FirstRows(source, rows, opened.count)
+
+
+def warnings_of(first: Sequence[FirstRows], config: SftConfig | RlConfig) -> list[str]:
+    """What the settings leave unused of the rows, and what the rows leave out that the settings measure."""
+    loss = config.replay.loss if isinstance(config, RlConfig) else config.loss
+    wanted = loss.hard_negatives and bool(loss.infonce or loss.triplet or loss.distill)
+    found = []
+    for one in first:
+        holding = sum(bool(row.negatives) for row in one.rows)
+        if holding and wanted and config.data.hard_negatives == 0 and one.source.kind != "hopworld":
+            found.append(
+                f"{one.source.label}: {holding} of the first {len(one.rows)} rows have negatives of their own, and "
+                "data.hard_negatives = 0 leaves them out. Set data.hard_negatives to how many a row may use, or "
+                "loss.hard_negatives = false to say that they are not wanted."
+            )
+    silent = not any(row.reasoning is not None for one in first for row in one.rows)
+    if isinstance(config, SftConfig) and silent and "reason" in config.evaluate.modes:
+        found.append(
+            "none of the first rows has a reasoning trace, so nothing teaches the model to reason and then say the "
+            "token: with reasoning it will be cut at its budget, and stage 2 has nothing to reward. Add traces to some "
+            'rows (data.sources.columns.reasoning), or set evaluate.modes = ["direct"].'
+        )
+    return found

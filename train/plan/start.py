@@ -1,0 +1,56 @@
+"""What must hold before anything is loaded: a folder that can be written, and an adapter that fits the settings."""
+
+import tempfile
+from pathlib import Path
+
+from train.config.stages import RlConfig, SftConfig
+from train.model.model import adapter_start
+
+
+def check_start(config: SftConfig | RlConfig) -> list[str]:
+    """Check what needs no model and no data; returns what is worth knowing, for people.
+
+    Raises OSError for an output folder that cannot be written, ValueError for an adapter that cannot be trained as the
+    settings say.
+    """
+    check_writable(Path(config.output.folder))
+    path = config.model.path
+    start = None if path is None else adapter_start(config.model, Path(path))
+    if start is None:
+        return []
+    if start == "merge":
+        return [f"model: {path} is an adapter and there is no [model.lora]: it is merged, and every weight is trained"]
+    if isinstance(config, RlConfig):
+        _check_reference(config)
+    return [f"model: the training of the adapter {path} goes on; its base stays as it is"]
+
+
+def check_writable(folder: Path) -> None:
+    """OSError unless `folder` is, or can be made, a folder that this process can write into. Nothing is left behind."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".search-r3-"):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"output.folder = {str(folder)!r} cannot be written ({error.strerror or error}): the run would have no "
+            "place for its checkpoints. Name another folder."
+        ) from error
+
+
+def _check_reference(config: RlConfig) -> None:
+    """Where an adapter is continued, the model with the adapter off is the one before stage 1."""
+    if config.policy.kl_weight:
+        raise ValueError(
+            f"policy.kl_weight = {config.policy.kl_weight} keeps the policy near the model that stage 2 starts from, "
+            f"but {config.model.path} is an adapter that is trained further: without it there is only the model before "
+            "stage 1. Merge it first (`search-r3 merge`), and begin a new adapter on that, or set kl_weight = 0."
+        )
+    if config.corpus_cache.policy == "frozen":
+        raise ValueError(
+            f'corpus_cache.policy = "frozen" embeds documents with the adapter off, but {config.model.path} holds what '
+            "stage 1 has learned: without it documents would be those of the model before stage 1. Merge it first "
+            "(`search-r3 merge`), and begin a new adapter on that, or choose another policy."
+        )

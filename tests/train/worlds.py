@@ -1,4 +1,4 @@
-"""Worlds whose queries have several relevant documents: unit vectors in a plane, and a hopworld with more judgements."""
+"""Worlds whose queries have several relevant documents: vectors in a plane, and a hopworld with more judgements."""
 
 from math import cos, radians, sin
 

@@ -91,7 +91,7 @@ def by_hand(positive, negatives, temperature):
 
 
 def test_a_hard_negative_of_one_query_is_none_of_another_that_it_is_relevant_to(tmp_path):
-    """The columns are a and c, the positives, and b and x from the cache. p may not be contrasted with b, nor q with a."""
+    """The columns are the positives, a and c, and b and x from the cache: p may not have b as a negative, nor q a."""
     environment, groups = plane(tmp_path, DEGREES, JUDGED, ROLLOUTS)
     judged = environment.judge(groups, 1)
 

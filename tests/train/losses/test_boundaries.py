@@ -201,6 +201,7 @@ JUDGED = {"q": {"a": 2, "b": 1, "c": 0}}
 def test_a_cosine_may_exceed_1_by_rounding_and_counts_as_1():
     best = Rankings(["q"], [["a", "b"]], [[1.0005, 1.0005]])
     assert dcg_scaled(grade(best, JUDGED)).tolist() == [1.0]
+    grade(Rankings(["q"], [["a", "b"]], [[1 + 1e-3, 0.5]]), JUDGED)
     for cosine in (1.01, -1.01, 2.0):
         with pytest.raises(ValueError, match=r"similarities\[0, 1\] is .*not a cosine"):
             grade(Rankings(["q"], [["a", "b"]], [[0.5, cosine]]), JUDGED)

@@ -17,6 +17,7 @@ class Second:
         return torch.cat([self.others.pop(0).to(tensor), tensor])
 
     def rows_before(self, rows, device=None):
+        assert rows == 2
         return 3
 
     def shared_count(self, here, device=None):
@@ -35,23 +36,22 @@ def directions(*degrees):
 
 
 def test_infonce_against_the_documents_of_both_processes(monkeypatch):
-    """Query 7's other positive is on the other process, and so is a copy of query 8's: neither is a negative."""
+    """Query 7 stands here twice, with documents 200 and 201, and there with 100; 201 is also there, as nobody's.
+
+    None of these is a negative of query 7, nor the copy of 201; query 8, alone, has all but its own, each once.
+    """
     theirs, mine = directions(0, 30, 60), directions(10, 80).requires_grad_()
-    monkeypatch.setattr(
-        gathered,
-        "collectives",
-        Second(torch.tensor([[7, 100]]), torch.tensor([100, 101, 201]), theirs),
-    )
-    queries = directions(20, 70).requires_grad_()
-    loss = gathered.gathered_info_nce(
-        queries, mine, torch.tensor([0, 1]), torch.tensor([200, 201]), torch.tensor([7, 8]), temperature=0.5
-    )
-    every = torch.cat([theirs, mine.detach()])
-    allowed = torch.tensor([[False, True, True, False, False], [True, True, False, True, False]])
-    both = info_nce(
-        directions(20, 70), every, positives=torch.tensor([3, 4]), negatives=allowed, temperature=0.5, count=1.5
-    )
-    assert loss.item() == pytest.approx(both.item(), rel=1e-6)
+    others = torch.tensor([[7, 100]]), torch.tensor([100, 101, 201]), theirs
+    monkeypatch.setattr(gathered, "collectives", Second(*others))
+    queries = directions(20, 70, 50).requires_grad_()
+    ids = {"document_ids": torch.tensor([200, 201]), "query_ids": torch.tensor([7, 7, 8])}
+    loss = gathered.gathered_info_nce(queries, mine, torch.tensor([0, 1, 0]), **ids, temperature=0.5)
+    allowed = torch.tensor([[False, True, False, False, False]] * 2 + [[True, True, True, False, False]])
+    whole = info_nce(
+        directions(20, 70, 50), torch.cat([theirs, mine.detach()]), positives=torch.tensor([3, 4, 3]),
+        negatives=allowed, temperature=0.5, count=2.0,
+    )  # fmt: skip
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-6)
     loss.backward()
     assert mine.grad.abs().max() > 1e-3
     assert queries.grad.abs().max() > 1e-3

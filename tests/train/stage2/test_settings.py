@@ -73,6 +73,18 @@ def test_an_audit_above_the_run_s_bound_makes_the_budget_grow(tmp_path, model, b
     assert found["budget_factor"] == one.environment.cache.budget_factor == factor
 
 
+def test_an_audit_is_of_its_own_step(tmp_path, model):
+    """Its sample is drawn by the step, so that two audits do not look at the same rows."""
+    one = OneStep(rl_config(tmp_path / "run", model, "corpus_cache.audit_every=1", "corpus_cache.audit_rows=40"))
+    with torch.no_grad():
+        one.run.checkpoint.model.get_input_embeddings().weight.mul_(3)
+    cache, encoder = one.environment.cache, one.environment.encoder
+    drifts = [cache.audit(40, encoder, step=step).cosine_drift for step in (0, 1, 2)]
+    assert len(set(drifts)) == 3, "the control: every step has its own sample"
+    assert [one.environment.audit(step)["cosine_drift"] for step in (1, 2)] == drifts[1:]
+    assert "step" not in one.environment.audit(1)
+
+
 REPLAYED = [
     "policy.updates_per_step=2",
     "optimization.steps=2",

@@ -28,6 +28,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import binomtest
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 # The tests of each room; mutmut chooses among these by what reaches a function.
@@ -226,7 +228,7 @@ def measured(tree: Path, verdicts: dict[tuple[str, ...], str]) -> dict[str, Any]
         if code == UNTESTED:
             verdict = "no test of this selection reaches it" if verdict == NOT_LOOKED_AT else verdict
         survivors.append({"mutant": name, "change": lines, "verdict": verdict})
-    commit = (tree / "commit").read_text(encoding="utf-8") if (tree / "commit").exists() else "unknown"
+    commit = (tree / "commit").read_text(encoding="utf-8").strip() if (tree / "commit").exists() else "unknown"
     return {
         "commit": commit,
         "modules": {name: dict(counts) for name, counts in modules.items()},
@@ -250,12 +252,22 @@ def lines_of(rooms: dict[str, Any]) -> Iterator[str]:
 
 
 def row(name: str, counts: Counter[str]) -> str:
-    """A line of the table."""
+    """A line of the table; the share of a sample has the interval of a sample (Wilson's, 95 %)."""
     ran, killed, equal = counts["run"], counts["killed"], counts["equal"]
-    shares = [f"{killed / of:.1%}" if of else "-" for of in (ran, ran - equal)]
+    shares = [share(killed, of, sampled=ran < counts["mutants"]) for of in (ran, ran - equal)]
     return (
         f"| {name} | {counts['mutants']} | {ran} | {killed} | {counts['survived']} | {equal} | {' | '.join(shares)} |"
     )
+
+
+def share(killed: int, of: int, *, sampled: bool) -> str:
+    """A percentage, with its interval where it is that of a sample."""
+    if not of:
+        return "-"
+    if not sampled:
+        return f"{killed / of:.1%}"
+    low, high = binomtest(killed, of).proportion_ci(method="wilson")
+    return f"{killed / of:.0%} ({low:.0%} to {high:.0%})"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,11 @@ import torch
 
 from tests.train.loops import FORCED, recorded_gradients, rl_config
 from tests.train.stage2.test_step import OneStep
+from train.data.mixing import load_training_data
 from train.losses.grpo import Advantages
 from train.rl import train
+from train.run.run import Run
+from train.stage2.replay import Replay
 
 
 @pytest.mark.parametrize("standardise", [True, False])
@@ -91,6 +94,18 @@ REPLAYED = [
     "replay.rows_per_step=3",
     'replay.sources=[{kind = "hopworld", documents = 500, hops = [1]}]',
 ]
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_replayed_rows_are_drawn_by_the_run_s_seed(tmp_path, model, seed):
+    config = rl_config(tmp_path / "run", model, *REPLAYED, f"optimization.seed={seed}")
+    settings = config.data.replaced(sources=config.replay.sources)
+    expected, other = (load_training_data(settings, batch_size=3, seed=one).next_batch() for one in (seed, 9))
+    replay = Replay.begin(Run.begin(config, base_copy=False, unit="query"))
+    assert replay.data.next_batch() == expected
+    assert expected != other, "the control"
+
+
 # A policy whose rewards are all equal has no gradient: what is left is the replay's.
 SILENT = [
     "contrastive.weight=0",

@@ -55,7 +55,7 @@ def test_vectors_shorter_than_1_are_vectors(make_model, tiny_tokenizer):
 
 @pytest.mark.parametrize("parts", [0, 5])
 def test_the_share_of_clipped_tokens(tmp_path, model, parts):
-    """Rollout 0 is now e times as likely, rollout 5 e times less; each has the advantage whose gradient the clip stops."""
+    """Rollout 0 is now e times as likely, rollout 5 e times less; the clip stops the gradient of both."""
     settings = ["contrastive.weight=0", "policy.skip_zero_variance=false"]
     settings += [f"optimization.mini_batch_size={parts}"] if parts else []
     one = OneStep(rl_config(tmp_path / "run", model, *settings))

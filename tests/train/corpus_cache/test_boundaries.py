@@ -2,12 +2,14 @@
 
 import json
 import logging
+import time
 
 import numpy as np
 import pytest
 
-from tests.train.corpus_cache.test_settings import N, build, encode, error_of, hits
+from tests.train.corpus_cache.test_settings import N, build, encode, error_of, hits, moved
 from tests.vectors import unit
+from train.corpus_cache import state
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.drift_map import DriftMap
 from train.corpus_cache.files import MANIFEST
@@ -47,7 +49,7 @@ def test_leaves_part_the_rows(n):
     assert np.array_equal(np.sort(np.concatenate(leaves)), np.arange(n)), "every row is in one leaf"
     sizes = [len(leaf) for leaf in leaves]
     assert max(sizes) <= LEAF
-    assert len(leaves) == 1 or min(sizes) >= LEAF // 2
+    assert sizes == [LEAF] if n == LEAF else min(sizes) >= LEAF // 2
     assert all(np.array_equal(leaf, np.sort(leaf)) for leaf in leaves)
 
 
@@ -81,7 +83,12 @@ def test_what_is_said_when_the_budget_grows_and_when_it_cannot(tmp_path, caplog)
 
 
 def test_the_report_of_a_refresh(tmp_path):
-    report = build(tmp_path, hops=0, sweep_share=0.0).refresh(hits(3, 5), encode, budget=4, step=2)
+    def slow(texts):
+        time.sleep(0.01)
+        return encode(texts)
+
+    report = build(tmp_path, hops=0, sweep_share=0.0).refresh(hits(3, 5), slow, budget=4, step=2)
+    assert 0.01 <= report.encode_seconds <= report.seconds
     assert (report.step, report.tokens, report.budget, report.share) == (2, 4, 4, 4 / N)
     assert report.seconds >= report.own_seconds >= 0
     assert (report.map_seconds, report.map_seconds_per_row) == (0.0, 0.0)
@@ -104,3 +111,49 @@ def test_hits_of_another_corpus_are_named(tmp_path, rows, positives, name):
     wrong = Hits(unit(np.ones((1, 2))), np.array(rows), positives)
     with pytest.raises(ValueError, match=rf"Hits\.{name} names row {N}, but the corpus has rows 0 to {N - 1}"):
         build(tmp_path).refresh(wrong, encode, budget=4)
+
+
+def test_edges_follow_the_fresh_vectors(tmp_path):
+    """Document 20 turns by a right angle, to where document 30 has been: 29 and 31 are its neighbours now."""
+    cache = build(tmp_path, hops=0, sweep_share=0.0)
+    assert sorted(cache.neighbors[20].tolist()) == [19, 21]
+    cache.refresh(hits(20, 29, 31), moved, budget=3)
+    assert sorted(cache.neighbors[20].tolist()) == [29, 31]
+
+
+@pytest.mark.parametrize("block", [1, 7, 39, 40])
+def test_the_map_moves_every_row_whatever_the_size_of_its_blocks(tmp_path, monkeypatch, block):
+    """Some rows of each block have been encoded since, and keep what they are."""
+    refreshed, step = np.array([0, 9, 10, 25, 39]), np.arange(N)
+
+    def drifted(texts):
+        return encode(texts) + 0.2
+
+    values = []
+    for name, size in (("whole", 1 << 15), ("blocks", block)):
+        monkeypatch.setattr(state, "_MAPPED_AT_ONCE", size)
+        cache = build(tmp_path / name, policy="local+map", hops=0, sweep_share=0.0)
+        for number in (1, 2):
+            cache.refresh(hits(*refreshed), drifted, budget=len(refreshed), step=number)
+        values.append(cache.values(step))
+    np.testing.assert_array_equal(values[0], values[1])
+    untouched = np.setdiff1d(step, refreshed)
+    assert np.abs(values[0] - encode([f"document {row}" for row in range(N)]))[untouched].min(axis=0).max() > 0
+
+
+def test_the_map_is_fitted_with_the_cache_s_settings(tmp_path):
+    settings = {"map_ridge": 0.7, "map_memory": 0.25, "max_maps": 3}
+    cache = build(tmp_path, policy="local+map", **settings)
+    assert cache._state.drift.settings == cache.settings
+    loaded = CorpusCache.load(tmp_path, cache.texts, fingerprint="", dim=2)
+    assert loaded._state.drift.settings == cache.settings
+
+
+def test_the_first_vector_without_a_direction_is_named(tmp_path):
+    def broken(texts):
+        vectors = encode(texts)
+        vectors[[3, 5]] = 0
+        return vectors
+
+    with pytest.raises(ValueError, match=r"gave document 3 a vector of length 0\.0 \(2 such vectors\)"):
+        CorpusCache.build([f"document {row}" for row in range(N)], broken, folder=tmp_path)

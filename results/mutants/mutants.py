@@ -64,7 +64,7 @@ def main() -> None:
             make_tree(tree, room)
         check_code(tree, room)
         run(tree, options)
-    report(options.folder)
+    report(options.folder, rooms)
 
 
 def make_tree(tree: Path, room: str) -> None:
@@ -190,12 +190,12 @@ def change(tree: Path, name: str) -> list[str]:
     return [line[0] + line[1:].strip() for line in lines if line[:1] in "+-" and line[:3] not in ("---", "+++")]
 
 
-def report(folder: Path) -> None:
-    """`mutants.json`, with the verdicts that it had, and the tables of README.md."""
+def report(folder: Path, wanted: Sequence[str]) -> None:
+    """`mutants.json`, with the verdicts that it had and the other rooms as they were, and the tables of README.md."""
     file = HERE / "mutants.json"
     old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rooms": {}}
     rooms = dict(old["rooms"])
-    for room in ROOMS:
+    for room in wanted:
         if (folder / room / "mutants").is_dir():
             verdicts = {
                 (one["mutant"].rsplit("__mutmut", 1)[0], *one["change"]): one["verdict"]

@@ -7,12 +7,15 @@ TORCH ?= torch==2.13.0
 # (`--verbose` takes back `--quiet`: it names the bound that cannot be had).
 LOWEST ?= .venv-lowest
 BOUNDS ?=
+# The environment of `make mutants`, and options of its script, such as `--room losses` or `--sample 200 --children 2`.
+MUTANTS ?= .venv-mutants
+OPTIONS ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install evaluate test test-lowest test-slow lint format structure bench bench-cache results nano mini clean
+.PHONY: install evaluate test test-lowest test-slow mutants lint format structure bench bench-cache results nano mini clean
 
 install: $(VENV)/.installed
 
@@ -37,6 +40,11 @@ test-lowest:  ## lint and the suite, with every direct dependency at the lower b
 
 test-slow: install  ## what takes minutes: kill -9 loops, real training runs
 	$(BIN)/pytest -q -m slow
+
+mutants:  ## results/mutants: which small changes of losses, stage 2 and corpus cache no test notices; hours, resumable
+	$(MAKE) install VENV=$(MUTANTS)
+	$(MUTANTS)/bin/pip install --quiet --editable ".[train,dev,mutants]"
+	$(MUTANTS)/bin/python results/mutants/mutants.py $(OPTIONS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -392,9 +392,8 @@ def test_a_log_that_outgrew_its_limit_is_folded(tmp_path):
 )
 def test_a_foreign_cache_is_refused(tmp_path, changes, message):
     build(tmp_path)
-    corpus = changes.pop("corpus", TEXTS)
     with pytest.raises(ValueError, match=message):
-        CorpusCache.load(tmp_path, corpus, **(WEIGHTS | changes))
+        CorpusCache.load(tmp_path, **({"corpus": TEXTS} | WEIGHTS | changes))
 
 
 def test_a_policy_with_map_needs_originals(tmp_path):

@@ -19,13 +19,13 @@ from search_r3_mteb.encoder.architecture import backbone_of
 from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine
-from search_r3_mteb.encoder.folders import read_json
 from search_r3_mteb.encoder.head import Head
 from search_r3_mteb.encoder.initialise import profile_for
 from search_r3_mteb.encoder.merging import merged
 from search_r3_mteb.encoder.profiles import EMBED_TOKEN, PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.token_rows import layer_name, token_layers
+from search_r3_mteb.json_files import read_object
 from train.config.model import LoraSettings, ModelSettings
 from train.model import scratch
 
@@ -266,7 +266,7 @@ def adapter_start(config: ModelSettings, folder: Path) -> Literal["continue", "m
         return None
     if config.lora is None:
         return "merge"
-    saved, lora = read_json(folder / ADAPTER_CONFIG), config.lora
+    saved, lora = read_object(folder / ADAPTER_CONFIG), config.lora
     rows = bool(saved.get("trainable_token_indices"))
     differs: dict[str, tuple[Any, Any]] = {
         "rank": (saved.get("r"), lora.rank),

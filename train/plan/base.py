@@ -10,7 +10,7 @@ import torch
 
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE
 from search_r3_mteb.encoder.checkpoints import resolve
-from search_r3_mteb.encoder.folders import read_json
+from search_r3_mteb.json_files import read_object
 from train.config.loading import ConfigError, load_config
 from train.config.model import ModelSettings
 from train.config.stages import SftConfig
@@ -122,8 +122,8 @@ def _stage_one(path: str, config_file: Path | None) -> tuple[Path, ModelSettings
 
 def _adapter_base(folder: Path) -> str:
     """Where the base of an adapter lies, by the files beside it; unlike `find_base`, its weights need not be there."""
-    named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    recorded = read_json(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
+    named = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    recorded = read_object(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
     for place in (folder / str(recorded.get("path")), folder / str(named), Path(str(named))):
         if (place / _CONFIG).is_file():
             return str(place)

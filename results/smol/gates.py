@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
 
 from results.smol.smol_data import Sentences, cut, judged
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.search.arrays import Vectors
 from search_r3_mteb.tasks.beir_folder import read_corpus, read_queries, read_relevance
 
-Vectors = Float32[np.ndarray, "rows dim"]
 WEIGHTS = (0.3, 0.5, 1.0, 2.0)
 SEED = 0
 
@@ -35,7 +34,7 @@ def unit(rows: Vectors) -> Vectors:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
-class Judged:
+class JudgedSplit:
     """Queries, documents and judgements of one split, and the score of query vectors."""
 
     def __init__(self, folder: Path, split: str, most: int | None) -> None:
@@ -84,7 +83,7 @@ def run(model: str, folder: Path, split: str, most: int | None, samples: int, te
     options: dict[str, Any] = {"max_length": 256, "max_reasoning_tokens": 48}
     encoder = SearchR3Encoder(checkpoint, mode="direct", **options)
     writer = SearchR3Encoder(checkpoint, **options)
-    data = Judged(folder, split, most)
+    data = JudgedSplit(folder, split, most)
     data.vectors = encoder.encode_document(list(data.documents.values()))
     direct = encoder.encode_query(data.queries)
 

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from results.smol.gates import Vectors, _has_gpu, unit
+from results.smol.gates import _has_gpu, unit
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.atomic import write_jsonl
 from search_r3_mteb.encoder.checkpoints import load
+from search_r3_mteb.search.arrays import Vectors
 
 SOURCES = ("nfcorpus", "medical", "squad", "arxiv", "scifact")
 NOTHING = "."

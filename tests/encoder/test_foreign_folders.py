@@ -109,7 +109,7 @@ def test_weight_files_are_those_that_the_index_names(saved, folder):
     ):
         load(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": ["b"]}}')
-    with pytest.raises(ValueError, match="'weight_map' must give the file of each tensor"):
+    with pytest.raises(ValueError, match="'weight_map' must name a file for each tensor"):
         load(folder)
 
 

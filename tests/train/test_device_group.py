@@ -66,7 +66,7 @@ def test_engines_that_keep_the_update_to_themselves_are_refused(tmp_path, monkey
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=named):
-        Run.begin(sft_config(tmp_path / "run"), base_copy=False)
+        Run.begin(sft_config(tmp_path / "run"))
 
 
 def test_when_one_process_fails_the_others_end_and_say_so(tmp_path, trained):

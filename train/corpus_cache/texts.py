@@ -7,7 +7,6 @@ Tokens are counted once: each process counts a share, and the numbers are kept b
 """
 
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from jaxtyping import Int
 
 from search_r3_mteb.atomic import write_array, write_json
 from search_r3_mteb.encoder.documents import document_texts
+from search_r3_mteb.json_files import read_object
 from search_r3_mteb.search.arrays import RowNumbers, Vectors
 from train.processes.replicas import Arrays, Replicas, shares
 
@@ -168,7 +168,7 @@ def _kept_counts(folder: Path, origin: dict[str, Any]) -> Int[np.ndarray, " rows
     if not manifest.is_file() or not file.is_file():
         return None
     try:
-        said = json.loads(manifest.read_text(encoding="utf-8"))
+        said = read_object(manifest)
         counts = np.load(file, allow_pickle=False)
         checksum = said.pop("checksum")
     except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:

@@ -1,11 +1,11 @@
 """The manifest beside a prepared set: where it comes from, its licence, and a checksum of each file."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_json
+from search_r3_mteb.json_files import read_json
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20  # bytes read at a time
@@ -29,7 +29,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "FOLDER for another place, or move the folder away."
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path}: damaged ({error}). Remove the folder and prepare the set again.") from error
     if not isinstance(manifest, dict) or not {"set", "repository", "revision", "licence", "files"} <= set(manifest):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from search_r3_mteb.json_files import parse_json
 from train.public_sets.convert import BeirTexts, Pairs, judgements
 from train.public_sets.manifest import MANIFEST, faults, read_manifest, write_manifest
 from train.public_sets.source import OTHERWISE, Repository, RepositoryError, check_columns, open_repository
@@ -62,7 +63,7 @@ def prepare(one: PublicSet, wish: Wish, tell: Callable[[str], None] = lambda _: 
 
 
 def _identity(one: PublicSet, wish: Wish) -> dict[str, Any]:
-    layout = json.loads(json.dumps(asdict(one.layout)))
+    layout = parse_json(json.dumps(asdict(one.layout)), "the layout")
     return {
         "set": one.name,
         "repository": one.repository,
@@ -164,7 +165,7 @@ def _ids(path: Path) -> Iterator[str]:
     seen: set[str] = set()
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            id_: str = json.loads(line)["_id"]
+            id_: str = parse_json(line, path, number)["_id"]
             if id_ in seen:
                 raise RepositoryError(f"{path.name}, line {number}: id {id_!r} was already used; ids are unique.")
             seen.add(id_)

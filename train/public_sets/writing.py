@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import flush, flush_one, write_json
+from search_r3_mteb.json_files import read_object
 from train.public_sets.convert import Conversion
 from train.public_sets.source import Repository
 
@@ -49,7 +50,11 @@ class Workplace:
 
     def _read(self) -> None:
         """What an earlier command reached, if it wrote the same files."""
-        said = json.loads(self._progress.read_text(encoding="utf-8")) if self._progress.exists() else {}
+        said = (
+            read_object(self._progress, "Remove that folder: the set is prepared from its beginning.")
+            if self._progress.exists()
+            else {}
+        )
         same = said.get("identity") == self._said["identity"]
         if same:
             self._said = said
@@ -125,7 +130,11 @@ def forget_progress(folder: Path) -> None:
 def begun_revision(folder: Path) -> str | None:
     """The hub's commit that an interrupted command took, so that a newer one does not make it start again."""
     path = _progress_file(folder)
-    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"identity": {"revision": "files:"}}
+    said = (
+        read_object(path, "Remove that folder: the set is prepared from its beginning.")
+        if path.exists()
+        else {"identity": {"revision": "files:"}}
+    )
     revision: str = said["identity"]["revision"]
     return None if revision.startswith("files:") else revision
 

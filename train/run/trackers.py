@@ -3,13 +3,13 @@
 Which run of a tracker belongs to a folder is kept in FOLDER/trackers.json, so that a resumed run goes on in it.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_json
+from search_r3_mteb.json_files import read_object
 
 _KEPT = "trackers.json"
 _UNNAMEABLE = re.compile(r"[^\w./ -]")  # what MLflow refuses in a metric's name
@@ -49,7 +49,7 @@ class Trackers:
 
         check_trackers(names)
         kept = folder / _KEPT
-        runs: dict[str, str] = json.loads(kept.read_text()) if resume_step and kept.exists() else {}
+        runs: dict[str, str] = read_object(kept, "Delete it: new runs begin.") if resume_step and kept.exists() else {}
         self._open: list[Any] = []
         for name in dict.fromkeys(names):
             cls: Any = LOGGER_TYPE_TO_CLASS[name]

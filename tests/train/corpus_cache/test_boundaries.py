@@ -131,7 +131,7 @@ def test_the_map_moves_every_row_whatever_the_size_of_its_blocks(tmp_path, monke
 
     values = []
     for name, size in (("whole", 1 << 15), ("blocks", block)):
-        monkeypatch.setattr(state, "_MAPPED_AT_ONCE", size)
+        monkeypatch.setattr(state, "_MAPPED_BYTES", 4 * 2 * size)
         cache = build(tmp_path / name, policy="local+map", hops=0, sweep_share=0.0)
         for number in (1, 2):
             cache.refresh(hits(*refreshed), drifted, budget=len(refreshed), step=number)

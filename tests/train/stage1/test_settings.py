@@ -30,7 +30,7 @@ def away(tmp_path):
             tmp_path / direction, f"loss.kl_direction={direction}", "loss.kl=1", "loss.reply=0.01", "loss.infonce=0",
             model=byte_folder(tmp_path / "base"),
         )  # fmt: skip
-        run = Run.begin(config, base_copy=True)
+        run = Run.begin(config)
         base = models.Base.of(run.checkpoint)
         with torch.no_grad():
             weight = run.checkpoint.model.get_input_embeddings().weight

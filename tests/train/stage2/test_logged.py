@@ -75,5 +75,5 @@ def test_the_rollouts_that_are_written(step, tmp_path, tiny_tokenizer):
     assert [one["id"] for one in top] == ["a", "c", "b", "x"]
     assert [one["text"] for one in top] == ["text of a", "text of c", "text of b", "text of x"]
     assert [one["cosine"] for one in top] == pytest.approx([cos(radians(d)) for d in (0, 30, 60, 90)], abs=1e-6)
-    assert (second["step"], second["query"], second["finished"], second["advantage"]) == (3, "query p", False, -0.5)
-    assert second["reasoning"] == tiny_tokenizer.decode([5] * 8)
+    # One of each prompt: the second rollout of p comes after the first of q.
+    assert (second["step"], second["query"], second["finished"], second["advantage"]) == (3, "query q", True, 0.0)

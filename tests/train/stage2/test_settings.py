@@ -101,7 +101,7 @@ def test_replayed_rows_are_drawn_by_the_run_s_seed(tmp_path, model, seed):
     config = rl_config(tmp_path / "run", model, *REPLAYED, f"optimization.seed={seed}")
     settings = config.data.replaced(sources=config.replay.sources)
     expected, other = (load_training_data(settings, batch_size=3, seed=one).next_batch() for one in (seed, 9))
-    replay = Replay.begin(Run.begin(config, base_copy=False, unit="query"))
+    replay = Replay.begin(Run.begin(config, unit="query"))
     assert replay.data.next_batch() == expected
     assert expected != other, "the control"
 

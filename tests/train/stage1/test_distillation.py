@@ -65,6 +65,28 @@ def test_both_terms_of_a_batch_and_its_weight():
     assert float(loss) == pytest.approx(2 * (cosine + similarity), abs=1e-5)
 
 
+def test_a_teacher_of_another_width_gives_similarities_alone():
+    torch.manual_seed(0)
+    vectors = {"documents": torch.randn(3, 4), "direct": torch.randn(3, 4)}
+    targets = {name: torch.randn(3, 7) for name in vectors}
+    alone = Distillation(targets, weight=2.0, temperature=0.5, vectors=False)
+    found = float(alone(vectors))
+    wanted = similarity_divergence(
+        vectors["direct"], vectors["documents"], targets["direct"], targets["documents"], temperature=0.5
+    )
+    assert found == pytest.approx(2 * float(wanted), abs=1e-5)
+    assert list(alone.parts) == ["distill_similarity"]
+    with pytest.raises(ValueError, match="Take a teacher of the model's width"):
+        Distillation(targets, weight=2.0, temperature=0.5)(vectors)
+
+
+@pytest.mark.parametrize("matched", [True, False])
+def test_whether_vectors_are_matched_reaches_the_step(teacher_folder, matched):
+    loss = LossSettings(distill=1.0, teacher=str(teacher_folder), distill_vectors=matched)
+    run = SimpleNamespace(renderer=SimpleNamespace(max_length=64), device=torch.device("cpu"))
+    assert SupervisedStep(run, loss).distillation([TrainingRow(query="a", positive="b")]).vectors is matched
+
+
 @pytest.fixture
 def teacher_folder(tiny_tokenizer, tmp_path):
     """A sentence-transformers model as wide as the students, with random weights that tell texts apart."""

@@ -1,5 +1,6 @@
 """Settings of stage 1 that must reach its losses: each against a number that is written out."""
 
+import json
 from math import cos, radians
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from tests.train.loops import byte_folder, sft_config
 from tests.train.stage1.test_contrastive import angle, contrast
+from train.config.data import ColumnSettings, SourceSettings
+from train.data.sources import all_rows, open_source
 from train.model import model as models
 from train.run.run import Run
 from train.stage1.step import SupervisedStep
@@ -76,3 +79,28 @@ def test_the_direction_of_the_kl_and_that_the_embed_token_is_left_out(tmp_path, 
     assert found["kl"] == pytest.approx(expected, rel=1e-4)
     assert abs(expected - reverse) > 0.05 * expected, "the control: the direction matters"
     assert abs(expected - whole) > 0.05 * expected, "the control: the embed token matters"
+
+
+def test_a_given_text_is_read_and_not_learned(tmp_path):
+    """A row's `given` stands before the vector as if it had been said; alone, only the embed token is learned."""
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"query": "a hill", "positive": "tree", "given": "stone"},
+        {"query": "a hill", "positive": "tree", "given": "stone", "reasoning": "river"},
+        {"query": "a hill", "positive": "tree"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = list(all_rows(open_source(SourceSettings(kind="jsonl", path=str(file)))))
+    assert [(row.given, row.reasoning) for row in read] == [("stone", None), ("stone", "river"), (None, None)]
+    renamed = ColumnSettings(given="said")
+    other = list(all_rows(open_source(SourceSettings(kind="jsonl", path=str(file), columns=renamed))))
+    assert [row.given for row in other] == [None, None, None], "the column's name is a setting"
+
+    run = Run.begin(sft_config(tmp_path / "run", model=byte_folder(tmp_path / "base")))
+    columns, _ = SupervisedStep(run, run.config.loss).prepare(read)
+    reasoned = [rendered for part in columns["reason"] for rendered in part]
+    learned = [rendered.token_ids[slice(*rendered.spans["assistant"])] for rendered in reasoned]
+    embed, spoken = run.checkpoint.embed_token_id, run.renderer.tokenize_text([" river"])[0]
+    assert learned == [[embed], [*spoken, embed]]
+    text = run.checkpoint.tokenizer.decode(reasoned[0].token_ids[: reasoned[0].spans["assistant"][0]])
+    assert text.endswith("stone"), "it is read"

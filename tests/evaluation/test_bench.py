@@ -1,5 +1,6 @@
 """The benchmark's runner: ratios from turns, and no ratio for work that is not the same."""
 
+import gc
 import itertools
 import json
 import subprocess
@@ -27,6 +28,14 @@ from tests.encoder.test_probe import tiny_causal
 from tests.programs import python
 
 only_on_linux = pytest.mark.skipif(not available(), reason="only Linux can reset a recorded peak")
+
+
+@pytest.fixture(autouse=True)
+def small_heap():
+    """Every timed run begins with a garbage collection, which takes half a second where all libraries are loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Clock:

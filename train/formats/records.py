@@ -16,7 +16,8 @@ for each text. A `label` of 1 beside a pair says that it is one; anything else i
 may not be relevant, and the record is refused. What holds ids or tokens instead of texts, lists of texts with labels,
 pairs of equals (sentence1, sentence2) and prompts of single rows are refused with what to do.
 
-Only where `columns` is left as it is: columns that are named are read as they are named.
+Only where `query`, `positive` and `negatives` of `columns` are left as they are: a user who names one of them has said
+which column is what, and the record is read so. Other names (reasoning, ids, title) are kept beside the format's.
 
 Sources: FlagEmbedding's data format (its examples/finetune/embedder README), sentence-transformers' dataset overview
 and `mine_hard_negatives`, Tevatron's README ("training data"), DPR's README ("retriever input data format").
@@ -41,6 +42,7 @@ _IDS = re.compile(
 )
 _LISTS = ("docs", "documents", "passages")
 _EQUALS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("text1", "text2"), ("sentence_A", "sentence_B"))
+_DEFAULT = (ColumnSettings().query, ColumnSettings().positive, ColumnSettings().negatives)
 _SAY_WHICH = 'columns = { query = "...", positive = "...", negatives = ["..."] }'
 
 
@@ -49,12 +51,12 @@ class FormatError(ValueError):
 
 
 def columns_of(columns: ColumnSettings, record: Mapping[str, Any]) -> ColumnSettings:
-    """The columns of a record: `columns` where the user has named any, else those of the format that it has.
+    """The columns of a record: `columns` where the user has named those of texts, else those of the format it has.
 
     Raises FormatError for a record whose format is known and cannot be trained on. A record of no known format gets
     `columns`.
     """
-    if columns != ColumnSettings():
+    if (columns.query, columns.positive, columns.negatives) != _DEFAULT:
         return columns
     keys = {key for key, value in record.items() if value is not None}
     _refuse_without_texts(keys, record)
@@ -75,7 +77,7 @@ def columns_of(columns: ColumnSettings, record: Mapping[str, Any]) -> ColumnSett
     negatives = tuple(dict.fromkeys((*(name for name in columns.negatives if name in found), *found)))
     counts = (_count(record[positives[0]]), sum(_count(record[name]) for name in negatives))
     _refuse_judged(keys, record, *counts)
-    return _columns(queries[0], positives[0], negatives)
+    return _columns(columns, queries[0], positives[0], negatives)
 
 
 def role_of(name: str) -> Literal["query", "positive", "negative"] | None:
@@ -99,8 +101,8 @@ def _count(value: Any) -> int:
 
 
 @lru_cache(maxsize=64)
-def _columns(query: str, positive: str, negatives: tuple[str, ...]) -> ColumnSettings:
-    return ColumnSettings(query=query, positive=positive, negatives=negatives)
+def _columns(columns: ColumnSettings, query: str, positive: str, negatives: tuple[str, ...]) -> ColumnSettings:
+    return columns.replaced(query=query, positive=positive, negatives=negatives)
 
 
 def _refuse_judged(keys: set[str], record: Mapping[str, Any], positives: int, negatives: int) -> None:

@@ -256,6 +256,13 @@ def test_named_columns_are_read_as_named(tmp_path):
     assert columns_of(other, {"query": "q", "pos": [A], "neg": [N1]}) is other
 
 
+def test_a_named_trace_leaves_the_format_known(tmp_path):
+    """Regression: whoever named the column of the reasoning lost FlagEmbedding's negatives without a word."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"query": "q", "positive": A, "neg": [N1], "why": "so", "key": 4}])
+    (row,) = rows(path, columns=ColumnSettings(reasoning="why", positive_id="key"))
+    assert (row.positive, row.positive_id, row.negatives, row.reasoning) == (A, "4", (N1,), "so")
+
+
 def test_a_judged_pair_is_skipped_where_bad_rows_are(tmp_path):
     records = [{"query": f"q{n}", "answer": f"{A} {n}", "label": n % 2} for n in range(6)]
     path = write_jsonl(tmp_path / "rows.jsonl", records)

@@ -58,8 +58,8 @@ class SourceSettings(Settings):
     weight: Positive = 1.0
     """Rows of this source per row of a source with weight 1. Our choice: equal shares."""
     columns: ColumnSettings = ColumnSettings()
-    """Names of the fields in jsonl and hub rows. Our choice: ours; left as it is, rows of FlagEmbedding,
-    sentence-transformers, Tevatron and DPR are known by theirs (train/formats/records.py)."""
+    """Names of the fields in jsonl and hub rows. Our choice: ours; where query, positive and negatives are left as they
+    are, those of FlagEmbedding, sentence-transformers, Tevatron and DPR are known (train/formats/records.py)."""
     decontaminate: tuple[Literal["queries", "documents"], ...] | None = None
     """Evaluation texts that rows must not repeat. Our choice: queries and documents; only queries for beir, whose
     training and test judgements share one corpus; none for hopworld, whose splits share phrasing and no entity."""

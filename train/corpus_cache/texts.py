@@ -81,6 +81,10 @@ class CorpusTexts:
     def _row_of_id(self) -> dict[str, int]:
         return {name: row for row, name in enumerate(self.ids or ())}
 
+    def has(self, id_: str) -> bool:
+        """Whether a row has this id; only where `ids` were given."""
+        return id_ in self._row_of_id
+
     def rows_of(self, ids: Sequence[str]) -> Int[np.ndarray, " rows"]:
         """The rows of these ids. ValueError naming the first that the corpus does not have."""
         if self.ids is None:

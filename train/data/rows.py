@@ -39,12 +39,13 @@ class TrainingRow:
 
 
 class JudgedPair(NamedTuple):
-    """A document that is relevant to a query, as texts; relevance is above 0."""
+    """A document that is relevant to a query, as texts; relevance is above 0. `number` is the row's, from 1."""
 
     query: str
     document_id: str
     document: str
     relevance: int
+    number: int | None = None
 
 
 def text_id(text: str) -> str:
@@ -131,7 +132,7 @@ class RowSource(ABC):
 
     def judgements(self, on_bad_row: str = "stop") -> Iterator[JudgedPair]:
         """Every relevant document of every query, by one pass over all rows. Malformed rows stop, or are left out."""
-        for raw in self.iterate():
+        for number, raw in enumerate(self.iterate(), start=1):
             try:
                 row = self.parse(raw, 0)
             except BadRowError:
@@ -140,7 +141,7 @@ class RowSource(ABC):
                 continue
             if row is not None:
                 for id_, text in positives_of(row):
-                    yield JudgedPair(row.query, id_ or text_id(text), text, 1)
+                    yield JudgedPair(row.query, id_ or text_id(text), text, 1, number)
 
     def at(self, position: int) -> Any:
         """The raw row at a position; only where `count` is known."""

@@ -1,12 +1,13 @@
 """Files of other formats than JSON lines: MS MARCO's triples of texts are read, the others are refused by name.
 
 Source: MS MARCO's page of the passage ranking task. triples.train.small.tsv and its kind hold query, positive and
-negative, separated by tabs and without a header; the other files hold ids, or texts of one kind.
+negative, separated by tabs and without a header; the other files hold ids, or texts of one kind. A line that names
+these columns in this order is passed over wherever it stands (files that were put together have several).
 """
 
 from pathlib import Path
 
-from train.formats.records import MS_MARCO, FormatError
+from train.formats.records import MS_MARCO, FormatError, role_of
 
 MADE_BY = "The sets that the shipped configurations name are made by `python -m train.prepare NAME` (--list)."
 _TABLES = (".tsv", ".txt")
@@ -41,7 +42,7 @@ def is_table(path: Path, first: bytes) -> bool:
 
 
 def triple(raw: bytes) -> dict[str, str] | None:
-    """The row of one line of a file of text triples, None for a blank line. Raises FormatError."""
+    """The row of one line of a file of text triples, None for a blank line or a header. Raises FormatError."""
     try:
         columns = raw.decode("utf-8-sig").rstrip("\r\n").split("\t")
     except UnicodeDecodeError as error:
@@ -52,6 +53,8 @@ def triple(raw: bytes) -> dict[str, str] | None:
         raise FormatError(
             f"query, positive and negative are three columns separated by tabs, this line has {len(columns)}"
         )
+    if _is_header(columns):
+        return None
     return dict(zip(("query", "positive", "negative"), columns, strict=True))
 
 
@@ -67,6 +70,20 @@ def refuse_folder(path: Path) -> None:
         raise ValueError(f"{path} holds {names[0]}: this is MS MARCO's own layout, not a BEIR folder. {MS_MARCO}.")
 
 
+def _is_header(columns: list[str]) -> bool:
+    """Whether three columns are names in the order that is read. Raises FormatError for names in another one."""
+    names = [value.strip().lower() for value in columns]
+    roles = [role_of(name) for name in names]
+    if roles == ["query", "positive", "negative"]:
+        return True
+    if any(roles) and all(name.replace("-", "_").isidentifier() for name in names):
+        raise FormatError(
+            f"the line {', '.join(map(repr, names))} names columns, which are read in the order query, positive, "
+            "negative. Put the columns in this order and remove the line, or write one JSON object per line"
+        )
+    return False
+
+
 def _check_triples(path: Path, columns: list[str]) -> None:
     numbers = [value.strip().isdecimal() for value in columns]
     if len(columns) == 3 and all(numbers):
@@ -74,6 +91,10 @@ def _check_triples(path: Path, columns: list[str]) -> None:
     elif len(columns) == 3 and {"query-id", "corpus-id", "score"} & set(columns):
         what = "the judgements of a BEIR folder, without its texts"
     elif len(columns) == 3:
+        try:
+            _is_header(columns)
+        except FormatError as error:
+            raise ValueError(f"{path}: {error}.") from None
         return
     elif len(columns) == 2 and numbers[0]:
         what = "one text per line with its id, as in MS MARCO's collection.tsv and queries.tsv: texts, but no pairs"

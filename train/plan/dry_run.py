@@ -30,7 +30,7 @@ from train.plan.start import check_start
 from train.plan.work import Lengths, Machine, encoding, longest, peak_of, work_of
 
 # The documents that stage 2 would search, with `ids` and `texts`: train/stage2/corpus.py.
-OpenCorpus = Callable[[Any, Any], Any]
+OpenCorpus = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -196,16 +196,26 @@ def _lengths(config: SftConfig | RlConfig, first: Sequence[FirstRows], renderer:
 
 
 def _corpus(config: RlConfig, absent: Container[SourceSettings], corpus: OpenCorpus | None) -> tuple[int, int | None]:
-    """Documents of the searched corpus and the bytes of their texts in a process; a million where it is not here."""
+    """Documents of the searched corpus and the bytes of their texts in a process; a million where it is not here.
+
+    Rows over a corpus that is not their own are looked up in it, as the run does before its first step.
+    """
     sources = config.data.corpus or config.data.sources
     if any(source in absent for source in sources):
         return MILLION, None
     pairs: Iterator[tuple[str, str]]
-    if all(source.kind in ("beir", "hopworld") for source in sources):  # read once, not held
+    judged = tuple(
+        s for s in config.data.sources if s not in absent and (s.kind != "hub" or Path(str(s.path)).exists())
+    )
+    if config.data.corpus and judged and corpus is not None:
+        rows = {s.label: open_source(s, unit="query", on_bad_row=config.data.on_bad_row) for s in judged}
+        opened = corpus(config.data.replaced(sources=judged), _no_count, opened=rows)
+        pairs = zip(opened.ids, opened.texts.texts, strict=True)
+    elif all(source.kind in ("beir", "hopworld") for source in sources):  # read once, not held
         unique = {(source.kind, source.path, source.documents, source.world_seed): source for source in sources}
         pairs = (pair for source in unique.values() for pair in documents_of(source))
     elif corpus is not None:
-        opened = corpus(config.data, lambda texts: [1] * len(texts))
+        opened = corpus(config.data, _no_count)
         pairs = zip(opened.ids, opened.texts.texts, strict=True)
     else:
         return MILLION, None
@@ -213,6 +223,10 @@ def _corpus(config: RlConfig, absent: Container[SourceSettings], corpus: OpenCor
     for id_, text in pairs:
         count, held = count + 1, held + text_bytes(text, id_)
     return count, held
+
+
+def _no_count(texts: Sequence[str]) -> list[int]:
+    return [1] * len(texts)
 
 
 def _work(

@@ -1,6 +1,8 @@
 """The corpus that stage 2 searches, with ids that its training rows can be judged by."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -8,7 +10,7 @@ from train.config.corpus_cache import CorpusCacheSettings
 from train.config.data import RlDataSettings, SourceSettings
 from train.corpus_cache.texts import CorpusTexts, CountTokens
 from train.data.order import key_of
-from train.data.rows import RowSource, TrainingRow, text_id
+from train.data.rows import RowSource, TrainingRow, positives_of, text_id
 from train.data.sources import documents_of, open_source
 
 _FILES = ("jsonl", "hub")  # kinds of source without a corpus of their own
@@ -24,7 +26,8 @@ class SearchedCorpus:
     `tokenizer` names `count_tokens`, so that its counts are kept (see `CorpusTexts`).
     Where several corpora are searched together, an id is prefixed by its corpus, since "1" may be a document of each.
     The corpus of a file's rows are all relevant documents of all of its rows. A query's relevant documents are those of
-    every row with its text, in any file and any of the `opened` sources (by label).
+    every row with its text, in any file and any of the `opened` sources (by label). A document of a row is known by its
+    id; where it has none, by its text: that of the row is the whole text in the corpus, the title before it.
 
     Raises ValueError for a relevant document that the corpus does not have, and for an id with two texts.
     """
@@ -52,16 +55,21 @@ class SearchedCorpus:
             if rows is None and source.kind in _FILES:
                 rows = open_source(source)
             if rows is not None:
-                self._judge(rows, self._place_of[source.label], settings.on_bad_row)
+                self._judge(rows, source, settings.on_bad_row)
 
     def relevance(self, row: TrainingRow) -> dict[str, float]:
         """Document id -> relevance of a training row, by the corpus's ids; grades above 0 only.
 
         Raises ValueError (from `CorpusTexts.rows_of`) for a document that the corpus does not have.
         """
-        place = self._place_of[row.source]
         judged = row.relevant or ((_id_of(row), 1),)
-        found = {self._id(place, id_): float(grade) for id_, grade in judged if grade > 0}
+        texts = {text_id(text): text for id_, text in positives_of(row) if id_ is None}
+        found = {
+            known: float(grade)
+            for id_, grade in judged
+            if grade > 0
+            for known in self._ids_of(row.source, id_, texts.get(id_), row.source)
+        }
         for id_, grade in self._judged.get(key_of(row.query), {}).items():
             found[id_] = max(grade, found.get(id_, 0.0))
         self.texts.rows_of(list(found))
@@ -69,7 +77,7 @@ class SearchedCorpus:
 
     def positive_id(self, row: TrainingRow) -> str:
         """The corpus's id of the row's own positive."""
-        return self._id(self._place_of[row.source], _id_of(row))
+        return self._ids_of(row.source, _id_of(row), None if row.positive_id else row.positive, row.source)[0]
 
     def id_of(self, row: int) -> str:
         """The id of a row; for -1, a document that the index did not find, the empty id that the reward refuses."""
@@ -78,17 +86,45 @@ class SearchedCorpus:
     def _id(self, place: str, id_: str) -> str:
         return f"{place}/{id_}" if self._prefixed else id_
 
-    def _judge(self, rows: RowSource, place: str, on_bad_row: str) -> None:
+    def _ids_of(self, label: str, id_: str, text: str | None, where: str) -> list[str]:
+        """The corpus's ids of a document of a source: all with its `text` where it has no id of its own."""
+        own = self._id(self._place_of[label], id_)
+        if text is None or self.texts.has(own):
+            return [own]
+        if text.strip() not in self._by_text:
+            raise ValueError(
+                f"{where}: no document of the searched corpus ({len(self.texts):,} documents, titles before their "
+                f"texts) is {text!r:.80}, and the row has no id of it, so it can never be retrieved. Add the document "
+                "to the corpus, name its id there in the row (positive_id), or leave the row out."
+            )
+        return self._by_text[text.strip()]
+
+    @cached_property
+    def _by_text(self) -> dict[str, list[str]]:
+        """Ids of every text; only made where rows without ids meet a corpus with ids."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for id_, text in zip(self.ids, self.texts.texts, strict=True):
+            found[text.strip()].append(id_)
+        return dict(found)
+
+    def _judge(self, rows: RowSource, source: SourceSettings, on_bad_row: str) -> None:
         """Add the judgements of a source; a query's only document is known from its row and is not kept."""
         first: dict[int, tuple[str, float]] = {}
         for pair in rows.judgements(on_bad_row):
-            key, id_, grade = key_of(pair.query), self._id(place, pair.document_id), float(pair.relevance)
-            self.texts.rows_of([id_])
-            known = self._judged.get(key)
-            if known is None and first.setdefault(key, (id_, grade))[0] != id_:
-                known = self._judged[key] = dict([first[key]])
-            if known is not None:
-                known[id_] = max(grade, known.get(id_, 0.0))
+            key, grade = key_of(pair.query), float(pair.relevance)
+            where = source.label if pair.number is None else f"{source.path}, line {pair.number}"
+            text = pair.document if pair.document_id == text_id(pair.document) else None
+            for id_ in self._ids_of(source.label, pair.document_id, text, where):
+                if not self.texts.has(id_):
+                    raise ValueError(
+                        f"{where}: document {id_!r} is not among the {len(self.texts):,} documents of the corpus, so "
+                        "it can never be retrieved. Add it, or leave out the queries that it is relevant for."
+                    )
+                known = self._judged.get(key)
+                if known is None and first.setdefault(key, (id_, grade))[0] != id_:
+                    known = self._judged[key] = dict([first[key]])
+                if known is not None:
+                    known[id_] = max(grade, known.get(id_, 0.0))
 
 
 def processor_seconds(documents: int, dim: int, queries: int, settings: CorpusCacheSettings, threads: int) -> float:

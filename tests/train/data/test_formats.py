@@ -58,6 +58,27 @@ READ = [
         },
         "q", ("Bern A city.",) * 2, (None, None), ("Basel A city.",),
     ),
+    (
+        "negatives under another tool's name",
+        {"query": "q", "positive": A, "neg": [N1]},
+        "q", (A, A), (None,) * 2, (N1,),
+    ),
+    (
+        "negatives under several names",
+        {"query": "q", "pos": A, "neg": [N1], "negatives": [N2], "hard_negatives": [N3]},
+        "q", (A, A), (None,) * 2, (N2, N3, N1),
+    ),
+    ("an empty second positive", {"query": "q", "positive": A, "pos": []}, "q", (A, A), (None,) * 2, ()),
+    (
+        "a teacher's margin",
+        {"anchor": "q", "positive": A, "negative": N1, "label": 3.2},
+        "q", (A, A), (None,) * 2, (N1,),
+    ),
+    (
+        "labels that say the same",
+        {"query": "q", "positive": A, "negatives": [N1, N2], "labels": [1, 0, 0]},
+        "q", (A, A), (None,) * 2, (N1, N2),
+    ),
 ]  # fmt: skip
 
 # name, record, words of the message
@@ -84,8 +105,103 @@ REFUSED = [
         ["MS MARCO's format with the ids", "train.prepare"],
     ),
     ("BEIR judgements", {"query-id": "3", "corpus-id": "7", "score": 1}, ["judgements of a BEIR set", 'kind = "beir"']),
+    (
+        "two positives, FlagEmbedding's",
+        {"query": "q", "positive": A, "pos": [B]},
+        ["'pos' and 'positive'", "Say which"],
+    ),
+    (
+        "two positives, Tevatron's",
+        {"query": "q", "positive": A, "positive_passages": PASSAGES},
+        ["'positive' and 'positive_passages'", "Say which is which"],
+    ),
+    ("two positives by number", {"anchor": "q", "positive_1": A, "positive_2": B}, ["'positive_1' and 'positive_2'"]),
+    ("our columns and a second query", {"query": "q", "anchor": "r", "positive": A}, ["'anchor' and 'query'"]),
+    (
+        "labels of positives beside a negative",
+        {"query": "q", "positive": [A, N1], "label": [1, 0], "negative": N2},
+        ["'label' is [1, 0]", "beside 2 texts called relevant and 1 called not"],
+    ),
+    ("labels, FlagEmbedding", {"query": "q", "pos": [A, N1], "labels": [1, 0]}, ["'labels' is [1, 0]"]),
+    ("label 0 of a triplet", {"anchor": "q", "positive": A, "negative": N1, "label": 0}, ["'label' is 0"]),
+    (
+        "labels the other way round",
+        {"query": "q", "positive": A, "negative": N1, "label": [0, 1]},
+        ["'label' is [0, 1]"],
+    ),
+    ("too few scores", {"query": "q", "pos": [A, B], "neg": [N1], "pos_scores": [1.0]}, ["1 scores for 2 texts"]),
+    (
+        "MS MARCO of the hub",
+        {
+            "query": "q",
+            "query_id": 7,
+            "query_type": "LOCATION",
+            "wellFormedAnswers": [],
+            "answers": ["Bern"],
+            "passages": {"is_selected": [0, 1], "passage_text": [N1, A], "url": ["x", "y"]},
+        },
+        ["MS MARCO's layout for question answering", "is_selected", "train.prepare msmarco"],
+    ),
+    (
+        "sentence-transformers, ids",
+        {"query_id": "7", "positive_id": "8", "negative_id": "9"},
+        ["'negative_id', 'positive_id', 'query_id'", "train on the ids as if they were texts", "Join the texts"],
+    ),
+    (
+        "sentence-transformers, many ids",
+        {"query_id": "7", "positive_id": "8", "negative_id_1": "9", "negative_id_2": "10"},
+        ["'negative_id_1'", "Join the texts"],
+    ),
+    ("a query's text and an id", {"query": "q", "positive_id": "8"}, ["'positive_id', 'query'", "Join the texts"]),
+    (
+        "sentence-transformers, list of labels",
+        {"query": "q", "docs": [A, N1], "labels": [1, 0]},
+        ["'docs' are texts of which 'labels' says", "train on all of them"],
+    ),
+    ("the same under another name", {"query": "q", "passages": [A, N1], "labels": [1, 0]}, ["'passages' are texts"]),
     ("nobody's", {"title": "q", "abstract": A}, ["there is no 'positive'", "'title', 'abstract'", "FlagEmbedding"]),
 ]
+
+
+# Columns of texts in the formats of records.py, and what they are: the rule has no exception among them.
+ROLES = {
+    "query": ["query", "anchor", "question", "query_text"],
+    "positive": [
+        "positive", "positives", "pos", "answer", "positive_passages", "positive_ctxs", "positive_1", "positive_docs",
+        "pos_2",
+    ],
+    "negative": [
+        "negative", "negatives", "neg", "negative_1", "negative_10", "negative_passages", "hard_negative_ctxs",
+        "negative_ctxs", "hard_negatives", "hard_negative", "hard_neg", "hard_negative_2", "negative_docs",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("role", "name"), [(role, name) for role, names in ROLES.items() for name in names])
+def test_no_column_that_a_format_has_is_passed_over(role, name, tmp_path):
+    """Beside our own row: negatives are read, a second query or positive is refused; so is every judgement."""
+    record = {"query": "q", "positive": A}
+    path = write_jsonl(tmp_path / "rows.jsonl", [record | {name: B}])
+    if role == "negative":
+        assert rows(path)[0].negatives == (B,)
+    elif name not in record:
+        with pytest.raises(BadRowError, match=rf"'{name}'.*Say which is which"):
+            rows(path)
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "score", "scores"])
+@pytest.mark.parametrize("positive", ["positive", "pos", "positive_passages", "positive_ctxs", "answer"])
+def test_a_judgement_is_refused_in_every_format(name, positive, tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"query": "q", positive: [{"text": A}, {"text": B}], name: [1, 0]}])
+    with pytest.raises(BadRowError, match=rf"'{name}' is \[1, 0\]"):
+        rows(path)
+
+
+def test_other_columns_beside_a_row_are_nobodys_business(tmp_path):
+    """The control: names that only resemble those of a format."""
+    others = {"posted": B, "negated": "x", "answers": ["Bern"], "positive_id": 8, "negative_id": 9, "negative_rank": 3}
+    (row,) = rows(write_jsonl(tmp_path / "rows.jsonl", [{"query": "q", "positive": A, "passages": [B], **others}]))
+    assert (row.positive, row.positive_id, row.negatives) == (A, "8", ())
 
 
 def rows(path, epoch=0, **settings):
@@ -140,6 +256,13 @@ def test_named_columns_are_read_as_named(tmp_path):
     assert columns_of(other, {"query": "q", "pos": [A], "neg": [N1]}) is other
 
 
+def test_a_named_trace_leaves_the_format_known(tmp_path):
+    """Regression: whoever named the column of the reasoning lost FlagEmbedding's negatives without a word."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"query": "q", "positive": A, "neg": [N1], "why": "so", "key": 4}])
+    (row,) = rows(path, columns=ColumnSettings(reasoning="why", positive_id="key"))
+    assert (row.positive, row.positive_id, row.negatives, row.reasoning) == (A, "4", (N1,), "so")
+
+
 def test_a_judged_pair_is_skipped_where_bad_rows_are(tmp_path):
     records = [{"query": f"q{n}", "answer": f"{A} {n}", "label": n % 2} for n in range(6)]
     path = write_jsonl(tmp_path / "rows.jsonl", records)
@@ -156,6 +279,31 @@ def test_triples_of_texts_are_read(name, tmp_path):
     (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
     found = rows(tmp_path / name)
     assert [(row.query, row.positive, row.negatives) for row in found] == [("q", A, (N1,)), ("r r", B, (N2,))]
+
+
+@pytest.mark.parametrize(
+    "header", ["query\tpositive\tnegative", "\ufeffAnchor\tPositive\tNegative ", "question\tpos\tneg"]
+)
+def test_a_header_is_no_row(header, tmp_path):
+    """Regression: it was trained on. Two files put together have two."""
+    (tmp_path / "triples.tsv").write_text(f"{header}\n{TRIPLES}{header.removeprefix(chr(0xFEFF))}\n", encoding="utf-8")
+    opened = open_source(jsonl(tmp_path / "triples.tsv"))
+    assert [(row.query, row.positive) for row in all_rows(opened)] == [("q", A), ("r r", B)]
+
+
+@pytest.mark.parametrize("header", ["query\tnegative\tpositive", "query_id\tpositive\tnegative", "query\ttitle\ttext"])
+def test_a_header_of_another_order_is_refused(header, tmp_path):
+    (tmp_path / "triples.tsv").write_text(f"{header}\n{TRIPLES}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"triples\.tsv: .*names columns, which are read in the order query, positive"):
+        open_source(jsonl(tmp_path / "triples.tsv"))
+    (tmp_path / "triples.tsv").write_text(f"{TRIPLES}{header}\n", encoding="utf-8")
+    with pytest.raises(BadRowError, match=r"line 3: .*names columns"):
+        rows(tmp_path / "triples.tsv")
+
+
+def test_texts_with_names_of_columns_are_texts(tmp_path):
+    (tmp_path / "triples.tsv").write_text("query\tA query asks.\tpositive\nnegative\ta b\tc\n", encoding="utf-8")
+    assert [row.query for row in rows(tmp_path / "triples.tsv")] == ["query", "negative"]
 
 
 def test_a_line_that_is_no_triple_is_named(tmp_path):

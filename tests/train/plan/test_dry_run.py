@@ -226,6 +226,25 @@ def test_a_corpus_that_is_here_is_counted(tmp_path, capsys):
     assert "# corpus cache: 500 documents of " in capsys.readouterr().out
 
 
+def test_rows_are_looked_up_in_the_corpus_that_is_named(tmp_path, capsys):
+    """As the run does it: by text where a row has no id, and a refusal that names file, row and text."""
+    from search_r3_mteb.tasks.beir_folder import write_beir
+    from train.stage2.corpus import SearchedCorpus
+
+    write_beir(tmp_path / "beir", corpus=[("1", "", "one"), ("2", "", "two")], queries=[], qrels={})
+    corpus = f'[[data.corpus]]\nkind = "beir"\npath = "{tmp_path / "beir"}"\n'
+    sources = jsonl(tmp_path / "rows.jsonl", {"query": "q", "positive": "one"}) + corpus
+    config = rl_config(tmp_path / "run", byte_folder(tmp_path / "base"), sources=sources)
+    describe(config, corpus=SearchedCorpus)
+    assert "# corpus cache: 2 documents of " in capsys.readouterr().out
+    jsonl(tmp_path / "rows.jsonl", {"query": "q", "positive": "one"}, {"query": "r", "positive": "three"})
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: no document of the searched corpus .* is 'three'"):
+        describe(config, corpus=SearchedCorpus)
+    (tmp_path / "rows.jsonl").unlink()
+    describe(config, corpus=SearchedCorpus)
+    assert "# not here: source rows.jsonl" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["1.5b", "7b"])
 def test_the_comments_of_the_large_configurations_are_the_estimate_s(name, only_bases, capsys):
     """Regression: they had forgotten the cache's float32 originals, and the logits were those of whole rows."""

@@ -136,6 +136,48 @@ def test_a_relevant_document_that_the_named_corpus_lacks_is_found_before_the_fir
         SearchedCorpus(RlDataSettings(sources=(source,), corpus=(two[0],)), count)
 
 
+# ---- rows without ids over a corpus with ids ------------------------------------------------------------------------
+
+
+def test_rows_without_ids_are_known_by_their_texts(tmp_path, two):
+    """Regression: right rows were refused, since their texts' hashes are no ids of the corpus."""
+    rows = [
+        {"query": "a", "positive": [{"title": "Rivers", "text": "flow"}, {"id": "2", "text": "stones"}]},
+        {"query": "b", "positive": " stones\n"},
+        {"query": "b", "positive": "Rivers flow"},
+    ]
+    source = file_of(tmp_path / "rows.jsonl", rows)
+    corpus = SearchedCorpus(RlDataSettings(sources=(source,), corpus=(two[0],)), count)
+    a, b, again = (open_source(source).parse(raw, 0) for raw in open_source(source).iterate())
+    assert corpus.relevance(a) == corpus.relevance(b) == corpus.relevance(again) == {"1": 1.0, "2": 1.0}
+    assert [corpus.positive_id(one) for one in (a, b, again)] == ["1", "2", "1"]
+
+
+def test_a_text_that_the_corpus_has_twice_is_relevant_under_both_ids(tmp_path):
+    folder = beir(tmp_path / "beir", [("1", "", "same"), ("2", "", "same"), ("3", "", "other")])
+    source = file_of(tmp_path / "rows.jsonl", [{"query": "a", "positive": "same"}, {"query": "b", "positive": "other"}])
+    corpus = SearchedCorpus(RlDataSettings(sources=(source,), corpus=(folder,)), count)
+    a, b = (open_source(source).parse(raw, 0) for raw in open_source(source).iterate())
+    assert corpus.relevance(a) == {"1": 1.0, "2": 1.0}
+    assert corpus.relevance(b) == {"3": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"query": "b", "positive": "flow"}, "no document of the searched corpus (2 documents, titles"),  # no title
+        ({"query": "b", "positive": "birds"}, "is 'birds', and the row has no id of it"),
+        ({"query": "b", "positive": "stones", "positive_id": "7"}, "document '7' is not among the 2 documents"),
+    ],
+)
+def test_a_row_whose_document_the_corpus_lacks_is_named(row, words, tmp_path, two):
+    """An id that is given counts: a text under another id is another document."""
+    source = file_of(tmp_path / "rows.jsonl", [{"query": "a", "positive": "stones"}, row])
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2: ") as error:
+        SearchedCorpus(RlDataSettings(sources=(source,), corpus=(two[0],)), count)
+    assert words in str(error.value)
+
+
 def test_mining_is_for_stage_1():
     source = SourceSettings(kind="hopworld", documents=500)
     mined = {"sources": (source,), "hard_negatives": 1, "mining": MiningSettings()}

@@ -39,12 +39,16 @@ class StoredChunk:
     rows: int
     seconds: float
     first: int
+    dim: int
     files: Described
 
     def check(self) -> None:
         """Compare vectors and thoughts, whole, with their checksums. Raises DamagedError with the file's name."""
         for name in sorted(set(self.files) - {KEYS_FILE}):
             _read(self.path / name, self.files[name])
+        found = self.vectors()  # only now: the header of a damaged file may say anything
+        if found.shape != (self.rows, self.dim) or found.dtype != np.float32:
+            raise DamagedError(f"{VECTORS_FILE} holds {found.dtype} of shape {found.shape} for {self.rows} rows")
 
     def vectors(self) -> Float32[np.ndarray, "rows dim"]:
         """The rows, memory-mapped."""
@@ -108,21 +112,17 @@ def read_chunk(path: Path, owner: Mapping[str, Any], first: int) -> tuple[Stored
         rows, files = int(manifest["rows"]), manifest["files"]
         content = _read(path / KEYS_FILE, files[KEYS_FILE])
         keys = np.load(io.BytesIO(content), allow_pickle=False)
-        for name in set(files) - {KEYS_FILE}:
+        for name in sorted({VECTORS_FILE, *files} - {KEYS_FILE}):
             _check_size(path / name, files[name])
-        vectors = np.load(path / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
-    except (DamagedError, PermissionError):
-        raise
-    except Exception as error:  # a header that is not one ends in errors of any kind
-        raise DamagedError(f"{type(error).__name__}: {error}") from error
+        seconds = float(manifest["seconds"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{CHUNK_FILE} is incomplete: {type(error).__name__}, {error}") from error
     if keys.shape != (rows, KEY.itemsize) or keys.dtype != np.uint8:
         raise DamagedError(f"{KEYS_FILE} holds {keys.dtype} of shape {keys.shape} for {rows} rows")
-    if vectors.shape != (rows, owner["dim"]) or vectors.dtype != np.float32:
-        raise DamagedError(f"{VECTORS_FILE} holds {vectors.dtype} of shape {vectors.shape} for {rows} rows")
     digests = keys.view(KEY)[:, 0]
     if chunk_name(digests) != path.name:
         raise DamagedError(f"its keys are those of {chunk_name(digests)}")
-    return StoredChunk(path, rows, float(manifest["seconds"]), first, files), digests
+    return StoredChunk(path, rows, seconds, first, owner["dim"], files), digests
 
 
 def described(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 
 from search_r3_mteb.atomic import write_array, write_text
+from search_r3_mteb.checksums import described
 from search_r3_mteb.json_files import parse_json
 
 KEY = np.dtype("S32")  # a sha256 digest; all have 32 bytes, so numpy's zero padding of byte strings is exact
@@ -123,12 +124,6 @@ def read_chunk(path: Path, owner: Mapping[str, Any], first: int) -> tuple[Stored
     if chunk_name(digests) != path.name:
         raise DamagedError(f"its keys are those of {chunk_name(digests)}")
     return StoredChunk(path, rows, seconds, first, owner["dim"], files), digests
-
-
-def described(path: Path) -> dict[str, Any]:
-    """Size in bytes and sha256 (hex) of a file."""
-    with path.open("rb") as stream:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def _check_size(path: Path, wanted: Mapping[str, Any]) -> None:

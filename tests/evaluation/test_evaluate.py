@@ -72,7 +72,9 @@ def without_times(value):
             "date",
             "evaluation_time",
             "evaluation_phases",
+            "checksum",  # of a row, with its times
         )
+        value = {key: item for key, item in value.items() if not key.startswith("mteb/")}  # its checksum, with times
         return {key: without_times(item) for key, item in value.items() if key not in timed}
     return [without_times(item) for item in value] if isinstance(value, list) else value
 

@@ -8,8 +8,8 @@
 A unit is one model in one mode on one task. Its files are written when it is done, its row last; a run that was killed
 and is started again skips complete units, and inside a unit the encoder's store returns every chunk that was computed.
 A row holds size and sha256 of its unit's files: a unit with a damaged file or row is named and done again, and so is
-one of a version that wrote no checksums. Several evaluations may share an output: what they read, change and write there is
-done under a lock, which also decides the names of models that two of them call the same.
+one of a version that wrote no checksums. Several evaluations may share an output: what they read, change and write
+there is done under a lock, which also decides the names of models that two of them call the same.
 """
 
 import logging

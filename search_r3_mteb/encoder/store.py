@@ -5,32 +5,53 @@
 
 A chunk is written into a hidden folder and renamed when it is complete, so a reader sees all of it or nothing. Its name
 is the hash of the keys that it holds: the run that is started again writes the same names, and two processes at once
-can only ever write the same chunk twice (the second copy is dropped) or different ones. There is no lock and nothing is
-overwritten. Plain `.npy` and JSON, read memory-mapped; no pickle.
+can only ever write the same chunk twice (the second copy is dropped) or different ones. Nothing is overwritten. Plain
+`.npy` and JSON, read memory-mapped; no pickle.
+
+Every file has a checksum (`stored_chunks.py`): manifest and keys are compared when a chunk is opened, vectors and
+thoughts before their first use. A damaged chunk is renamed to damaged-..., a warning names it, and its rows are
+missing, so they are computed again. Stores of the first format had no checksums: they are refused, since nothing
+vouches for their rows.
 """
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 
-from search_r3_mteb.atomic import write_array, write_json, write_text
-from search_r3_mteb.json_files import parse_json, read_json, read_object
+from search_r3_mteb.atomic import write_text
+from search_r3_mteb.encoder.key_index import KeyIndex
+from search_r3_mteb.encoder.stored_chunks import (
+    KEY,
+    THOUGHTS_FILE,
+    DamagedError,
+    StoredChunk,
+    chunk_name,
+    read_chunk,
+    sealed,
+    unsealed,
+    write_chunk,
+)
+from search_r3_mteb.json_files import parse_json
+from search_r3_mteb.locks import locked
 
-FORMAT = 1
+FORMAT = 2
 ROLES = ("query", "document")
-_KEY = np.dtype("S32")  # a sha256 digest; all have 32 bytes, so numpy's zero padding of byte strings is exact
+STORE_FILE = "store.json"
+_Checked = TypeVar("_Checked")
+_log = logging.getLogger(__name__)
 
 
 class ThoughtLike(Protocol):
@@ -58,16 +79,6 @@ class StoredThought:
     finished: bool
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """One complete folder of rows; `first` is the number of its first row among all rows of the store."""
-
-    path: Path
-    rows: int
-    seconds: float
-    first: int
-
-
 def fingerprint_of(parts: Mapping[str, Any]) -> str:
     """sha256 (64 hex digits) of the canonical JSON of `parts`, every setting that decides a vector.
 
@@ -82,7 +93,7 @@ def _keys_of(texts: Sequence[str], instructions: Sequence[str | None] | None) ->
         raise ValueError(
             f"Got {len(instructions)} instructions for {len(texts)} texts; give one (or None) for each text."
         )
-    keys = np.empty(len(texts), dtype=_KEY)
+    keys = np.empty(len(texts), dtype=KEY)
     for position, text in enumerate(texts):
         instruction = None if instructions is None else instructions[position]
         data = text.encode("utf-8", "surrogatepass")
@@ -93,43 +104,12 @@ def _keys_of(texts: Sequence[str], instructions: Sequence[str | None] | None) ->
     return keys
 
 
-class _Index:
-    """The rows of keys: sorted segments, merged as they grow, 40 bytes per row."""
-
-    def __init__(self) -> None:
-        self._segments: list[tuple[NDArray[np.bytes_], Int64[np.ndarray, " rows"]]] = []
-
-    def add(self, keys: NDArray[np.bytes_], first: int) -> None:
-        """Enter `keys` as the rows `first`, `first` + 1, ..."""
-        rows = np.arange(first, first + len(keys), dtype=np.int64)
-        self._segments.append(self._sorted(keys, rows))
-        # Merging only segments of similar size costs n log n in total, for any number of chunks.
-        while len(self._segments) > 1 and len(self._segments[-2][0]) <= 2 * len(self._segments[-1][0]):
-            (keys1, rows1), (keys2, rows2) = self._segments.pop(), self._segments.pop()
-            self._segments.append(self._sorted(np.concatenate([keys2, keys1]), np.concatenate([rows2, rows1])))
-
-    @staticmethod
-    def _sorted(
-        keys: NDArray[np.bytes_], rows: Int64[np.ndarray, " rows"]
-    ) -> tuple[NDArray[np.bytes_], Int64[np.ndarray, " rows"]]:
-        order = np.argsort(keys, kind="stable")
-        return keys[order], rows[order]
-
-    def find(self, keys: NDArray[np.bytes_]) -> Int64[np.ndarray, " keys"]:
-        """The row of each key, -1 for those that are not stored."""
-        found = np.full(len(keys), -1, dtype=np.int64)
-        for sorted_keys, rows in self._segments:
-            place = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-            hit = (sorted_keys[place] == keys) & (found < 0)
-            found[hit] = rows[place[hit]]
-        return found
-
-
 class Store:
     """The rows of one fingerprint and role under `folder`.
 
     `fingerprint` is a hex digest over everything that decides a vector (see `fingerprint_of`), `dim` the vectors'
-    length. Raises ValueError when the folder holds rows of another fingerprint, role or length, or a damaged chunk.
+    length. Raises ValueError when the folder holds rows of another fingerprint, role or length, or of the first format,
+    which had no checksums; PermissionError where a file cannot be read, or a damaged one not be renamed.
     """
 
     def __init__(self, folder: Path | str, fingerprint: str, role: str, dim: int) -> None:
@@ -139,9 +119,11 @@ class Store:
             raise ValueError(f"fingerprint must be a hex digest, got {fingerprint!r}: it becomes a folder's name.")
         self.role, self.dim, self.fingerprint = role, dim, fingerprint
         self.folder = Path(folder) / f"{role}-{fingerprint}"
-        self._chunks: list[_Chunk] = []
+        self._identity = {"format": FORMAT, "fingerprint": fingerprint, "role": role, "dim": dim}
+        self._chunks: list[StoredChunk] = []
         self._known: set[str] = set()
-        self._index = _Index()
+        self._checked: set[str] = set()  # the chunks whose vectors and thoughts have been read whole
+        self._index = KeyIndex()
         # The cache belongs to this object, so that it is freed with it.
         self._read_thoughts = lru_cache(maxsize=8)(self._parse_thoughts)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +139,7 @@ class Store:
         """Positions of the texts that are not stored yet, in their order; a text that occurs twice is listed once."""
         self._scan()  # another process may have written meanwhile
         keys = _keys_of(texts, instructions)
-        absent = np.flatnonzero(self._index.find(keys) < 0)
+        absent = np.flatnonzero(self._find(keys) < 0)
         _, first = np.unique(keys[absent], return_index=True)
         return [int(position) for position in absent[np.sort(first)]]
 
@@ -192,11 +174,13 @@ class Store:
             raise ValueError(
                 "A text occurs twice in the chunk; store what `missing` lists, which names each text once."
             )
-        name = "chunk-" + hashlib.sha256(keys.tobytes()).hexdigest()[:24]
+        name = chunk_name(keys)
         if name not in self._known:
             lines = None if thoughts is None else _thought_lines(texts, instructions, thoughts)
             self._write_chunk(name, keys, vectors, lines, seconds)
-            self._open_chunk(self.folder / name)
+            if not self._open_chunk(self.folder / name):  # another process's copy, which is damaged
+                self._write_chunk(name, keys, vectors, lines, seconds)
+                self._open_chunk(self.folder / name)
 
     def lookup(
         self, texts: Sequence[str], instructions: Sequence[str | None] | None = None
@@ -204,7 +188,7 @@ class Store:
         """The vectors, in the order of the texts. Raises ValueError when one is not stored."""
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         for chunk, positions, rows in self._located(texts, instructions):
-            vectors[positions] = np.load(chunk.path / "vectors.npy", mmap_mode="r", allow_pickle=False)[rows]
+            vectors[positions] = chunk.vectors()[rows]
         return vectors
 
     def thoughts(self, texts: Sequence[str], instructions: Sequence[str | None] | None = None) -> list[StoredThought]:
@@ -224,9 +208,9 @@ class Store:
 
     def _located(
         self, texts: Sequence[str], instructions: Sequence[str | None] | None
-    ) -> list[tuple[_Chunk, Int64[np.ndarray, " part"], Int64[np.ndarray, " part"]]]:
+    ) -> list[tuple[StoredChunk, Int64[np.ndarray, " part"], Int64[np.ndarray, " part"]]]:
         """The texts by chunk: (chunk, positions among `texts`, rows inside the chunk)."""
-        rows = self._index.find(_keys_of(texts, instructions))
+        rows = self._find(_keys_of(texts, instructions))
         if (rows < 0).any():
             absent = texts[int(np.flatnonzero(rows < 0)[0])]
             raise ValueError(
@@ -244,23 +228,89 @@ class Store:
             parts.append((chunk, positions, rows[positions] - chunk.first))
         return parts
 
+    def _find(self, keys: NDArray[np.bytes_]) -> Int64[np.ndarray, " keys"]:
+        """The row of each key, -1 where it is not stored; every chunk that has one is intact."""
+        while True:
+            rows = self._index.find(keys)
+            starts = np.array([chunk.first for chunk in self._chunks])
+            touched = np.unique(np.searchsorted(starts, rows[rows >= 0], side="right") - 1)
+            opened = [self._chunks[int(number)] for number in touched]
+            unchecked = [chunk for chunk in opened if chunk.path.name not in self._checked]
+            damaged = [chunk for chunk in unchecked if not self._intact(chunk)]
+            if not damaged:
+                return rows
+            self._chunks.clear()
+            self._known.clear()
+            self._index = KeyIndex()
+            self._scan()
+
+    def _intact(self, chunk: StoredChunk) -> bool:
+        """Whether the chunk's rows are what was written; a chunk whose rows are not is set aside."""
+
+        def check() -> bool:
+            chunk.check()
+            return True
+
+        if self._or_set_aside(chunk.path, check) is None:
+            return False
+        self._checked.add(chunk.path.name)
+        return True
+
+    def _or_set_aside(self, path: Path, read: Callable[[], _Checked]) -> _Checked | None:
+        """What `read` gives, or None where `path` is damaged: then it is renamed, and a warning names it."""
+        try:
+            return read()
+        except DamagedError:
+            pass
+        with locked(self.folder):
+            try:
+                return read()  # another process may have put an intact one into its place
+            except DamagedError as error:
+                aside = path.with_name(f"damaged-{path.name}-{uuid.uuid4().hex[:8]}")
+                if not path.exists():
+                    return None  # another process set it aside
+                path.rename(aside)
+                _log.warning(
+                    "%s is damaged (%s). It was complete when it was written, so something else changed it. It is now "
+                    "%s, and what it held is computed again.",
+                    path,
+                    error,
+                    aside.name,
+                )
+        return None
+
     def _check_manifest(self) -> None:
         """Write the store's identity, or raise ValueError for a folder whose rows have another one."""
-        ours = {"format": FORMAT, "fingerprint": self.fingerprint, "role": self.role, "dim": self.dim}
-        path = self.folder / "store.json"
+        path = self.folder / STORE_FILE
         if not path.exists():
-            write_json(path, ours)
-        found = read_json(path, "Delete that folder: its rows are computed again.")
-        if found != ours:
+            write_text(path, sealed(self._identity))
+        self._refuse_first_format(path)
+        found = self._or_set_aside(path, lambda: unsealed(path))
+        if found is None:
+            write_text(path, sealed(self._identity))  # every chunk says itself whose it is
+        elif found != self._identity:
             raise ValueError(
-                f"The store {self.folder} holds {found}, but this run needs {ours}: vectors of different settings must "
-                "not mix. Name another cache folder, or delete this one."
+                f"The store {self.folder} holds {found}, but this run needs {self._identity}: vectors of different "
+                "settings must not mix. Name another cache folder, or delete this one."
+            )
+
+    def _refuse_first_format(self, path: Path) -> None:
+        """ValueError for a store that was written before there were checksums."""
+        try:
+            found = parse_json(path.read_bytes(), path)
+        except (ValueError, FileNotFoundError, IsADirectoryError):
+            return  # damaged
+        if isinstance(found, dict) and found.get("format") == 1 and "checksum" not in found:
+            raise ValueError(
+                f"The store {self.folder} was written by an earlier version, without checksums: nothing shows whether "
+                "its rows are what was computed. Delete that folder (its rows are computed again), or name another "
+                "cache folder."
             )
 
     def _drop_leftovers(self) -> None:
         """Remove what killed processes of this machine left half-written; live ones are left alone."""
         for path in self.folder.glob(".writing.*"):
-            host, process = path.name.split(".")[2:4]
+            host, process = [*path.name.split("."), "", ""][2:4]
             if host == _host() and process.isdigit() and not _alive(int(process)):
                 shutil.rmtree(path, ignore_errors=True)  # another process may be removing it, too
 
@@ -270,22 +320,16 @@ class Store:
             if path.name not in self._known:
                 self._open_chunk(path)
 
-    def _open_chunk(self, path: Path) -> None:
-        try:
-            manifest = read_object(path / "chunk.json", "")
-            keys = np.load(path / "keys.npy", allow_pickle=False).view(_KEY)[:, 0]
-            shape = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False).shape
-            if shape != (manifest["rows"], self.dim) or len(keys) != manifest["rows"]:
-                raise ValueError(f"{len(keys)} keys and vectors of shape {shape} for {manifest['rows']} rows")
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"The stored chunk {path} is damaged ({error}). Chunks are complete when they appear, so something "
-                "else changed it. Delete that folder: its rows are computed again."
-            ) from error
-        chunk = _Chunk(path, manifest["rows"], float(manifest["seconds"]), len(self))
+    def _open_chunk(self, path: Path) -> bool:
+        """Enter a chunk's keys; False for a damaged one, which is set aside."""
+        opened = self._or_set_aside(path, lambda: read_chunk(path, self._identity, len(self)))
+        if opened is None:
+            return False
+        chunk, keys = opened
         self._index.add(keys, chunk.first)
         self._chunks.append(chunk)
         self._known.add(path.name)
+        return True
 
     def _write_chunk(
         self,
@@ -299,22 +343,18 @@ class Store:
         temporary = self.folder / f".writing.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         temporary.mkdir()
         try:
-            write_array(temporary / "keys.npy", keys[:, None].view(np.uint8))
-            write_array(temporary / "vectors.npy", vectors)
-            if thoughts is not None:
-                write_text(temporary / "thoughts.jsonl", "".join(thoughts))
-            write_json(temporary / "chunk.json", {"rows": len(keys), "seconds": round(seconds, 6)})
+            write_chunk(temporary, self._identity, keys, vectors, thoughts, seconds)
             try:
                 temporary.rename(self.folder / name)
             except OSError:
                 # Another process finished the same chunk first; anything else that stops a rename is an error.
-                if not (self.folder / name / "chunk.json").exists():
+                if not (self.folder / name).is_dir():
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _parse_thoughts(self, path: Path) -> list[StoredThought]:
-        file = path / "thoughts.jsonl"
+        file = path / THOUGHTS_FILE
         if not file.exists():
             raise ValueError(
                 f"The chunk {path.name} of role {self.role!r} holds vectors only: nothing was reasoned there."

@@ -7,9 +7,11 @@
 
 A unit is one model in one mode on one task. Its files are written when it is done, its row last; a run that was killed
 and is started again skips complete units, and inside a unit the encoder's store returns every chunk that was computed.
+A row holds size and sha256 of its unit's files: a unit with a damaged file or row is named and done again, and so is
+one of a version that wrote no checksums. Several evaluations may share an output: what they read, change and write
+there is done under a lock, which also decides the names of models that two of them call the same.
 """
 
-import json
 import logging
 import sys
 import tempfile
@@ -17,21 +19,43 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_r3_mteb.atomic import write_json, write_jsonl, write_text
+from search_r3_mteb.atomic import write_json, write_jsonl
+from search_r3_mteb.checksums import described
 from search_r3_mteb.evaluation.provenance import commit
-from search_r3_mteb.evaluation.queries import CUTOFF, best, query_records
+from search_r3_mteb.evaluation.queries import CUTOFF, query_records
 from search_r3_mteb.evaluation.recording import SplitRecord
-from search_r3_mteb.evaluation.summary import SummaryRow, hop_rows, quality, rate, read_summary, replace_rows
+from search_r3_mteb.evaluation.summary import (
+    SummaryRow,
+    by_identity,
+    has_checksum,
+    hop_rows,
+    intact_rows,
+    quality,
+    rate,
+    read_summary,
+    replace_rows,
+    with_checksum,
+)
 from search_r3_mteb.evaluation.systems import MODE_CHOICES, ModeChoice, ModelSpec, System, check_settings, open_systems
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
+from search_r3_mteb.evaluation.unit_files import (
+    existing,
+    keep_predictions,
+    keep_results,
+    predictions_file,
+    queries_file,
+    recorded_again,
+    result_files,
+    set_aside_damaged,
+)
 from search_r3_mteb.json_files import read_object
+from search_r3_mteb.locks import locked
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
 logger = logging.getLogger(__name__)
-_KEPT = 100  # documents per query in a prediction file: MTEB's 1000 would take some 40 MB for one hopworld run
-_REMOVE = "Name another output folder, or remove the file."
+SUMMARY_FILE = "summary.json"
 _AGREE = 1e-4
 
 
@@ -74,10 +98,9 @@ def evaluate(
 
 def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, command: str | None) -> list[SummaryRow]:
     """The rows of one model in one mode on one task, read from disk if they are complete."""
-    path = output / "summary.json"
-    label = _label(system, task.metadata.name, read_summary(path))
-    what = f"{label} ({system.mode}) on {task.metadata.name}"
-    done = _complete_rows(system, label, task, output)
+    what = f"{system.label} ({system.mode}) on {task.metadata.name}"
+    with locked(output):
+        done = _complete_rows(system, task, output)
     if done is not None:
         logger.info("%s: complete in %s, not run again", what, output)
         return done
@@ -85,22 +108,52 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
     task.load_data()
     with tempfile.TemporaryDirectory(prefix="search-r3-") as folder:
         rankings, scores, taken = _run(system, task, Path(folder))
-        rows: list[SummaryRow] = []
+        measured: dict[str, tuple[SummaryRow, dict[str, Any]]] = {}
         for split in task.eval_splits:
             parts = {subset: splits[split] for subset, splits in rankings.items() if split in splits}
             records = query_records(task, split, parts, taken[split].thoughts, reasoned=system.mode == "reason")
-            row = _row(system, label, task, split, quality(records), taken[split], command)
+            row = _row(system, task, split, quality(records), taken[split], command)
             _check_against_mteb(row, scores[split])
-            file = _queries_file(task, split, label, system.mode, read_summary(path))
-            write_jsonl(output / file, [each for part in records.values() for each in part])
-            row["queries_file"] = file.as_posix()
             logger.info("%s, %s: nDCG@10 %.4f in %.1f s", what, split, row["ndcg_at_10"], row["seconds"])
-            rows.extend([row, *hop_rows(row, records)])
-        _keep_predictions(_predictions_file(output, label, system, task), rankings, system)
-        _keep_results(Path(folder) / "mteb", output / "mteb")
+            measured[split] = row, records
+        with locked(output):
+            rows = _keep_unit(system, task, output, measured, rankings, Path(folder) / "mteb")
     task.unload_data()
-    write_json(path, replace_rows(read_summary(path), rows))
     return rows
+
+
+def _keep_unit(
+    system: System,
+    task: "AbsTaskRetrieval",
+    output: Path,
+    measured: Mapping[str, tuple[SummaryRow, dict[str, Any]]],
+    rankings: Mapping[str, Mapping[str, Any]],
+    results: Path,
+) -> list[SummaryRow]:
+    """Write a unit's files and then its rows, under the lock of `output`; the rows."""
+    path = output / SUMMARY_FILE
+    summary = intact_rows(read_summary(path), path)
+    label = _label(system, task.metadata.name, summary)
+    predictions = predictions_file(label, system, task)
+    shared = [predictions, *result_files(results)]
+    set_aside_damaged(output, summary, existing(output, shared))
+    merged = existing(output, shared)  # what other units have in the others is lost: they are done again
+    keep_results(results, output)
+    keep_predictions(output / predictions, rankings, system)
+    new: list[SummaryRow] = []
+    for split, (row, records) in measured.items():
+        file = queries_file(task, split, label, system.mode, [*summary, *new])
+        write_jsonl(output / file, [each for part in records.values() for each in part])
+        row = {**row, "model": label, "queries_file": file.as_posix()}
+        files = {name.as_posix(): described(output / name) for name in sorted([file, *shared])}
+        new.extend(with_checksum([{**row, "files": files}, *hop_rows(row, records)]))
+    others = [
+        each
+        for rows in by_identity(summary).values()
+        for each in (recorded_again(rows, output, merged) if has_checksum(rows[0]) else rows)
+    ]
+    write_json(path, replace_rows(others, new))
+    return new
 
 
 def _run(
@@ -132,7 +185,6 @@ def _run(
 
 def _row(
     system: System,
-    label: str,
     task: "AbsTaskRetrieval",
     split: str,
     measured: SummaryRow,
@@ -143,7 +195,7 @@ def _row(
     row = {
         "task": task.metadata.name,
         "split": split,
-        "model": label,
+        "model": system.label,
         "mode": system.mode,
         "ndcg_at_10": measured["ndcg_at_10"],
         "recall_at_10": measured["recall_at_10"],
@@ -194,74 +246,27 @@ def _label(system: System, task: str, rows: Sequence[SummaryRow]) -> str:
     return f"{system.label}@{system.fingerprint[:8]}" if taken else system.label
 
 
-def _complete_rows(system: System, label: str, task: "AbsTaskRetrieval", output: Path) -> list[SummaryRow] | None:
-    """The rows of this unit if it was finished earlier on the same data, else None."""
+def _complete_rows(system: System, task: "AbsTaskRetrieval", output: Path) -> list[SummaryRow] | None:
+    """The rows of this unit if it was finished earlier on the same data and is intact, else None."""
+    path = output / SUMMARY_FILE
+    rows = intact_rows(read_summary(path), path)
     wanted = {
         "task": task.metadata.name,
-        "model": label,
+        "model": _label(system, task.metadata.name, rows),
         "mode": system.mode,
         "fingerprint": system.fingerprint,
         "dataset_revision": task.metadata.revision,
     }
     found = [
         row
-        for row in read_summary(output / "summary.json")
+        for row in rows
         if all(row.get(key) == value for key, value in wanted.items()) and row.get("split") in task.eval_splits
     ]
-    files = [output / row["queries_file"] for row in found]
-    complete = (
-        {row["split"] for row in found} == set(task.eval_splits)
-        and all(file.exists() for file in files)
-        and _predictions_file(output, label, system, task).exists()
-    )
-    return found if complete else None
-
-
-def _queries_file(task: "AbsTaskRetrieval", split: str, label: str, mode: str, rows: Sequence[SummaryRow]) -> Path:
-    """queries/TASK__MODEL__MODE.jsonl, with TASK.SPLIT for a further split of the same task."""
-    name = task.metadata.name
-    plain = Path("queries") / f"{name}__{_file_name(label)}__{mode}.jsonl"
-    splits = [*task.eval_splits]
-    taken = any(row.get("queries_file") == plain.as_posix() and row.get("split") != split for row in rows)
-    if taken or split != splits[0]:
-        return plain.with_name(f"{name}.{split}__{_file_name(label)}__{mode}.jsonl")
-    return plain
-
-
-def _predictions_file(output: Path, label: str, system: System, task: "AbsTaskRetrieval") -> Path:
-    return output / "predictions" / _file_name(label) / system.mode / task.prediction_file_name
-
-
-def _file_name(label: str) -> str:
-    return label.replace("/", "__")
-
-
-def _keep_predictions(path: Path, rankings: Mapping[str, Mapping[str, Any]], system: System) -> None:
-    """Write MTEB's prediction file, keeping the splits that an earlier run of the same model left there."""
-    meta = system.model.mteb_model_meta
-    kept: dict[str, Any] = {"mteb_model_meta": {"model_name": meta.name, "revision": meta.revision}}
-    if path.exists():
-        earlier = read_object(path, _REMOVE)
-        kept = earlier if earlier.get("mteb_model_meta") == kept["mteb_model_meta"] else kept
-    for subset, splits in rankings.items():
-        for split, ranking in splits.items():
-            first = {query: dict(best(documents, _KEPT)) for query, documents in ranking.items()}
-            kept.setdefault(subset, {})[split] = first
-    write_text(path, json.dumps(kept))
-
-
-def _keep_results(made: Path, kept: Path) -> None:
-    """Move MTEB's result files into place atomically, keeping the splits that they had for the same data."""
-    for path in sorted(made.rglob("*")):
-        if not path.is_file():
-            continue
-        target = kept / path.relative_to(made)
-        text = path.read_text(encoding="utf-8")
-        if target.exists() and path.suffix == ".json" and path.name != "model_meta.json":
-            new, old = read_object(path), read_object(target, _REMOVE)
-            if old.get("dataset_revision") == new.get("dataset_revision"):
-                if not isinstance(old.get("scores"), dict):
-                    raise ValueError(f"{target} holds no 'scores' by split, so it is not a result. {_REMOVE}")
-                new["scores"] = {**old["scores"], **new["scores"]}
-                text = json.dumps(new, indent=2)
-        write_text(target, text)
+    whole = [row for row in found if "hops" not in row]
+    if {row["split"] for row in whole} != set(task.eval_splits):
+        return None
+    if not all(has_checksum(row) for row in whole):
+        logger.warning("%s: %s was written without checksums, and is done again.", path, wanted["task"])
+        return None
+    names = [Path(name) for row in whole for name in row["files"]]
+    return None if set_aside_damaged(output, whole, names) else found

@@ -27,6 +27,7 @@ from search_r3_mteb.evaluation.significance import Difference, Interval, QuerySc
 from search_r3_mteb.evaluation.summary import read_summary
 from search_r3_mteb.evaluation.tasks import resolve_task
 from search_r3_mteb.json_files import parse_json
+from search_r3_mteb.locks import locked
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -307,7 +308,7 @@ def _by_question(values: QueryScores, several: bool) -> dict[str, float]:
 
 def _keep(path: Path, finding: Finding) -> None:
     """Add the finding to the file, in place of an earlier one of the same claim, model and task."""
-    earlier = read_summary(path)
     key = ("claim", "model", "task")
-    rest = [each for each in earlier if any(each.get(name) != finding[name] for name in key)]
-    write_json(path, [*rest, finding])
+    with locked(path.parent):
+        rest = [each for each in read_summary(path) if any(each.get(name) != finding[name] for name in key)]
+        write_json(path, [*rest, finding])

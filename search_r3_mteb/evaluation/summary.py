@@ -1,5 +1,11 @@
-"""The rows of summary.json, one per task, split, model and mode, and the table that people read."""
+"""The rows of summary.json, one per task, split, model and mode, and the table that people read.
 
+The row of all hop counts carries a checksum of itself and of the rows of its hop counts, which follow it.
+"""
+
+import hashlib
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +19,8 @@ if TYPE_CHECKING:
 SummaryRow = dict[str, Any]
 Records = Sequence[Mapping[str, Any]]
 _DIGITS = 6
+_CHECKSUM = "checksum"
+_log = logging.getLogger(__name__)
 
 
 def read_summary(path: Path) -> list[SummaryRow]:
@@ -24,6 +32,39 @@ def read_summary(path: Path) -> list[SummaryRow]:
     if not known or not all(isinstance(name, str | None) for row in rows for name in identity(row)):
         raise ValueError(f"{path} is not a list of results. Name another output folder, or remove the file.")
     return rows
+
+
+def with_checksum(rows: Sequence[SummaryRow]) -> list[SummaryRow]:
+    """A row and those of its hop counts, the first with the checksum of them all."""
+    first = {key: value for key, value in rows[0].items() if key != _CHECKSUM}
+    content = json.dumps([first, *rows[1:]], sort_keys=True, allow_nan=False)
+    return [{**first, _CHECKSUM: hashlib.sha256(content.encode()).hexdigest()}, *rows[1:]]
+
+
+def intact_rows(rows: Sequence[SummaryRow], path: Path) -> list[SummaryRow]:
+    """`rows` without those that do not match their checksum, which a warning names; rows without one stay."""
+    kept = []
+    for mine in by_identity(rows).values():
+        sealed = any(_CHECKSUM in row for row in mine)
+        if (sealed and with_checksum(mine) != mine) or (not sealed and all("hops" in row for row in mine)):
+            what = ", ".join(str(value) for value in identity(mine[0]))
+            _log.warning("%s: the row of %s does not match its checksum. It is damaged, and left out.", path, what)
+        else:
+            kept += mine
+    return kept
+
+
+def has_checksum(row: SummaryRow) -> bool:
+    """False for rows of versions that wrote none, and for those of one hop count."""
+    return _CHECKSUM in row
+
+
+def by_identity(rows: Sequence[SummaryRow]) -> dict[tuple[Any, ...], list[SummaryRow]]:
+    """Each row with those of its hop counts, in order."""
+    found: dict[tuple[Any, ...], list[SummaryRow]] = {}
+    for row in rows:
+        found.setdefault(identity(row), []).append(row)
+    return found
 
 
 def quality(records: Mapping[str, Records]) -> SummaryRow:

@@ -10,6 +10,6 @@ def files_of(folder):
         if path.is_file():
             content = path.read_bytes()
             if path.name == "chunk.json":
-                content = json.dumps({**json.loads(content), "seconds": None}).encode()
+                content = json.dumps({**json.loads(content), "seconds": None, "checksum": None}).encode()
             found[str(path.relative_to(folder))] = content
     return found

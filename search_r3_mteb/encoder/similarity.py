@@ -48,7 +48,7 @@ def _unit_rows(vectors: Any, place: str) -> Any:
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(
             f"The {place} of the two to compare must be vectors, numbers of shape (rows, dim) or (dim,), got "
-            f"{type(vectors).__name__}: {str(vectors):.60} ({str(error):.100}). Encode texts first: "
+            f"{type(vectors).__name__}: {vectors!s:.60} ({error!s:.100}). Encode texts first: "
             "similarity(encode_query([...]), encode_document([...]))."
         ) from error
     if rows.ndim not in (1, 2) or rows.shape[-1] == 0:

@@ -24,7 +24,21 @@ SHRINKING = {
     "BERT": normalizers.BertNormalizer(),
 }
 PIECES = [
-    *("the", "storm", "harbour", "12", "1907", "don't", "it's", "Zürich", "東京都", "中文。文", "привет", "e\u0301", "ﬁ"),
+    *(
+        "the",
+        "storm",
+        "harbour",
+        "12",
+        "1907",
+        "don't",
+        "it's",
+        "Zürich",
+        "東京都",
+        "中文。文",
+        "привет",
+        "e\u0301",
+        "ﬁ",
+    ),
     *(" ", " ", " ", "  ", "\n", "\n\n", " \n ", "\t", ".", ", ", "!?", "…", "\u00a0", "\u200b", "😀", "\u0308", "▁"),
     *("<|im_end|>", "<|embed_token|>", "[INST]", "'S", "\r\n", "a", "x" * 40, " " * 50),
 ]

@@ -35,7 +35,7 @@ def test_only_true_runs_a_folders_code(hostile_folder, value):
         lambda: load_tokenizer(hostile_folder, value),
         lambda: check_settings([hostile_folder], {"trust_remote_code": value}),
     ):
-        with pytest.raises(TypeError, match="trust_remote_code=.* it must be True or False"):
+        with pytest.raises(TypeError, match=r"trust_remote_code=.* it must be True or False"):
             call()
 
 

@@ -16,6 +16,7 @@ A tokenizer with any other part, or with an added token that could lie over such
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _LETTER = "[A-Za-z\u0410-\u044f\u4e00-\u9fa5]"
@@ -56,6 +57,18 @@ class Beginnings:
             return text[: places[-1]]
         behind = self._place.search(text, characters)
         return text if behind is None else text[: behind.end()]
+
+
+def groups(texts: Sequence[str], characters: int) -> Iterator[range]:
+    """Rows that are tokenised together: as many as have `characters` together, at least one."""
+    start, held = 0, 0
+    for row, text in enumerate(texts):
+        if row > start and held + len(text) > characters:
+            yield range(start, row)
+            start, held = row, 0
+        held += len(text)
+    if start < len(texts):
+        yield range(start, len(texts))
 
 
 def _state(part: Any) -> dict[str, Any] | None:

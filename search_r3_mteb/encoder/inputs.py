@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from search_r3_mteb.encoder.documents import document_texts
-from search_r3_mteb.encoder.prompts import check_text
 from search_r3_mteb.encoder.setting_types import check_whole_number
 from search_r3_mteb.encoder.tables import check_list, column_names, type_name
+from search_r3_mteb.encoder.text_checks import check_text
 
 # Keywords of MTEB's `encode` that cannot change a vector.
 ENCODE_KEYWORDS = ("batch_size", "show_progress_bar")

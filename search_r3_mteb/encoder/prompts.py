@@ -1,14 +1,15 @@
 """Prompts as token ids: a profile's templates rendered around a text, with the spans of their parts."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from search_r3_mteb.encoder.beginnings import Beginnings
+from search_r3_mteb.encoder.beginnings import Beginnings, groups
 from search_r3_mteb.encoder.chat_templates import SLOT, has_template, trimmed, wrap
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, TEMPLATES, Profile, Template, TemplateName
 from search_r3_mteb.encoder.special_tokens import embed_token_id
+from search_r3_mteb.encoder.text_checks import check_text, check_texts
 from search_r3_mteb.encoder.whole_texts import ORDINARY, Part, Surroundings, WholeTexts, encoded, surround
 
 _CHARACTERS = 8  # of a long text that are tokenised first, per token of `max_length` (our choice)
@@ -112,7 +113,7 @@ class Renderer:
         filled = [""] * len(texts) if instructions is None else self._filled(instructions)
         starts = self._starts(frame, texts, _CHARACTERS * self.max_length)
         rendered: list[Rendered] = []
-        for rows in _groups(starts):
+        for rows in groups(starts, _TOGETHER):
             rendered += self._render_rows(frame, [starts[row] for row in rows], [filled[row] for row in rows])
         for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
             characters = len(start)
@@ -394,41 +395,6 @@ class Renderer:
     def _control_ids(self, text: str) -> list[int]:
         """Ids of the template's own text, in which markers are markers."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
-
-def _groups(texts: Sequence[str]) -> Iterator[range]:
-    """Rows that are tokenised together: as many as have `_TOGETHER` characters, at least one."""
-    start, characters = 0, 0
-    for row, text in enumerate(texts):
-        if row > start and characters + len(text) > _TOGETHER:
-            yield range(start, row)
-            start, characters = row, 0
-        characters += len(text)
-    if start < len(texts):
-        yield range(start, len(texts))
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """TypeError for one string in place of several, and what `check_text` raises for each."""
-    if isinstance(texts, str):
-        raise TypeError(f"A list of texts is needed, got one string {texts[:40]!r}. Write [text].")
-    for index, text in enumerate(texts):
-        check_text(text, index)
-
-
-def check_text(text: Any, index: int, what: str = "Text") -> None:
-    """TypeError unless `text` is a string; ValueError when UTF-8 cannot hold it. `index` is for the message."""
-    if not isinstance(text, str):
-        raise TypeError(
-            f"{what} {index} is of type {type(text).__name__}, not str: {text!r:.60}. Convert it, or drop the row."
-        )
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{what} {index} holds a lone surrogate {text[error.start]!r} at character {error.start}, which no "
-            "tokenizer can read. Decode the source with errors='replace', or remove the character."
-        ) from error
 
 
 def _trimmed(head: str, text: str, characters: tuple[str, str]) -> tuple[str, str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO, cast
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from search_r3_mteb.encoder.profiles import EMBED_TOKEN
+from search_r3_mteb.terminal import SafeConsole, visible
 
 app = typer.Typer(
     name="search-r3",
@@ -346,10 +346,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ImportError) as error:  # the last: an optional library is missing
         if debug:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False)
+        SafeConsole(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. Start the same command again to resume where it can.")
+        SafeConsole(stderr=True).print("Stopped. Start the same command again to resume where it can.")
         raise SystemExit(130) from None
 
 
@@ -372,6 +372,7 @@ def _progress_lines() -> Iterator[None]:
     """Log what is being done on standard error while the block runs: hours may pass before the table."""
     logger, handler = logging.getLogger("search_r3_mteb"), logging.StreamHandler()
     before = logger.level
+    handler.setFormatter(_Visible())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -381,14 +382,19 @@ def _progress_lines() -> Iterator[None]:
         logger.setLevel(before)
 
 
+class _Visible(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def _finding_line(finding: dict[str, Any]) -> str:
     note = f" Rehearsal: {finding['rehearsal']}." if finding["rehearsal"] else ""
     return f"{finding['claim']}: {finding['verdict']}. {finding['statement']} Measured {finding['explanation']}{note}"
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_LOG_WIDTH, soft_wrap=False)
+def _console() -> SafeConsole:
+    console = SafeConsole()
+    return console if console.is_terminal else SafeConsole(width=_LOG_WIDTH, soft_wrap=False)
 
 
 def _arguments() -> list[str]:

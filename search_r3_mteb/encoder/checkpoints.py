@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from search_r3_mteb.atomic import put_back
@@ -25,6 +26,8 @@ from search_r3_mteb.encoder.adapters import (
 from search_r3_mteb.encoder.fingerprint import digest, weights_version
 from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
+from search_r3_mteb.encoder.setting_types import check_device_name, check_flag
+from search_r3_mteb.encoder.setting_types import check_kind as check_setting
 from search_r3_mteb.encoder.special_tokens import embed_token_id
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, load_rows, mean_row, resize, token_layers
 from search_r3_mteb.json_files import read_object
@@ -114,6 +117,7 @@ def load(
     (`probe.py`); a state that has passed is not probed again (`probed.py`). `trainable`: an adapter's weights require a
     gradient, so that its training goes on; its base's never do.
     """
+    _check_types(path_or_id, revision, device, trust_remote_code, probe, trainable)
     dtype, device = check_dtype(dtype), _check_device(device or default_device())
     name = str(path_or_id)
     put_back(Path(name))  # a kill while the folder was replaced has left it under another name
@@ -132,6 +136,16 @@ def load(
     if probe:
         probe_once(checkpoint, tokenizer_folder, (folder, base))
     return checkpoint
+
+
+def _check_types(
+    path_or_id: Any, revision: Any, device: Any, trust_remote_code: Any, probe: Any, trainable: Any
+) -> None:
+    check_setting("path_or_id", path_or_id, (str, Path), "a bundled name, a folder (str or Path), or a hub id")
+    check_setting("revision", revision, (str, NoneType), "a commit or branch of the hub (str), or None")
+    check_device_name(device)
+    for name, flag in (("trust_remote_code", trust_remote_code), ("probe", probe), ("trainable", trainable)):
+        check_flag(name, flag)
 
 
 def probe_once(checkpoint: Checkpoint, tokenizer_folder: Path, folders: Iterable[Path]) -> None:
@@ -253,6 +267,7 @@ def load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
     """The causal LM in a folder, from safetensors; it may lack the embed token (training adds it)."""
     from transformers import AutoModelForCausalLM
 
+    check_flag("trust_remote_code", trust_remote_code)
     check_model_folder(folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -329,6 +344,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     """The tokenizer in a folder, of the class that its files declare."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    check_flag("trust_remote_code", trust_remote_code)
     check_tokenizer(folder)
     config = folder / "tokenizer_config.json"
     declared = read_object(config).get("tokenizer_class") if config.exists() else None

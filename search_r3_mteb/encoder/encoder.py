@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ from search_r3_mteb.encoder.processes import gathered, own_share, process_count,
 from search_r3_mteb.encoder.profiles import TEMPLATES, TemplateName
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.sampling import Sampling
+from search_r3_mteb.encoder.setting_types import check_flag, check_kind, check_whole_number
 from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics, check_window
+from search_r3_mteb.encoder.similarity import cosines, paired_cosines
 from search_r3_mteb.encoder.store import Store, fingerprint_of
 from search_r3_mteb.search.arrays import Vectors
 
@@ -64,6 +67,8 @@ class SearchR3Encoder:
         self, model: str | Path | Checkpoint = "nano", *, revision: str | None = None, **settings: Any
     ) -> None:
         self._settings = chosen = EncoderSettings.from_keywords(settings)
+        check_kind("model", model, (str, Path, Checkpoint), "a bundled name, a folder, a hub id, or a Checkpoint")
+        check_kind("revision", revision, (str, NoneType), "a commit or branch of the hub (str), or None")
         if isinstance(model, Checkpoint):
             chosen.check_fits(model, revision)
             self.checkpoint = model
@@ -113,6 +118,9 @@ class SearchR3Encoder:
         """
         refuse_keywords(self.encode_query, unknown)
         check_batch_size(batch_size)
+        check_flag("convert_to_tensor", convert_to_tensor)
+        check_flag("show_progress_bar", show_progress_bar, optional=True)
+        check_whole_number("max_reasoning_tokens", max_reasoning_tokens, optional=True)
         rows = texts_of(texts)
         if self._settings.mode == "reason":
             thoughts = self.think(
@@ -145,6 +153,8 @@ class SearchR3Encoder:
         """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" (and "title")."""
         refuse_keywords(self.encode_document, unknown)
         check_batch_size(batch_size)
+        check_flag("convert_to_tensor", convert_to_tensor)
+        check_flag("show_progress_bar", show_progress_bar, optional=True)
         rows, single = documents_of(texts)
         vectors = self._computed(rows, instructions_of(instruction, len(rows)), "document", None, show_progress_bar)
         self.statistics.documents += len(rows)
@@ -161,6 +171,8 @@ class SearchR3Encoder:
     ) -> list[Thought]:
         """The reasoning about each text and the vector it leads to, in one pass and in either mode."""
         refuse_keywords(self.think, unknown)
+        check_flag("show_progress_bar", show_progress_bar, optional=True)
+        check_whole_number("max_reasoning_tokens", max_reasoning_tokens, optional=True)
         rows = texts_of(texts)
         instructions = instructions_of(instruction, len(rows))
         budget = self._settings.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens
@@ -213,12 +225,12 @@ class SearchR3Encoder:
         return self.encode_document(document_texts(corpus), **keywords)
 
     def similarity(self, first: Any, second: Any) -> Any:
-        """Cosine similarities (n, m) of rows (n, dim) and (m, dim), as a tensor."""
-        return _unit_rows(first) @ _unit_rows(second).T
+        """Cosine similarities (n, m) of rows (n, dim) and (m, dim), as a tensor. Errors: see `similarity.cosines`."""
+        return cosines(first, second)
 
     def similarity_pairwise(self, first: Any, second: Any) -> Any:
         """Cosine similarities (n,) of rows (n, dim) with rows (n, dim), as a tensor."""
-        return (_unit_rows(first) * _unit_rows(second)).sum(dim=-1)
+        return paired_cosines(first, second)
 
     # ---- identity --------------------------------------------------------------------------------------------------
 
@@ -391,11 +403,3 @@ class SearchR3Encoder:
         import torch
 
         return torch.from_numpy(np.array(result))
-
-
-def _unit_rows(vectors: Any) -> Any:
-    """Rows (n, dim) of unit length as a float32 tensor; one vector (dim,) is one row."""
-    import torch
-
-    rows = torch.atleast_2d(torch.as_tensor(vectors, dtype=torch.float32))
-    return torch.nn.functional.normalize(rows, dim=-1)

@@ -66,6 +66,17 @@ def check_weights(folder: Path, stem: str = "model") -> None:
         _check_safetensors(path)
 
 
+def refuse_pickled_modules(folder: Path) -> None:
+    """ValueError for a sentence-transformers folder in which a module's weights are pickled, and not safetensors."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _PICKLED and path.is_file() and not any(path.parent.glob("*.safetensors")):
+            raise ValueError(
+                f"{folder.name}: the weights of a module are pickled ({path.relative_to(folder)}), and a pickle can "
+                "run any code when it is read. Convert them to safetensors where you trust them: "
+                "SentenceTransformer(folder).save_pretrained(folder)."
+            )
+
+
 def check_tokenizer(folder: Path) -> None:
     """Raises FileNotFoundError or ValueError unless `folder` holds a tokenizer; transformers would make one up."""
     # Older checkpoints have the vocabulary that a fast tokenizer can be built from, in place of tokenizer.json.

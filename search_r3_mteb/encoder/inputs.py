@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from search_r3_mteb.encoder.documents import document_texts
-from search_r3_mteb.encoder.prompts import check_text
+from search_r3_mteb.encoder.setting_types import check_whole_number
 from search_r3_mteb.encoder.tables import check_list, column_names, type_name
+from search_r3_mteb.encoder.text_checks import check_text
 
 # Keywords of MTEB's `encode` that cannot change a vector.
 ENCODE_KEYWORDS = ("batch_size", "show_progress_bar")
@@ -73,7 +74,8 @@ def instructions_of(instruction: str | Sequence[str | None] | None, count: int) 
 
 
 def check_batch_size(batch_size: int | None) -> None:
-    """Raises ValueError unless `batch_size` is None or at least one row."""
+    """Raises TypeError or ValueError unless `batch_size` is None or at least one row."""
+    check_whole_number("batch_size", batch_size, optional=True)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1 row.")
 

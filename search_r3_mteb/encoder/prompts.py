@@ -5,10 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from search_r3_mteb.encoder.beginnings import Beginnings, groups
 from search_r3_mteb.encoder.chat_templates import SLOT, has_template, trimmed, wrap
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, TEMPLATES, Profile, Template, TemplateName
 from search_r3_mteb.encoder.special_tokens import embed_token_id
+from search_r3_mteb.encoder.text_checks import check_text, check_texts
 from search_r3_mteb.encoder.whole_texts import ORDINARY, Part, Surroundings, WholeTexts, encoded, surround
+
+_CHARACTERS = 8  # of a long text that are tokenised first, per token of `max_length` (our choice)
+_TOGETHER = 1_000_000  # characters that are tokenised at once: some 150 MB (our choice)
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,8 @@ class Rendered:
     """Token ids of one prompt and where its parts lie.
 
     `spans` maps "system", "user", "assistant" and "embed" to half-open ranges of token positions. In an open
-    turn the assistant's span is empty and "embed" is absent. `truncated_tokens` were cut from the user's text.
+    turn the assistant's span is empty and "embed" is absent. `truncated_tokens` were cut from the user's text: all of
+    them, or at least so many where only the beginning of a long text was tokenised.
     """
 
     token_ids: list[int]
@@ -62,6 +68,9 @@ class Renderer:
                 "the marker. Load the fast version (tokenizer.json)."
             )
         self.embed_token_id = embed_token_id(self.tokenizer, self.profile.embed_token)
+        self._beginnings = Beginnings(self.tokenizer)
+        added = self.tokenizer.added_tokens_decoder.values()
+        self._hard = tuple(token.content for token in added if not token.normalized)
         whole = self.profile.tokenization == "whole"
         for name in TEMPLATES:
             self._frames[name] = self._whole_frame(name) if whole else self._build_frame(name)
@@ -97,10 +106,35 @@ class Renderer:
     ) -> list[Rendered]:
         """Inference prompts for texts, tokenised together; `instructions` has one entry per text."""
         self.check_room(template)
+        check_texts(texts)
         if instructions is not None and len(instructions) != len(texts):
             raise ValueError(f"{len(instructions)} instructions were given for {len(texts)} texts; give one for each.")
         frame = self._frames[template]
         filled = [""] * len(texts) if instructions is None else self._filled(instructions)
+        starts = self._starts(frame, texts, _CHARACTERS * self.max_length)
+        rendered: list[Rendered] = []
+        for rows in groups(starts, _TOGETHER):
+            rendered += self._render_rows(frame, [starts[row] for row in rows], [filled[row] for row in rows])
+        for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
+            characters = len(start)
+            # A beginning that is too short is lengthened. Tokens over the text's end are at most those of the closing.
+            while len(start) < len(text) and rendered[row].truncated_tokens <= len(frame.after):
+                characters *= 4
+                [start] = self._starts(frame, [text], characters)
+                [rendered[row]] = self._render_rows(frame, [start], [filled[row]])
+        return rendered
+
+    def _starts(self, frame: _Frame, texts: Sequence[str], characters: int) -> list[str]:
+        """Beginnings of long texts that give the same prompts as the texts, as long as they fill `max_length`."""
+        around = frame.around
+        if around is not None:
+            # What follows the text must end its last word as what follows it in the whole does.
+            ends = around.right[:1] in self._beginnings.followers or around.right.startswith(self._hard)
+            if not ends or any(not character.isspace() for side in frame.trimmed for character in side):
+                return list(texts)
+        return [self._beginnings.cut(text, characters) for text in texts]
+
+    def _render_rows(self, frame: _Frame, texts: Sequence[str], filled: Sequence[str]) -> list[Rendered]:
         if frame.around is not None:
             return self._render_whole(frame, frame.around, texts, filled)
         bodies = self.tokenize_text(texts)
@@ -361,29 +395,6 @@ class Renderer:
     def _control_ids(self, text: str) -> list[int]:
         """Ids of the template's own text, in which markers are markers."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """TypeError for one string in place of several, and what `check_text` raises for each."""
-    if isinstance(texts, str):
-        raise TypeError(f"A list of texts is needed, got one string {texts[:40]!r}. Write [text].")
-    for index, text in enumerate(texts):
-        check_text(text, index)
-
-
-def check_text(text: Any, index: int, what: str = "Text") -> None:
-    """TypeError unless `text` is a string; ValueError when UTF-8 cannot hold it. `index` is for the message."""
-    if not isinstance(text, str):
-        raise TypeError(
-            f"{what} {index} is of type {type(text).__name__}, not str: {text!r:.60}. Convert it, or drop the row."
-        )
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{what} {index} holds a lone surrogate {text[error.start]!r} at character {error.start}, which no "
-            "tokenizer can read. Decode the source with errors='replace', or remove the character."
-        ) from error
 
 
 def _trimmed(head: str, text: str, characters: tuple[str, str]) -> tuple[str, str]:

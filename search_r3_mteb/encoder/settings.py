@@ -2,10 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype
+from search_r3_mteb.encoder.setting_types import (
+    check_device_name,
+    check_flag,
+    check_kind,
+    check_number,
+    check_whole_number,
+)
 
 Mode = Literal["reason", "direct"]
 _DEFAULT_MAX_LENGTH = 512
@@ -40,15 +49,18 @@ class EncoderSettings:
     def __post_init__(self) -> None:
         if self.mode not in ("reason", "direct"):
             raise ValueError(f"mode={self.mode!r} does not exist; it is 'reason' or 'direct'.")
-        whole = {name: getattr(self, name) for name in ("batch_tokens", "max_reasoning_tokens", "seed")}
-        if self.max_length is not None:
-            whole["max_length"] = self.max_length
-        for name, value in whole.items():
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; it must be a whole number (int).")
+        for name in ("batch_tokens", "max_reasoning_tokens", "seed"):
+            check_whole_number(name, getattr(self, name))
+        check_whole_number("max_length", self.max_length, optional=True)
+        check_number("temperature", self.temperature)
+        for name in ("task_prompts", "trust_remote_code", "probe"):
+            check_flag(name, getattr(self, name))
+        check_flag("show_progress_bar", self.show_progress_bar, optional=True)
+        check_device_name(self.device)
+        check_kind("cache_folder", self.cache_folder, (str, PathLike, NoneType), "a folder (str or Path), or None")
         if self.max_reasoning_tokens < 0:
             raise ValueError(f"max_reasoning_tokens={self.max_reasoning_tokens} is negative; 0 means no reasoning.")
-        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < float("inf"):
+        if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature!r} must be 0 (greedy) or a positive number.")
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens} must be at least 1 token.")

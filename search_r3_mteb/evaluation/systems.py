@@ -26,6 +26,7 @@ ModeChoice: TypeAlias = 'Mode | Literal["both"]'
 MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
 ModelKind = Literal["bm25", "sentence-transformers", "search-r3"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
+_TYPED = ("device", "trust_remote_code")
 _SHARED = ("device", "revision", "trust_remote_code")  # settings that ordinary models take too
 ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder"
 
@@ -46,7 +47,13 @@ class System:
 
 
 def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> None:
-    """Raise FileNotFoundError for a missing model, and ValueError for settings that none of the models would use."""
+    """Raise FileNotFoundError for a missing model, and ValueError for settings that none of the models would use.
+
+    TypeError is raised for a setting that is not what it must be, such as the text "false".
+    """
+    from search_r3_mteb.encoder.settings import EncoderSettings
+
+    EncoderSettings.from_keywords({name: value for name, value in settings.items() if name in _TYPED})
     kinds = [kind_of(split_label(spec)[1]) if isinstance(spec, str | Path) else "search-r3" for spec in models]
     unused = sorted(set(settings) - set(_SHARED))
     if unused and "search-r3" not in kinds:
@@ -57,11 +64,21 @@ def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> 
 
 
 def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
-    """NAME=PATH as (NAME, PATH), any other text as (None, text), a Path as (None, Path)."""
+    """NAME=PATH as (NAME, PATH), any other text as (None, text), a Path as (None, Path).
+
+    Raises ValueError for a name that cannot be a part of file names.
+    """
     if isinstance(spec, Path):
         return None, spec
     label, sign, path = spec.partition("=")
-    return (label, path) if sign and not Path(spec).exists() else (None, spec)
+    if not sign or Path(spec).exists():
+        return None, spec
+    if label and (not label.strip(". ") or not label.isprintable() or "\\" in label):
+        raise ValueError(
+            f"{label!r} in {spec!r} cannot be the name of a model: files and folders of the output are named after "
+            "it. Use letters, digits, '-', '_', '.' and '/'."
+        )
+    return label, path
 
 
 def kind_of(path: str | Path) -> ModelKind:
@@ -147,10 +164,12 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
     from sentence_transformers import SentenceTransformer
 
     from search_r3_mteb.encoder.checkpoints import display_name, resolve
+    from search_r3_mteb.encoder.folders import refuse_pickled_modules
     from search_r3_mteb.encoder.identity import name_for_mteb
     from search_r3_mteb.integrations.sentence_transformers import is_export, register
 
     folder = resolve(path, settings.get("revision"))
+    refuse_pickled_modules(folder)
     exported = is_export(folder)
     if exported:
         register()
@@ -161,7 +180,7 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
         model = SentenceTransformer(
             str(folder),
             device=settings.get("device"),
-            trust_remote_code=bool(settings.get("trust_remote_code", False)),
+            trust_remote_code=settings.get("trust_remote_code", False),
             model_kwargs={"use_safetensors": True},
         )
     except Exception as error:  # missing libraries, newer formats: each library raises errors of its own

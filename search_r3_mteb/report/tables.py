@@ -51,6 +51,7 @@ _SCORE_FIELDS = (
     *("seeds", "origin", "published", "comparable", "note", "task_name", "split", "hops", "commit", "command"),
     "source",
 )
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last: full width
 BOLD_NOTE = (
     "Bold: the row beats every other measured row of its task, each by a paired bootstrap over queries (and seeds), "
     "p < 0.05 after Holm's correction; a difference is bold where its own p < 0.05. Published scores come without "
@@ -176,9 +177,15 @@ def _frame(records: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
 
 def _csv(frame: pd.DataFrame) -> str:
     records = [
-        {key: "NaN" if is_nan(value) else value for key, value in row.items()} for row in frame.to_dict("records")
+        {key: "NaN" if is_nan(value) else _no_formula(value) for key, value in row.items()}
+        for row in frame.to_dict("records")
     ]
     return str(_frame(records, list(frame.columns)).to_csv(index=False))
+
+
+def _no_formula(value: Any) -> Any:
+    """A cell that a spreadsheet shows: it would compute a text that begins like a formula. Numbers are no texts."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA) else value
 
 
 def _score_record(row: ScoreRow) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.encoder.setting_types import check_flag
 from search_r3_mteb.tasks import beir_folder, stdlib
 from search_r3_mteb.tasks.hopworld import DEFAULT_DOCUMENTS, GENERATOR_VERSION, HopWorld, hops_of
 
@@ -98,6 +99,7 @@ class BeirFolder(LocalRetrievalTask):
         instruction: str | None = None,
         languages: Sequence[str] = ("eng-Latn",),
     ) -> None:
+        check_flag("ignore_identical_ids", ignore_identical_ids)
         self.path = Path(path)
         self.ignore_identical_ids = ignore_identical_ids
         split = beir_folder.choose_split(self.path, split)

@@ -285,7 +285,7 @@ def test_unknown_keywords_raise_and_list_the_valid_ones(make, encoder):
         ({"max_length": "512"}, TypeError, "max_length='512' is of type str"),
         ({"seed": None}, TypeError, "seed=None is of type NoneType"),
         ({"temperature": -0.1}, ValueError, "must be 0 .greedy. or a positive number"),
-        ({"temperature": "hot"}, ValueError, "temperature='hot' must be"),
+        ({"temperature": "hot"}, TypeError, "temperature='hot' is of type str; it must be a number"),
         ({"batch_tokens": 0}, ValueError, "batch_tokens=0 must be at least 1 token"),
         ({"max_length": 300}, ValueError, "leaves no room for text: the 'reason' template alone takes"),
     ],

@@ -240,3 +240,26 @@ def test_a_title_is_embedded_once_whoever_made_the_batch(encoder):
         np.testing.assert_allclose(encoder.encode_document(batch), expected, atol=1e-6)
     other = encoder.encode_document({"title": ["x"], "body": ["a longer text"], "text": ["one"]})
     np.testing.assert_allclose(other, expected[:1], atol=1e-6)  # a field of that name is not MTEB's form
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("named tuple", "empty list")])
+def test_an_exported_folder_gives_the_rows_that_are_meant_or_raises(exported, name):
+    """sentence-transformers' own class reads a named tuple as a list of its values, which no model can prevent."""
+    make, _, as_queries = CASES[name]
+    for call in (exported.encode, exported.encode_document, exported.encode_query):
+        try:
+            found = np.asarray(call(make()))
+        except ValueError:
+            assert as_queries != TEXTS or not isinstance(make(), list)
+            continue
+        assert as_queries == TEXTS
+        np.testing.assert_allclose(found, call(TEXTS), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def exported(encoder, tmp_path_factory):
+    from search_r3_mteb import SentenceTransformer
+    from search_r3_mteb.integrations.sentence_transformers import export
+
+    reasoning = SearchR3Encoder(encoder.checkpoint, max_reasoning_tokens=2)
+    return SentenceTransformer(str(export(reasoning, tmp_path_factory.mktemp("exported") / "folder")), device="cpu")

@@ -1,0 +1,32 @@
+"""Texts on a terminal: what a document, a name or a model says is shown, and never read as a command."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+# C0 and C1 but for line break and tab; marks that turn the direction of what follows, and so its meaning.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """The text with U+FFFD in place of each character that a terminal would act upon."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
+class SafeConsole(Console):
+    """rich's console, which shows control characters of texts as U+FFFD; its own styles and bars are as ever."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of a renderable, without control characters in their text."""
+        for segment in super().render(renderable, options):
+            if segment.control is None:
+                yield Segment(visible(segment.text), segment.style)
+            else:
+                yield segment
+
+    def render_str(self, text: str, **keywords: Any) -> Any:
+        """A text with markup as rich reads it, cleaned first: rich itself drops some control characters."""
+        return super().render_str(visible(text), **keywords)

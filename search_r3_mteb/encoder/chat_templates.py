@@ -19,8 +19,13 @@ SLOT = "USER-TEXT-4f1c9a"
 _WHITE = " \n\t\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
-# What templates are known to change: quotes, markup, line breaks, runs of spaces, capitals.
-_INNER = ' "It\'s"  <b>&amp;</b>\t{x} {{ y }}\r\n\n\\n [É東]\xa0END. '
+# What templates are known to change: quotes, markup, line breaks, runs of spaces, capitals, tags and commands of
+# thinking (Qwen3, DeepSeek, GLM), long texts.
+_INNER = (
+    ' "It\'s"  <b>&amp;</b>\t{x} {{ y }}\r\n\n\\n [É東]\xa0END? <think>a</think> <reasoning>b</reasoning> /think '
+    "/no_think /nothink! " + "and so on, " * 200
+)
+_ENDINGS = ("/think", "/no_think", "</think>", "?")
 # What stands between the system prompt and the text in a user's turn: Gemma 3's own template puts the same there.
 _BETWEEN = "\n\n"
 # What closes gpt-oss's block: its message ends, and the one to the user begins.
@@ -89,17 +94,25 @@ def wrap(tokenizer: Any, profile: Profile, system: str) -> str:
 def trimmed(tokenizer: Any, profile: Profile, system: str) -> tuple[str, str]:
     """The characters that the chat template takes from the beginning and from the end of a user's text.
 
-    Raises ValueError for a template that changes a text in another way: prompts are made without running it again.
+    Raises ValueError for a template that changes one of the texts that are tried in another way: prompts are made
+    without running it again.
     """
     if not has_template(tokenizer, profile):
         return "", ""
     doubled = f"{SLOT}{_INNER}{SLOT}"
     if doubled not in _turns(tokenizer, profile, system, profile.thinking, doubled)[0]:
         raise ValueError(
-            f"The chat template changes the user's text: {doubled!r} is not in the prompt that it makes of that text. "
-            "Give the profile a 'plain' prompt instead."
+            f"The chat template changes the user's text: {doubled!r:.160} is not in the prompt that it makes of that "
+            "text. Give the profile a 'plain' prompt instead."
         )
     plain = _turns(tokenizer, profile, system, profile.thinking)[0].partition(SLOT)
+    for ending in _ENDINGS:
+        found = _turns(tokenizer, profile, system, profile.thinking, SLOT + ending)[0]
+        if found != f"{plain[0]}{SLOT}{ending}{plain[2]}":
+            raise ValueError(
+                f"The chat template changes the prompt of a text that ends with {ending!r}. Give the profile a 'plain' "
+                "prompt instead."
+            )
     taken = ["", ""]
     for count, character in enumerate(_WHITE):
         if count == 3 and not any(taken):  # where the usual three stay, all do
@@ -114,6 +127,17 @@ def trimmed(tokenizer: Any, profile: Profile, system: str) -> tuple[str, str]:
                     "the profile a 'plain' prompt instead."
                 )
     return taken[0], taken[1]
+
+
+def around_nothing(tokenizer: Any, profile: Profile, system: str) -> str | None:
+    """The prompt of an empty text, where it is not the one around other texts without the text; else None.
+
+    Without a system role the system prompt stands before the text, and a template that trims takes what is between.
+    """
+    if not has_template(tokenizer, profile):
+        return None
+    found = _rendered(tokenizer, profile, system, profile.thinking, "")
+    return None if found == _rendered(tokenizer, profile, system, profile.thinking).replace(SLOT, "") else found
 
 
 def facts(tokenizer: Any) -> TemplateFacts:
@@ -134,8 +158,8 @@ def facts(tokenizer: Any) -> TemplateFacts:
     )
 
 
-def _rendered(tokenizer: Any, profile: Profile, system: str, thinking: bool | None) -> str:
-    text, _ = _turns(tokenizer, profile, system, thinking)
+def _rendered(tokenizer: Any, profile: Profile, system: str, thinking: bool | None, user: str = SLOT) -> str:
+    text, _ = _turns(tokenizer, profile, system, thinking, user)
     pair = _open_pair(tokenizer, profile, system, thinking)
     if thinking is False and pair:  # as Qwen3 closes the block that it was told not to use
         before, tag, said = text.rpartition(pair[0])

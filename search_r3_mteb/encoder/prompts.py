@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search_r3_mteb.encoder.beginnings import Beginnings, groups
-from search_r3_mteb.encoder.chat_templates import SLOT, has_template, trimmed, wrap
+from search_r3_mteb.encoder.chat_templates import SLOT, around_nothing, has_template, trimmed, wrap
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, TEMPLATES, Profile, Template, TemplateName
-from search_r3_mteb.encoder.special_tokens import embed_token_id
+from search_r3_mteb.encoder.special_tokens import embed_token_id, unknown_token
 from search_r3_mteb.encoder.text_checks import check_text, check_texts
 from search_r3_mteb.encoder.whole_texts import ORDINARY, Part, Surroundings, WholeTexts, encoded, surround
 
@@ -45,6 +45,8 @@ class _Frame:
     assistant: int
     around: Surroundings | None = None
     trimmed: tuple[str, str] = ("", "")
+    nothing: list[int] | None = None
+    """The ids of an empty text's prompt, where the template makes another one of it."""
 
 
 @dataclass
@@ -236,7 +238,7 @@ class Renderer:
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         return sorted(
             {self.profile.embed_token, *added, *special, *self.tokenizer.all_special_tokens}
-            - {self.tokenizer.unk_token}
+            - {self.tokenizer.unk_token, unknown_token(self.tokenizer)}
         )
 
     def _spell_out(self, text: str) -> list[int]:
@@ -284,6 +286,9 @@ class Renderer:
         room = self.max_length - (len(frame.before) - first) - len(around.rest)
         rendered = []
         for ids, (head, text) in zip(encoded_rows, contents, strict=True):
+            if frame.nothing is not None and not head + text:
+                rendered.append(self._assemble_nothing(frame, frame.nothing))
+                continue
             opening, body, closing = ids[:first], ids[first : len(ids) - last], ids[len(ids) - last :]
             usual = opening == around.opening and closing == around.closing and first + last <= len(ids)
             if usual and (not head or len(ids) <= room) and self._control.isdisjoint(body):
@@ -291,6 +296,11 @@ class Renderer:
             else:
                 rendered.append(self._render_parts(frame, around, head, text))
         return rendered
+
+    def _assemble_nothing(self, frame: _Frame, ids: list[int]) -> Rendered:
+        end = len(ids) - frame.assistant
+        spans = {"system": frame.system, "user": (frame.system[1], frame.system[1]), "assistant": (end, len(ids))}
+        return Rendered(list(ids), spans | ({"embed": (len(ids) - 1, len(ids))} if frame.assistant else {}))
 
     def _render_parts(self, frame: _Frame, around: Surroundings, head: str, text: str) -> Rendered:
         """One such prompt, with the place of each part looked up."""
@@ -338,6 +348,7 @@ class Renderer:
     def _whole_frame(self, name: TemplateName) -> _Frame:
         system, before, after, reply = self._texts(name)
         around, offsets, replied = surround(self.tokenizer, before, after, reply)
+        nothing = around_nothing(self.tokenizer, self.profile, system)
         return _Frame(
             before=[*self._leading_ids(), *around.lead, *around.opening],
             after=[*around.closing, *around.rest],
@@ -345,6 +356,7 @@ class Renderer:
             assistant=replied,
             around=around,
             trimmed=trimmed(self.tokenizer, self.profile, system),
+            nothing=None if nothing is None else [*self._leading_ids(), *encoded(self.tokenizer, nothing + reply)[0]],
         )
 
     def _check_undecided(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from search_r3_mteb.encoder.family import known_tokens
 from search_r3_mteb.encoder.profiles import PROFILE_FILE
+from search_r3_mteb.json_files import parse_json
 
 
 def embed_token_id(tokenizer: Any, token: str) -> int:
@@ -20,6 +21,16 @@ def embed_token_id(tokenizer: Any, token: str) -> int:
             + known_tokens(added)
         )
     return int(ids[0])
+
+
+def unknown_token(tokenizer: Any) -> str | None:
+    """What the tokenizer's model makes of characters that it does not know, declared in its configuration or not."""
+    model = tokenizer.backend_tokenizer.model
+    if hasattr(model, "unk_token"):
+        found: str | None = model.unk_token
+        return found
+    number = parse_json(tokenizer.backend_tokenizer.to_str(), "the tokenizer")["model"].get("unk_id")  # Unigram's
+    return None if number is None else str(tokenizer.convert_ids_to_tokens(number))
 
 
 def list_special_tokens(tokenizer: Any) -> list[str]:

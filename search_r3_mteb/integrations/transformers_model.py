@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from search_r3_mteb.encoder.architecture import Architecture, first_position
+from search_r3_mteb.encoder.architecture import Architecture, first_position, positions_of
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.sampling import Sampling
 
@@ -109,6 +109,7 @@ class SearchR3Model(PreTrainedModel):
         prompts: list[list[int]] = [ids[row][real[row]].tolist() for row in range(len(ids))]
         direct = [bool(prompt) and prompt[-1] == self.config.embed_token_id for prompt in prompts]
         if torch.is_grad_enabled() and all(direct):
+            self._check_window(prompts, [], 0)
             states = self._hidden_states(input_ids, mask)
         else:
             if torch.is_grad_enabled() and self.training:
@@ -173,7 +174,7 @@ class SearchR3Model(PreTrainedModel):
         return output.last_hidden_state
 
     def _check_window(self, prompts: list[list[int]], thinking: list[int], budget: int) -> None:
-        window = getattr(self.config.backbone_config, "max_position_embeddings", None)
+        window = positions_of(self.config.backbone_config)
         if window is None:
             return
         needed = max(

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
-from search_r3_mteb.encoder.chat_templates import SLOT, trimmed, wrap
+from search_r3_mteb.encoder.chat_templates import SLOT, around_nothing, trimmed, wrap
 from search_r3_mteb.encoder.profiles import Profile, Template, TemplateName
 from search_r3_mteb.encoder.prompts import Renderer
 
@@ -173,12 +173,17 @@ def _branch(renderer: Renderer, template: Template, with_reply: bool) -> str:
     )
     leading = renderer.tokenizer.convert_ids_to_tokens(renderer._leading_ids())
     before = "".join(leading) + before
-    body = "body"
+    body, nothing = "body", None
     if renderer.profile.tokenization == "whole":
         for side, characters in zip("lr", trimmed(renderer.tokenizer, renderer.profile, template.system), strict=True):
             body += f".{side}strip({json.dumps(characters)})" if characters else ""
-    after += template.reply.replace("{embed_token}", token) if with_reply else ""
-    return f"{{{{ {json.dumps(before, ensure_ascii=False)} ~ {body} ~ {json.dumps(after, ensure_ascii=False)} }}}}"
+        nothing = around_nothing(renderer.tokenizer, renderer.profile, template.system.replace("{embed_token}", token))
+    reply = template.reply.replace("{embed_token}", token) if with_reply else ""
+    usual = f"{json.dumps(before, ensure_ascii=False)} ~ {body} ~ {json.dumps(after + reply, ensure_ascii=False)}"
+    if nothing is None:
+        return f"{{{{ {usual} }}}}"
+    bare = json.dumps("".join(leading) + nothing + reply, ensure_ascii=False)
+    return f"{{{{ ({usual}) if {body} else {bare} }}}}"
 
 
 def _text_and_instruction(messages: Any) -> tuple[Any, str | None]:

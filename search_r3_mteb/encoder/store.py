@@ -273,11 +273,11 @@ class Store:
     def _open_chunk(self, path: Path) -> None:
         try:
             manifest = read_object(path / "chunk.json", "")
-            keys = np.load(path / "keys.npy", allow_pickle=False).view(_KEY)[:, 0]
-            shape = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False).shape
+            keys = np.array(np.lib.format.open_memmap(path / "keys.npy", mode="r")).view(_KEY)[:, 0]
+            shape = np.lib.format.open_memmap(path / "vectors.npy", mode="r").shape
             if shape != (manifest["rows"], self.dim) or len(keys) != manifest["rows"]:
                 raise ValueError(f"{len(keys)} keys and vectors of shape {shape} for {manifest['rows']} rows")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, IndexError) as error:
             raise ValueError(
                 f"The stored chunk {path} is damaged ({error}). Chunks are complete when they appear, so something "
                 "else changed it. Delete that folder: its rows are computed again."

@@ -188,6 +188,12 @@ def test_a_damaged_chunk_and_a_foreign_folder_are_named(tmp_path):
     with pytest.raises(ValueError, match="vectors of different settings must not mix"):
         Store(tmp_path, PRINT, "query", DIM + 1)
     path = next(store.folder.glob("chunk-*")) / "vectors.npy"
+    for file in (path, path.with_name("keys.npy")):
+        whole = file.read_bytes()
+        file.write_bytes(b"PK\x03\x04" + whole[4:])  # the beginning of an archive, which numpy would open
+        with pytest.raises(ValueError, match=r"chunk-\w+ is damaged"):
+            Store(tmp_path, PRINT, "query", DIM)
+        file.write_bytes(whole)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"chunk-\w+ is damaged"):
         Store(tmp_path, PRINT, "query", DIM)

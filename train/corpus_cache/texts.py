@@ -169,7 +169,8 @@ def _kept_counts(folder: Path, origin: dict[str, Any]) -> Int[np.ndarray, " rows
         return None
     try:
         said = read_object(manifest)
-        counts = np.load(file, allow_pickle=False)
+        with file.open("rb") as stream:  # not np.load, which also opens archives
+            counts = np.lib.format.read_array(stream, allow_pickle=False)
         checksum = said.pop("checksum")
     except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
         _log.warning("The token counts in %s are damaged (%s): they are counted again.", folder, error)

@@ -26,7 +26,7 @@ from train.plan.base import PlannedModel, planned_model
 from train.plan.cache_size import MILLION, CacheSize, text_bytes
 from train.plan.first_rows import FirstRows, read_first, warnings_of
 from train.plan.memory import estimate
-from train.plan.start import check_start
+from train.plan.start import check_processes, check_start
 from train.plan.work import Lengths, Machine, encoding, longest, peak_of, work_of
 
 # The documents that stage 2 would search, with `ids` and `texts`: train/stage2/corpus.py.
@@ -50,6 +50,7 @@ def describe(config: SftConfig | RlConfig, options: DryRun | None = None, corpus
     """
     options = options or DryRun()
     notes = check_start(config)
+    check_processes(config, options.machine.gpus)
     planned = planned_model(config.model, options.config_file, options.base)
     absent = _absent_sources(config)
     first = _first_rows(config, absent)

@@ -22,7 +22,7 @@ from search_r3_mteb.atomic import write_array, write_json
 from search_r3_mteb.encoder.documents import document_texts
 from search_r3_mteb.json_files import read_object
 from search_r3_mteb.search.arrays import RowNumbers, Vectors
-from train.processes.replicas import Arrays, Replicas, shares
+from train.processes.replicas import Arrays, OtherProcessError, Replicas, shares
 
 Encode = Callable[[list[str]], Any]
 """Texts -> (len, dim) vectors under the present weights."""
@@ -228,7 +228,7 @@ def on_all(share: Callable[[], Arrays], replicas: Replicas) -> list[Arrays]:
         parts = replicas.gather(own)
     failed = [rank for rank, part in enumerate(parts) if part["failed"]]
     if failed:
-        raise RuntimeError(
+        raise OtherProcessError(
             f"Process {failed[0]} could not encode its share of the documents, so the cache is unchanged in all of "
             "them. Its own error says why."
         )

@@ -92,7 +92,7 @@ class Run:
             model, checkpoint.model = sharding.sharded(model, accelerator.device)
         optimizer = make_optimizer(model, optimization, sharded=shards)
         renderer = Renderer(checkpoint.tokenizer, checkpoint.profile, config.data.max_length)
-        check_room(renderer)
+        cramped = check_room(renderer)
         settings = mined_data(config, checkpoint, renderer)
         data = load_training_data(
             settings,
@@ -117,7 +117,7 @@ class Run:
             ],
             folder=Path(config.output.folder),
             notes=notes,
-            warnings=warnings_of(first, config),
+            warnings=[*cramped, *warnings_of(first, config)],
             streams={"data": data},
         )
 

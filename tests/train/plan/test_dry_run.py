@@ -180,9 +180,29 @@ def test_too_small_a_max_length_fails_at_the_start(tmp_path, stage):
     config = make(tmp_path / "run", *arguments, "data.max_length=4", **given)
     train = sft.train if stage == "sft" else rl.train
     for run in (describe, train):
-        with pytest.raises(ValueError, match=r"data.max_length=4 leaves no room for text"):
+        with pytest.raises(ValueError, match=r"data.max_length=4 leaves no room for text") as error:
             run(config)
     assert not (tmp_path / "run").exists()
+    needed = int(re.search(r"Set max_length to more than (\d+)", str(error.value))[1])
+    assert "'reason' template" in str(error.value), "the larger of the two"
+    describe(make(tmp_path / "run", *arguments, f"data.max_length={needed + 1}", **given))
+
+
+@pytest.mark.parametrize(("room", "warned"), [(31, True), (32, False)])
+def test_little_room_for_text_is_warned_of(tmp_path, capsys, room, warned):
+    from tests.train.loops import events
+
+    def config(length, *overrides):
+        return sft_config(tmp_path / "run", f"data.max_length={length}", *overrides, model=byte_folder(tmp_path / "b"))
+
+    with pytest.raises(ValueError, match="no room") as error:
+        describe(config(4))
+    needed = int(re.search(r"Set max_length to more than (\d+)", str(error.value))[1])
+    said = f"data.max_length = {needed + room} leaves {room} tokens for the text: the larger prompt takes {needed}"
+    describe(config(needed + room))
+    assert (f"# warning: {said}" in capsys.readouterr().out) == warned
+    sft.train(config(needed + room, "optimization.steps=1"))
+    assert any(said in event["text"] for event in events(tmp_path / "run", "warning")) == warned
 
 
 def test_a_reasoning_beyond_the_window_fails_at_the_start(tmp_path):

@@ -73,18 +73,14 @@ class Renderer:
             self._check_undecided()
 
     def check_room(self, *templates: TemplateName) -> int:
-        """Tokens that `max_length` leaves for a text within the largest of these templates.
-
-        Raises ValueError where there are none.
-        """
+        """Tokens that `max_length` leaves for a text within the largest of these; ValueError where there are none."""
         overheads = {}
         for template in templates:
             if template not in self._frames:
                 raise ValueError(f"There is no template {template!r}; the templates are {', '.join(TEMPLATES)}.")
             frame = self._frames[template]
             overheads[template] = len(frame.before) + len(frame.after)
-        largest = max(overheads, key=lambda template: overheads[template])
-        overhead = overheads[largest]
+        overhead, largest = max((tokens, template) for template, tokens in overheads.items())
         if self.max_length <= overhead:
             raise ValueError(
                 f"max_length={self.max_length} leaves no room for text: the {largest!r} template alone takes "

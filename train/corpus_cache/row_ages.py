@@ -104,6 +104,13 @@ class RowAges:
             mapped_share=0.0 if mapped_until is None else self.encoded_by(mapped_until) / n,
         )
 
+    def _enter_all(self) -> None:
+        """Make the queue again, with one entry per row."""
+        order = np.lexsort((scattered(np.arange(len(self._row_step))), self._row_step)).astype(np.int32)
+        self._queue: list[tuple[RowNumbers, RowNumbers | int]] = [(order, np.asarray(self._row_step)[order])]
+        self._at = 0
+        self._entries = len(order)
+
     def _enter(self, rows: RowNumbers, step: int) -> None:
         """Put rows at the end of the queue, among those of the same step."""
         if self._queue:
@@ -119,13 +126,6 @@ class RowAges:
                 rows = np.concatenate([last, rows])
         self._queue.append((rows[np.argsort(scattered(rows), kind="stable")], step))
         self._entries += len(rows)
-
-    def _enter_all(self) -> None:
-        """Make the queue again, with one entry per row."""
-        order = np.lexsort((scattered(np.arange(len(self._row_step))), self._row_step)).astype(np.int32)
-        self._queue: list[tuple[RowNumbers, RowNumbers | int]] = [(order, np.asarray(self._row_step)[order])]
-        self._at = 0
-        self._entries = len(order)
 
     def _drop_stale_front(self) -> None:
         """Forget entries at the front whose rows were entered again: each is passed once."""

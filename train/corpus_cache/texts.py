@@ -22,7 +22,8 @@ from search_r3_mteb.atomic import write_array, write_json
 from search_r3_mteb.encoder.documents import document_texts
 from search_r3_mteb.json_files import read_object
 from search_r3_mteb.search.arrays import RowNumbers, Vectors
-from train.processes.replicas import Arrays, OtherProcessError, Replicas, shares
+from train.processes.errors import OtherProcessError
+from train.processes.replicas import Arrays, Replicas, shares
 
 Encode = Callable[[list[str]], Any]
 """Texts -> (len, dim) vectors under the present weights."""

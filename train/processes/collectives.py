@@ -34,7 +34,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from search_r3_mteb.encoder.processes import LONG_WAIT, host_group
-from train.processes.replicas import OtherProcessError
+from train.processes.errors import OtherProcessError
 
 Result = TypeVar("Result")
 

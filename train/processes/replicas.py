@@ -14,10 +14,6 @@ from jaxtyping import Shaped
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
 
-class OtherProcessError(RuntimeError):
-    """What this process does with the others failed because another one ended, failed, or did not come in time."""
-
-
 class Replicas:
     """All processes, as the cache sees them: here the only one. `writes`: this one writes its machine's memory maps."""
 

@@ -12,7 +12,7 @@ from train.config.loading import ConfigError, load_config
 from train.config.stages import RlConfig, SftConfig
 from train.plan.dry_run import DryRun, OpenCorpus, describe
 from train.plan.work import DECODE_UTILISATION, PEAK_TFLOPS, UTILISATION, Machine
-from train.processes.replicas import OtherProcessError
+from train.processes.errors import OtherProcessError
 from train.run.trackers import check_trackers
 
 _STAGES: tuple[tuple[str, type[Any], str], ...] = (("sft.py", SftConfig, "stage 1"), ("rl.py", RlConfig, "stage 2"))

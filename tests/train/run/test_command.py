@@ -221,7 +221,7 @@ def test_a_process_whose_partner_failed_says_so_in_one_line(path, seed, said):
 
 
 def test_debug_shows_the_traceback_of_a_process_that_waited(path):
-    from train.processes.replicas import OtherProcessError
+    from train.processes.errors import OtherProcessError
     from train.run.command import start
 
     def train(config):

@@ -85,8 +85,7 @@ class SearchR3Encoder:
         self.name, self.revision = self.checkpoint.name, self.checkpoint.revision
         self.max_length = chosen.fit_max_length(self.checkpoint)
         self.renderer = Renderer(self.tokenizer, self.checkpoint.profile, self.max_length)
-        self.renderer.check_room("direct")
-        self.renderer.check_room(chosen.mode)
+        self.renderer.check_room("direct", chosen.mode)
         self.engine = Engine(
             self.model,
             self.checkpoint.embed_token_id,

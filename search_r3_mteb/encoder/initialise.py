@@ -212,8 +212,7 @@ def _check_token(tokenizer: Any, token: str) -> bool:
 def _check_room(checkpoint: Checkpoint) -> None:
     """Raises ValueError when the prompts leave no room for a text in the model's window."""
     renderer = Renderer(checkpoint.tokenizer, checkpoint.profile, checkpoint.window or 2**31)
-    renderer.check_room("reason")
-    renderer.check_room("direct")
+    renderer.check_room("reason", "direct")
 
 
 def _try(folder: Path, token_id: int) -> int:

@@ -83,17 +83,21 @@ class Renderer:
         if self.profile.tokenization is None:
             self._check_undecided()
 
-    def check_room(self, template: TemplateName) -> None:
-        """Raises ValueError when `max_length` has no room for a text within this template."""
-        if template not in self._frames:
-            raise ValueError(f"There is no template {template!r}; the templates are {', '.join(TEMPLATES)}.")
-        frame = self._frames[template]
-        overhead = len(frame.before) + len(frame.after)
+    def check_room(self, *templates: TemplateName) -> int:
+        """Tokens that `max_length` leaves for a text within the largest of these; ValueError where there are none."""
+        overheads = {}
+        for template in templates:
+            if template not in self._frames:
+                raise ValueError(f"There is no template {template!r}; the templates are {', '.join(TEMPLATES)}.")
+            frame = self._frames[template]
+            overheads[template] = len(frame.before) + len(frame.after)
+        overhead, largest = max((tokens, template) for template, tokens in overheads.items())
         if self.max_length <= overhead:
             raise ValueError(
-                f"max_length={self.max_length} leaves no room for text: the {template!r} template alone takes "
+                f"max_length={self.max_length} leaves no room for text: the {largest!r} template alone takes "
                 f"{overhead} tokens. Set max_length to more than {overhead}."
             )
+        return self.max_length - overhead
 
     def frame_ids(self, template: TemplateName) -> tuple[list[int], list[int]]:
         """The token ids before and after the user's text."""

@@ -33,7 +33,7 @@ from tests.train.loops import (
 )
 from train import rl
 from train.checkpoint.trees import read_tensors
-from train.processes.collectives import OtherProcessError
+from train.processes.errors import OtherProcessError
 from train.run.run import Run
 from train.stage1.step import SupervisedStep
 from train.stage2.environment import Environment

@@ -132,8 +132,8 @@ def open_folder(path: Path, *, writable: bool = True) -> tuple[CacheFolder, list
     arrays: dict[str, Array] = {}
     for name, file in files.items():
         if name != "changes":
-            mode: Any = None if name in manifest["small"] else ("r+" if writable else "r")
-            arrays[name] = np.load(path / file, mmap_mode=mode, allow_pickle=False)
+            mapped = _mapped(path / file, writable and name not in manifest["small"])
+            arrays[name] = np.array(mapped) if name in manifest["small"] else mapped
     log = path / files["changes"]
     records, good = _read_log(log)
     if writable:
@@ -204,6 +204,17 @@ def _read_log(log: Path) -> tuple[list[ChangeRecord], int]:
             with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
                 records.append({name: arrays[name] for name in arrays.files})
             good = end
+
+
+def _mapped(file: Path, writable: bool) -> Array:
+    """The array of a file. Not by np.load, which takes what begins with PK for an archive."""
+    try:
+        array: Array = np.lib.format.open_memmap(file, mode="r+" if writable else "r")
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}). Load an older checkpoint's cache, or build it again."
+        ) from error
+    return array
 
 
 def _ours(path: Path) -> Iterator[Path]:

@@ -1,9 +1,11 @@
 """Ages of the rows, kept so that a refresh finds the oldest without looking at all of them.
 
 Rows wait in a queue in the order of the step that encoded them. Refreshed rows move to its end by being entered again:
-an entry whose step is not the row's present one is skipped when its turn comes. Within a step, rows stand in a fixed
-pseudo-random order, so that a sweep over rows of equal age is a random sample, not in the order of their ids. The order
-is a function of (step, row) alone: a queue made from a loaded cache equals the one that was saved.
+an entry whose step is not the row's present one is skipped when its turn comes. A row has one entry per step: encoded
+again in its own step, as the given rows of a first refresh are after the build, it keeps its place. Within a step, rows
+stand in a fixed pseudo-random order, so that a sweep over rows of equal age is a random sample, not in the order of
+their ids. The order is a function of (step, row) alone, however many refreshes a step has: a queue made from a loaded
+cache equals the one that was saved.
 """
 
 from collections.abc import Callable
@@ -48,14 +50,14 @@ class RowAges:
 
     def move(self, rows: RowNumbers, before: RowNumbers, step: int) -> None:
         """Enter `rows` again: `row_step` already holds their new `step`; `before` are the steps that they had."""
+        rows, before = rows[before != step], before[before != step]
         for old, count in zip(*np.unique(before, return_counts=True), strict=True):
             self._counts[int(old)] -= int(count)
             if not self._counts[int(old)]:
                 del self._counts[int(old)]
         if len(rows):
             self._counts[step] = self._counts.get(step, 0) + len(rows)
-            self._queue.append((rows[np.argsort(scattered(rows), kind="stable")], step))
-            self._entries += len(rows)
+            self._enter(rows, step)
         if self._entries > 3 * len(self._row_step):  # old entries of rows that are always refreshed early
             self._enter_all()
 
@@ -108,6 +110,22 @@ class RowAges:
         self._queue: list[tuple[RowNumbers, RowNumbers | int]] = [(order, np.asarray(self._row_step)[order])]
         self._at = 0
         self._entries = len(order)
+
+    def _enter(self, rows: RowNumbers, step: int) -> None:
+        """Put rows at the end of the queue, among those of the same step."""
+        if self._queue:
+            last, entered = self._queue[-1]
+            if not isinstance(entered, int):
+                if int(entered[-1]) == step:
+                    self._enter_all()  # which finds these rows in `row_step`, too
+                    return
+            elif entered == step:
+                self._queue.pop()
+                self._entries -= len(last)
+                self._at = self._at if self._queue else 0
+                rows = np.concatenate([last, rows])
+        self._queue.append((rows[np.argsort(scattered(rows), kind="stable")], step))
+        self._entries += len(rows)
 
     def _drop_stale_front(self) -> None:
         """Forget entries at the front whose rows were entered again: each is passed once."""

@@ -22,6 +22,7 @@ from search_r3_mteb.atomic import write_array, write_json
 from search_r3_mteb.encoder.documents import document_texts
 from search_r3_mteb.json_files import read_object
 from search_r3_mteb.search.arrays import RowNumbers, Vectors
+from train.processes.errors import OtherProcessError
 from train.processes.replicas import Arrays, Replicas, shares
 
 Encode = Callable[[list[str]], Any]
@@ -173,7 +174,8 @@ def _kept_counts(folder: Path, origin: dict[str, Any]) -> Int[np.ndarray, " rows
         return None
     try:
         said = read_object(manifest)
-        counts = np.load(file, allow_pickle=False)
+        with file.open("rb") as stream:  # not np.load, which also opens archives
+            counts = np.lib.format.read_array(stream, allow_pickle=False)
         checksum = said.pop("checksum")
     except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
         _log.warning("The token counts in %s are damaged (%s): they are counted again.", folder, error)
@@ -231,7 +233,7 @@ def on_all(share: Callable[[], Arrays], replicas: Replicas) -> list[Arrays]:
         parts = replicas.gather(own)
     failed = [rank for rank, part in enumerate(parts) if part["failed"]]
     if failed:
-        raise RuntimeError(
+        raise OtherProcessError(
             f"Process {failed[0]} could not encode its share of the documents, so the cache is unchanged in all of "
             "them. Its own error says why."
         )

@@ -183,6 +183,15 @@ class SourceStream:
         return match is not None
 
 
+def check_shares(name: str, size: int, processes: int) -> None:
+    """ValueError where `processes` cannot share the `size` rows of a step evenly; `name` is the setting's."""
+    if size < 1 or size % processes:
+        raise ValueError(
+            f"{name} = {size} cannot be shared evenly by {processes} processes, and uneven shares would "
+            f"weigh rows differently. Set {name} to a multiple of {processes}."
+        )
+
+
 class TrainingData:
     """The mixed stream in batches of `batch_size` rows over all processes; this one gets its share.
 
@@ -200,11 +209,7 @@ class TrainingData:
         world_size: int = 1,
         checker: Decontaminator | None = None,
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"batch_size = {batch_size} cannot be shared evenly by {world_size} processes, and uneven shares would "
-                f"weigh rows differently. Set batch_size to a multiple of {world_size}."
-            )
+        check_shares("batch_size", batch_size, world_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank = {rank} is not one of {world_size} processes: ranks count from 0.")
         self.streams, self._settings, self._seed, self._checker = list(streams), settings, seed, checker

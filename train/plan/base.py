@@ -57,8 +57,10 @@ def planned_model(settings: ModelSettings, config_file: Path | None = None, base
             model = AutoModelForCausalLM.from_config(
                 made, dtype=_dtype(settings, made), trust_remote_code=settings.trust_remote_code
             )
-    except (ValueError, KeyError, AttributeError, ImportError) as error:
-        raise ValueError(f"{folder}: transformers makes no causal LM of this {_CONFIG}: {error}") from error
+    except Exception as error:  # values of a wrong type or size: each library and architecture raises errors of its own
+        raise ValueError(
+            f"{folder}: transformers makes no causal LM of this {_CONFIG}: {type(error).__name__}: {error}"
+        ) from error
     planned: Any = SimpleNamespace(model=model, embed_token_id=0, name=str(settings.path))
     make_trainable(planned, settings, seed=0)
     return PlannedModel(planned.model, folder, tuple(steps))
@@ -75,8 +77,10 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise ValueError(f"{folder / _CONFIG} is no configuration that transformers knows: {error}") from error
+    except Exception as error:  # also values of a wrong type, for which huggingface_hub has errors of its own
+        raise ValueError(
+            f"{folder / _CONFIG} is no configuration that transformers knows: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _find(

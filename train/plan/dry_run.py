@@ -26,11 +26,14 @@ from train.plan.base import PlannedModel, planned_model
 from train.plan.cache_size import MILLION, CacheSize, text_bytes
 from train.plan.first_rows import FirstRows, read_first, warnings_of
 from train.plan.memory import estimate
-from train.plan.start import check_start
+from train.plan.start import check_processes, check_start
 from train.plan.work import Lengths, Machine, encoding, longest, peak_of, work_of
 
 # The documents that stage 2 would search, with `ids` and `texts`: train/stage2/corpus.py.
 OpenCorpus = Callable[..., Any]
+
+LITTLE_ROOM = 32
+"""Tokens for a text below which the start warns. Our choice: a sentence or two."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,13 @@ def describe(config: SftConfig | RlConfig, options: DryRun | None = None, corpus
     """
     options = options or DryRun()
     notes = check_start(config)
+    check_processes(config, options.machine.gpus)
     planned = planned_model(config.model, options.config_file, options.base)
     absent = _absent_sources(config)
     first = _first_rows(config, absent)
     missing = [*absent.values(), *_missing_sets(config)]
     renderer = _renderer(config, planned)
+    cramped = [] if renderer is None else check_room(renderer)
     lengths = _lengths(config, first, renderer)
     machine = options.machine
     lines = [f"model: {step}" for step in planned.steps] + notes
@@ -67,7 +72,7 @@ def describe(config: SftConfig | RlConfig, options: DryRun | None = None, corpus
     else:
         lines += _work(planned.model, config, lengths, machine, 0)
     lines += [one.line() for one in first]
-    lines += [f"warning: {text}" for text in warnings_of(first, config)]
+    lines += [f"warning: {text}" for text in [*cramped, *warnings_of(first, config)]]
     lines += [f"not here: {text}" for text in missing]
     print(dump(config))
     for line in lines:
@@ -139,7 +144,7 @@ def _missing_sets(config: SftConfig | RlConfig) -> list[str]:
 
 
 def _renderer(config: SftConfig | RlConfig, planned: PlannedModel) -> Renderer | None:
-    """The run's renderer, where the base's tokenizer is here. Raises ValueError for too small a max_length."""
+    """The run's renderer, where the base's tokenizer is here."""
     from tokenizers import AddedToken
 
     folder = planned.folder
@@ -153,18 +158,21 @@ def _renderer(config: SftConfig | RlConfig, planned: PlannedModel) -> Renderer |
         profile = Profile.load(folder) if described else profile_for(tokenizer, EMBED_TOKEN)[1]
         if profile.embed_token not in tokenizer.get_vocab():
             tokenizer.add_tokens([AddedToken(profile.embed_token, special=True, normalized=False)], special_tokens=True)
-    renderer = Renderer(tokenizer, profile, config.data.max_length)
-    check_room(renderer)
-    return renderer
+    return Renderer(tokenizer, profile, config.data.max_length)
 
 
-def check_room(renderer: Renderer) -> None:
-    """ValueError where data.max_length has no room for a text in one of the two prompts."""
-    for template in ("direct", "reason"):
-        try:
-            renderer.check_room(template)
-        except ValueError as error:
-            raise ValueError(f"data.{error}") from error
+def check_room(renderer: Renderer) -> list[str]:
+    """A warning where data.max_length leaves little room for a text in one of the two prompts; ValueError for none."""
+    try:
+        room = renderer.check_room("direct", "reason")
+    except ValueError as error:
+        raise ValueError(f"data.{error}") from error
+    if room >= LITTLE_ROOM:
+        return []
+    return [
+        f"data.max_length = {renderer.max_length} leaves {room} tokens for the text: the larger prompt takes "
+        f"{renderer.max_length - room}. Longer texts are cut there. Raise data.max_length."
+    ]
 
 
 def _lengths(config: SftConfig | RlConfig, first: Sequence[FirstRows], renderer: Renderer | None) -> Lengths:

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from train.config.stages import RlConfig, SftConfig
+from train.data.mixing import check_shares
 from train.model.model import adapter_start
 
 
@@ -23,6 +24,16 @@ def check_start(config: SftConfig | RlConfig) -> list[str]:
     if isinstance(config, RlConfig):
         _check_reference(config)
     return [f"model: the training of the adapter {path} goes on; its base stays as it is"]
+
+
+def check_processes(config: SftConfig | RlConfig, processes: int) -> None:
+    """ValueError where the rows of a step cannot be shared evenly by that many processes."""
+    if isinstance(config, SftConfig):
+        check_shares("optimization.batch_size", config.optimization.batch_size, processes)
+        return
+    check_shares("rollout.prompts_per_step", config.rollout.prompts_per_step, processes)
+    if config.replay.rows_per_step:
+        check_shares("replay.rows_per_step", config.replay.rows_per_step, processes)
 
 
 def check_writable(folder: Path) -> None:

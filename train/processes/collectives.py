@@ -34,15 +34,12 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from search_r3_mteb.encoder.processes import LONG_WAIT, host_group
+from train.processes.errors import OtherProcessError
 
 Result = TypeVar("Result")
 
 STEP_WAIT = timedelta(minutes=30)
 """How long a process waits for another one inside a step: rollouts and evaluations differ in length (our choice)."""
-
-
-class OtherProcessError(RuntimeError):
-    """A collective failed because another process ended, or did not come in time."""
 
 
 def in_group() -> bool:

@@ -12,6 +12,7 @@ from train.config.loading import ConfigError, load_config
 from train.config.stages import RlConfig, SftConfig
 from train.plan.dry_run import DryRun, OpenCorpus, describe
 from train.plan.work import DECODE_UTILISATION, PEAK_TFLOPS, UTILISATION, Machine
+from train.processes.errors import OtherProcessError
 from train.run.trackers import check_trackers
 
 _STAGES: tuple[tuple[str, type[Any], str], ...] = (("sft.py", SftConfig, "stage 1"), ("rl.py", RlConfig, "stage 2"))
@@ -46,6 +47,11 @@ def start(
         if command.debug:
             raise
         _end(program, error)
+    except OtherProcessError as error:  # the other one has said why
+        if command.debug:
+            raise
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(f"{program}: stopped. The same command resumes from the newest checkpoint.", file=sys.stderr)
         raise SystemExit(130) from None

@@ -28,7 +28,7 @@ from train.data.rows import TrainingRow
 from train.model.model import prepare, refuse_dropout
 from train.plan.dry_run import check_room
 from train.plan.first_rows import read_first, warnings_of
-from train.plan.start import check_start
+from train.plan.start import check_processes, check_start
 from train.processes import collectives, sharding
 from train.processes.accelerator import new_accelerator
 from train.run import evaluation
@@ -81,6 +81,7 @@ class Run:
         check_trackers(config.output.trackers)
         notes = check_start(config)
         accelerator = new_accelerator(optimization.mixed_precision)
+        check_processes(config, collectives.world_size())
         checkpoint = prepare(config.model, optimization.seed, accelerator.device)
         if unit == "query":
             refuse_dropout(checkpoint.model)
@@ -91,7 +92,7 @@ class Run:
             model, checkpoint.model = sharding.sharded(model, accelerator.device)
         optimizer = make_optimizer(model, optimization, sharded=shards)
         renderer = Renderer(checkpoint.tokenizer, checkpoint.profile, config.data.max_length)
-        check_room(renderer)
+        cramped = check_room(renderer)
         settings = mined_data(config, checkpoint, renderer)
         data = load_training_data(
             settings,
@@ -116,7 +117,7 @@ class Run:
             ],
             folder=Path(config.output.folder),
             notes=notes,
-            warnings=warnings_of(first, config),
+            warnings=[*cramped, *warnings_of(first, config)],
             streams={"data": data},
         )
 

@@ -363,6 +363,24 @@ def test_load_goes_on_like_the_cache_that_was_never_closed(tmp_path, policy, sto
     assert files(tmp_path / "snapshot") == snapshot, "a copy was changed, not the snapshot"
 
 
+def test_load_goes_on_alike_where_the_first_refresh_is_in_the_step_of_the_build(tmp_path):
+    """As stage 2 does: the given rows of step 0 are refreshed under the weights that built the cache."""
+
+    def refresh(cache, step):
+        given = np.arange(0, N, 3) if step == 0 else None
+        report = cache.refresh(batch(cache, step), Encoder(step), 1500, step=step, given=given)
+        assert len(set(report.rows.tolist())) == len(report.rows) < N
+        return report.rows.tolist()
+
+    cache = build(tmp_path / "cache", "local", sweep_share=0.9)
+    refresh(cache, 0)
+    cache.save(tmp_path / "snapshot")
+    other = load(tmp_path / "snapshot", working=tmp_path / "copy")
+    for step in range(1, 8):
+        assert refresh(cache, step) == refresh(other, step)
+    assert same(cache, other)
+
+
 def test_a_snapshot_replaces_an_older_one_in_the_same_folder(tmp_path):
     cache = build(tmp_path / "cache")
     for step in (1, 2):
@@ -449,7 +467,12 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="line 1: not JSON"):
         load(tmp_path)
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
-    next(tmp_path.glob("*vectors.npy")).unlink()
+    vectors = next(tmp_path.glob("*vectors.npy"))
+    for damage in (b"PK\x03\x04", b""):
+        vectors.write_bytes(damage + vectors.read_bytes()[4:] if damage else damage)
+        with pytest.raises(ValueError, match=r"vectors.npy is damaged"):
+            load(tmp_path)
+    vectors.unlink()
     with pytest.raises(FileNotFoundError, match="copied incompletely"):
         load(tmp_path)
 

@@ -200,3 +200,33 @@ def test_the_queue_of_a_loaded_cache_is_the_one_that_was_saved():
         wanted = [queue.oldest(lambda found: min(len(found), 25), step - 1).tolist() for queue in (ages, reloaded)]
         assert wanted[0] == wanted[1]
         assert ages.age(step) == reloaded.age(step)
+
+
+def test_a_row_that_is_encoded_again_in_its_own_step_waits_once():
+    row_step = np.zeros(6, np.int32)
+    ages = RowAges(row_step)
+    ages.move(np.array([1, 2]), np.array([0, 0]), 0)
+    assert sorted(ages.oldest(len, 5).tolist()) == list(range(6))
+    assert ages.oldest(len, 5).tolist() == RowAges(row_step).oldest(len, 5).tolist()
+    row_step[[1, 2]] = 3
+    ages.move(np.array([1, 2]), np.array([0, 0]), 3)
+    assert sorted(ages.oldest(len, 5)[-2:].tolist()) == [1, 2], "a later step does move them"
+
+
+def test_several_refreshes_of_one_step_are_one_group_of_the_queue():
+    """From the build's step on, each step has up to three refreshes whose rows overlap."""
+    rng = np.random.default_rng(2)
+    row_step = np.zeros(300, np.int32)
+    ages = RowAges(row_step)
+    for step in [each for each in range(40) for _ in range(1 + each % 3)]:
+        rows = np.unique(rng.integers(300, size=20))
+        before = row_step[rows].copy()
+        row_step[rows] = step
+        ages.move(rows, before, step)
+        reloaded = RowAges(row_step.copy())
+        assert sorted(ages.oldest(len, step).tolist()) == list(range(300))
+        for newest in (step, step - 1):
+            assert ages.oldest(len, newest).tolist() == reloaded.oldest(len, newest).tolist()
+        assert ages.age(step) == reloaded.age(step)
+        if step == 20:
+            ages = RowAges(row_step)  # a resumed run, whose next refresh may belong to the step that was saved

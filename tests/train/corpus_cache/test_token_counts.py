@@ -57,7 +57,9 @@ def test_a_function_without_a_name_keeps_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["values", "cut", "type", "manifest", "not a mapping", "no checksum"])
+@pytest.mark.parametrize(
+    "what", ["values", "cut", "type", "archive", "PK", "empty", "manifest", "not a mapping", "no checksum"]
+)
 def test_damaged_counts_are_made_again_and_the_log_says_so(tmp_path, caplog, what):
     counted(tmp_path)
     file, manifest = tmp_path / "tokens.npy", tmp_path / "tokens.json"
@@ -67,6 +69,13 @@ def test_damaged_counts_are_made_again_and_the_log_says_so(tmp_path, caplog, wha
         file.write_bytes(file.read_bytes()[:100])
     elif what == "type":
         np.save(file, np.load(file).astype(np.int64))
+    elif what == "archive":
+        with file.open("wb") as stream:
+            np.savez(stream, counts=np.array(WORDS, np.int32))
+    elif what == "PK":
+        file.write_bytes(b"PK\x03\x04" + file.read_bytes()[4:])
+    elif what == "empty":
+        file.write_bytes(b"")
     elif what == "manifest":
         manifest.write_text("{")
     elif what == "not a mapping":

@@ -9,10 +9,11 @@ from transformers import Qwen2Config
 
 from search_r3_mteb.encoder.checkpoints import ASSETS
 from tests.conftest import build_model
-from tests.train.loops import LORA, SFT, byte_folder, rl_config, sft_config
+from tests.train.loops import LORA, RL, SFT, byte_folder, rl_config, sft_config
 from train import rl, sft
 from train.plan.base import planned_model
-from train.plan.dry_run import describe
+from train.plan.dry_run import DryRun, describe
+from train.plan.work import Machine
 
 CONFIGS = Path(__file__).parents[3] / "train" / "configs"
 SHAPES = {
@@ -179,9 +180,29 @@ def test_too_small_a_max_length_fails_at_the_start(tmp_path, stage):
     config = make(tmp_path / "run", *arguments, "data.max_length=4", **given)
     train = sft.train if stage == "sft" else rl.train
     for run in (describe, train):
-        with pytest.raises(ValueError, match=r"data.max_length=4 leaves no room for text"):
+        with pytest.raises(ValueError, match=r"data.max_length=4 leaves no room for text") as error:
             run(config)
     assert not (tmp_path / "run").exists()
+    needed = int(re.search(r"Set max_length to more than (\d+)", str(error.value))[1])
+    assert "'reason' template" in str(error.value), "the larger of the two"
+    describe(make(tmp_path / "run", *arguments, f"data.max_length={needed + 1}", **given))
+
+
+@pytest.mark.parametrize(("room", "warned"), [(31, True), (32, False)])
+def test_little_room_for_text_is_warned_of(tmp_path, capsys, room, warned):
+    from tests.train.loops import events
+
+    def config(length, *overrides):
+        return sft_config(tmp_path / "run", f"data.max_length={length}", *overrides, model=byte_folder(tmp_path / "b"))
+
+    with pytest.raises(ValueError, match="no room") as error:
+        describe(config(4))
+    needed = int(re.search(r"Set max_length to more than (\d+)", str(error.value))[1])
+    said = f"data.max_length = {needed + room} leaves {room} tokens for the text: the larger prompt takes {needed}"
+    describe(config(needed + room))
+    assert (f"# warning: {said}" in capsys.readouterr().out) == warned
+    sft.train(config(needed + room, "optimization.steps=1"))
+    assert any(said in event["text"] for event in events(tmp_path / "run", "warning")) == warned
 
 
 def test_a_reasoning_beyond_the_window_fails_at_the_start(tmp_path):
@@ -261,3 +282,57 @@ def test_the_comments_of_the_large_configurations_are_the_estimate_s(name, only_
         assert f"{before}{float(parts[part]):.1f}" in comment, part
     assert f"65,536 tokens {float(parts['rollouts']):.1f}" in comment
     assert f"About {float(parts['total']):.0f}" in comment
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"hidden_size": "big"}, {"vocab_size": -1}, {"num_attention_heads": 0}, {"num_hidden_layers": -1}, {"dtype": 7}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+@pytest.mark.parametrize("stage", [sft, rl], ids=["sft", "rl"])
+def test_wrong_values_of_a_base_s_config_are_one_message(tmp_path, capsys, stage, wrong):
+    folder = byte_folder(tmp_path / "base")
+    file = tmp_path / "tiny.toml"
+    file.write_text(SFT if stage is sft else RL)
+    place = ["--set", f"model.path={folder}"] if stage is rl else ["--base", str(folder)]
+    if stage is sft:
+        file.write_text(SFT.replace(SFT[: SFT.index("[data]")], f'[model]\npath = "{folder}"\n'))
+    stage.main(["--config", str(file), *place, "--dry-run"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | wrong))
+    with pytest.raises(SystemExit) as end:
+        stage.main(["--config", str(file), *place, "--dry-run"])
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert re.search(rf"^{stage.__name__.split('.')[1]}.py: {folder}.*config.json", shown, re.MULTILINE)
+    assert "Traceback" not in shown
+
+
+def test_rows_that_the_devices_cannot_share_are_refused_in_the_dry_run_and_at_the_start(tmp_path, monkeypatch):
+    from train.processes import collectives
+
+    folder = byte_folder(tmp_path / "base")
+    replayed = ["replay.rows_per_step=4", 'replay.sources=[{kind="hopworld", documents=500}]']
+    cases = [
+        (sft_config(tmp_path / "run", "optimization.batch_size=8"), "optimization.batch_size = 8"),
+        (rl_config(tmp_path / "run", folder, "rollout.prompts_per_step=4"), "rollout.prompts_per_step = 4"),
+        (rl_config(tmp_path / "run", folder, "rollout.prompts_per_step=3", *replayed), "replay.rows_per_step = 4"),
+    ]
+    for config, said in cases:
+        message = f"{said} cannot be shared evenly by 3 processes.*multiple of 3"
+        with pytest.raises(ValueError, match=message):
+            describe(config, DryRun(machine=Machine(gpus=3)))
+        with monkeypatch.context() as group:
+            group.setattr(collectives, "world_size", lambda: 3)
+            with pytest.raises(ValueError, match=message):
+                (sft if "batch_size" in said else rl).train(config)
+        assert not (tmp_path / "run").exists()
+    describe(cases[0][0], DryRun(machine=Machine(gpus=4)))
+
+
+def test_rows_that_were_not_read_are_not_warned_of(tmp_path, capsys):
+    plain = jsonl(tmp_path / "rows.jsonl", {"query": "text", "positive": "answer"})
+    away = f'[[data.sources]]\nkind = "jsonl"\npath = "{tmp_path}/away.jsonl"\n'
+    for sources, warned in ((away, False), (plain + away, False), (plain, True)):
+        describe(sft_config(tmp_path / "run", sources=sources))
+        assert ("none of the first rows has a reasoning trace" in capsys.readouterr().out) == warned

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.programs import free_port, launched, started
 from tests.train.loops import EVALUATION, RL, SFT, byte_folder
 from train import rl, sft
 from train.config.stages import SftConfig
@@ -169,3 +170,65 @@ def test_the_estimate_s_options_reach_it(tmp_path, capsys, path):
         capsys, sft.main, "--config", str(path), "--dry-run", "--utilisation", "2"
     )
     assert json.dumps(shown)
+
+
+# The main process waits for the other one, in a collective or in the share of a corpus, and that one fails.
+FAILING = """
+import sys
+import numpy as np
+import torch.distributed as dist
+from train.config.stages import SftConfig
+from train.corpus_cache.texts import on_all
+from train.processes.replicas import all_processes
+from train.run.command import start
+
+def share():
+    if dist.get_rank() == 1:
+        raise ValueError("no document is judged")
+    return {"found": np.zeros(1)}
+
+def train(config):
+    dist.init_process_group("gloo")
+    all_processes().barrier()
+    if config.optimization.seed == 1:
+        share()
+        all_processes().barrier()
+    on_all(share, all_processes())
+
+start("sft.py", SftConfig, train, sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("seed", "said"),
+    [(1, "sft.py: Process 0 of 2 waited for the others in a barrier"), (2, "sft.py: Process 1 could not encode")],
+    ids=["collective", "share"],
+)
+def test_a_process_whose_partner_failed_says_so_in_one_line(path, seed, said):
+    """Regression: forty lines of traceback, below which the one line that says why was lost."""
+    port, arguments = free_port(), ["--config", path, "--set", f"optimization.seed={seed}"]
+    members = [started("-c", FAILING, *arguments, **launched(rank, 2, port)) for rank in range(2)]
+    try:
+        shown = [member.communicate(timeout=120)[1] for member in members]
+    finally:
+        for member in members:
+            member.kill()
+    assert [member.returncode for member in members] == [1, 2]
+    lines = [[line for line in text.splitlines() if line.startswith("sft.py") or "File " in line] for text in shown]
+    assert lines[1] == ["sft.py: no document is judged"]
+    assert len(lines[0]) == 1
+    assert lines[0][0].startswith(said)
+
+
+def test_debug_shows_the_traceback_of_a_process_that_waited(path):
+    from train.processes.errors import OtherProcessError
+    from train.run.command import start
+
+    def train(config):
+        raise OtherProcessError("another process has stopped")
+
+    with pytest.raises(OtherProcessError):
+        start("sft.py", SftConfig, train, ["--config", str(path), "--debug"])
+    with pytest.raises(SystemExit) as end:
+        start("sft.py", SftConfig, train, ["--config", str(path)])
+    assert end.value.code == 1

@@ -309,6 +309,8 @@ def _rows_of(name: str, shapes: dict[str, tuple[int, ...]]) -> int | None:
         head, found, rest = key.partition(f"{name}.")
         if not found or (head and not head.endswith(".")):
             continue
+        if rest.endswith("token_adapter.base_layer.weight"):  # the whole matrix beside the rows that were trained
+            return shape[0]
         if rest.endswith(("weight", "lora_B.weight")) and "lora_A" not in rest and "token_adapter" not in rest:
             return shape[0]
         if "lora_embedding_A" in rest:

@@ -141,6 +141,20 @@ def test_an_adapter_with_whole_matrices_from_a_padded_vocabulary(tied, tmp_path)
     refuse_difference(outputs_of(checkpoint), outputs_of(found), SAME, "the adapter")
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_trained_rows_of_a_padded_vocabulary(tied, tmp_path):
+    """peft keeps the whole matrix beside the rows: it says how many rows there were."""
+    base = base_folder(tmp_path / "base", tied=tied, token=False, rows=300)
+    rows = {"embed_tokens": [300, 301]} | ({} if tied else {"lm_head": [300, 301]})
+    checkpoint = adapted(base, multiple=64, trainable_token_indices=rows)
+    checkpoint.model.save_pretrained(tmp_path / "adapter")
+    checkpoint.tokenizer.save_pretrained(tmp_path / "adapter")
+    found = load(tmp_path / "adapter")
+    assert found.model.get_input_embeddings().weight.shape[0] == 320 > len(found.tokenizer)
+    refuse_difference(outputs_of(checkpoint), outputs_of(found), SAME, "the adapter")
+
+
 def test_a_new_token_that_no_adapter_holds(tmp_path):
     """Without its row the vectors are lost: refused. Without the head's row it cannot be said: a warning names it."""
     base = base_folder(tmp_path / "base", tied=False, token=False)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -314,6 +315,13 @@ def test_chat_templates_that_lose_or_repeat_a_part_are_refused(template, message
 def test_slow_tokenizers_are_refused(tiny_tokenizer):
     with pytest.raises(ValueError, match="SimpleNamespace is a slow tokenizer"):
         Renderer(SimpleNamespace(is_fast=False), Profile.default(), 600)
+
+
+def test_an_ordinary_word_is_no_embed_token(tiny_tokenizer):
+    """Any text may hold it, and behind a template it is another token: refused where the profile is read."""
+    word = next(piece for piece, i in tiny_tokenizer.get_vocab().items() if i > 255 and piece.isalpha())
+    with pytest.raises(ValueError, match=f'"embed_token" in search_r3.json is {word!r}, an ordinary piece of text'):
+        Renderer(tiny_tokenizer, replace(Profile.default(), embed_token=word))
 
 
 def test_a_tokenizer_without_the_token_is_refused_with_what_to_do():

@@ -368,6 +368,11 @@ def test_only_prompts_that_may_differ_have_another_identity():
         ("m['content'] | replace('  ', ' ')", "changes the user's text"),
         ("m['content'] | e", "changes the user's text"),
         ("m['content'].replace('\u00a0', ' ')", "changes the user's text"),
+        ("m['content'] | replace('?', '!')", "changes the user's text"),
+        ("m['content'] | replace('<think>', '')", "changes the user's text"),
+        ("m['content'].split('</think>')[-1]", "changes the user's text"),
+        ("m['content'][:1000]", "changes the user's text"),
+        ("'' if m['content'].endswith('/no_think') else m['content']", "of a text that ends with '/no_think'"),
         (
             "'- ' * (m['content'][0] == ' ') + m['content']",
             "changes the prompt around a text that begins and ends with",
@@ -381,6 +386,60 @@ def test_a_template_that_changes_the_text_is_refused(content, message):
     )
     with pytest.raises(ValueError, match=message):
         Renderer(tokenizer, profile, 10_000)
+
+
+GEMMAS = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "Metaspace first", "BERT"])
+def test_an_empty_text_behind_a_system_prompt_is_the_templates(kind):
+    """What stands between the two is trimmed too, so its prompt is not that of the others without their text."""
+    from search_r3_mteb.integrations.transformers_tokenizer import SearchR3Tokenizer
+
+    tokenizer = tokenizer_of(kind, GEMMAS)
+    exported, renderer = SearchR3Tokenizer.wrap(tokenizer, SHORT), Renderer(tokenizer, SHORT, 10_000)
+    for task, name in (("query", "reason"), ("document", "direct")):
+        template = getattr(SHORT, name)
+        system = template.system.replace("{embed_token}", SHORT.embed_token)
+        reply = "" if name == "reason" else template.reply.replace("{embed_token}", SHORT.embed_token)
+        found = []
+        for text in ("", " \n ", "the storm"):
+            messages = [{"role": "user", "content": f"{system}\n\n{text}"}]
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            wanted = tokenizer(prompt + reply, add_special_tokens=False)["input_ids"]
+            row = renderer.render(text, name)
+            assert row.token_ids == wanted, (name, text)
+            assert row.spans["assistant"][1] == len(wanted)
+            assert squeezed(tokenizer.decode(wanted[slice(*row.spans["assistant"])])) == squeezed(reply)
+            asked = [{"role": "user", "content": text}]
+            assert exported.apply_chat_template(asked, task=task)["input_ids"] == wanted
+            found.append(wanted)
+        assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram"])
+def test_what_no_vocabulary_holds_is_text(kind, declared):
+    """`tokenizer.json` alone may name the unknown token: it is no marker that somebody wrote."""
+    words = ["[UNK]", "the", "price", "is", "[INST]", "[/INST]", "<|embed_token|>", *"abcdefghijklmnopqrstuvwxyzET.,"]
+    if kind == "WordPiece":
+        made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    else:
+        made = Tokenizer(models.Unigram([(word, -float(i)) for i, word in enumerate(words)], unk_id=0))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens([AddedToken(token, special=True) for token in words[4:7]])
+    if not declared:
+        made.add_special_tokens([AddedToken("[UNK]", special=True)])
+    options = {"unk_token": "[UNK]"} if declared else {}
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[/INST]", pad_token="[INST]", **options)
+    fast.chat_template = TEMPLATES["inst"]
+    profile = replace(SHORT, reason=Template("the", "{reasoning}{embed_token}"), direct=Template("is", "{embed_token}"))
+    ids = Renderer(fast, profile, 10_000).render("the price is €", "direct").token_ids
+    assert fast.convert_tokens_to_ids("[UNK]") in ids
 
 
 @pytest.mark.parametrize("strip", ["strip()", "lstrip()", "rstrip()", "strip('\\n')"])

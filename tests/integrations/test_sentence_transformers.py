@@ -96,6 +96,24 @@ def test_other_backbones(kind, shape, make_model, tiny_tokenizer, tmp_path):
     assert_same_vectors(open_folder(export(encoder, tmp_path / "out")), encoder)
 
 
+def test_rotary_scalings_that_look_at_the_longest_row_end_at_their_window_here_too(
+    make_model, tiny_tokenizer, tmp_path
+):
+    """Past it a reasoned query had cosine 0.57 to itself beside a longer one."""
+    half = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    scaled = half | {"original_max_position_embeddings": 512}
+    backbone = make_model("llama", max_position_embeddings=2048, rope_parameters=scaled)
+    checkpoint = Checkpoint(backbone, tiny_tokenizer, Profile.default(), "tests/longrope")
+    model = open_folder(export(SearchR3Encoder(checkpoint, max_reasoning_tokens=6, max_length=480), tmp_path / "out"))
+    assert model.encode_query(["iron rusts"]).shape == (1, 32)
+    with pytest.raises(ValueError, match=r"needs \d+ positions .*made for 512"):
+        model.encode_query(["iron rusts"], max_reasoning_tokens=300)
+    model.max_seq_length = 1500
+    text = model.preprocess(["iron rusts " * 400], task="document")
+    with pytest.raises(ValueError, match="made for 512"):
+        model[0].auto_model(input_ids=text["input_ids"], attention_mask=text["attention_mask"])  # with gradients
+
+
 def test_plain_completion_with_a_leading_token(make_model, tiny_tokenizer, tmp_path):
     """A base model: no chat template, no padding token, and a tokenizer that begins plain text with its own token."""
     from tokenizers import processors

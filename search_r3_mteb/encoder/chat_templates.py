@@ -37,6 +37,7 @@ _THINKING = (
     ("<seed:think>", "</seed:think>"),
     ("◁think▷", "◁/think▷"),
     ("<thinking>", "</thinking>"),
+    ("<scratchpad>", "</scratchpad>"),
     ("<thought>", "</thought>"),
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),

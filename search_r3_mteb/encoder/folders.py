@@ -22,7 +22,12 @@ def check_model_folder(folder: Path) -> None:
 
 def _check_quantization(folder: Path, quantization: Any) -> None:
     """ValueError for a method that the installed transformers does not know: it would warn and load packed numbers."""
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if quantization is not None and not isinstance(quantization, dict):
+        raise ValueError(
+            f"{folder.name}/config.json: 'quantization_config' must be an object, got {kind(quantization)}. Copy it "
+            "again, or remove the key where the weights are not quantised."
+        )
+    method = None if quantization is None else quantization.get("quant_method")
     if method is None:
         return
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING

@@ -80,7 +80,7 @@ class Initialised:
         if self.template is None:
             return [("chat template", "none: the layout 'plain' of the profile is used")]
         thinking = {
-            None: "none",
+            None: "no known tag",
             "switch": f"{self.template.tag or 'a switch'}: switched off (enable_thinking)",
             "open": f"the template always opens {self.template.tag}: closed at once",
         }[self.template.thinking]

@@ -22,8 +22,8 @@ def embed_token_id(tokenizer: Any, token: str) -> int:
         )
     if ids[0] not in tokenizer.added_tokens_decoder:
         raise ValueError(
-            f'"embed_token" in {PROFILE_FILE} is {token!r}, an ordinary piece of text: any text may hold it, and behind '
-            "the template it is read as another token. Name an added token; the special tokens found are "
+            f'"embed_token" in {PROFILE_FILE} is {token!r}, an ordinary piece of text: any text may hold it, and '
+            "behind the template it is read as another token. Name an added token; the special tokens found are "
             f"{shown_tokens(list_special_tokens(tokenizer))}."
         )
     return int(ids[0])

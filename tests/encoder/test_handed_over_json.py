@@ -68,6 +68,13 @@ def test_what_python_cannot_parse_is_named(saved, tmp_path, which, file, value):
         ("base", "generation_config.json", "eos_token_id", "true", "'eos_token_id' must be"),
         ("base", "generation_config.json", "eos_token_id", "[2, [3]]", r"'eos_token_id' must be .* got \[2, \[3\]\]"),
         ("base", "generation_config.json", "eos_token_id", "{}", "'eos_token_id' must be"),
+        (
+            "base",
+            "config.json",
+            "quantization_config",
+            '"gptq"',
+            "'quantization_config' must be an object, got a string",
+        ),
         ("base", "model.safetensors.index.json", "weight_map", "[]", "'weight_map' must name a file .* got an array"),
         ("base", "model.safetensors.index.json", "weight_map", '{"a": 3}', "'weight_map' must name a file"),
         (

@@ -151,7 +151,7 @@ def test_init_says_what_it_found_and_the_result_embeds(call, ordinary, tmp_path)
         "<|endoftext|>, <|im_start|>, <|im_end|>",
         "chat template  yes",
         "system role  yes",
-        "thinking  none",
+        "thinking  no known tag",
         "date  none",
         "It encodes now, but it is untrained",
         f"--set model.path='{output}'",

@@ -94,7 +94,7 @@ def compare(
     # Sums in another order differ in the last bits: a draw that is zero on paper must count as zero.
     drawn[np.abs(drawn) < 1e-12] = 0.0
     low, high = np.quantile(drawn, _tails(confidence))
-    tail = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
+    tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     p = float(min(1.0, 2 * (tail + 1) / (resamples + 1)))
     difference = float(a.mean() - b.mean())
     return Difference(

@@ -2,7 +2,9 @@
 
 A name need not tell the truth. Read line by line, a table would be embedded with its ids and separators, JSON with its
 keys, and a page with its tags; the vectors would look fine. The signs are our choice and conservative: what could be
-prose is taken as prose, so a table without header, quotes and ids goes through where its columns are parted by commas.
+prose is taken as prose. So a table without a header that is parted by commas, semicolons or bars is refused only where
+every cell is quoted, or where it has three rows or more, all of one width, whose first cells are different ids or whose
+last cells are numbers; others go through. JSON behind a line of another kind is refused where most lines are objects.
 """
 
 import codecs
@@ -141,6 +143,12 @@ def check_lines(lines: Sequence[str], place: str | Path) -> None:
             '.jsonl (one object per line) or .json (an array) to embed its "text"; to embed the JSON itself, put it '
             'under "text" there.'
         )
+    objects = [row for row, line in filled[:_SAMPLE] if _is_object(line)]
+    if 2 * len(objects) > len(filled[:_SAMPLE]):
+        raise ValueError(
+            f"{place}, line {objects[0]}, is a JSON object, as most lines are, and would be embedded with its braces "
+            f"and keys; line {number} is none. Remove the lines that are no JSON, and rename the file to .jsonl."
+        )
     if (what := _markup(first, second, lines)) is not None:
         raise ValueError(f"{place}, line {number}, begins {what}, which is not one text per line. Extract its texts.")
     if (delimiter := _delimiter([line for _, line in filled[:_SAMPLE]])) is not None:
@@ -163,6 +171,15 @@ def _json(first: str, second: str, lines: Sequence[str]) -> str | None:
         if text is not first or not all(isinstance(each, int | float) for each in value):
             return "a JSON array"
     return "the beginning of JSON" if _JSON_START.match(f"{first}\n{second}") else None
+
+
+def _is_object(line: str) -> bool:
+    if not line.lstrip().startswith("{"):
+        return False
+    try:
+        return bool(parse_json(line, ""))
+    except NotJsonError:
+        return False
 
 
 def _markup(first: str, second: str, lines: Sequence[str]) -> str | None:

@@ -129,6 +129,7 @@ ROWS = [{"_id": "a", "text": "alpha"}, {"_id": "b", "text": "beta"}]
         (json.dumps(ROWS, indent=2)[:-9], "is the beginning of JSON"),
         (json.dumps(ROWS)[:-9], "is the beginning of JSON"),
         ("\n".join(map(str, ROWS)), "is the beginning of JSON"),  # Python's own way to write them
+        ("made by hand\n" + "\n".join(map(json.dumps, ROWS)), "line 2, is a JSON object, as most lines are"),
         ('["alpha", "beta"]\n["gamma", "delta"]', "is a JSON array"),
         ('["alpha",\n"beta"]', "is a JSON array"),
         ('[\n "alpha",\n "be', "is the beginning of JSON"),
@@ -170,6 +171,7 @@ def test_names_of_structure_are_refused(tmp_path, name):
         ["3", "14"],
         ["- item: one", "- item: two"],
         ["<!-- a comment -->", "and a text"],
+        ["written in JSON:", '{"a": 1}', "and empty:", "{}", "{}"],
     ],
 )
 def test_texts_with_signs_of_structure_are_texts(tmp_path, lines):

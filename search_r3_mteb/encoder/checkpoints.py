@@ -24,7 +24,7 @@ from search_r3_mteb.encoder.adapters import (
     save_base,
 )
 from search_r3_mteb.encoder.fingerprint import digest, weights_version
-from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights
+from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights, unknown_rotary
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.encoder.setting_types import check_device_name, check_flag
 from search_r3_mteb.encoder.setting_types import check_kind as check_setting
@@ -281,7 +281,7 @@ def load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
     except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
         raise ValueError(
             f"{folder.name}: transformers cannot load this folder as a causal LM (version {version('transformers')}, "
-            f"{type(error).__name__}): {error}"
+            f"{type(error).__name__}): {error}{unknown_rotary(folder)}"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:  # transformers only warns, and fills them with random numbers

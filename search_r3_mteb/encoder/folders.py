@@ -39,6 +39,24 @@ def _check_quantization(folder: Path, quantization: Any) -> None:
         )
 
 
+def unknown_rotary(folder: Path) -> str:
+    """What to add to an error of transformers, which names the value alone: the key of a rotary scaling to come."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = read_object(folder / "config.json")
+    for key in ("rope_parameters", "rope_scaling"):
+        given = config.get(key)
+        groups = (given, *given.values()) if isinstance(given, dict) else ()  # one for each type of layer, perhaps
+        for one in (each for each in groups if isinstance(each, dict)):
+            name = one.get("rope_type", one.get("type"))
+            if name is not None and name not in ("default", *ROPE_INIT_FUNCTIONS):
+                return (
+                    f". 'rope_type' under {key!r} in config.json is {name!r}; this version knows default, "
+                    f"{', '.join(sorted(ROPE_INIT_FUNCTIONS))}. Install a newer one, or correct the file."
+                )
+    return ""
+
+
 def weight_files(folder: Path, stem: str = "model") -> list[Path]:
     """The safetensors files named `stem`*, and those that its index names, which may have any name, there or not."""
     index = folder / f"{stem}.safetensors.index.json"

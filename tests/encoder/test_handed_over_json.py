@@ -75,6 +75,13 @@ def test_what_python_cannot_parse_is_named(saved, tmp_path, which, file, value):
             '"gptq"',
             "'quantization_config' must be an object, got a string",
         ),
+        (
+            "base",
+            "config.json",
+            "rope_parameters",
+            '{"rope_type": "tomorrow", "rope_theta": 1e4}',
+            "'rope_type' under 'rope_parameters' in config.json is 'tomorrow'; this version knows default",
+        ),
         ("base", "model.safetensors.index.json", "weight_map", "[]", "'weight_map' must name a file .* got an array"),
         ("base", "model.safetensors.index.json", "weight_map", '{"a": 3}', "'weight_map' must name a file"),
         (

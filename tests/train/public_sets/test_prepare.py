@@ -316,7 +316,7 @@ def test_from_the_hub_at_one_commit_that_a_continued_command_keeps(tmp_path):
         "[prepare(PUBLIC_SETS['triviaqa'], Wish(Path(folder), every=12), tell) for folder in sys.argv[2:]]"
     )
     with served({name: commits}) as endpoint:
-        network = {"HF_ENDPOINT": endpoint, "HF_HOME": tmp_path / "home", "HF_HUB_OFFLINE": 0}
+        network = {"HF_ENDPOINT": endpoint, "HF_HOME": tmp_path / "home", "HF_HUB_OFFLINE": 0, "HF_DATASETS_OFFLINE": 0}
         process = started("-c", code, "die", tmp_path / "data", **network)
         process.communicate()
         assert process.returncode == -signal.SIGKILL

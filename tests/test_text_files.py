@@ -67,8 +67,8 @@ def test_json_under_the_name_of_a_text_file_is_refused(tmp_path):
     for read in (read_texts, read_documents):
         with pytest.raises(ValueError, match=r"d\.txt, line 2, is a JSON object, .* Rename the file to \.jsonl"):
             read(path)
-    path.write_text("alpha\n" + LINES)  # a text of a file of texts
-    assert len(read_texts(path)) == 3
+    path.write_text("alpha\nbeta\ngamma\n" + LINES)  # texts of a file of texts
+    assert len(read_texts(path)) == 5
 
 
 @pytest.mark.parametrize(

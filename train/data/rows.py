@@ -132,6 +132,12 @@ class RowSource(ABC):
 
     def judgements(self, on_bad_row: str = "stop") -> Iterator[JudgedPair]:
         """Every relevant document of every query, by one pass over all rows. Malformed rows stop, or are left out."""
+        for number, row in self.numbered(on_bad_row):
+            for id_, text in positives_of(row):
+                yield JudgedPair(row.query, id_ or text_id(text), text, 1, number)
+
+    def numbered(self, on_bad_row: str = "stop") -> Iterator[tuple[int, TrainingRow]]:
+        """(number from 1, row) of every row once, in file order. Malformed rows stop, or are left out with "skip"."""
         for number, raw in enumerate(self.iterate(), start=1):
             try:
                 row = self.parse(raw, 0)
@@ -140,8 +146,7 @@ class RowSource(ABC):
                     raise
                 continue
             if row is not None:
-                for id_, text in positives_of(row):
-                    yield JudgedPair(row.query, id_ or text_id(text), text, 1, number)
+                yield number, row
 
     def at(self, position: int) -> Any:
         """The raw row at a position; only where `count` is known."""

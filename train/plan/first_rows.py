@@ -57,7 +57,7 @@ def warnings_of(first: Sequence[FirstRows], config: SftConfig | RlConfig) -> lis
                 "loss.hard_negatives = false to say that they are not wanted."
             )
     all_read = len(first) >= len(config.data.sources)  # a source that is not here may be the one with traces
-    silent = all_read and not any(row.reasoning is not None for one in first for row in one.rows)
+    silent = all_read and not any(row.reasoning or row.given for one in first for row in one.rows)
     if isinstance(config, SftConfig) and silent and "reason" in config.evaluate.modes:
         found.append(
             "none of the first rows has a reasoning trace, so nothing teaches the model to reason and then say the "

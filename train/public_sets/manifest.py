@@ -28,10 +28,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{str(folder)!r} has no {MANIFEST}, so it was not made by `python -m train.prepare`. Give --output "
             "FOLDER for another place, or move the folder away."
         )
-    try:
-        manifest = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}). Remove the folder and prepare the set again.") from error
+    manifest = read_json(path, "It is damaged: remove the folder and prepare the set again.")
     if not isinstance(manifest, dict) or not {"set", "repository", "revision", "licence", "files"} <= set(manifest):
         raise ValueError(f"{path} is not a manifest of `python -m train.prepare`. Move the folder away.")
     return manifest

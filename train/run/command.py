@@ -112,7 +112,8 @@ def parse(program: str, cls: type[Any], arguments: Sequence[str] | None) -> Comm
 
 
 def _end(program: str, error: Exception, hint: str = "") -> Any:
-    print(f"{program}: {error}{hint}", file=sys.stderr)
+    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))  # where a failed step's batch lies
+    print(f"{program}: {error}{hint}{notes}", file=sys.stderr)
     raise SystemExit(2) from error
 
 

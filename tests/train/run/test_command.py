@@ -9,7 +9,7 @@ from tests.programs import free_port, launched, started
 from tests.train.loops import EVALUATION, RL, SFT, byte_folder
 from train import rl, sft
 from train.config.stages import SftConfig
-from train.run.command import parse
+from train.run.command import parse, start
 
 
 @pytest.fixture
@@ -146,6 +146,23 @@ def test_debug_shows_where_it_happened(tmp_path, path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written"):
         sft.main(["--config", str(path), "--debug", "--set", f"output.folder={tmp_path / 'file' / 'run'}"])
+
+
+def test_where_a_failed_step_s_batch_lies_is_said(path, capsys):
+    """The run notes it on the error; one message without the note would leave the file to be found by chance."""
+
+    def train(config):
+        error = ValueError("the loss is not finite")
+        error.add_note("Step 3 failed, its batch is in runs/x/failed-batch-step-3-process-0.json.")
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        start("sft.py", SftConfig, train, ["--config", str(path)])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "sft.py: the loss is not finite\nStep 3 failed, its batch is in runs/x/failed-batch-step-3-process-0.json.\n"
+    )
 
 
 def test_a_file_of_the_other_stage_gives_a_hint(tmp_path, capsys, path):

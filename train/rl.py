@@ -32,6 +32,7 @@ from train.config.stages import RlConfig
 from train.corpus_cache.cache import CorpusCache
 from train.data.rows import TrainingRow
 from train.model.model import Base
+from train.plan.processor import check_processor
 from train.processes import collectives
 from train.processes.replicas import all_processes
 from train.run.allocation import keep_freed_memory
@@ -39,7 +40,7 @@ from train.run.command import start
 from train.run.optimizer import learning_rate, set_learning_rate
 from train.run.run import Run
 from train.stage2 import rollouts
-from train.stage2.corpus import SearchedCorpus, check_processor, encoding_flops
+from train.stage2.corpus import SearchedCorpus, encoding_flops
 from train.stage2.documents import DocumentEncoder
 from train.stage2.environment import Environment
 from train.stage2.replay import Replay

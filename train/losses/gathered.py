@@ -33,11 +33,36 @@ def gathered_info_nce(
     every_id = collectives.gather_rows(document_ids)
     if taught is not None:
         queries, positives, query_ids = queries[taught], positives[taught], query_ids[taught]
-    return info_nce(
+    return shared_info_nce(
         queries,
         collectives.gather_rows(documents),
-        positives=positives,
-        negatives=negative_mask(positives, every_id, query_ids=query_ids, relevant=pairs),
+        positives,
+        negative_mask(positives, every_id, query_ids=query_ids, relevant=pairs),
         temperature=temperature,
         count=count,
     )
+
+
+def shared_info_nce(
+    queries: Float[Tensor, "queries dim"],
+    documents: Float[Tensor, "documents dim"],
+    positives: Int[Tensor, " queries"],
+    negatives: Bool[Tensor, "queries documents"],
+    *,
+    temperature: float,
+    count: float,
+) -> Float[Tensor, ""]:
+    """`info_nce` of this process's queries against gathered documents; 0 where only other processes have negatives.
+
+    Raises ValueError, on every process alike, where there are queries and none of any process has a negative.
+    """
+    device = queries.device
+    everywhere = [collectives.shared_count(number, device) for number in (len(queries), int(negatives.sum()))]
+    if everywhere[0] and not everywhere[1]:
+        raise ValueError(
+            f"No query of any process has a negative among the {len(documents)} documents: the loss is 0 whatever the "
+            "vectors are. Take a larger batch, add hard negatives, or allow in-batch negatives."
+        )
+    if not negatives.any():
+        return (queries.sum() + documents.sum()) * 0  # a backward pass, as on the other processes
+    return info_nce(queries, documents, positives=positives, negatives=negatives, temperature=temperature, count=count)

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import load_tokenizer
 from search_r3_mteb.encoder.initialise import profile_for
@@ -26,8 +28,10 @@ from train.plan.base import PlannedModel, planned_model
 from train.plan.cache_size import MILLION, CacheSize, text_bytes
 from train.plan.first_rows import FirstRows, read_first, warnings_of
 from train.plan.memory import estimate
+from train.plan.processor import check_processor
 from train.plan.start import check_processes, check_start
 from train.plan.work import Lengths, Machine, encoding, longest, peak_of, work_of
+from train.public_sets.table import PUBLIC_SETS, ROWS_FILE
 
 # The documents that stage 2 would search, with `ids` and `texts`: train/stage2/corpus.py.
 OpenCorpus = Callable[..., Any]
@@ -69,6 +73,7 @@ def describe(config: SftConfig | RlConfig, options: DryRun | None = None, corpus
         dim = unwrap(planned.model).config.get_text_config().hidden_size
         lines += CacheSize.of(config.corpus_cache, documents, dim, config.checkpoint.keep).lines(texts)
         lines += _work(planned.model, config, lengths, machine, documents)
+        lines += _on_a_processor(config, documents, dim, encoding(planned.model, documents, lengths))
     else:
         lines += _work(planned.model, config, lengths, machine, 0)
     lines += [one.line() for one in first]
@@ -91,12 +96,21 @@ def _absent_sources(config: SftConfig | RlConfig) -> dict[SourceSettings, str]:
             continue
         if source.kind != "hub":
             place = Path(str(source.path)).absolute()
-            absent[source] = f"source {source.label}: {source.path} (looked for in {place})"
+            absent[source] = f"source {source.label}: {source.path} (looked for in {place}){how_to_prepare(place)}"
             continue
         reason, unreachable = (unreachable, unreachable) if unreachable else _hub_failure(source)
         if reason is not None:
             absent[source] = f"source {source.label}: the dataset {source.path} of the hub ({reason})"
     return absent
+
+
+def how_to_prepare(place: Path) -> str:
+    """The command that makes a file or folder, where it is named as a public set's; else nothing."""
+    folder = place.parent if place.name == ROWS_FILE else place
+    if folder.name not in PUBLIC_SETS:
+        return ""
+    output = "" if folder.parent == Path("data").absolute() else f" --output {folder.parent}"
+    return f"; python -m train.prepare {folder.name}{output} makes it"
 
 
 def _hub_failure(source: SourceSettings) -> tuple[str | None, str | None]:
@@ -134,7 +148,8 @@ def _missing_sets(config: SftConfig | RlConfig) -> list[str]:
         if one.kind == "hopworld":
             continue
         if not Path(str(one.path)).exists():
-            missing.append(f"judged set {one.label}: {one.path} (looked for in {Path(str(one.path)).absolute()})")
+            place = Path(str(one.path)).absolute()
+            missing.append(f"judged set {one.label}: {one.path} (looked for in {place}){how_to_prepare(place)}")
         else:
             read_relevance(str(one.path), one.split)
     loss = config.replay.loss if isinstance(config, RlConfig) else config.loss
@@ -235,6 +250,18 @@ def _corpus(config: RlConfig, absent: Container[SourceSettings], corpus: OpenCor
 
 def _no_count(texts: Sequence[str]) -> list[int]:
     return [1] * len(texts)
+
+
+def _on_a_processor(config: RlConfig, documents: int, dim: int, flops: float) -> Iterator[str]:
+    """What the start would say of the corpus on a machine without a GPU, where that is slow or refused."""
+    cached, rollouts = config.corpus_cache, config.rollout.prompts_per_step * config.rollout.group_size
+    try:
+        said = check_processor(documents, dim, rollouts, cached, torch.get_num_threads(), flops)
+    except ValueError as error:
+        yield f"without a GPU this run is refused at its start: {error}"
+    else:
+        if said:
+            yield f"without a GPU: {said}"
 
 
 def _work(

@@ -10,7 +10,7 @@ from search_r3_mteb.json_files import parse_json
 from train.public_sets.convert import BeirTexts, Pairs, judgements
 from train.public_sets.manifest import MANIFEST, faults, read_manifest, write_manifest
 from train.public_sets.source import OTHERWISE, Repository, RepositoryError, check_columns, open_repository
-from train.public_sets.table import JudgedLayout, PublicSet, RowLayout
+from train.public_sets.table import ROWS_FILE, JudgedLayout, PublicSet, RowLayout
 from train.public_sets.writing import Workplace, begun_revision, forget_progress
 
 _CONVERSION = 1  # raised when the same records become other files
@@ -99,7 +99,7 @@ def _row_set(
     stream = repository.stream(configuration, layout.split)
     check_columns(where, repository.columns(stream, configuration), layout.columns)
     parts = (configuration, layout.split)
-    return {"rows.jsonl": place.write("rows.jsonl", repository, parts, Pairs(where, layout), limit, tell)}
+    return {ROWS_FILE: place.write(ROWS_FILE, repository, parts, Pairs(where, layout), limit, tell)}
 
 
 def _judged_set(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Certainty = Literal["mteb", "card"]
+ROWS_FILE = "rows.jsonl"
 
 
 @dataclass(frozen=True)

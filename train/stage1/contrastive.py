@@ -13,7 +13,8 @@ from torch import Tensor
 
 from train.config.loss import LossSettings
 from train.losses.checks import unit
-from train.losses.stage1 import info_nce, negative_mask, triplet_margin
+from train.losses.gathered import shared_info_nce
+from train.losses.stage1 import negative_mask, triplet_margin
 from train.processes import collectives
 
 
@@ -53,7 +54,8 @@ class BatchContrast:
         count = collectives.shared_count(len(queries), queries.device)
         loss = queries.new_zeros(())
         if settings.infonce:
-            term = self._info_nce(queries, documents, positives, negatives, count)
+            temperature = settings.temperature
+            term = shared_info_nce(queries, documents, positives, negatives, temperature=temperature, count=count)
             self.parts["infonce"] = float(term.detach())
             loss = loss + settings.infonce * term
         if settings.triplet:
@@ -81,18 +83,6 @@ class BatchContrast:
                 negative_mask(positives[rows], every_id, query_ids=query_ids[rows], relevant=relevant, owners=owners)
             )
         return torch.cat(masks)
-
-    def _info_nce(
-        self, queries: Tensor, documents: Tensor, positives: Tensor, negatives: Tensor, count: float
-    ) -> Float[Tensor, ""]:
-        """InfoNCE; 0 where only the queries of other processes have negatives, ValueError where none has."""
-        somewhere = collectives.shared_count(int(negatives.sum()), queries.device) > 0
-        if somewhere and not negatives.any():
-            return (queries.sum() + documents.sum()) * 0  # a backward pass, as on the other processes
-        temperature = self.settings.temperature
-        return info_nce(
-            queries, documents, positives=positives, negatives=negatives, temperature=temperature, count=count
-        )
 
     def _triplet(
         self, queries: Tensor, documents: Tensor, positives: Tensor, negatives: Tensor, count: float

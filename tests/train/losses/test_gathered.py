@@ -57,6 +57,27 @@ def test_infonce_against_the_documents_of_both_processes(monkeypatch):
     assert queries.grad.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(("elsewhere", "expected"), [(4, 0.0), (0, "No query of any process has a negative")])
+def test_a_process_without_negatives_takes_part_and_all_raise_where_none_has_one(monkeypatch, elsewhere, expected):
+    """One process that raised alone would leave the others in their next gather."""
+    queries, documents = directions(20).requires_grad_(), directions(10, 80).requires_grad_()
+
+    class Counting(Second):
+        def shared_count(self, here, device=None):
+            return (here + elsewhere) / 2
+
+    monkeypatch.setattr(gathered, "collectives", Counting())
+    given = queries, documents, torch.tensor([0]), torch.zeros(1, 2, dtype=torch.bool)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            gathered.shared_info_nce(*given, temperature=0.5, count=2.0)
+        return
+    loss = gathered.shared_info_nce(*given, temperature=0.5, count=2.0)
+    loss.backward()
+    assert loss.item() == expected
+    assert documents.grad is not None, "a backward pass through the gathered documents, as on the other processes"
+
+
 @pytest.mark.parametrize("standardise", [True, False])
 def test_advantages_of_groups_that_span_processes(monkeypatch, standardise):
     """Group 5 has two rollouts here and one there: its mean is 0.4, its sample deviation 0.4."""

@@ -12,7 +12,7 @@ from tests.conftest import build_model
 from tests.train.loops import LORA, RL, SFT, byte_folder, rl_config, sft_config
 from train import rl, sft
 from train.plan.base import planned_model
-from train.plan.dry_run import DryRun, describe
+from train.plan.dry_run import DryRun, describe, how_to_prepare
 from train.plan.work import Machine
 
 CONFIGS = Path(__file__).parents[3] / "train" / "configs"
@@ -144,6 +144,23 @@ def test_a_file_without_positives_fails_in_the_dry_run_and_at_the_start(tmp_path
     with pytest.raises(ValueError, match="none of its rows can be trained on"):
         describe(sft_config(tmp_path / "run", "data.on_bad_row=skip", model=tmp_path / "base", sources=empty))
     assert models.adapter_start(config.model, tmp_path / "base") is None
+
+
+def test_a_public_set_that_is_not_here_comes_with_the_command_that_makes_it(tmp_path):
+    assert how_to_prepare(Path("data/msmarco").absolute()) == "; python -m train.prepare msmarco makes it"
+    rows = how_to_prepare(tmp_path / "miracl" / "rows.jsonl")
+    assert rows == f"; python -m train.prepare miracl --output {tmp_path} makes it"
+    assert not how_to_prepare(tmp_path / "rows.jsonl")
+    assert not how_to_prepare(tmp_path / "own")
+
+
+def test_what_a_processor_would_refuse_is_said_before_anything_is_rented(only_bases, capsys):
+    rl.main(["--config", str(CONFIGS / "rl_qwen2.5-1.5b.toml"), "--dry-run"])
+    shown = capsys.readouterr().out
+    assert "# without a GPU this run is refused at its start: 1,000,000 documents of 1,536 dimensions" in shown
+    assert "python -m train.prepare hotpotqa makes it" in shown
+    rl.main(["--config", str(CONFIGS / "rl_nano.toml"), "--dry-run"])
+    assert "without a GPU" not in capsys.readouterr().out, "the control: 2,000 documents"
 
 
 def test_what_is_not_here_is_named_and_the_rest_is_described(tmp_path, capsys, offline):

@@ -11,9 +11,10 @@ from tests.train.loops import rl_config
 from train.config.corpus_cache import CorpusCacheSettings
 from train.config.run import RlOutputSettings
 from train.corpus_cache.texts import CorpusTexts
+from train.plan.processor import check_processor, processor_seconds
 from train.rl import open_environment, sample
 from train.run.run import Run
-from train.stage2.corpus import SearchedCorpus, check_processor, encoding_flops, processor_seconds
+from train.stage2.corpus import SearchedCorpus, encoding_flops
 from train.stage2.rollout_log import RolloutLog
 
 
@@ -138,7 +139,7 @@ def test_a_corpus_that_a_processor_cannot_keep_up_with_is_refused(begun, monkeyp
     # By hand: a map of 2 * 1e6 * 100^2 and two searches of 2 * 1e6 * 100 * 50, at 7.5e10 per second.
     assert processor_seconds(10**6, 100, 50, CorpusCacheSettings(), 1) == pytest.approx(4e10 / 7.5e10)
     assert processor_seconds(10**6, 100, 50, CorpusCacheSettings(policy="local"), 2) == pytest.approx(2e10 / 15e10)
-    monkeypatch.setattr("train.stage2.corpus.WARNED_SECONDS", 0.0)
+    monkeypatch.setattr("train.plan.processor.WARNED_SECONDS", 0.0)
     begun()
     assert "500 documents of 32 dimensions on a CPU with" in caplog.text
     texts = CorpusTexts(["abcd" * 9] * 50)

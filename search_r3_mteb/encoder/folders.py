@@ -4,7 +4,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from search_r3_mteb.json_files import kind, read_object
+from search_r3_mteb.encoder.manifest import deciding_files
+from search_r3_mteb.json_files import kind, read_json, read_object
 
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -98,6 +99,13 @@ def refuse_pickled_modules(folder: Path) -> None:
                 "run any code when it is read. Convert them to safetensors where you trust them: "
                 "SentenceTransformer(folder).save_pretrained(folder)."
             )
+
+
+def check_json(folder: Path) -> None:
+    """ValueError for JSON that decides a folder's vectors and cannot be read: libraries name neither file nor line."""
+    for name in deciding_files(folder):
+        if name.endswith(".json"):
+            read_json(folder / name, "Copy it again.")
 
 
 def check_tokenizer(folder: Path) -> None:

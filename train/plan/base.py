@@ -10,6 +10,7 @@ import torch
 
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE
 from search_r3_mteb.encoder.checkpoints import resolve
+from search_r3_mteb.encoder.manifest import check_files
 from search_r3_mteb.json_files import read_object
 from train.config.loading import ConfigError, load_config
 from train.config.model import ModelSettings
@@ -45,6 +46,8 @@ def planned_model(settings: ModelSettings, config_file: Path | None = None, base
         folder, origin = None, settings.scratch
     else:
         folder, origin = _find(settings, config_file, base, steps)
+    if folder is not None:
+        check_files(folder, partial=True)
     if folder is None:
         steps.append("random weights of [model.scratch]")
         made = scratch.shape(origin)
@@ -94,6 +97,7 @@ def _find(
     path = str(settings.path)
     local = Path(path)
     if (local / ADAPTER_CONFIG).is_file():
+        check_files(local, partial=True)
         start = adapter_start(settings, local)
         what = "its training goes on" if start == "continue" else "it is merged, and every weight is trained"
         found.append(f"{path} is an adapter: {what}")

@@ -64,9 +64,13 @@ def check_files(folder: Path, *, verify: bool = False, partial: bool = False) ->
         listed = "; ".join(f"{name} {how}" for name, how in found.items())
         raise ValueError(
             f"{folder.resolve().name}: {listed}. Such files decide vectors, so this is another model than the one that "
-            f"was saved ({MANIFEST_FILE}). Restore what differs, or, if that was meant, accept it: search-r3 verify "
-            f"{shlex.quote(str(folder))} --accept"
+            f"was saved ({MANIFEST_FILE}). Restore what differs, or, if that was meant, accept it: {accepting(folder)}"
         )
+
+
+def accepting(folder: Path) -> str:
+    """The command that writes a new manifest."""
+    return f"search-r3 verify {shlex.quote(str(folder))} --accept"
 
 
 def differences(folder: Path, *, weights: bool = True, partial: bool = False) -> dict[str, str]:
@@ -89,7 +93,7 @@ def differences(folder: Path, *, weights: bool = True, partial: bool = False) ->
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of each file in the manifest of `folder`. Raises ManifestError."""
     path = folder / MANIFEST_FILE
-    write = f"`search-r3 verify {shlex.quote(str(folder))} --accept` writes one of the files as they are now."
+    write = f"`{accepting(folder)}` writes one of the files as they are now."
     if not path.is_file():
         raise ManifestError(
             f"{folder.resolve().name}: there is no {MANIFEST_FILE}, so nothing says how the files should be. {write}"

@@ -1,6 +1,5 @@
-"""`search-r3 verify`: what differs from a model folder's manifest, file by file, and a new manifest where it was meant."""
+"""`search-r3 verify`: what differs from a model folder's manifest, file by file, and a new one where that was meant."""
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from search_r3_mteb.encoder.checkpoints import ASSETS, resolve
 from search_r3_mteb.encoder.manifest import (
     MANIFEST_FILE,
     ManifestError,
+    accepting,
     differences,
     read_manifest,
     write_manifest,
@@ -43,7 +43,7 @@ class Verification:
         else:
             yield (
                 f"{self.folder} is not the model that was saved. Restore what differs, or, if that was meant: "
-                f"search-r3 verify {shlex.quote(str(self.folder))} --accept"
+                f"{accepting(self.folder)}"
             )
         if (self.folder / ADAPTER_CONFIG).is_file():
             yield "This is an adapter. Its base has a folder of its own, which this command compares by itself."

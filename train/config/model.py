@@ -70,8 +70,8 @@ class ModelSettings(Settings):
     trust_remote_code: StrictBool = False
     """Run the checkpoint's own Python. Our choice: off, a model folder is not code that you have read."""
     verify: StrictBool = False
-    """Compare the weights, too, with the folder's manifest before training. Our choice: off, it reads them twice; sizes,
-    and all other files, are always compared where there is one."""
+    """Compare the weights, too, with the folder's manifest, which it must have. Our choice: off, it reads them twice;
+    sizes, and all other files, are always compared where there is one."""
     freeze: tuple[str, ...] = ()
     """Endings of the names of parameters that are not trained. Our choice: none; mini freezes the word embeddings,
     which its head shares: the reply's gradient moves every row at every step, and with them all vectors."""

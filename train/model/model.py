@@ -293,7 +293,12 @@ def _other_adapter(config: ModelSettings, ours: str, theirs: str) -> ValueError:
 def _load_adapter(config: ModelSettings, folder: Path, start: Literal["continue", "merge"]) -> Checkpoint:
     """The adapter in `folder` on its base, to be trained further, or merged into it."""
     adapted = checkpoints.load(
-        folder, dtype=config.dtype, device="cpu", trust_remote_code=config.trust_remote_code, verify=config.verify, trainable=True
+        folder,
+        dtype=config.dtype,
+        device="cpu",
+        trust_remote_code=config.trust_remote_code,
+        verify=config.verify,
+        trainable=True,
     )
     model = adapted.model
     if start == "merge":

@@ -45,8 +45,8 @@ def check_kind(config: dict[str, Any], name: str) -> None:
         outside, kind = True, "activated LoRA (alora_invocation_tokens)"
     if outside:
         raise ValueError(
-            f"{name}: an adapter of the kind {kind} acts in peft's own forward, which is not run here, so it would "
-            "silently do nothing. Use one that lies in the layers (LoRA, DoRA, rsLoRA, IA3), or merge it elsewhere."
+            f"{name}: an adapter of the kind {kind} ({ADAPTER_CONFIG}) acts in peft's own forward, which is not run "
+            "here, so it would silently do nothing. Use one that lies in the layers (LoRA, DoRA, rsLoRA, IA3), or merge it elsewhere."
         )
 
     start = str(config.get("init_lora_weights", ""))

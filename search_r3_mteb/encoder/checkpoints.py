@@ -24,7 +24,16 @@ from search_r3_mteb.encoder.adapters import (
     save_base,
 )
 from search_r3_mteb.encoder.fingerprint import digest, weights_version
-from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights, unknown_rotary
+from search_r3_mteb.encoder.folders import (
+    MODEL_FILES,
+    TOKENIZER_FILES,
+    built_from,
+    check_model_folder,
+    check_safetensors,
+    check_tokenizer,
+    check_weights,
+    unknown_rotary,
+)
 from search_r3_mteb.encoder.manifest import MANIFEST_FILE, check_files, write_manifest
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.encoder.setting_types import check_device_name, check_flag
@@ -291,7 +300,7 @@ def load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
     except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
         raise ValueError(
             f"{folder.name}: transformers cannot load this folder as a causal LM (version {version('transformers')}, "
-            f"{type(error).__name__}): {error}{unknown_rotary(folder)}"
+            f"{type(error).__name__}): {error}{unknown_rotary(folder)}. {built_from(folder, MODEL_FILES)}"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:  # transformers only warns, and fills them with random numbers
@@ -325,6 +334,7 @@ def _load_adapter(
     check_weights(folder, "adapter_model")
     model = load_model(base_folder, dtype, trust_remote_code)
     if (folder / ROWS_FILE).exists():
+        check_safetensors(folder / ROWS_FILE)
         load_rows(model, folder)
     else:
         own, base = (folder / "tokenizer.json").exists(), (base_folder / "tokenizer.json").exists()
@@ -341,7 +351,7 @@ def _load_adapter(
     except (RuntimeError, ValueError, KeyError, UserWarning) as error:
         raise ValueError(
             f"{folder.name}: the adapter does not fit its base model {base_folder.name}: {error}. Use the base that it "
-            "was trained on."
+            f"was trained on, and {ADAPTER_CONFIG} and adapter_model.safetensors as they were saved together."
         ) from error
     except Exception as error:  # values of a wrong type: peft checks few, and fails on the others somewhere
         raise ValueError(
@@ -374,7 +384,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     except Exception as error:  # the tokenizers library raises plain exceptions for formats that it does not know
         raise ValueError(
             f"{folder.name}: no tokenizer can be loaded from this folder (tokenizers {version('tokenizers')}, "
-            f"{type(error).__name__}): {error}"
+            f"{type(error).__name__}): {error}. {built_from(folder, TOKENIZER_FILES)}"
         ) from error
     # What transformers takes as it is, and fails on when it is used.
     for name, kinds in (("chat_template", str | dict | None), ("model_max_length", int | float | None)):

@@ -107,7 +107,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         raise ManifestError(f"{path} is not the manifest of a {_FORMAT}, or damaged. Restore the file. {write}")
     if manifest.get("version") != _VERSION:
         raise ManifestError(
-            f"{path} has format version {manifest.get('version')!r:.20}, this program reads {_VERSION}. Install a newer "
+            f"{path} has format version {manifest.get('version')!r:.20}, not {_VERSION}. Install a newer "
             f"search-r3-mteb. {write}"
         )
     return files

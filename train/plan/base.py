@@ -10,6 +10,7 @@ import torch
 
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE
 from search_r3_mteb.encoder.checkpoints import resolve
+from search_r3_mteb.encoder.folders import check_layers
 from search_r3_mteb.encoder.manifest import check_files
 from search_r3_mteb.json_files import read_object
 from train.config.loading import ConfigError, load_config
@@ -78,6 +79,7 @@ def _dtype(settings: ModelSettings, config: Any) -> torch.dtype:
 def _config(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
+    check_layers(folder, read_object(folder / _CONFIG))
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # also values of a wrong type, for which huggingface_hub has errors of its own

@@ -168,38 +168,17 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
     2.26, model_meta.py); name and revision from the folder's content prevent that. Weights come from safetensors only.
     """
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
-    from sentence_transformers import SentenceTransformer
 
     from search_r3_mteb.encoder.checkpoints import display_name, resolve
-    from search_r3_mteb.encoder.folders import built_from, check_json, check_tokenizer, refuse_pickled_modules
     from search_r3_mteb.encoder.identity import name_for_mteb
-    from search_r3_mteb.encoder.manifest import check_files, deciding_files
-    from search_r3_mteb.integrations.sentence_transformers import is_export, register
+    from search_r3_mteb.integrations.sentence_transformers import is_export, load_library_model
 
     folder = resolve(path, settings.get("revision"))
-    refuse_pickled_modules(folder)
-    check_files(folder, verify=settings.get("verify", False))
-    check_json(folder)
-    if (folder / "config.json").exists():
-        check_tokenizer(folder)
-    exported = is_export(folder)
-    if exported:
-        register()
     fingerprint = fingerprint_of(
         {"files": _content_hash(folder), "sentence-transformers": version("sentence-transformers")}
     )
-    try:
-        model = SentenceTransformer(
-            str(folder),
-            device=settings.get("device"),
-            trust_remote_code=settings.get("trust_remote_code", False),
-            model_kwargs={"use_safetensors": True},
-        )
-    except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
-        raise ValueError(
-            f"{folder.name}: sentence-transformers {version('sentence-transformers')} cannot load this folder: "
-            f"{type(error).__name__}: {error}. {built_from(folder, deciding_files(folder))}"
-        ) from error
+    chosen = {name: settings[name] for name in ("device", "trust_remote_code", "verify") if name in settings}
+    model = load_library_model(folder, **chosen)
     name = label or short_name(name_for_mteb(display_name(str(path), folder)))
     with warnings.catch_warnings():
         # mteb 2.26 calls sentence-transformers' method by its old name.
@@ -213,7 +192,7 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
         }
     )
     wrapped.mteb_model_meta = meta
-    return System(name, "reason" if exported else "direct", RecordedEncoder(wrapped, meta), fingerprint)
+    return System(name, "reason" if is_export(folder) else "direct", RecordedEncoder(wrapped, meta), fingerprint)
 
 
 def _bm25(label: str) -> System:

@@ -16,6 +16,7 @@ In MTEB, a SentenceTransformer gets its own `prompts`, never the task's: for the
 with a prompt, give `prompts={"query": ...}`. MTEB gives all local folders one name, so pass `cache=None` there.
 """
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,41 @@ def export(
         exported = SearchR3Model.from_pretrained(folder).to(device).eval()
         refuse_difference(source, probe_outputs(exported.causal, index, prompts), allowed, f"The export {output.name}")
     return output
+
+
+def load_library_model(
+    folder: Path, *, device: str | None = None, trust_remote_code: bool = False, verify: bool = False
+) -> "SentenceTransformer":
+    """The model of sentence-transformers in a folder, an export or an ordinary one, once its files were looked at.
+
+    Weights come from safetensors only, and nothing from a hub, which the library would ask for what a folder lacks.
+    Raises ValueError and FileNotFoundError, which name the file where one is at fault.
+    """
+    from search_r3_mteb.encoder.folders import built_from, check_json, check_tokenizer, refuse_pickled_modules
+    from search_r3_mteb.encoder.manifest import check_files, deciding_files
+
+    refuse_pickled_modules(folder)
+    check_files(folder, verify=verify)
+    check_json(folder)
+    if (folder / "config.json").exists():
+        check_tokenizer(folder)
+    if is_export(folder):
+        register()
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(
+            str(folder.absolute()),
+            device=device,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True},
+        )
+    except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
+        raise ValueError(
+            f"{folder.name}: sentence-transformers {version('sentence-transformers')} cannot load this folder: "
+            f"{type(error).__name__}: {error}. {built_from(folder, deciding_files(folder))}"
+        ) from error
 
 
 def is_export(folder: Path) -> bool:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from search_r3_mteb.terminal import visible
 from train.public_sets.manifest import faults, read_manifest
 from train.public_sets.prepare import Wish, prepare
 from train.public_sets.table import PUBLIC_SETS, JudgedLayout, PublicSet
@@ -48,10 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if given.check:
                 _check(given.output / name)
             else:
-                _report(prepare(PUBLIC_SETS[name], wish, tell=lambda said: print(said, file=sys.stderr, flush=True)))
+                _report(prepare(PUBLIC_SETS[name], wish, tell=_tell))
         except (ValueError, OSError) as error:
-            print(f"train.prepare {name}: {error}", file=sys.stderr)
+            _tell(f"train.prepare {name}: {error}")
             raise SystemExit(2) from error
+
+
+def _tell(said: str) -> None:
+    print(visible(said), file=sys.stderr, flush=True)
 
 
 def _check(folder: Path) -> None:
@@ -64,7 +69,8 @@ def _check(folder: Path) -> None:
 def _report(folder: Path) -> None:
     """Print where the set lies, its licence and its counts."""
     manifest = read_manifest(folder)
-    print(f"{folder}: {manifest['repository']} at {manifest['revision']}; licence: {manifest['licence']}")
+    origin = f"{manifest['repository']} at {manifest['revision']}; licence: {manifest['licence']}"
+    print(visible(f"{folder}: {origin}"))
     for name, file in manifest["files"].items():
         counts = ", ".join(f"{what} {count:,}" for what, count in file["counts"].items())
         print(f"  {name}: {file['bytes']:,} bytes{'; ' if counts else ''}{counts}")

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.settings import Mode
 
 BM25 = "bm25"
+_LIBRARY_CONFIG = "config_sentence_transformers.json"
 _BM25_IN_MTEB = "mteb/baseline-bm25s"
 ModeChoice: TypeAlias = 'Mode | Literal["both"]'
 MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
 ModelKind = Literal["bm25", "sentence-transformers", "search-r3"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
-_TYPED = ("device", "trust_remote_code")
-_SHARED = ("device", "revision", "trust_remote_code")  # settings that ordinary models take too
+_TYPED = ("device", "trust_remote_code", "verify")
+_SHARED = ("device", "revision", "trust_remote_code", "verify")  # settings that ordinary models take too
 ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder"
 
 
@@ -97,8 +98,14 @@ def kind_of(path: str | Path) -> ModelKind:
             raise ValueError(f"{BM25!r} is both the baseline and a folder here. Write ./{BM25}, or rename the folder.")
         return "bm25"
     folder = resolve(path)
-    if (folder / "modules.json").exists() and not (folder / PROFILE_FILE).exists():
-        return "sentence-transformers"
+    if not (folder / PROFILE_FILE).exists():
+        if (folder / "modules.json").exists():
+            return "sentence-transformers"
+        if (folder / _LIBRARY_CONFIG).exists():
+            raise FileNotFoundError(
+                f"{folder.name}: there is no modules.json beside {_LIBRARY_CONFIG}, so that nothing says how this "
+                "model of sentence-transformers pools. Copy it there."
+            )
     return "search-r3"
 
 
@@ -161,33 +168,17 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
     2.26, model_meta.py); name and revision from the folder's content prevent that. Weights come from safetensors only.
     """
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
-    from sentence_transformers import SentenceTransformer
 
     from search_r3_mteb.encoder.checkpoints import display_name, resolve
-    from search_r3_mteb.encoder.folders import refuse_pickled_modules
     from search_r3_mteb.encoder.identity import name_for_mteb
-    from search_r3_mteb.integrations.sentence_transformers import is_export, register
+    from search_r3_mteb.integrations.sentence_transformers import is_export, load_library_model
 
     folder = resolve(path, settings.get("revision"))
-    refuse_pickled_modules(folder)
-    exported = is_export(folder)
-    if exported:
-        register()
     fingerprint = fingerprint_of(
         {"files": _content_hash(folder), "sentence-transformers": version("sentence-transformers")}
     )
-    try:
-        model = SentenceTransformer(
-            str(folder),
-            device=settings.get("device"),
-            trust_remote_code=settings.get("trust_remote_code", False),
-            model_kwargs={"use_safetensors": True},
-        )
-    except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
-        raise ValueError(
-            f"{folder.name}: sentence-transformers {version('sentence-transformers')} cannot load this folder: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    chosen = {name: settings[name] for name in ("device", "trust_remote_code", "verify") if name in settings}
+    model = load_library_model(folder, **chosen)
     name = label or short_name(name_for_mteb(display_name(str(path), folder)))
     with warnings.catch_warnings():
         # mteb 2.26 calls sentence-transformers' method by its old name.
@@ -201,7 +192,7 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
         }
     )
     wrapped.mteb_model_meta = meta
-    return System(name, "reason" if exported else "direct", RecordedEncoder(wrapped, meta), fingerprint)
+    return System(name, "reason" if is_export(folder) else "direct", RecordedEncoder(wrapped, meta), fingerprint)
 
 
 def _bm25(label: str) -> System:

@@ -16,6 +16,7 @@ In MTEB, a SentenceTransformer gets its own `prompts`, never the task's: for the
 with a prompt, give `prompts={"query": ...}`. MTEB gives all local folders one name, so pass `cache=None` there.
 """
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,41 @@ def export(
     return output
 
 
+def load_library_model(
+    folder: Path, *, device: str | None = None, trust_remote_code: bool = False, verify: bool = False
+) -> "SentenceTransformer":
+    """The model of sentence-transformers in a folder, an export or an ordinary one, once its files were looked at.
+
+    Weights come from safetensors only, and nothing from a hub, which the library would ask for what a folder lacks.
+    Raises ValueError and FileNotFoundError, which name the file where one is at fault.
+    """
+    from search_r3_mteb.encoder.folders import built_from, check_json, check_tokenizer, refuse_pickled_modules
+    from search_r3_mteb.encoder.manifest import check_files, deciding_files
+
+    refuse_pickled_modules(folder)
+    check_files(folder, verify=verify)
+    check_json(folder)
+    if (folder / "config.json").exists():
+        check_tokenizer(folder)
+    if is_export(folder):
+        register()
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(
+            str(folder.absolute()),
+            device=device,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True},
+        )
+    except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
+        raise ValueError(
+            f"{folder.name}: sentence-transformers {version('sentence-transformers')} cannot load this folder: "
+            f"{type(error).__name__}: {error}. {built_from(folder, deciding_files(folder))}"
+        ) from error
+
+
 def is_export(folder: Path) -> bool:
     """Whether `export` wrote the folder."""
     from search_r3_mteb.integrations.transformers_model import MODEL_TYPE
@@ -158,6 +194,7 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
     import torch
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+    from search_r3_mteb.encoder.manifest import write_manifest
     from search_r3_mteb.encoder.merging import merged
     from search_r3_mteb.integrations.transformers_model import SearchR3Config, SearchR3Model
     from search_r3_mteb.integrations.transformers_tokenizer import SearchR3Tokenizer
@@ -189,6 +226,7 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
     _write_module_files(folder)
     card = _CARD.format(name=encoder.name, folder=name, budget=config.max_reasoning_tokens)
     write_text(folder / "README.md", card)
+    write_manifest(folder)
 
 
 def _write_module_files(folder: Path) -> None:

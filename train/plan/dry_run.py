@@ -18,6 +18,7 @@ from search_r3_mteb.encoder.initialise import profile_for
 from search_r3_mteb.encoder.profiles import EMBED_TOKEN, PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.tasks.beir_folder import read_relevance
+from search_r3_mteb.terminal import visible
 from train.config.data import JudgedSetSettings, SourceSettings
 from train.config.loading import dump
 from train.config.stages import RlConfig, SftConfig
@@ -81,7 +82,7 @@ def describe(config: SftConfig | RlConfig, options: DryRun | None = None, corpus
     lines += [f"not here: {text}" for text in missing]
     print(dump(config))
     for line in lines:
-        print(f"# {line}")
+        print(visible(f"# {line}"))
 
 
 def _absent_sources(config: SftConfig | RlConfig) -> dict[SourceSettings, str]:

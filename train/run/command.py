@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from search_r3_mteb.terminal import visible
 from train.config.loading import ConfigError, load_config
 from train.config.stages import RlConfig, SftConfig
 from train.plan.dry_run import DryRun, OpenCorpus, describe
@@ -50,7 +51,7 @@ def start(
     except OtherProcessError as error:  # the other one has said why
         if command.debug:
             raise
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(visible(f"{program}: {' '.join(str(error).split())}"), file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(f"{program}: stopped. The same command resumes from the newest checkpoint.", file=sys.stderr)
@@ -113,7 +114,7 @@ def parse(program: str, cls: type[Any], arguments: Sequence[str] | None) -> Comm
 
 def _end(program: str, error: Exception, hint: str = "") -> Any:
     notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))  # where a failed step's batch lies
-    print(f"{program}: {error}{hint}{notes}", file=sys.stderr)
+    print(visible(f"{program}: {error}{hint}{notes}"), file=sys.stderr)
     raise SystemExit(2) from error
 
 

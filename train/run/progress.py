@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import TextIO
 
+from search_r3_mteb.terminal import visible
+
 _STEPS = 100  # the mean of so many last steps says how long the rest takes; evaluation and checkpoints are among them
 
 
@@ -59,7 +61,7 @@ class Progress:
             self._over("")
             self._stream.write("\r")
             self._stream.flush()
-        print(text, flush=True)
+        print(visible(text), flush=True)
 
     def close(self) -> None:
         """End the line."""

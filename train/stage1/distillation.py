@@ -14,12 +14,15 @@ batch's documents.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from search_r3_mteb.encoder.checkpoints import resolve
+from search_r3_mteb.integrations.sentence_transformers import load_library_model
 from train.losses.checks import require_finite, require_positive, share, unit
 from train.processes import collectives
 
@@ -28,9 +31,8 @@ class Teacher:
     """A sentence-transformers model, with its own pooling, whose vectors are targets."""
 
     def __init__(self, path: str, device: torch.device) -> None:
-        from sentence_transformers import SentenceTransformer
-
-        self.model: Any = SentenceTransformer(path, device=str(device)).eval()
+        folder = resolve(path if "/" in path or Path(path).is_dir() else f"sentence-transformers/{path}")
+        self.model: Any = load_library_model(folder, device=str(device)).eval()
         self.limit: int = self.model.max_seq_length
 
     def __call__(self, texts: Sequence[str], max_length: int) -> Float[Tensor, "texts dim"]:

@@ -75,7 +75,10 @@ def write_array(path: Path, array: Any) -> None:
 
 
 class _Plain:
-    """A stream that NumPy does not take for a file: to those it writes through C, and loses the errors of a full disk."""
+    """A stream that NumPy does not take for a file.
+
+    To a file it writes through C, and of an array whose end finds no room it loses that end without an error.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self.write = stream.write

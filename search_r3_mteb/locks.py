@@ -99,8 +99,8 @@ class Claim:
 def abandoned(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Whether the process that claimed `path` is dead; then nobody else finds it so during the block.
 
-    A claim that is not there is a dead one's. With `wait` the claim of a living process is waited for. Where that cannot
-    be found out (another user's file, a file system without locks), the process is taken for a living one.
+    A claim that is not there is a dead one's. With `wait` the claim of a living process is waited for. Where that
+    cannot be found out (another user's file, a file system without locks), the process is taken for a living one.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
@@ -117,7 +117,7 @@ def abandoned(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def _got(descriptor: int, wait: bool) -> bool:
-    """Whether the claim's lock is ours now. Where the file system has no locks, whoever waits for one is let through."""
+    """Whether the claim's lock is ours now. Where a file system has no locks, whoever waits for one is let through."""
     try:
         if wait:
             _wait(descriptor)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ def start(
     """Run the command line. A mistake of the caller gives one message and exit code 2; `--debug` gives a traceback."""
     command = parse(program, cls, arguments)
     advise(partial(_kept, program, command))
+    threading.excepthook = _known_to_all(threading.excepthook)
     try:
         if command.dry_run:
             check_trackers(command.config.output.trackers)
@@ -59,6 +61,16 @@ def start(
         if command.debug or not (explained(error) or isinstance(error, ValueError | TypeError | OSError | ImportError)):
             raise
         _end(program, error)
+
+
+def _known_to_all(before: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Errors of threads are shown, but for those of the disk: TensorBoard's writer hands them to its next caller."""
+
+    def hook(error: Any) -> None:
+        if error.exc_value is None or explained(error.exc_value) is None:
+            before(error)
+
+    return hook
 
 
 def _kept(program: str, command: Command) -> str:

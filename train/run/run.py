@@ -75,8 +75,8 @@ class Run:
         """The run of a configuration. `unit` "query" trains on prompts, as stage 2 does.
 
         Raises ValueError, FileNotFoundError or OSError for whatever would stop it later: a folder that cannot be
-        written, or in which another process trains, a tracker that is not installed, a model, source or split that is not there, a malformed first row, or
-        too small a max_length or window.
+        written, or in which another process trains, a tracker that is not installed, a model, source or split that is
+        not there, a malformed first row, or too small a max_length or window.
         """
         optimization, shards = config.optimization, sharding.wanted()
         check_trackers(config.output.trackers)

@@ -15,7 +15,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from search_r3_mteb.disk import explained
+from search_r3_mteb.stopping import command_line, end_on_signals
 from search_r3_mteb.terminal import visible
+
+if __name__ == "__main__":  # before datasets is imported, which takes seconds
+    end_on_signals(
+        "train.prepare",
+        lambda: "What was read is kept. Go on with: " + command_line("python -m train.prepare"),
+    )
+
 from train.public_sets.manifest import faults, read_manifest
 from train.public_sets.prepare import Wish, prepare
 from train.public_sets.table import PUBLIC_SETS, JudgedLayout, PublicSet
@@ -50,8 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _check(given.output / name)
             else:
                 _report(prepare(PUBLIC_SETS[name], wish, tell=_tell))
-        except (ValueError, OSError) as error:
-            _tell(f"train.prepare {name}: {error}")
+        except Exception as error:
+            message = explained(error)
+            if message is None and not isinstance(error, ValueError | OSError):
+                raise
+            _tell(f"train.prepare {name}: {message or error}")
             raise SystemExit(2) from error
 
 

@@ -86,10 +86,8 @@ def copy_file(source: Path, target: Path) -> None:
 
 def no_room(path: Path, size: int, error: OSError) -> OSError:
     """The error for a file of `size` bytes that did not fit."""
-    try:
-        free = f"{shutil.disk_usage(path.parent).free:,} bytes are free on its file system"
-    except OSError:
-        free = "how much is free cannot be asked"
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    free = f"{shutil.disk_usage(there).free:,} bytes are free on its file system"
     return OSError(
         error.errno,
         f"{os.strerror(error.errno or errno.ENOSPC)}: the file needs {size:,} bytes, and {free} (a quota or a limit of "

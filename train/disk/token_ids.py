@@ -27,6 +27,7 @@ from train.processes.replicas import Arrays, Replicas, on_all
 PART_ROWS = 8192
 _MAGIC = b"R3TOKEN1"
 _HEADER = struct.Struct("<8s16sIIQ16s")  # magic, fingerprint, number, texts, ids; blake2b-128 of these and of the rest
+PART_HEADER = _HEADER.size
 _log = logging.getLogger(__name__)
 
 Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]

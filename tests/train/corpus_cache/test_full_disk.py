@@ -108,7 +108,7 @@ def test_of_several_arrays_none_is_left(tmp_path, monkeypatch):
         (full if len(calls) == 2 else real)(descriptor, offset, length)
 
     monkeypatch.setattr(os, "posix_fallocate", second_fails)
-    with pytest.raises(OSError, match="1-b.npy"):
+    with pytest.raises(OSError, match=r"1-b\.npy"):
         create_arrays(tmp_path, {"a": ((4,), FLOAT), "b": ((4,), FLOAT), "c": ((4,), FLOAT)})
     assert (len(calls), list(tmp_path.iterdir())) == (2, [])
 

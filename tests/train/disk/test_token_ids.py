@@ -111,7 +111,7 @@ def test_parts_cannot_change_places(tmp_path, caplog):
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
-    theirs = [file for file in tmp_path.glob("*/00002.tokens") if file.parent != one.parent][0]
+    theirs = next(file for file in tmp_path.glob("*/00002.tokens") if file.parent != one.parent)
     (one.parent / "00002.tokens").write_bytes(theirs.read_bytes())
     assert sum(measured(tmp_path, name)[1] for name in ("words", "other")) == 24
     assert caplog.text.count("does not match its checksum") == 3

@@ -31,7 +31,7 @@ from search_r3_mteb.encoder.engine import Engine
 from train.config.stages import RlConfig
 from train.corpus_cache.cache import CorpusCache
 from train.data.rows import TrainingRow
-from train.disk.token_ids import Tokenization
+from train.disk.token_ids import CorpusTokenizer
 from train.model.model import Base
 from train.processes import collectives
 from train.processes.replicas import all_processes
@@ -110,7 +110,7 @@ def open_environment(run: Run) -> Environment:
     encoder = DocumentEncoder(
         checkpoint.model, engine, run.renderer, frozen=cached.policy == "frozen", autocast=run.accelerator.autocast
     )
-    tokens = Tokenization(encoder.tokenize, encoder.tokenizer_name(), cached.place_of_tokens(run.folder))
+    tokens = CorpusTokenizer(encoder.tokenize, encoder.tokenizer_name(), cached.place_of_tokens(run.folder))
     corpus = SearchedCorpus(config.data, tokens, run.data.sources)
     device = cached.compute_device(run.device)
     if device is None:

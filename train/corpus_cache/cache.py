@@ -37,7 +37,7 @@ from train.corpus_cache.refresh_policies import CorpusRows, Hits, RefreshReport,
 from train.corpus_cache.row_ages import Age, RowAges
 from train.corpus_cache.state import CacheState, Origin, check_origin, encoded_state, loaded_state
 from train.corpus_cache.texts import CorpusTexts, Encode, encode_shared
-from train.disk.token_ids import Tokenization
+from train.disk.token_ids import CorpusTokenizer
 from train.processes.replicas import Replicas, on_all
 
 CorpusLike = CorpusTexts | Mapping[str, Any] | Sequence[Any]
@@ -103,7 +103,7 @@ class CorpusCache:
         """
         replicas, source, texts = replicas or Replicas(), Path(folder), CorpusTexts.of(corpus)
         check_origin(read_manifest(source)["scalars"], source, fingerprint, dim, texts)
-        if isinstance(texts.token_counts, Tokenization):
+        if isinstance(texts.token_counts, CorpusTokenizer):
             texts = texts.measured(replicas)
         return cls(loaded_state(source, settings, working, replicas), texts, replicas)
 

@@ -29,11 +29,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Shaped
 
 from search_r3_mteb.atomic import write_array, write_json
 from search_r3_mteb.json_files import read_object
-from train.disk.maps import FULL, copy_file, described_array, new_map, no_room, open_map
+from train.disk.maps import FULL, Array, copy_file, described_array, new_map, no_room, open_map
 from train.disk.row_sums import whole_sum
 
 FORMAT = 3
@@ -42,7 +41,6 @@ _MAGIC = b"R3CACHE2"
 _HEADER = struct.Struct("<8sQ16sI")  # magic, length of the payload, its blake2b-128, crc32 of these three
 _REMEDY = "Load an older checkpoint's cache, or build it again."
 
-Array = Shaped[np.ndarray, "..."]
 ChangeRecord = dict[str, Array]
 
 

@@ -13,12 +13,12 @@ from jaxtyping import Int
 
 from search_r3_mteb.encoder.documents import document_texts
 from search_r3_mteb.search.arrays import RowNumbers, Vectors
-from train.disk.token_ids import TokenIds, Tokenization
+from train.disk.token_ids import CorpusTokenizer, TokenIds
 from train.processes.replicas import Arrays, Replicas, on_all, shares
 
 Encode = Callable[..., Any]
-"""Texts -> (len, dim) vectors under the present weights. Of a corpus with a `Tokenization` it is also given their token
-ids: encode(texts, token_ids)."""
+"""Texts -> (len, dim) vectors under the present weights. Where the corpus has a `CorpusTokenizer`, it is also given the
+token ids: encode(texts, token_ids)."""
 CountTokens = Callable[[list[str]], Sequence[int]]
 ENCODE = "encode its share of the documents, so the cache is unchanged in all of them"
 _BYTES_PER_TOKEN = 4
@@ -30,7 +30,7 @@ class CorpusTexts:
     """Texts by row. `texts` may be any sequence of strings, also one that reads them from disk.
 
     `ids` name the rows (default: their numbers as strings). `token_counts` are the tokens that encoding each text
-    takes, or a function that counts them for a list of texts, or a `Tokenization`, whose ids are made once and kept;
+    takes, or a function that counts them for a list of texts, or a `CorpusTokenizer`, whose ids are made once and kept;
     without it a token is taken to be four bytes of UTF-8 (our choice: the mean of English text in byte-pair
     vocabularies of 50,000 and more).
 
@@ -40,11 +40,11 @@ class CorpusTexts:
 
     texts: Sequence[str]
     ids: Sequence[str] | None = None
-    token_counts: Sequence[int] | Int[np.ndarray, " rows"] | CountTokens | Tokenization | None = field(
+    token_counts: Sequence[int] | Int[np.ndarray, " rows"] | CountTokens | CorpusTokenizer | None = field(
         default=None, repr=False
     )
     token_ids: TokenIds | None = field(default=None, init=False, repr=False)
-    """Of a corpus with a `Tokenization`, once it is `measured`."""
+    """Of a corpus with a `CorpusTokenizer`, once it is `measured`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.texts, str) or not len(self.texts):
@@ -107,7 +107,7 @@ class CorpusTexts:
         if isinstance(self.token_counts, np.ndarray):
             return self
         found = copy(self)  # with the tables and the digest that it has made already
-        if isinstance(self.token_counts, Tokenization):
+        if isinstance(self.token_counts, CorpusTokenizer):
             how = self.token_counts
 
             def ids_of(rows: range) -> Sequence[Sequence[int]]:
@@ -137,7 +137,7 @@ class CorpusTexts:
             _check_texts(texts, start)
             if self.token_counts is None:
                 found: Any = [1 + len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN for text in texts]
-            elif isinstance(self.token_counts, Tokenization):
+            elif isinstance(self.token_counts, CorpusTokenizer):
                 found = [len(ids) for ids in self.token_counts.tokenize(texts)]
             elif callable(self.token_counts):
                 found = self.token_counts(texts)

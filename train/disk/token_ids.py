@@ -35,7 +35,7 @@ Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True)
-class Tokenization:
+class CorpusTokenizer:
     """How texts become token ids, and the folder that keeps them. `name` tells everything that decides the ids."""
 
     tokenize: Tokenize

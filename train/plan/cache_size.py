@@ -19,10 +19,10 @@ MILLION = 1_000_000
 class CacheSize:
     """Bytes of a corpus cache of `documents` vectors of length `dim`, as `train/corpus_cache/state.py` lays it out.
 
-    `tokens` are the documents' token ids, which lie on disk once, beside the copies. `rows` are the memory-mapped arrays with a row per document: the host keeps them in its page cache, once per
+    `rows` are the memory-mapped arrays with a row per document: the host keeps them in its page cache, once per
     machine. `maps` are the drift maps with the fit's memory, at most, which lie in the memory of every process. `log`
     is the change log, at most but for one refresh. `copies` of all of it lie on disk: the working one, the checkpoints
-    that stay, and the one that is written.
+    that stay, and the one that is written; beside them, once, the `tokens`: the documents' token ids.
     """
 
     documents: int

@@ -12,7 +12,7 @@ from train.corpus_cache.texts import CorpusTexts, CountTokens
 from train.data.order import key_of
 from train.data.rows import RowSource, TrainingRow, positives_of, text_id
 from train.data.sources import documents_of, open_source
-from train.disk.token_ids import Tokenization
+from train.disk.token_ids import CorpusTokenizer
 
 _FILES = ("jsonl", "hub")  # kinds of source without a corpus of their own
 
@@ -36,7 +36,7 @@ class SearchedCorpus:
     def __init__(
         self,
         settings: RlDataSettings,
-        tokens: Tokenization | CountTokens,
+        tokens: CorpusTokenizer | CountTokens,
         opened: Mapping[str, RowSource] | None = None,
     ) -> None:
         places = {_place(source): source for source in (settings.corpus or settings.sources)}

@@ -12,7 +12,7 @@ from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.refresh_policies import Hits
 from train.corpus_cache.texts import CorpusTexts
 from train.disk import token_ids
-from train.disk.token_ids import Tokenization
+from train.disk.token_ids import CorpusTokenizer
 from train.processes.replicas import Replicas
 
 TEXTS = [f"document {'long ' * (row % 7)}number {row}" for row in range(30)]
@@ -38,7 +38,7 @@ def parts_of_eight(monkeypatch):
 def measured(folder, name="words", texts=TEXTS, replicas=None):
     """The measured corpus, and how many texts were tokenised for it."""
     tokenizer = Tokenizer()
-    corpus = CorpusTexts(texts, token_counts=Tokenization(tokenizer, name, folder)).measured(replicas or Replicas())
+    corpus = CorpusTexts(texts, token_counts=CorpusTokenizer(tokenizer, name, folder)).measured(replicas or Replicas())
     found = corpus.token_ids.take(np.arange(len(texts))) if len(texts) == len(IDS) else None
     assert found in (IDS, None) or texts != TEXTS
     assert corpus.count().tolist() == [len(text.split()) for text in texts]
@@ -78,7 +78,7 @@ def test_a_killed_process_goes_on_with_the_parts_that_are_missing(tmp_path):
             return super().__call__(texts)
 
     with pytest.raises(KeyboardInterrupt):
-        CorpusTexts(TEXTS, token_counts=Tokenization(Killed(), "words", tmp_path)).measured(Replicas())
+        CorpusTexts(TEXTS, token_counts=CorpusTokenizer(Killed(), "words", tmp_path)).measured(Replicas())
     assert len(list(tmp_path.glob("*/*"))) == 2
     assert measured(tmp_path)[1] == 14
 
@@ -127,7 +127,7 @@ def test_a_part_that_is_lost_later_is_made_again_in_memory(tmp_path):
 def test_what_a_tokenizer_gives_is_checked(tmp_path):
     for given, said in ((lambda texts: [[1]], "1 lists of ids for the 8"), (lambda texts: [[]] * 8, "length 0")):
         with pytest.raises(ValueError, match=said.replace("the ", "(the )?")):
-            CorpusTexts(TEXTS, token_counts=Tokenization(given, "x", tmp_path)).measured(Replicas())
+            CorpusTexts(TEXTS, token_counts=CorpusTokenizer(given, "x", tmp_path)).measured(Replicas())
     with pytest.raises(ValueError, match="Document 9 is empty"):
         measured(tmp_path, texts=[*TEXTS[:9], " ", *TEXTS[10:]])
 
@@ -166,7 +166,7 @@ def test_each_process_tokenises_its_share(tmp_path):
         replicas = Together(rank)
         replicas.folder = place / folder
         tokenizer = Tokenizer()
-        corpus = CorpusTexts(TEXTS, token_counts=Tokenization(tokenizer, "words", place))
+        corpus = CorpusTexts(TEXTS, token_counts=CorpusTokenizer(tokenizer, "words", place))
         corpus.measured(replicas)
         asked.append(len(tokenizer.asked))
         made = {file.name: file.read_bytes() for file in place.glob("*/*")}
@@ -210,7 +210,7 @@ def test_builds_refreshes_audits_and_rebuilds_are_fed_the_ids(tmp_path):
         return [[7, int(text.split()[-1])] for text in batch]
 
     def corpus():
-        return CorpusTexts(texts, token_counts=Tokenization(tokenize, "numbers", tmp_path / "tokens"))
+        return CorpusTexts(texts, token_counts=CorpusTokenizer(tokenize, "numbers", tmp_path / "tokens"))
 
     settings = CorpusCacheSettings(neighbors=3, encode_rows=7)
     cache = CorpusCache.build(corpus(), Fed(), folder=tmp_path / "cache", settings=settings)

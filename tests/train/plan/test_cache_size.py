@@ -9,7 +9,7 @@ from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.refresh_policies import Hits
 from train.corpus_cache.texts import CorpusTexts
-from train.disk.token_ids import Tokenization
+from train.disk.token_ids import CorpusTokenizer
 from train.plan.cache_size import CacheSize, text_bytes
 from train.processes.replicas import Replicas
 
@@ -52,7 +52,7 @@ def test_token_ids_are_as_large_as_said(tmp_path, monkeypatch, documents):
     monkeypatch.setattr("train.disk.token_ids.PART_ROWS", 8)
     monkeypatch.setattr("train.plan.cache_size.PART_ROWS", 8)
     texts = [f"document {'long ' * number}" for number in range(documents)]
-    tokens = Tokenization(lambda batch: [list(range(len(text))) for text in batch], "characters", tmp_path)
+    tokens = CorpusTokenizer(lambda batch: [list(range(len(text))) for text in batch], "characters", tmp_path)
     CorpusTexts(texts, token_counts=tokens).measured(Replicas())
     told = CacheSize.of(CorpusCacheSettings(), documents, DIM, keep=2, tokens_per_document=fmean(map(len, texts)))
     assert told.tokens == sum(file.stat().st_size for file in tmp_path.glob("*/*"))

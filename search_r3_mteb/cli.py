@@ -79,6 +79,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     setting: SetOption = None,
 ) -> None:
     """Score models on retrieval tasks through MTEB: nDCG@10, recall@10, cost; summary.json and per-query files."""
+    from search_r3_mteb.evaluation.costs import cost_sentences
     from search_r3_mteb.evaluation.evaluate import evaluate as run
     from search_r3_mteb.evaluation.summary import table
     from search_r3_mteb.evaluation.tasks import with_identical_ids_ignored
@@ -96,6 +97,8 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         )
     console = _console()
     console.print(table(rows))
+    for sentence in cost_sentences(rows, output):
+        console.print(sentence, markup=False, highlight=False)
     console.print(f"Written to {escape(str(output))}: summary.json, queries/, predictions/, mteb/")
 
 

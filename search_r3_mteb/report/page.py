@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_text
+from search_r3_mteb.evaluation.costs import times_text
 from search_r3_mteb.report import figures as drawing
 from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
 from search_r3_mteb.report.explorer import Pair, build_payload, compress, find_pairs
@@ -145,6 +146,7 @@ def _figure_groups(content: Content) -> list[FigureGroup]:
     for number, mine in enumerate(places.values()):
         whole = [row for row in mine if row.first.hops is None]
         label = whole[0].first.task_label if whole else mine[0].first.task
+        cost.append(drawing.time_figure(f"time-{number}", label, whole))
         cost.append(drawing.cost_figure(f"cost-{number}", label, whole))
         cost.append(drawing.hops_figure(f"hops-{number}", label, mine))
     cost.append(drawing.forced_figure("forced", rows))
@@ -174,7 +176,7 @@ def _verdict(item: ReasoningDifference) -> str:
     return (
         f"{subject}: reasoning {effect}: nDCG@10 {signed(result.difference)} "
         f"(95 % interval {signed(result.low)} to {signed(result.high)}, p = {p_value(result.p)}, "
-        f"{_plural(result.queries, 'query', 'queries')}, {_plural(seeds, 'seed')})."
+        f"{_plural(result.queries, 'query', 'queries')}, {_plural(seeds, 'seed')}), {times_text(item.times)}."
     )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.prompts import Renderer
 
 Ids = Sequence[int]
+FILLER = " ."
 # In Thai and Lao, Burmese, Khmer, kana and Han each character is a word; elsewhere a word ends at white space.
 _SPACELESS = "\\u0e00-\\u0eff\\u1000-\\u109f\\u1780-\\u17ff\\u3040-\\u30ff\\u3400-\\u9fff\\uf900-\\ufaff"
 _WORD = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
@@ -68,12 +69,23 @@ def shuffled_words(
     ends = [_end(row, special) for row in ids]
     spoken = [list(row[:end]) for row, end in zip(ids, ends, strict=True)]
     texts = tokenizer.batch_decode(spoken, skip_special_tokens=True) if spoken else []
-    shuffled = [_shuffled(text, rng) for text in texts]
+    shuffled = [shuffled_text(text, rng) for text in texts]
     changed = renderer.tokenize_text([text.encode("utf-8", "replace").decode() for text in shuffled])
     return [
         list(row) if before == after else [*new[: most_tokens - (len(row) - end)], *row[end:]]
         for row, end, before, after, new in zip(ids, ends, texts, shuffled, changed, strict=True)
     ]
+
+
+def filler(ids: Sequence[Ids], renderer: "Renderer") -> list[list[int]]:
+    """The same numbers of tokens that say nothing: full stops, as in arXiv 2404.15758 (from memory)."""
+    [stop] = renderer.tokenize_text([FILLER])
+    return [[stop[-1]] * len(row) for row in ids]
+
+
+def filler_text(tokens: int) -> str:
+    """As many full stops, each after a space: one token each for the tokenizers that we know."""
+    return " ".join([FILLER.strip()] * tokens)
 
 
 def _end(ids: Ids, special: set[int]) -> int:
@@ -84,7 +96,8 @@ def _end(ids: Ids, special: set[int]) -> int:
     return end
 
 
-def _shuffled(text: str, rng: np.random.Generator) -> str:
+def shuffled_text(text: str, rng: np.random.Generator) -> str:
+    """The text's words in another order, its white space in place; unchanged where there is no other order."""
     words = _WORD.findall(text)
     if len(set(words)) < 2:
         return text

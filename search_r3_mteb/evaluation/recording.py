@@ -56,12 +56,11 @@ class RecordedEncoder:
         **keywords: Any,
     ) -> Any:
         """MTEB's encode. In mode "reason" the thoughts are kept."""
-        from search_r3_mteb.encoder.encoder import SearchR3Encoder
         from search_r3_mteb.encoder.inputs import is_query, read_queries
 
         record = self.records.setdefault(hf_split, SplitRecord())
         query = is_query(prompt_type)
-        ours = isinstance(self.encoder, SearchR3Encoder)
+        ours = hasattr(self.encoder, "statistics") and hasattr(self.encoder, "task_prompts")
         before = self._seconds(query) if ours else 0.0
         start = time.perf_counter()
         if ours and query and self.encoder.mode == "reason":

@@ -1,0 +1,158 @@
+"""Controls: a system whose queries are embedded after another reasoning than the one that it wrote.
+
+    filler     as many tokens that say nothing   more computation and a longer context, without words
+    other      another query's reasoning         that something is said in the model's style, about no matter what
+    shuffled   its own words in another order    the words (as an expansion of the query), without what they say
+    empty      no reasoning                      the prompt for reasoning, which differs from the direct one
+
+If the own reasoning is not better than its control, then what the control keeps explains the quality. A control's row
+has the tokens that were read, not generated, and the time of reading them; what writing them cost is in the own row.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from search_r3_mteb.encoder.inputs import is_query, read_queries
+from search_r3_mteb.encoder.settings import Statistics
+from search_r3_mteb.encoder.store import fingerprint_of
+from search_r3_mteb.evaluation.reasoning_variants import (
+    filler,
+    filler_text,
+    others,
+    shuffled_text,
+    shuffled_words,
+)
+from search_r3_mteb.evaluation.recording import RecordedEncoder
+from search_r3_mteb.evaluation.systems import System
+
+ControlName: TypeAlias = Literal["filler", "other", "shuffled", "empty"]
+CONTROL_NAMES: tuple[ControlName, ...] = get_args(ControlName)
+
+
+class ControlledEncoder:
+    """`encoder` with each query's reasoning exchanged for its control, drawn with `seed`.
+
+    It needs the encoder's `think(texts, reasoning=...)`; documents are those of the encoder. Its statistics count the
+    pass over the control alone.
+    """
+
+    mode = "reason"
+
+    def __init__(self, encoder: Any, control: ControlName, seed: int = 0) -> None:
+        self.encoder, self.control, self.seed = encoder, control, seed
+        self.task_prompts: bool = encoder.task_prompts
+        self.statistics = Statistics()
+
+    def think(
+        self,
+        texts: Sequence[str],
+        *,
+        instruction: Sequence[str | None] | None = None,
+        show_progress_bar: bool | None = None,
+    ) -> list[Any]:
+        """The controls of these texts and the vectors after them. Raises ValueError for "other" with one text."""
+        own = self.encoder.think(texts, instruction=instruction, show_progress_bar=show_progress_bar)
+        given = self.reasonings(own)
+        before = self.encoder.statistics.query_seconds
+        thoughts: list[Any] = self.encoder.think(
+            texts, instruction=instruction, reasoning=given, show_progress_bar=show_progress_bar
+        )
+        self.statistics.query_seconds += self.encoder.statistics.query_seconds - before
+        self.statistics.queries += len(thoughts)
+        return thoughts
+
+    def reasonings(self, own: Sequence[Any]) -> list[Any]:
+        """What is read in place of the own thoughts: token ids for our checkpoints, texts for any other system.
+
+        Ids are exact: decoding them and reading the text again may give others.
+        """
+        rng = np.random.default_rng(self.seed)
+        if self.control == "other":
+            if len(own) < 2:
+                raise ValueError("The control 'other' needs two queries: with one there is no other reasoning to give.")
+            places = others(len(own), rng).tolist()
+        renderer = getattr(self.encoder, "renderer", None)
+        if renderer is None:
+            if self.control == "other":
+                return [own[place].text for place in places]
+            return [_each_text(thought, self._text_maker(thought, rng)) for thought in own]
+        ids = [list(thought.token_ids) for thought in own]
+        if self.control == "other":
+            return [ids[place] for place in places]
+        if self.control == "filler":
+            return filler(ids, renderer)
+        if self.control == "shuffled":
+            return shuffled_words(ids, renderer, rng, self.encoder.settings["max_reasoning_tokens"])
+        return [[] for _ in ids]
+
+    def _text_maker(self, thought: Any, rng: np.random.Generator) -> Callable[[str, int], str]:
+        if self.control == "filler":
+            return lambda text, parts: filler_text(len(thought.token_ids) // parts)
+        if self.control == "shuffled":
+            return lambda text, parts: shuffled_text(text, rng)
+        return lambda text, parts: ""
+
+    def encode(self, inputs: Any, *, task_metadata: Any = None, prompt_type: Any = None, **keywords: Any) -> Any:
+        """MTEB's encode: queries after the control, documents as the encoder embeds them."""
+        if not is_query(prompt_type):
+            before = self.encoder.statistics.document_seconds
+            vectors = self.encoder.encode(inputs, task_metadata=task_metadata, prompt_type=prompt_type, **keywords)
+            self.statistics.document_seconds += self.encoder.statistics.document_seconds - before
+            return vectors
+        texts, instructions = read_queries(inputs, task_metadata if self.task_prompts else None)
+        return np.stack([thought.vector for thought in self.think(texts, instruction=instructions)])
+
+    def similarity(self, first: Any, second: Any) -> Any:
+        """The encoder's own similarity (n, m)."""
+        return self.encoder.similarity(first, second)
+
+    def similarity_pairwise(self, first: Any, second: Any) -> Any:
+        """The encoder's own similarity (n,), row by row."""
+        return self.encoder.similarity_pairwise(first, second)
+
+
+def controlled(system: System, control: ControlName, seed: int = 0) -> System:
+    """The control of a system that reasons, as a system of its own, labelled LABEL-CONTROL.
+
+    Raises ValueError for a system whose reasoning cannot be exchanged: one that does not reason, or that only gives
+    vectors (an export that sentence-transformers runs, a search model).
+    """
+    if not can_be_controlled(system):
+        raise ValueError(
+            f"{system.label} ({system.mode}) has no reasoning to exchange, so control {control!r} means nothing for "
+            "it. Controls are for systems with think(texts, reasoning=...) in mode 'reason': leave the control out."
+        )
+    model = system.model
+    encoder = ControlledEncoder(getattr(model, "encoder", None), control, seed)
+    settings = {"control": control, "control_seed": seed}
+    fingerprint = fingerprint_of({"system": system.fingerprint, **settings})
+    meta = model.mteb_model_meta.model_copy(
+        update={
+            "name": f"{model.mteb_model_meta.name}-{control}",
+            "experiment_kwargs": {**(model.mteb_model_meta.experiment_kwargs or {}), "fingerprint": fingerprint[:16]},
+        }
+    )
+    return replace(
+        system,
+        label=f"{system.label}-{control}",
+        model=RecordedEncoder(encoder, meta),
+        fingerprint=fingerprint,
+        settings={**system.settings, **settings},
+    )
+
+
+def can_be_controlled(system: System) -> bool:
+    """Whether the system's reasoning can be exchanged."""
+    think = getattr(getattr(system.model, "encoder", None), "think", None)
+    return system.mode == "reason" and think is not None and "reasoning" in inspect.signature(think).parameters
+
+
+def _each_text(thought: Any, make: Callable[[str, int], str]) -> Any:
+    """The thought's text, or each of several, through `make`, which also gets their number."""
+    if isinstance(thought.text, str):
+        return make(thought.text, 1)
+    return [make(text, len(thought.text)) for text in thought.text]

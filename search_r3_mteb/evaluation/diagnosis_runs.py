@@ -25,7 +25,8 @@ from search_r3_mteb.evaluation.query_scorer import QueryScorer
 from search_r3_mteb.evaluation.reasoning_variants import embed_after, others, shuffled_words
 
 if TYPE_CHECKING:
-    from search_r3_mteb.encoder.encoder import SearchR3Encoder, Thought
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.encoder.thoughts import Thought
 
 _EXAMPLES = 5
 _log = logging.getLogger(__name__)

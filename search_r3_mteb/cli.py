@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TextIO, cast
 
@@ -100,6 +101,57 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     for sentence in cost_sentences(rows, output):
         console.print(sentence, markup=False, highlight=False)
     console.print(f"Written to {escape(str(output))}: summary.json, queries/, predictions/, mteb/")
+
+
+@app.command()
+def compare(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE.toml]", help="The systems and their settings.", show_default=False)
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--models", "--model", help="As in evaluate. May be repeated; the first is the baseline."),
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="As in evaluate. May be repeated.")] = None,
+    budget: Annotated[
+        list[int] | None, typer.Option("--budget", help="Tokens of a query's reasoning. May be repeated.", min=0)
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            help="filler, other, shuffled or empty reasoning, or none. May be repeated. [default: all four]",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="An interrupted comparison resumes there. [default: runs/compare]", show_default=False),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    setting: SetOption = None,
+) -> None:
+    """Compare systems at equal cost: quality, differences, controls, tokens and time; one page."""
+    from search_r3_mteb.compare import compare as run
+    from search_r3_mteb.compare.plan import plan_of, read_plan
+    from search_r3_mteb.evaluation.summary import table
+
+    settings = _settings(setting)
+    named = plan_of(models or [], task or [], budget or [], control, split, settings) if file is None else None
+    if file is not None and (models or task or budget or control or split or settings):
+        raise ValueError(f"{file} names systems, tasks and settings: give the file, or the options, not both.")
+    plan = named or read_plan(cast("Path", file))
+    plan = plan if output is None else replace(plan, output=output)
+    with _progress_lines():
+        result = run(plan, shlex.join(["search-r3", *_arguments()]))
+    console = _console()
+    if result.rows:
+        console.print(table(result.shown_rows()))
+    for sentence in [each.sentence() for each in result.pairs] + [str(each) for each in result.failures]:
+        console.print(sentence, markup=False, highlight=False)
+    console.print(f"Written to {escape(str(plan.output))}: {', '.join(path.name for path in result.files)}")
+    if result.failures:
+        raise SystemExit(1)
 
 
 @app.command()

@@ -21,7 +21,7 @@ class SystemScores:
     """One system on one task: its mean quality, nDCG@10 by query id, and its milliseconds per query.
 
     `by_query` is None where the mean is not one over queries (a task of several subsets), `milliseconds` where no time
-    was measured. `tokens` are generated per query.
+    was measured. `tokens` are generated per query; `budget` tells several runs of one model apart.
     """
 
     name: str
@@ -30,11 +30,17 @@ class SystemScores:
     by_query: Mapping[str, float] | None
     milliseconds: float | None
     tokens: float | None = None
+    budget: int | None = None
 
     @property
     def label(self) -> str:
-        """Name and mode."""
-        return f"{self.name} ({self.mode})"
+        """Name and mode, and the budget where one is named."""
+        return f"{self.name} ({self.mode}{self.most})"
+
+    @property
+    def most(self) -> str:
+        """The budget in words, empty where none is named."""
+        return "" if self.budget is None else f", at most {self.budget} tokens"
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class SystemPair:
 
     def sentence(self, task: str) -> str:
         """The pair in one sentence: difference of nDCG@10, its 95 % interval, ratio of the times per query."""
-        what = f"{task}, {self.first.name}: reasoning" if self.same_model else ""
+        what = f"{task}, {self.first.name}: reasoning{self.first.most}" if self.same_model else ""
         what = what or f"{task}: {self.first.label} against {self.second.label}"
         found = self.result
         interval = "no interval" if found is None else f"{found.low:+.3f} to {found.high:+.3f}"

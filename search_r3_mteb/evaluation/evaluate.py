@@ -93,11 +93,11 @@ def evaluate(
     for spec in models:
         for system in open_systems(spec, mode, settings or {}, store):
             for task in resolved:
-                rows.extend(_evaluate_unit(system, task, output, command))
+                rows.extend(evaluate_unit(system, task, output, command))
     return rows
 
 
-def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, command: str | None) -> list[SummaryRow]:
+def evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, command: str | None) -> list[SummaryRow]:
     """The rows of one model in one mode on one task, read from disk if they are complete."""
     what = f"{system.label} ({system.mode}) on {task.metadata.name}"
     with locked(output):

@@ -11,7 +11,6 @@ from search_r3_mteb.evaluation.costs import time_ratio
 from search_r3_mteb.evaluation.significance import Difference, align, compare, holm, interval
 from search_r3_mteb.report.records import EvaluationRecord, Evidence, QueryOutcome, mean
 
-_UNTIMED = {"milliseconds_per_query": None, "queries_per_second": None, "documents_per_second": None}
 _FAST_QUERIES = 2_000  # above, fewer resamples keep a report of 10,000 queries within seconds
 
 
@@ -134,7 +133,8 @@ def _by_hops(runs: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
 def _restricted(run: EvaluationRecord, hops: int, part: dict[str, QueryOutcome]) -> EvaluationRecord:
     from search_r3_mteb.report.mteb_results import means
 
-    return replace(run, hops=hops, outcomes=part, interval=None, **_UNTIMED, **means(part))
+    untimed = replace(run, milliseconds_per_query=None, queries_per_second=None, documents_per_second=None)
+    return replace(untimed, hops=hops, outcomes=part, interval=None, **means(part))
 
 
 def _places(rows: Sequence[ScoreRow]) -> list[list[ScoreRow]]:

@@ -32,6 +32,16 @@ _TRAINING_TEXT = "Losses and rewards, quality while training, age and error of t
 
 
 @dataclass(frozen=True)
+class TextSection:
+    """A section of lines, below the scores."""
+
+    id: str
+    title: str
+    lines: Sequence[str]
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class Content:
     """What the page shows."""
 
@@ -41,6 +51,7 @@ class Content:
     peers: Sequence[Peer] = ()
     title: str = "Search-R3: what the runs show"
     extra_groups: Sequence[FigureGroup] = field(default_factory=tuple)
+    texts: Sequence[TextSection] = field(default_factory=tuple)
 
 
 def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> int:
@@ -87,6 +98,7 @@ def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGro
     further = {(peer.model, peer.task) for peer in content.peers if not peer.shown}
     differences = difference_table(content.differences)
     sections = [("scores", "Scores")]
+    sections += [(each.id, each.title) for each in content.texts]
     if differences.rows or pairs:
         sections.append(("reasoning", "Reasoning against direct"))
     sections += [(group.id, group.title) for group in groups]
@@ -105,6 +117,7 @@ def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGro
         "by_hops": any(row.first.hops is not None for row in rows),
         "further": len(content.peers) - len(few),
         "notes": table_notes(few, 0) if rows else [],
+        "texts": content.texts,
         "differences": differences,
         "verdicts": [_verdict(item) for item in content.differences if item.reason.first.hops is None],
         "has_pairs": bool(pairs),

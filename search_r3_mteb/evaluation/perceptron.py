@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PERCEPTRON = "perceptron"
 _HELD_OUT = 10  # every tenth query
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,12 @@ class PerceptronEncoder:
 
     def _trained(self, metadata: Any) -> Any:
         """The perceptron after training; the pairs' vectors come from the encoder, as the task's own do."""
+        from mteb.types import PromptType
+
         queries, documents, pairs = training_pairs(self.plan)
         place = {"task_metadata": metadata, "hf_split": self.plan.split, "hf_subset": "default"}
-        asked = [{"text": queries, "query": queries}]
-        vectors = _unit(self.encoder.encode(asked, prompt_type=_prompt_type("query"), **place))
-        found = _unit(self.encoder.encode([{"text": documents}], prompt_type=_prompt_type("document"), **place))
+        vectors = _unit(self.encoder.encode(_batches(queries), prompt_type=PromptType.query, **place))
+        found = _unit(self.encoder.encode(_batches(documents), prompt_type=PromptType.document, **place))
         return train_perceptron(vectors, found, pairs, self.plan)
 
 
@@ -244,10 +246,12 @@ def _places(ids: Sequence[str]) -> Mapping[str, int]:
     return {each: place for place, each in enumerate(ids)}
 
 
-def _prompt_type(name: str) -> Any:
-    from mteb.types import PromptType
+def _batches(texts: Sequence[str]) -> Any:
+    """The texts as MTEB's encoders take them."""
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
 
-    return PromptType(name)
+    return DataLoader(Dataset.from_dict({"text": list(texts)}), batch_size=_BATCH)
 
 
 def _unit(vectors: Any) -> Float32[np.ndarray, "rows dim"]:

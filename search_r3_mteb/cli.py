@@ -75,6 +75,13 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
     ignore_identical_ids: IdenticalIdsOption = False,
     cache_folder: CacheFolderOption = None,
+    reasoning: Annotated[
+        Path | None,
+        typer.Option(
+            help="Reasonings to read in place of the model's own, by query id: .jsonl or .tsv. Mode 'given'.",
+            show_default=False,
+        ),
+    ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
@@ -92,6 +99,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             split=split,
             cache_folder=cache_folder,
             settings=_settings(setting, max_reasoning_tokens=max_reasoning_tokens),
+            reasoning=reasoning,
             command=shlex.join(["search-r3", *_arguments()]),
         )
     console = _console()
@@ -136,6 +144,9 @@ def explain(
     ],
     model: ModelOption = "nano",
     top: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 5,
+    reasoning: Annotated[
+        str | None, typer.Option(help="A reasoning to read in place of the model's own.", show_default=False)
+    ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
@@ -146,12 +157,15 @@ def explain(
 
     documents = read_documents(corpus)
     encoder = SearchR3Encoder(model, **_settings(setting, max_reasoning_tokens=max_reasoning_tokens))
-    found = look(encoder, documents, question, top)
+    found = look(encoder, documents, question, top, reasoning)
     console = _console()
     end = "" if found.thought.finished else ", token forced: the budget was spent or the model ended its turn"
+    what = "reasoning"
+    if found.thought.given:
+        what, end = "given reasoning", "" if found.thought.finished else ", cut to the budget"
     console.print(f"[bold]{escape(question)}[/bold]")
     console.print(
-        f"[dim]reasoning ({len(found.thought.token_ids)} tokens{end}):[/dim] {escape(found.thought.text.strip())}"
+        f"[dim]{what} ({len(found.thought.token_ids)} tokens{end}):[/dim] {escape(found.thought.text.strip())}"
     )
     console.print(side_by_side(found))
 

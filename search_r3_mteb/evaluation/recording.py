@@ -2,9 +2,12 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from search_r3_mteb.evaluation.given_file import GivenFile
 
 Spoken: TypeAlias = tuple[str | None, int | None, bool | None]
 """A query's reasoning, its number of tokens, and whether the model ended it itself."""
@@ -36,12 +39,15 @@ class SplitRecord:
 class RecordedEncoder:
     """An encoder for MTEB; `encoder` is ours or any other that MTEB takes.
 
+    With `given`, queries are read with the reasonings of a file, by their ids, and nothing is reasoned.
+
     The seconds of ours are those of its statistics: what comes from the store counts with the time that computing it
     took.
     """
 
-    def __init__(self, encoder: Any, mteb_model_meta: Any) -> None:
+    def __init__(self, encoder: Any, mteb_model_meta: Any, given: "GivenFile | None" = None) -> None:
         self.encoder = encoder
+        self.given = given
         self.mteb_model_meta = mteb_model_meta
         self.records: dict[str, SplitRecord] = {}
 
@@ -65,9 +71,13 @@ class RecordedEncoder:
         before = self._seconds(query) if ours else 0.0
         start = time.perf_counter()
         if ours and query and self.encoder.mode == "reason":
-            texts, instructions = read_queries(inputs, task_metadata if self.encoder.task_prompts else None)
+            batches = list(inputs)
+            texts, instructions = read_queries(batches, task_metadata if self.encoder.task_prompts else None)
             show = keywords.get("show_progress_bar")
-            thoughts = self.encoder.think(texts, instruction=instructions, show_progress_bar=show)
+            said = None
+            if self.given is not None:
+                said = self.given.of([id_ for batch in batches for id_ in batch["id"]], hf_subset)
+            thoughts = self.encoder.think(texts, instruction=instructions, reasoning=said, show_progress_bar=show)
             kept = record.thoughts.setdefault(hf_subset, [])
             kept += [(thought.text, len(thought.token_ids), thought.finished) for thought in thoughts]
             vectors = np.stack([thought.vector for thought in thoughts])

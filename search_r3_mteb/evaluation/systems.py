@@ -1,4 +1,6 @@
-"""The systems that can be evaluated: Search-R3 checkpoints in both modes, sentence-transformers folders, and BM25.
+"""The systems that can be evaluated: Search-R3 checkpoints in each mode, sentence-transformers folders, and BM25.
+
+The modes of a system are "reason", "direct", and "given": queries read with the reasonings of a file.
 
 Each has a model that `mteb.evaluate` takes and an identity that no other checkpoint shares.
 """
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.settings import Mode
+    from search_r3_mteb.evaluation.given_file import GivenFile
 
 BM25 = "bm25"
 _BM25_IN_MTEB = "mteb/baseline-bm25s"
 ModeChoice: TypeAlias = 'Mode | Literal["both"]'
 MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
+GIVEN: Literal["given"] = "given"
+SystemMode: TypeAlias = 'Mode | Literal["given"]'
 ModelKind = Literal["bm25", "sentence-transformers", "search-r3"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
 _TYPED = ("device", "trust_remote_code")
@@ -39,17 +44,23 @@ class System:
     """
 
     label: str
-    mode: "Mode"
+    mode: SystemMode
     model: RecordedEncoder | RecordedSearch
     fingerprint: str
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> None:
+def check_settings(
+    models: Sequence[ModelSpec],
+    settings: Mapping[str, Any],
+    mode: ModeChoice = "both",
+    given: "GivenFile | None" = None,
+) -> None:
     """Raise FileNotFoundError for a missing model, and ValueError for settings that none of the models would use.
 
-    TypeError is raised for a setting that is not what it must be, such as the text "false".
+    So are `given` reasonings where nothing reasons. TypeError is raised for a setting that is not what it must be, such
+    as the text "false".
     """
     from search_r3_mteb.encoder.settings import EncoderSettings
 
@@ -61,6 +72,9 @@ def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> 
             f"{', '.join(unused)} would change nothing: none of the models is a Search-R3 checkpoint, and baselines "
             "run as they were made. Leave it out."
         )
+    if given is not None and (mode == "direct" or "search-r3" not in kinds):
+        why = "the mode is 'direct'" if mode == "direct" else "none of the models is a Search-R3 checkpoint"
+        raise ValueError(f"The reasonings in {given.name} would change nothing: {why}. Leave them out.")
 
 
 def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
@@ -103,14 +117,19 @@ def kind_of(path: str | Path) -> ModelKind:
 
 
 def open_systems(
-    spec: ModelSpec, mode: ModeChoice, settings: Mapping[str, Any], cache_folder: Path | str | None
+    spec: ModelSpec,
+    mode: ModeChoice,
+    settings: Mapping[str, Any],
+    cache_folder: Path | str | None,
+    given: "GivenFile | None" = None,
 ) -> Iterator[System]:
     """The systems of one model, one after the other; both modes share the weights.
 
-    Baselines do not reason, so they run directly whatever `mode` is. `settings` are those of SearchR3Encoder.
+    Baselines do not reason, so they run directly whatever `mode` is. `settings` are those of SearchR3Encoder. With
+    `given` reasonings, mode "given" takes the place of "reason".
     """
     if not isinstance(spec, str | Path):
-        yield from _search_r3(spec, None, mode, settings, cache_folder)
+        yield from _search_r3(spec, None, mode, settings, cache_folder, given)
         return
     label, path = split_label(spec)
     kind = kind_of(path)
@@ -119,36 +138,52 @@ def open_systems(
     elif kind == "sentence-transformers":
         yield _sentence_transformer(path, label, settings)
     else:
-        yield from _search_r3(path, label, mode, settings, cache_folder)
+        yield from _search_r3(path, label, mode, settings, cache_folder, given)
 
 
 def _search_r3(
-    spec: ModelSpec, label: str | None, mode: ModeChoice, settings: Mapping[str, Any], cache_folder: Path | str | None
+    spec: ModelSpec,
+    label: str | None,
+    mode: ModeChoice,
+    settings: Mapping[str, Any],
+    cache_folder: Path | str | None,
+    given: "GivenFile | None",
 ) -> Iterator[System]:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
     if isinstance(spec, SearchR3Encoder):
-        yield _system(spec, label)
+        if given is not None and spec.mode == "direct":
+            raise ValueError(
+                f"The reasonings in {given.name} have no place in an encoder of mode 'direct'. Make it with "
+                "mode='reason'."
+            )
+        yield _system(spec, label, given)
         return
     model: Any = spec
-    given = {**settings, "cache_folder": cache_folder}
-    revision = given.pop("revision", None)
+    chosen = {**settings, "cache_folder": cache_folder}
+    revision = chosen.pop("revision", None)
     for each in ("reason", "direct") if mode == "both" else (mode,):
-        encoder = SearchR3Encoder(model, revision=revision, **{**given, "mode": each})
+        encoder = SearchR3Encoder(model, revision=revision, **{**chosen, "mode": each})
         model = encoder.checkpoint  # the second mode runs on the weights that the first one loaded
-        yield _system(encoder, label)
+        yield _system(encoder, label, given if each == "reason" else None)
 
 
-def _system(encoder: "SearchR3Encoder", label: str | None) -> System:
-    settings = encoder.settings
+def _system(encoder: "SearchR3Encoder", label: str | None, given: "GivenFile | None" = None) -> System:
+    settings, meta = encoder.settings, encoder.mteb_model_meta
     if encoder.mode == "direct":
         # Budget, temperature and seed change nothing here: two direct runs that differ only in them are one system.
         settings = {key: value for key, value in settings.items() if key not in SAMPLING}
+    if given is not None:  # nothing is sampled
+        settings = {key: value for key, value in settings.items() if key not in SAMPLING[1:]}
+        settings |= {"mode": GIVEN, "reasoning": given.digest, "reasoning_file": given.name}
+        experiment = {**(meta.experiment_kwargs or {}), "mode": GIVEN, "reasoning": given.digest[:16]}
+        meta = meta.model_copy(update={"experiment_kwargs": experiment})
+    identity = {key: value for key, value in settings.items() if key != "reasoning_file"}
     return System(
         label=label or short_name(encoder.name),
-        mode=encoder.mode,
-        model=RecordedEncoder(encoder, encoder.mteb_model_meta),
-        fingerprint=fingerprint_of({"checkpoint": encoder.checkpoint.fingerprint(), **settings}),
+        mode=encoder.mode if given is None else GIVEN,
+        model=RecordedEncoder(encoder, meta, given),
+        fingerprint=fingerprint_of({"checkpoint": encoder.checkpoint.fingerprint(), **identity}),
         seed=int(encoder.settings["seed"]),
         settings=settings,
     )

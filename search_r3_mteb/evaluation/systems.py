@@ -3,8 +3,6 @@
 Each has a model that `mteb.evaluate` takes and an identity that no other checkpoint shares.
 """
 
-import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,33 +159,17 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
     2.26, model_meta.py); name and revision from the folder's content prevent that. Weights come from safetensors only.
     """
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
-    from sentence_transformers import SentenceTransformer
 
-    from search_r3_mteb.encoder.checkpoints import display_name, resolve
-    from search_r3_mteb.encoder.folders import refuse_pickled_modules
+    from search_r3_mteb.encoder.checkpoints import display_name
     from search_r3_mteb.encoder.identity import name_for_mteb
-    from search_r3_mteb.integrations.sentence_transformers import is_export, register
+    from search_r3_mteb.expansion.encoders import open_sentence_transformer
 
-    folder = resolve(path, settings.get("revision"))
-    refuse_pickled_modules(folder)
-    exported = is_export(folder)
-    if exported:
-        register()
-    fingerprint = fingerprint_of(
-        {"files": _content_hash(folder), "sentence-transformers": version("sentence-transformers")}
+    folder, model, exported, fingerprint = open_sentence_transformer(
+        path,
+        revision=settings.get("revision"),
+        device=settings.get("device"),
+        trust_remote_code=settings.get("trust_remote_code", False),
     )
-    try:
-        model = SentenceTransformer(
-            str(folder),
-            device=settings.get("device"),
-            trust_remote_code=settings.get("trust_remote_code", False),
-            model_kwargs={"use_safetensors": True},
-        )
-    except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
-        raise ValueError(
-            f"{folder.name}: sentence-transformers {version('sentence-transformers')} cannot load this folder: "
-            f"{type(error).__name__}: {error}"
-        ) from error
     name = label or short_name(name_for_mteb(display_name(str(path), folder)))
     with warnings.catch_warnings():
         # mteb 2.26 calls sentence-transformers' method by its old name.
@@ -217,15 +199,3 @@ def _bm25(label: str) -> System:
 def short_name(name: str) -> str:
     """A model's name without the organisation that MTEB's form needs but no hub knows."""
     return name.removeprefix("search-r3-mteb/").removeprefix("local/")
-
-
-def _content_hash(folder: Path) -> str:
-    """sha256 over the names and contents of all files that decide what the model computes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in (".json", ".safetensors", ".txt", ".model", ".py", ".jinja"):
-            digest.update(json.dumps([str(path.relative_to(folder)), path.stat().st_size]).encode())
-            with path.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()

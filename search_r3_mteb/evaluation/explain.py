@@ -15,7 +15,8 @@ from search_r3_mteb.text_files import read_rows
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from search_r3_mteb.encoder.encoder import SearchR3Encoder, Thought
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.encoder.thoughts import Thought
 
 _SHOWN = 300  # characters of a document
 

@@ -1,32 +1,36 @@
-"""The systems that can be evaluated: Search-R3 checkpoints in both modes, sentence-transformers folders, and BM25.
+"""The systems that can be evaluated: Search-R3 checkpoints in both modes, writers with encoders, and baselines.
+
+Baselines are sentence-transformers folders and BM25.
 
 Each has a model that `mteb.evaluate` takes and an identity that no other checkpoint shares.
 """
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from search_r3_mteb.encoder.store import fingerprint_of
-from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch
+from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, Thinker
+from search_r3_mteb.expansion.names import SETTINGS, open_expansion, parse_name
 
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.settings import Mode
+    from search_r3_mteb.expansion.writer_encoder import WriterEncoder
 
 BM25 = "bm25"
 _BM25_IN_MTEB = "mteb/baseline-bm25s"
 ModeChoice: TypeAlias = 'Mode | Literal["both"]'
 MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
-ModelKind = Literal["bm25", "sentence-transformers", "search-r3"]
+ModelKind = Literal["bm25", "sentence-transformers", "search-r3", "expansion"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
 _TYPED = ("device", "trust_remote_code")
 _SHARED = ("device", "revision", "trust_remote_code")  # settings that ordinary models take too
-ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder"
+ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder | WriterEncoder"
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,18 @@ def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> 
     from search_r3_mteb.encoder.settings import EncoderSettings
 
     EncoderSettings.from_keywords({name: value for name, value in settings.items() if name in _TYPED})
-    kinds = [kind_of(split_label(spec)[1]) if isinstance(spec, str | Path) else "search-r3" for spec in models]
-    unused = sorted(set(settings) - set(_SHARED))
-    if unused and "search-r3" not in kinds:
+    names = [split_label(spec)[1] if isinstance(spec, str | Path) else None for spec in models]
+    kinds = ["search-r3" if name is None else kind_of(name) for name in names]
+    expansions = [parsed for parsed in map(parse_name, names) if parsed is not None]
+    used = {*_SHARED}.union(*(each.check(settings) for each in expansions))
+    unused = sorted(set(settings) - used)
+    ours = "search-r3" in kinds
+    if ours:  # an unknown name is refused by the encoder, with those that there are
+        unused = [name for name in unused if name in SETTINGS - {each.name for each in fields(EncoderSettings)}]
+    if unused:
         raise ValueError(
-            f"{', '.join(unused)} would change nothing: none of the models is a Search-R3 checkpoint, and baselines "
+            f"{', '.join(unused)} would change nothing: none of the models is a "
+            f"{'writer with an encoder that uses it' if ours or expansions else 'Search-R3 checkpoint'}, and baselines "
             "run as they were made. Leave it out."
         )
 
@@ -88,16 +99,19 @@ def kind_of(path: str | Path) -> ModelKind:
     must be a Search-R3 checkpoint, and loading says what it lacks.
     """
     from search_r3_mteb.encoder.checkpoints import resolve
-    from search_r3_mteb.encoder.profiles import PROFILE_FILE
+    from search_r3_mteb.expansion.encoders import is_sentence_transformer
 
+    expansion = parse_name(path)
+    if expansion is not None:
+        for model in (expansion.writer, expansion.encoder):
+            if model is not None:
+                resolve(model)
+        return "expansion"
     if path == BM25:
         if Path(BM25).is_dir():
             raise ValueError(f"{BM25!r} is both the baseline and a folder here. Write ./{BM25}, or rename the folder.")
         return "bm25"
-    folder = resolve(path)
-    if (folder / "modules.json").exists() and not (folder / PROFILE_FILE).exists():
-        return "sentence-transformers"
-    return "search-r3"
+    return "sentence-transformers" if is_sentence_transformer(resolve(path)) else "search-r3"
 
 
 def open_systems(
@@ -105,8 +119,14 @@ def open_systems(
 ) -> Iterator[System]:
     """The systems of one model, one after the other; both modes share the weights.
 
-    Baselines do not reason, so they run directly whatever `mode` is. `settings` are those of SearchR3Encoder.
+    Baselines do not reason, so they run directly whatever `mode` is, and a writer with an encoder always writes.
+    `settings` are those of SearchR3Encoder, and of `ExpansionSettings`.
     """
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
+    if isinstance(spec, Thinker) and not isinstance(spec, SearchR3Encoder):
+        yield _expansion(spec, None)
+        return
     if not isinstance(spec, str | Path):
         yield from _search_r3(spec, None, mode, settings, cache_folder)
         return
@@ -116,6 +136,8 @@ def open_systems(
         yield _bm25(label or BM25)
     elif kind == "sentence-transformers":
         yield _sentence_transformer(path, label, settings)
+    elif (expansion := parse_name(path)) is not None:
+        yield _expansion(open_expansion(expansion, {**settings, "cache_folder": cache_folder}), label)
     else:
         yield from _search_r3(path, label, mode, settings, cache_folder)
 
@@ -124,12 +146,15 @@ def _search_r3(
     spec: ModelSpec, label: str | None, mode: ModeChoice, settings: Mapping[str, Any], cache_folder: Path | str | None
 ) -> Iterator[System]:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.encoder.settings import EncoderSettings
 
     if isinstance(spec, SearchR3Encoder):
         yield _system(spec, label)
         return
     model: Any = spec
-    given = {**settings, "cache_folder": cache_folder}
+    own = {each.name for each in fields(EncoderSettings)}
+    given = {name: value for name, value in settings.items() if name in own or name not in SETTINGS}
+    given["cache_folder"] = cache_folder
     revision = given.pop("revision", None)
     for each in ("reason", "direct") if mode == "both" else (mode,):
         encoder = SearchR3Encoder(model, revision=revision, **{**given, "mode": each})
@@ -149,6 +174,19 @@ def _system(encoder: "SearchR3Encoder", label: str | None) -> System:
         fingerprint=fingerprint_of({"checkpoint": encoder.checkpoint.fingerprint(), **settings}),
         seed=int(encoder.settings["seed"]),
         settings=settings,
+    )
+
+
+def _expansion(encoder: "WriterEncoder", label: str | None) -> System:
+    """A writer with an encoder; one that looks at the corpus is a search model for MTEB."""
+    record = RecordedSearch if encoder.method.needs_corpus else RecordedEncoder
+    return System(
+        label=label or encoder.name,
+        mode=encoder.mode,
+        model=record(encoder, encoder.mteb_model_meta),
+        fingerprint=encoder.fingerprint,
+        seed=int(encoder.settings.get("seed", 0)),
+        settings=encoder.settings,
     )
 
 

@@ -11,7 +11,7 @@ from search_r3_mteb.encoder.processes import gathered, own_share
 from search_r3_mteb.encoder.store import Store
 
 
-def chunked(  # noqa: PLR0913  each is one thing that the caller decides
+def chunked(
     texts: Sequence[str],
     instructions: Sequence[str | None],
     store: Store | None,

@@ -66,8 +66,8 @@ class Writer:
         self.own_prompt = _writes_for_itself(loaded, method)
         if self.own_prompt and settings.prompt is not None:
             raise ValueError(
-                f"prompt was given, but {loaded.name} is a Search-R3 checkpoint, which writes for 'search-r3-prompt' by "
-                "its own prompt (search_r3.json). Leave it out, or name another method."
+                f"prompt was given, but {loaded.name} is a Search-R3 checkpoint, which writes for 'search-r3-prompt' "
+                "by its own prompt (search_r3.json). Leave it out, or name another method."
             )
         self.checkpoint = loaded if self.own_prompt else _prompted(loaded, method, settings)
         self.tokenizer, self.name = self.checkpoint.tokenizer, self.checkpoint.name
@@ -92,7 +92,7 @@ class Writer:
         rendered = self.renderer.render_batch(texts, "reason", instructions if any(instructions) else None)
         return [
             (each if not each.truncated_tokens or self._ends_in_query else self._fitted(*parts)).token_ids
-            for each, *parts in zip(rendered, queries, instructions, contexts, strict=True)
+            for each, parts in zip(rendered, zip(queries, instructions, contexts, strict=True), strict=True)
         ]
 
     @property
@@ -151,9 +151,14 @@ class Writer:
         return [self._written(rows[i : i + samples], all(done[i : i + samples])) for i in groups]
 
     def given(self, texts: Sequence[str]) -> Written:
-        """Texts that somebody else wrote, as if they had been written here; their ids are those of plain text."""
-        ids = self.renderer.tokenize_text(texts)
-        return Written(tuple(text.strip() for text in texts), self._joined(ids), True)
+        """Texts that somebody else wrote, as if they had been written here: each is cut to the budget of tokens."""
+        budget, found = self.settings.max_reasoning_tokens, self.renderer.tokenize_text(texts)
+        kept = [
+            text if len(ids) <= budget else self.tokenizer.decode(ids[:budget], skip_special_tokens=True)
+            for text, ids in zip(texts, found, strict=True)
+        ]
+        whole = all(len(ids) <= budget for ids in found)
+        return Written(tuple(text.strip() for text in kept), self._joined([ids[:budget] for ids in found]), whole)
 
     def texts_of(self, token_ids: Sequence[int]) -> tuple[str, ...]:
         """The texts of `Written.token_ids`."""

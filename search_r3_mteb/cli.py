@@ -61,7 +61,12 @@ def options(
 def evaluate(  # noqa: PLR0913  an option is a parameter
     model: Annotated[
         list[str],
-        typer.Option("--model", help="nano, mini, a folder, a hub id, NAME=FOLDER, or bm25. May be repeated."),
+        typer.Option(
+            "--model",
+            help="nano, mini, a folder, a hub id, NAME=FOLDER, bm25, or METHOD:WRITER+ENCODER: an LM writes and an "
+            "encoder embeds (hyde, query2doc, mugi, keywords, gar, search-r3-prompt, feedback), or rocchio:ENCODER. "
+            "May be repeated.",
+        ),
     ],
     task: Annotated[
         list[str],
@@ -89,6 +94,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.evaluation.evaluate import evaluate as run
     from search_r3_mteb.evaluation.summary import table
     from search_r3_mteb.evaluation.tasks import with_identical_ids_ignored
+    from search_r3_mteb.expansion.settings import ExpansionSettings
 
     with _progress_lines():
         rows = run(
@@ -98,7 +104,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             output,
             split=split,
             cache_folder=cache_folder,
-            settings=_settings(setting, max_reasoning_tokens=max_reasoning_tokens),
+            settings=_settings(setting, ExpansionSettings, max_reasoning_tokens=max_reasoning_tokens),
             reasoning=reasoning,
             command=shlex.join(["search-r3", *_arguments()]),
         )
@@ -421,11 +427,14 @@ def _choice(option: str, value: str, valid: tuple[str, ...]) -> Any:
     return value
 
 
-def _settings(pairs: list[str] | None, **named: Any) -> dict[str, Any]:
-    """Encoder settings from NAME=VALUE pairs and from the options that were given."""
+def _settings(pairs: list[str] | None, *further: type, **named: Any) -> dict[str, Any]:
+    """Settings of encoders (and `further` ones) from NAME=VALUE pairs and from the options that were given."""
     from search_r3_mteb.encoder.options import parse_settings
 
-    return {**parse_settings(pairs or []), **{key: value for key, value in named.items() if value is not None}}
+    return {
+        **parse_settings(pairs or [], *further),
+        **{key: value for key, value in named.items() if value is not None},
+    }
 
 
 if __name__ == "__main__":

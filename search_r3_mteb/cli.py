@@ -62,7 +62,12 @@ def options(
 def evaluate(  # noqa: PLR0913  an option is a parameter
     model: Annotated[
         list[str],
-        typer.Option("--model", help="nano, mini, a folder, a hub id, NAME=FOLDER, or bm25. May be repeated."),
+        typer.Option(
+            "--model",
+            help="nano, mini, a folder, a hub id, NAME=FOLDER, bm25, or METHOD:WRITER+ENCODER: an LM writes and an "
+            "encoder embeds (hyde, query2doc, mugi, keywords, gar, search-r3-prompt, feedback), or rocchio:ENCODER. "
+            "May be repeated.",
+        ),
     ],
     task: Annotated[
         list[str],
@@ -76,6 +81,13 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
     ignore_identical_ids: IdenticalIdsOption = False,
     cache_folder: CacheFolderOption = None,
+    reasoning: Annotated[
+        Path | None,
+        typer.Option(
+            help="Reasonings to read in place of the model's own, by query id: .jsonl or .tsv. Mode 'given'.",
+            show_default=False,
+        ),
+    ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
@@ -84,6 +96,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.evaluation.evaluate import evaluate as run
     from search_r3_mteb.evaluation.summary import table
     from search_r3_mteb.evaluation.tasks import with_identical_ids_ignored
+    from search_r3_mteb.expansion.settings import ExpansionSettings
 
     with _progress_lines():
         rows = run(
@@ -93,7 +106,8 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             output,
             split=split,
             cache_folder=cache_folder,
-            settings=_settings(setting, max_reasoning_tokens=max_reasoning_tokens),
+            settings=_settings(setting, ExpansionSettings, max_reasoning_tokens=max_reasoning_tokens),
+            reasoning=reasoning,
             command=shlex.join(["search-r3", *_arguments()]),
         )
     console = _console()
@@ -191,6 +205,9 @@ def explain(
     ],
     model: ModelOption = "nano",
     top: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 5,
+    reasoning: Annotated[
+        str | None, typer.Option(help="A reasoning to read in place of the model's own.", show_default=False)
+    ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
@@ -201,12 +218,15 @@ def explain(
 
     documents = read_documents(corpus)
     encoder = SearchR3Encoder(model, **_settings(setting, max_reasoning_tokens=max_reasoning_tokens))
-    found = look(encoder, documents, question, top)
+    found = look(encoder, documents, question, top, reasoning)
     console = _console()
     end = "" if found.thought.finished else ", token forced: the budget was spent or the model ended its turn"
+    what = "reasoning"
+    if found.thought.given:
+        what, end = "given reasoning", "" if found.thought.finished else ", cut to the budget"
     console.print(f"[bold]{escape(question)}[/bold]")
     console.print(
-        f"[dim]reasoning ({len(found.thought.token_ids)} tokens{end}):[/dim] {escape(found.thought.text.strip())}"
+        f"[dim]{what} ({len(found.thought.token_ids)} tokens{end}):[/dim] {escape(found.thought.text.strip())}"
     )
     console.print(side_by_side(found))
 
@@ -462,11 +482,14 @@ def _choice(option: str, value: str, valid: tuple[str, ...]) -> Any:
     return value
 
 
-def _settings(pairs: list[str] | None, **named: Any) -> dict[str, Any]:
-    """Encoder settings from NAME=VALUE pairs and from the options that were given."""
+def _settings(pairs: list[str] | None, *further: type, **named: Any) -> dict[str, Any]:
+    """Settings of encoders (and `further` ones) from NAME=VALUE pairs and from the options that were given."""
     from search_r3_mteb.encoder.options import parse_settings
 
-    return {**parse_settings(pairs or []), **{key: value for key, value in named.items() if value is not None}}
+    return {
+        **parse_settings(pairs or [], *further),
+        **{key: value for key, value in named.items() if value is not None},
+    }
 
 
 if __name__ == "__main__":

@@ -217,10 +217,11 @@ def _settings(table: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def setting_names() -> list[str]:
-    """The settings that systems take."""
+    """The settings that systems take: those of our encoders, and of writers with encoders."""
     from search_r3_mteb.encoder.settings import EncoderSettings
+    from search_r3_mteb.expansion.names import SETTINGS
 
-    return [*(each.name for each in fields(EncoderSettings)), "revision"]
+    return sorted({*(each.name for each in fields(EncoderSettings)), *SETTINGS, "revision"})
 
 
 def _not_among(value: str, valid: Sequence[str]) -> str:

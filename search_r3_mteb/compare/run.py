@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.compare.plan import ComparedSystem, ComparisonPlan
@@ -10,9 +11,11 @@ from search_r3_mteb.evaluation.controls import can_be_controlled, controlled
 from search_r3_mteb.evaluation.costs import whole_rows
 from search_r3_mteb.evaluation.evaluate import evaluate_unit
 from search_r3_mteb.evaluation.perceptron import PERCEPTRON, PerceptronPlan, with_perceptron
+from search_r3_mteb.evaluation.recording import Thinker
 from search_r3_mteb.evaluation.summary import SummaryRow
 from search_r3_mteb.evaluation.systems import System, check_settings, kind_of, open_systems, split_label
 from search_r3_mteb.evaluation.tasks import resolve_task
+from search_r3_mteb.expansion.names import parse_name
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -121,7 +124,7 @@ def _opened(entry: ComparedSystem, plan: ComparisonPlan) -> Iterator[_Opened]:
 
     spec: Any = entry.model
     label = split_label(entry.model)[0] if entry.label is None else entry.label
-    reasons = kind_of(split_label(entry.model)[1]) not in ("bm25", "sentence-transformers")
+    reasons = _reasons(split_label(entry.model)[1])
     check_settings([spec], entry.settings if not reasons else {**plan.settings, **entry.settings})
     budgets: list[int | None] = [*sorted({*(entry.budgets or (plan.budgets if reasons else ()))}, reverse=True)]
     if entry.budgets and not reasons:
@@ -134,6 +137,8 @@ def _opened(entry: ComparedSystem, plan: ComparisonPlan) -> Iterator[_Opened]:
         given = settings if budget is None else {**settings, "max_reasoning_tokens": budget}
         mode: Any = entry.mode if number == 0 else "reason"
         for system in open_systems(spec, mode, given, plan.output / "store"):
+            if number and system.mode == "direct":
+                continue  # it was run with the first budget
             label = system.label if label is None else label
             named = replace(system, label=label)
             yield _Opened(named, None, budget if system.mode == "reason" else None)
@@ -142,6 +147,12 @@ def _opened(entry: ComparedSystem, plan: ComparisonPlan) -> Iterator[_Opened]:
             if isinstance(encoder, SearchR3Encoder):
                 spec = encoder.checkpoint
                 settings.setdefault("max_length", encoder.max_length)
+
+
+def _reasons(model: str | Path) -> bool:
+    """Whether the model generates text about a query, in one of its modes. Raises FileNotFoundError for no model."""
+    kind, expansion = kind_of(model), parse_name(model)
+    return kind == "search-r3" or (expansion is not None and expansion.method.needs_writer)
 
 
 def _controls(system: System, entry: ComparedSystem, plan: ComparisonPlan, budget: int | None) -> Iterator[_Opened]:
@@ -157,7 +168,7 @@ def _controls(system: System, entry: ComparedSystem, plan: ComparisonPlan, budge
 
 def _also_reasons(system: System) -> bool:
     """Whether a direct system is one of two modes, whose other one has the controls."""
-    return hasattr(getattr(system.model, "encoder", None), "think")
+    return isinstance(getattr(system.model, "encoder", None), Thinker)
 
 
 def _failed(runs: ComparedRuns, failure: SystemFailure) -> None:

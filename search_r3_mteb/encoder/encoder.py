@@ -11,21 +11,16 @@ import numpy as np
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load
 from search_r3_mteb.encoder.chunks import CHUNK, one_ahead, progress_bar
-from search_r3_mteb.encoder.documents import Documents, document_texts
+from search_r3_mteb.encoder.documents import Documents
+from search_r3_mteb.encoder.doors import EncoderDoors
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.given import GivenReasoning, GivenTurns, Reasonings, reasonings_of
 from search_r3_mteb.encoder.identity import model_meta
 from search_r3_mteb.encoder.inputs import (
     check_batch_size,
     documents_of,
-    holds_rows,
     instructions_of,
-    is_query,
-    read_batches,
-    read_queries,
-    refuse_encode_kwargs,
     refuse_keywords,
-    task_prompt,
     texts_of,
 )
 from search_r3_mteb.encoder.processes import gathered, own_share, process_count, process_device
@@ -34,13 +29,12 @@ from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.encoder.setting_types import check_flag, check_kind, check_whole_number
 from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics, check_window
-from search_r3_mteb.encoder.similarity import cosines, paired_cosines
 from search_r3_mteb.encoder.store import Store, fingerprint_of
 from search_r3_mteb.encoder.thoughts import Thought as Thought
 from search_r3_mteb.search.arrays import Vectors
 
 
-class SearchR3Encoder:
+class SearchR3Encoder(EncoderDoors):
     """Encodes queries (reason, then embed) and documents (directly) with one causal LM; for MTEB, BEIR and plain use.
 
     `model` is "nano" or "mini" (bundled), a local folder, a LoRA folder, a hub id, or a `Checkpoint` in memory. The
@@ -82,7 +76,6 @@ class SearchR3Encoder:
         self.dim = self.engine.dim
         self.statistics = Statistics()
         self._stores: dict[str, Store] = {}
-        self._mteb_model_meta: Any = None
 
     # ---- what users call -------------------------------------------------------------------------------------------
 
@@ -193,54 +186,6 @@ class SearchR3Encoder:
         self.statistics.count(thoughts)
         return thoughts
 
-    def encode(
-        self,
-        inputs: Any,
-        *,
-        task_metadata: Any = None,
-        hf_split: str | None = None,
-        hf_subset: str | None = None,
-        prompt_type: Any = None,
-        **keywords: Any,
-    ) -> Any:
-        """MTEB's entry point: vectors (n, dim) of a DataLoader of its batches, or of texts; a list may hold documents.
-
-        `prompt_type` "query" reasons as `encode_query`; "document" and None, which symmetric tasks such as STS use for
-        both sides, embed directly. `hf_split` and `hf_subset` say where the texts come from; no vector depends on that.
-        """
-        query = is_query(prompt_type)
-        task = task_metadata if self.task_prompts else None
-        if holds_rows(inputs):
-            if not query:
-                return self.encode_document(inputs, **keywords)
-            return self.encode_query(inputs, **({"instruction": task_prompt(task)} | keywords))
-        refuse_encode_kwargs(keywords)
-        if not query:
-            return self.encode_document(read_batches(inputs, is_query=False)[0], **keywords)
-        texts, instructions = read_queries(inputs, task)
-        return self.encode_query(texts, instruction=instructions, **keywords)
-
-    def encode_queries(self, queries: Sequence[str], **keywords: Any) -> Any:
-        """BEIR's name for `encode_query`: vectors (queries, dim).
-
-        Limits of beir 2.2 that no encoder can lift: its exact search crashes on a single query, its FAISS and parallel
-        searches cannot be instantiated, and `EvaluateRetrieval.evaluate` averages over the queries present in a run.
-        Where that matters, evaluate the same folder through MTEB (`search_r3_mteb.tasks.beir_folder`).
-        """
-        return self.encode_query(texts_of(queries, several=True), **keywords)
-
-    def encode_corpus(self, corpus: Documents, **keywords: Any) -> Any:
-        """BEIR's name for `encode_document`: vectors (documents, dim) of every form of corpus that BEIR has used."""
-        return self.encode_document(document_texts(corpus), **keywords)
-
-    def similarity(self, first: Any, second: Any) -> Any:
-        """Cosine similarities (n, m) of rows (n, dim) and (m, dim), as a tensor. Errors: see `similarity.cosines`."""
-        return cosines(first, second)
-
-    def similarity_pairwise(self, first: Any, second: Any) -> Any:
-        """Cosine similarities (n,) of rows (n, dim) with rows (n, dim), as a tensor."""
-        return paired_cosines(first, second)
-
     # ---- identity --------------------------------------------------------------------------------------------------
 
     @property
@@ -266,22 +211,8 @@ class SearchR3Encoder:
         prompts = {name: self.renderer.frame_ids(name) for name in TEMPLATES}
         return fingerprint_of({"checkpoint": self.checkpoint.fingerprint(), "prompts": prompts} | self.settings)
 
-    @property
-    def mteb_model_meta(self) -> Any:
-        """MTEB's description of this encoder, with an identity that no other checkpoint or mode shares."""
-        if self._mteb_model_meta is not None:
-            return self._mteb_model_meta
-        return model_meta(self.checkpoint, self.dim, self._experiment())
-
-    @mteb_model_meta.setter
-    def mteb_model_meta(self, meta: Any) -> None:
-        # What MTEB's `get_model` assigns holds only the settings that its caller named; the others decide vectors too.
-        experiment = {**(meta.experiment_kwargs or {}), **self._experiment()}
-        self._mteb_model_meta = meta.model_copy(update={"experiment_kwargs": experiment})
-
-    def _experiment(self) -> dict[str, Any]:
-        """The part of the identity that name and revision do not hold; it becomes a folder's name in MTEB's cache."""
-        return self.settings | {"fingerprint": self.fingerprint[:16]}
+    def _described(self, experiment: dict[str, Any]) -> Any:
+        return model_meta(self.checkpoint, self.dim, experiment)
 
     # ---- encoding --------------------------------------------------------------------------------------------------
 
@@ -431,11 +362,3 @@ class SearchR3Encoder:
         if key not in self._stores:
             self._stores[key] = Store(self._settings.cache_folder, key, role, self.dim)
         return self._stores[key]
-
-    def _give(self, vectors: Vectors, single: bool, convert_to_tensor: bool) -> Any:
-        result: Any = vectors[0] if single else vectors
-        if not convert_to_tensor:
-            return result
-        import torch
-
-        return torch.from_numpy(np.array(result))

@@ -10,14 +10,15 @@ has the tokens that were read, not generated, and the time of reading them; what
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from search_r3_mteb.encoder.inputs import is_query, read_queries
-from search_r3_mteb.encoder.settings import Statistics
+from search_r3_mteb.encoder.settings import Mode, Statistics
 from search_r3_mteb.encoder.store import fingerprint_of
 from search_r3_mteb.evaluation.reasoning_variants import (
     filler,
@@ -26,7 +27,7 @@ from search_r3_mteb.evaluation.reasoning_variants import (
     shuffled_text,
     shuffled_words,
 )
-from search_r3_mteb.evaluation.recording import RecordedEncoder
+from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch
 from search_r3_mteb.evaluation.systems import System
 
 ControlName: TypeAlias = Literal["filler", "other", "shuffled", "empty"]
@@ -40,7 +41,7 @@ class ControlledEncoder:
     pass over the control alone.
     """
 
-    mode = "reason"
+    mode: Mode = "reason"
 
     def __init__(self, encoder: Any, control: ControlName, seed: int = 0) -> None:
         self.encoder, self.control, self.seed = encoder, control, seed
@@ -66,9 +67,10 @@ class ControlledEncoder:
         return thoughts
 
     def reasonings(self, own: Sequence[Any]) -> list[Any]:
-        """What is read in place of the own thoughts: token ids for our checkpoints, texts for any other system.
+        """What is read in place of the own thoughts: token ids for our checkpoints, thoughts for a writer.
 
-        Ids are exact: decoding them and reading the text again may give others.
+        Ids are exact: decoding them and reading the text again may give others. A writer's texts are exchanged one by
+        one where it writes several.
         """
         rng = np.random.default_rng(self.seed)
         if self.control == "other":
@@ -78,8 +80,8 @@ class ControlledEncoder:
         renderer = getattr(self.encoder, "renderer", None)
         if renderer is None:
             if self.control == "other":
-                return [own[place].text for place in places]
-            return [_each_text(thought, self._text_maker(thought, rng)) for thought in own]
+                return [own[place] for place in places]
+            return [self._rewritten(thought, rng) for thought in own]
         ids = [list(thought.token_ids) for thought in own]
         if self.control == "other":
             return [ids[place] for place in places]
@@ -89,12 +91,16 @@ class ControlledEncoder:
             return shuffled_words(ids, renderer, rng, self.encoder.settings["max_reasoning_tokens"])
         return [[] for _ in ids]
 
-    def _text_maker(self, thought: Any, rng: np.random.Generator) -> Callable[[str, int], str]:
+    def _rewritten(self, thought: Any, rng: np.random.Generator) -> Any:
+        """A writer's thought with other texts; its tokens are as many, and none for "empty"."""
+        if self.control == "empty":
+            return replace(thought, text="", texts=("",) * len(thought.texts), token_ids=[])
         if self.control == "filler":
-            return lambda text, parts: filler_text(len(thought.token_ids) // parts)
-        if self.control == "shuffled":
-            return lambda text, parts: shuffled_text(text, rng)
-        return lambda text, parts: ""
+            tokens = len(thought.token_ids) // len(thought.texts)
+            texts = (filler_text(tokens),) * len(thought.texts)
+        else:
+            texts = tuple(shuffled_text(text, rng) for text in thought.texts)
+        return replace(thought, text="\n\n".join(texts), texts=texts)
 
     def encode(self, inputs: Any, *, task_metadata: Any = None, prompt_type: Any = None, **keywords: Any) -> Any:
         """MTEB's encode: queries after the control, documents as the encoder embeds them."""
@@ -115,11 +121,27 @@ class ControlledEncoder:
         return self.encoder.similarity_pairwise(first, second)
 
 
+class ControlledSearch(ControlledEncoder):
+    """The same around a search model, which looks at the corpus before it writes."""
+
+    def index(self, corpus: Any, **keywords: Any) -> None:
+        """MTEB's index, by the model itself."""
+        before = self.encoder.statistics.document_seconds
+        self.encoder.index(corpus, **keywords)
+        self.statistics.document_seconds += self.encoder.statistics.document_seconds - before
+
+    def search(self, queries: Any, **keywords: Any) -> Any:
+        """MTEB's search with the controls in the place of what the model writes."""
+        model = copy(self.encoder)
+        vars(model)["think"] = self.think
+        return model.search(queries, **keywords)
+
+
 def controlled(system: System, control: ControlName, seed: int = 0) -> System:
     """The control of a system that reasons, as a system of its own, labelled LABEL-CONTROL.
 
     Raises ValueError for a system whose reasoning cannot be exchanged: one that does not reason, or that only gives
-    vectors (an export that sentence-transformers runs, a search model).
+    vectors (an export that sentence-transformers runs).
     """
     if not can_be_controlled(system):
         raise ValueError(
@@ -127,7 +149,6 @@ def controlled(system: System, control: ControlName, seed: int = 0) -> System:
             "it. Controls are for systems with think(texts, reasoning=...) in mode 'reason': leave the control out."
         )
     model = system.model
-    encoder = ControlledEncoder(getattr(model, "encoder", None), control, seed)
     settings = {"control": control, "control_seed": seed}
     fingerprint = fingerprint_of({"system": system.fingerprint, **settings})
     meta = model.mteb_model_meta.model_copy(
@@ -139,7 +160,9 @@ def controlled(system: System, control: ControlName, seed: int = 0) -> System:
     return replace(
         system,
         label=f"{system.label}-{control}",
-        model=RecordedEncoder(encoder, meta),
+        model=RecordedEncoder(ControlledEncoder(model.encoder, control, seed), meta)
+        if isinstance(model, RecordedEncoder)
+        else RecordedSearch(ControlledSearch(model.search_model, control, seed), meta),
         fingerprint=fingerprint,
         settings={**system.settings, **settings},
     )
@@ -147,12 +170,6 @@ def controlled(system: System, control: ControlName, seed: int = 0) -> System:
 
 def can_be_controlled(system: System) -> bool:
     """Whether the system's reasoning can be exchanged."""
-    think = getattr(getattr(system.model, "encoder", None), "think", None)
+    model = system.model
+    think = getattr(model.encoder if isinstance(model, RecordedEncoder) else model.search_model, "think", None)
     return system.mode == "reason" and think is not None and "reasoning" in inspect.signature(think).parameters
-
-
-def _each_text(thought: Any, make: Callable[[str, int], str]) -> Any:
-    """The thought's text, or each of several, through `make`, which also gets their number."""
-    if isinstance(thought.text, str):
-        return make(thought.text, 1)
-    return [make(text, len(thought.text)) for text in thought.text]

@@ -59,7 +59,7 @@ class SystemPair:
     @property
     def same_model(self) -> bool:
         """True for one model with and without reasoning."""
-        return self.first.name == self.second.name and (self.first.mode, self.second.mode) == ("reason", "direct")
+        return self.first.name == self.second.name and self.second.mode == "direct" != self.first.mode
 
     @property
     def times(self) -> float | None:
@@ -68,7 +68,8 @@ class SystemPair:
 
     def sentence(self, task: str) -> str:
         """The pair in one sentence: difference of nDCG@10, its 95 % interval, ratio of the times per query."""
-        what = f"{task}, {self.first.name}: reasoning{self.first.most}" if self.same_model else ""
+        said = "reasoning" if self.first.mode == "reason" else "given reasoning, whose writing is not timed,"
+        what = f"{task}, {self.first.name}: {said}{self.first.most}" if self.same_model else ""
         what = what or f"{task}: {self.first.label} against {self.second.label}"
         found = self.result
         interval = "no interval" if found is None else f"{found.low:+.3f} to {found.high:+.3f}"
@@ -106,7 +107,7 @@ def pairs(systems: Sequence[SystemScores]) -> list[SystemPair]:
     The baseline is the first model, without reasoning where it was run so.
     """
     direct = {each.name: each for each in reversed(systems) if each.mode == "direct"}
-    found = [compared(each, direct[each.name]) for each in systems if each.mode == "reason" and each.name in direct]
+    found = [compared(each, direct[each.name]) for each in systems if each.mode != "direct" and each.name in direct]
     if not systems:
         return found
     baseline = direct.get(systems[0].name, systems[0])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, Int
 
-from search_r3_mteb.encoder.settings import Statistics
+from search_r3_mteb.encoder.settings import Mode, Statistics
 from search_r3_mteb.encoder.store import fingerprint_of
 from search_r3_mteb.evaluation.recording import RecordedEncoder
 from search_r3_mteb.evaluation.systems import System
@@ -50,7 +50,7 @@ class PerceptronEncoder:
     Its statistics count the encoder's work on the texts and the perceptron's, not the training.
     """
 
-    mode = "direct"
+    mode: Mode = "direct"
 
     def __init__(self, encoder: Any, plan: PerceptronPlan) -> None:
         self.encoder, self.plan = encoder, plan

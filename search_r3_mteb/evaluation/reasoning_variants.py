@@ -1,7 +1,8 @@
-"""Vectors of a query after a given reasoning: its own, another query's, its own in shuffled words, or none.
+"""Reasonings that are given in place of a query's own: another query's, or its own in shuffled words.
 
-Reasonings are token ids, as they were sampled: decoding them and tokenising the text again may give other ids (and
-drops an end-of-turn token), and then the control would differ from the encoder in more than the reasoning.
+They are token ids, as they were sampled: decoding them and tokenising the text again may give other ids (and drops an
+end-of-turn token), and then the control would differ from the encoder in more than the reasoning.
+`SearchR3Encoder.think(texts, reasoning=...)` embeds them.
 """
 
 import re
@@ -9,12 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Int
-
-from search_r3_mteb.encoder.chunks import progress_bar
+from jaxtyping import Int
 
 if TYPE_CHECKING:
-    from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.prompts import Renderer
 
 Ids = Sequence[int]
@@ -22,29 +20,6 @@ FILLER = " ."
 # In Thai and Lao, Burmese, Khmer, kana and Han each character is a word; elsewhere a word ends at white space.
 _SPACELESS = "\\u0e00-\\u0eff\\u1000-\\u109f\\u1780-\\u17ff\\u3040-\\u30ff\\u3400-\\u9fff\\uf900-\\ufaff"
 _WORD = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
-
-
-def embed_after(
-    encoder: "SearchR3Encoder",
-    texts: Sequence[str],
-    instructions: Sequence[str | None],
-    reasonings: Sequence[Ids],
-    what: str = "embedding",
-) -> Float32[np.ndarray, "queries dim"]:
-    """Unit vectors (queries, dim) of prompt + given reasoning + embed token, each in one forward pass.
-
-    `reasonings` are token ids without the embed token, [] for none. With a query's own sampled ids the result is the
-    vector of `encode_query` (up to 1e-4, since another batch rounds differently). Raises ValueError for a vector
-    without a direction.
-    """
-    given = instructions if any(instructions) else None
-    prompts = encoder.renderer.render_batch(texts, "reason", given)
-    end = encoder.checkpoint.embed_token_id
-    sequences = [[*prompt.token_ids, *ids, end] for prompt, ids in zip(prompts, reasonings, strict=True)]
-    with progress_bar(what, "query", None) as bar:
-        bar.total = len(sequences)
-        vectors = encoder.engine.embed(sequences, bar.update).numpy()
-    return encoder.unit(vectors, texts)
 
 
 def others(count: int, rng: np.random.Generator) -> Int[np.ndarray, " queries"]:

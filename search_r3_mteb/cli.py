@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TextIO, cast
 
@@ -74,7 +75,12 @@ def options(
 def evaluate(  # noqa: PLR0913  an option is a parameter
     model: Annotated[
         list[str],
-        typer.Option("--model", help="nano, mini, a folder, a hub id, NAME=FOLDER, or bm25. May be repeated."),
+        typer.Option(
+            "--model",
+            help="nano, mini, a folder, a hub id, NAME=FOLDER, bm25, or METHOD:WRITER+ENCODER: an LM writes and an "
+            "encoder embeds (hyde, query2doc, mugi, keywords, gar, search-r3-prompt, feedback), or rocchio:ENCODER. "
+            "May be repeated.",
+        ),
     ],
     task: Annotated[
         list[str],
@@ -88,13 +94,22 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
     ignore_identical_ids: IdenticalIdsOption = False,
     cache_folder: CacheFolderOption = None,
+    reasoning: Annotated[
+        Path | None,
+        typer.Option(
+            help="Reasonings to read in place of the model's own, by query id: .jsonl or .tsv. Mode 'given'.",
+            show_default=False,
+        ),
+    ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
     """Score models on retrieval tasks through MTEB: nDCG@10, recall@10, cost; summary.json and per-query files."""
+    from search_r3_mteb.evaluation.costs import cost_sentences
     from search_r3_mteb.evaluation.evaluate import evaluate as run
     from search_r3_mteb.evaluation.summary import table
     from search_r3_mteb.evaluation.tasks import with_identical_ids_ignored
+    from search_r3_mteb.expansion.settings import ExpansionSettings
 
     with _progress_lines():
         rows = run(
@@ -104,12 +119,66 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             output,
             split=split,
             cache_folder=cache_folder,
-            settings=_settings(setting, max_reasoning_tokens=max_reasoning_tokens),
+            settings=_settings(setting, ExpansionSettings, max_reasoning_tokens=max_reasoning_tokens),
+            reasoning=reasoning,
             command=shlex.join(["search-r3", *_arguments()]),
         )
     console = _console()
     console.print(table(rows))
+    for sentence in cost_sentences(rows, output):
+        console.print(sentence, markup=False, highlight=False)
     console.print(f"Written to {escape(str(output))}: summary.json, queries/, predictions/, mteb/")
+
+
+@app.command()
+def compare(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE.toml]", help="The systems and their settings.", show_default=False)
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--models", "--model", help="As in evaluate. May be repeated; the first is the baseline."),
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="As in evaluate. May be repeated.")] = None,
+    budget: Annotated[
+        list[int] | None, typer.Option("--budget", help="Tokens of a query's reasoning. May be repeated.", min=0)
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            help="filler, other, shuffled or empty reasoning, or none. May be repeated. [default: all four]",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="An interrupted comparison resumes there. [default: runs/compare]", show_default=False),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    setting: SetOption = None,
+) -> None:
+    """Compare systems at equal cost: quality, differences, controls, tokens and time; one page."""
+    from search_r3_mteb.compare import compare as run
+    from search_r3_mteb.compare.plan import plan_of, read_plan
+    from search_r3_mteb.evaluation.summary import table
+
+    settings = _settings(setting)
+    named = plan_of(models or [], task or [], budget or [], control, split, settings) if file is None else None
+    if file is not None and (models or task or budget or control or split or settings):
+        raise ValueError(f"{file} names systems, tasks and settings: give the file, or the options, not both.")
+    plan = named or read_plan(cast("Path", file))
+    plan = plan if output is None else replace(plan, output=output)
+    with _progress_lines():
+        result = run(plan, shlex.join(["search-r3", *_arguments()]))
+    console = _console()
+    if result.rows:
+        console.print(table(result.shown_rows()))
+    for sentence in [each.sentence() for each in result.pairs] + [str(each) for each in result.failures]:
+        console.print(sentence, markup=False, highlight=False)
+    console.print(f"Written to {escape(str(plan.output))}: {', '.join(path.name for path in result.files)}")
+    if result.failures:
+        raise SystemExit(1)
 
 
 @app.command()
@@ -149,6 +218,9 @@ def explain(
     ],
     model: ModelOption = "nano",
     top: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 5,
+    reasoning: Annotated[
+        str | None, typer.Option(help="A reasoning to read in place of the model's own.", show_default=False)
+    ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
@@ -159,12 +231,15 @@ def explain(
 
     documents = read_documents(corpus)
     encoder = SearchR3Encoder(model, **_settings(setting, max_reasoning_tokens=max_reasoning_tokens))
-    found = look(encoder, documents, question, top)
+    found = look(encoder, documents, question, top, reasoning)
     console = _console()
     end = "" if found.thought.finished else ", token forced: the budget was spent or the model ended its turn"
+    what = "reasoning"
+    if found.thought.given:
+        what, end = "given reasoning", "" if found.thought.finished else ", cut to the budget"
     console.print(f"[bold]{escape(question)}[/bold]")
     console.print(
-        f"[dim]reasoning ({len(found.thought.token_ids)} tokens{end}):[/dim] {escape(found.thought.text.strip())}"
+        f"[dim]{what} ({len(found.thought.token_ids)} tokens{end}):[/dim] {escape(found.thought.text.strip())}"
     )
     console.print(side_by_side(found))
 
@@ -454,11 +529,14 @@ def _choice(option: str, value: str, valid: tuple[str, ...]) -> Any:
     return value
 
 
-def _settings(pairs: list[str] | None, **named: Any) -> dict[str, Any]:
-    """Encoder settings from NAME=VALUE pairs and from the options that were given."""
+def _settings(pairs: list[str] | None, *further: type, **named: Any) -> dict[str, Any]:
+    """Settings of encoders (and `further` ones) from NAME=VALUE pairs and from the options that were given."""
     from search_r3_mteb.encoder.options import parse_settings
 
-    return {**parse_settings(pairs or []), **{key: value for key, value in named.items() if value is not None}}
+    return {
+        **parse_settings(pairs or [], *further),
+        **{key: value for key, value in named.items() if value is not None},
+    }
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_evaluate_prints_the_table_and_writes_the_run(call, tmp_path):
     assert "bm25 (direct) on HopWorld" in err
     assert "it/s" not in err  # a log is not a place for moving bars
     rows = json.loads((output / "summary.json").read_text())
-    for word in ("nDCG@10", "recall", "tokens/query", "queries/s", "documents/s", "bm25", "1 hop", "4 hops"):
+    for word in ("nDCG@10", "recall", "tokens", "/query", "ms", "docs", "/s", "bm25", "1 hop", "4 hops"):
         assert word in out
     assert f"{rows[0]['ndcg_at_10']:.3f}" in out
     assert call("evaluate", "--model", "bm25", "--task", "hopworld:500", "--output", output)[:2] == (0, out)

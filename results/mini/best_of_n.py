@@ -21,7 +21,7 @@ from jaxtyping import Float
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.atomic import write_jsonl
 from search_r3_mteb.encoder.checkpoints import load
-from search_r3_mteb.encoder.encoder import Thought
+from search_r3_mteb.encoder.thoughts import Thought
 from search_r3_mteb.search.arrays import Vectors
 from search_r3_mteb.search.exact import exact_search
 from train.config.stages import RlConfig

@@ -89,11 +89,8 @@ def run(model: str, folder: Path, split: str, most: int | None, samples: int, te
 
     def after(texts: Sequence[str]) -> Vectors:
         """Vectors of the queries after given texts; for the empty one after nothing."""
-        prompts = [
-            writer.renderer.render_reply(query, "reason", text or None).token_ids
-            for query, text in zip(data.queries, texts, strict=True)
-        ]
-        return writer.unit(writer.engine.embed(prompts).numpy(), data.queries)
+        vectors: Vectors = writer.encode_query(data.queries, reasoning=list(texts))
+        return vectors
 
     own = writer.think(data.queries)
     words = [thought.text for thought in own]

@@ -2,30 +2,25 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load
 from search_r3_mteb.encoder.chunks import CHUNK, one_ahead, progress_bar
-from search_r3_mteb.encoder.documents import Documents, document_texts
+from search_r3_mteb.encoder.documents import Documents
+from search_r3_mteb.encoder.doors import EncoderDoors
 from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.given import GivenReasoning, GivenTurns, Reasonings, reasonings_of
 from search_r3_mteb.encoder.identity import model_meta
 from search_r3_mteb.encoder.inputs import (
     check_batch_size,
     documents_of,
-    holds_rows,
     instructions_of,
-    is_query,
-    read_batches,
-    read_queries,
-    refuse_encode_kwargs,
     refuse_keywords,
-    task_prompt,
     texts_of,
 )
 from search_r3_mteb.encoder.processes import gathered, own_share, process_count, process_device
@@ -34,26 +29,12 @@ from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.encoder.setting_types import check_flag, check_kind, check_whole_number
 from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics, check_window
-from search_r3_mteb.encoder.similarity import cosines, paired_cosines
 from search_r3_mteb.encoder.store import Store, fingerprint_of
+from search_r3_mteb.encoder.thoughts import Thought as Thought
 from search_r3_mteb.search.arrays import Vectors
 
 
-@dataclass(frozen=True)
-class Thought:
-    """The reasoning about one text, and the vector it led to.
-
-    `token_ids` are the sampled ids without the embed token. `finished` is False when the embed token was forced: the
-    budget was spent, or the model ended its turn. `vector` (dim,) is float32 and of unit length.
-    """
-
-    text: str
-    token_ids: list[int]
-    finished: bool
-    vector: Float32[np.ndarray, " dim"] = field(repr=False)
-
-
-class SearchR3Encoder:
+class SearchR3Encoder(EncoderDoors):
     """Encodes queries (reason, then embed) and documents (directly) with one causal LM; for MTEB, BEIR and plain use.
 
     `model` is "nano" or "mini" (bundled), a local folder, a LoRA folder, a hub id, or a `Checkpoint` in memory. The
@@ -96,7 +77,6 @@ class SearchR3Encoder:
         self.dim = self.engine.dim
         self.statistics = Statistics()
         self._stores: dict[str, Store] = {}
-        self._mteb_model_meta: Any = None
 
     # ---- what users call -------------------------------------------------------------------------------------------
 
@@ -105,6 +85,7 @@ class SearchR3Encoder:
         texts: str | Sequence[str],
         *,
         instruction: str | Sequence[str | None] | None = None,
+        reasoning: Reasonings | None = None,
         max_reasoning_tokens: int | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
@@ -113,8 +94,9 @@ class SearchR3Encoder:
     ) -> Any:
         """Vectors of queries, after reasoning in mode "reason".
 
-        `instruction` is one for all or one per text. `batch_size` (rows) is accepted for compatibility with MTEB, BEIR
-        and sentence-transformers: batches are formed by `batch_tokens`, and no vector depends on either.
+        `instruction` is one for all or one per text. `reasoning` stands for the model's own, as in `think`; mode
+        "direct" has no place for it, and raises ValueError. `batch_size` (rows) is accepted for compatibility with
+        MTEB, BEIR and sentence-transformers: batches are formed by `batch_tokens`, and no vector depends on either.
         """
         refuse_keywords(self.encode_query, unknown)
         check_batch_size(batch_size)
@@ -124,13 +106,19 @@ class SearchR3Encoder:
         rows = texts_of(texts)
         if self._settings.mode == "reason":
             thoughts = self.think(
-                rows,
+                texts if isinstance(texts, str) else rows,
                 instruction=instruction,
+                reasoning=reasoning,
                 max_reasoning_tokens=max_reasoning_tokens,
                 show_progress_bar=show_progress_bar,
             )
             vectors = np.array([thought.vector for thought in thoughts], np.float32).reshape(-1, self.dim)
         else:
+            if reasoning is not None:
+                raise ValueError(
+                    f"reasoning={reasoning!r:.60} was given, but this encoder's mode is 'direct', in whose prompt "
+                    "nothing is reasoned. Make it with mode='reason', or leave it out."
+                )
             if max_reasoning_tokens:
                 raise ValueError(
                     f"max_reasoning_tokens={max_reasoning_tokens} was given, but this encoder's mode is 'direct', "
@@ -165,11 +153,18 @@ class SearchR3Encoder:
         texts: str | Sequence[str],
         *,
         instruction: str | Sequence[str | None] | None = None,
+        reasoning: Reasonings | None = None,
         max_reasoning_tokens: int | None = None,
         show_progress_bar: bool | None = None,
         **unknown: Any,
     ) -> list[Thought]:
-        """The reasoning about each text and the vector it leads to, in one pass and in either mode."""
+        """The reasoning about each text and the vector it leads to, in one pass and in either mode.
+
+        `reasoning` is what somebody else has written: one for each text, None for the model's own, or a single one for
+        a single text. The vector is the one that the model would have had, had it written that within its budget. Each
+        is a text, a `Thought`, or token ids without the embed token (see `given`). Raises TypeError and ValueError for
+        what is none of these, another number of them, and ids of another model.
+        """
         refuse_keywords(self.think, unknown)
         check_flag("show_progress_bar", show_progress_bar, optional=True)
         check_whole_number("max_reasoning_tokens", max_reasoning_tokens, optional=True)
@@ -178,59 +173,19 @@ class SearchR3Encoder:
         budget = self._settings.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens
         sampling = Sampling(budget, self._settings.temperature, self._settings.seed)
         check_window(self.checkpoint, self.max_length + budget + 1, budget)
-        thoughts: list[Thought] = self._computed(rows, instructions, "query", sampling, show_progress_bar)
-        self.statistics.queries += len(rows)
-        self.statistics.reasoning_tokens += sum(len(thought.token_ids) for thought in thoughts)
-        self.statistics.forced += sum(not thought.finished for thought in thoughts)
+        given = reasonings_of(reasoning, len(rows), single=isinstance(texts, str))
+        thoughts: list[Any] = [None] * len(rows)
+        turns = GivenTurns(self.renderer, self.engine, budget).read([each for each in given if each is not None])
+        own = [row for row, each in enumerate(given) if each is None]
+        other = [row for row, each in enumerate(given) if each is not None]
+        for part, said in ((own, None), (other, turns)):
+            if part:
+                chosen = [rows[row] for row in part], [instructions[row] for row in part]
+                found = self._computed(*chosen, "query", sampling, show_progress_bar, said)
+                for row, thought in zip(part, found, strict=True):
+                    thoughts[row] = thought
+        self.statistics.count(thoughts)
         return thoughts
-
-    def encode(
-        self,
-        inputs: Any,
-        *,
-        task_metadata: Any = None,
-        hf_split: str | None = None,
-        hf_subset: str | None = None,
-        prompt_type: Any = None,
-        **keywords: Any,
-    ) -> Any:
-        """MTEB's entry point: vectors (n, dim) of a DataLoader of its batches, or of texts; a list may hold documents.
-
-        `prompt_type` "query" reasons as `encode_query`; "document" and None, which symmetric tasks such as STS use for
-        both sides, embed directly. `hf_split` and `hf_subset` say where the texts come from; no vector depends on that.
-        """
-        query = is_query(prompt_type)
-        task = task_metadata if self.task_prompts else None
-        if holds_rows(inputs):
-            if not query:
-                return self.encode_document(inputs, **keywords)
-            return self.encode_query(inputs, **({"instruction": task_prompt(task)} | keywords))
-        refuse_encode_kwargs(keywords)
-        if not query:
-            return self.encode_document(read_batches(inputs, is_query=False)[0], **keywords)
-        texts, instructions = read_queries(inputs, task)
-        return self.encode_query(texts, instruction=instructions, **keywords)
-
-    def encode_queries(self, queries: Sequence[str], **keywords: Any) -> Any:
-        """BEIR's name for `encode_query`: vectors (queries, dim).
-
-        Limits of beir 2.2 that no encoder can lift: its exact search crashes on a single query, its FAISS and parallel
-        searches cannot be instantiated, and `EvaluateRetrieval.evaluate` averages over the queries present in a run.
-        Where that matters, evaluate the same folder through MTEB (`search_r3_mteb.tasks.beir_folder`).
-        """
-        return self.encode_query(texts_of(queries, several=True), **keywords)
-
-    def encode_corpus(self, corpus: Documents, **keywords: Any) -> Any:
-        """BEIR's name for `encode_document`: vectors (documents, dim) of every form of corpus that BEIR has used."""
-        return self.encode_document(document_texts(corpus), **keywords)
-
-    def similarity(self, first: Any, second: Any) -> Any:
-        """Cosine similarities (n, m) of rows (n, dim) and (m, dim), as a tensor. Errors: see `similarity.cosines`."""
-        return cosines(first, second)
-
-    def similarity_pairwise(self, first: Any, second: Any) -> Any:
-        """Cosine similarities (n,) of rows (n, dim) with rows (n, dim), as a tensor."""
-        return paired_cosines(first, second)
 
     # ---- identity --------------------------------------------------------------------------------------------------
 
@@ -257,22 +212,8 @@ class SearchR3Encoder:
         prompts = {name: self.renderer.frame_ids(name) for name in TEMPLATES}
         return fingerprint_of({"checkpoint": self.checkpoint.fingerprint(), "prompts": prompts} | self.settings)
 
-    @property
-    def mteb_model_meta(self) -> Any:
-        """MTEB's description of this encoder, with an identity that no other checkpoint or mode shares."""
-        if self._mteb_model_meta is not None:
-            return self._mteb_model_meta
-        return model_meta(self.checkpoint, self.dim, self._experiment())
-
-    @mteb_model_meta.setter
-    def mteb_model_meta(self, meta: Any) -> None:
-        # What MTEB's `get_model` assigns holds only the settings that its caller named; the others decide vectors too.
-        experiment = {**(meta.experiment_kwargs or {}), **self._experiment()}
-        self._mteb_model_meta = meta.model_copy(update={"experiment_kwargs": experiment})
-
-    def _experiment(self) -> dict[str, Any]:
-        """The part of the identity that name and revision do not hold; it becomes a folder's name in MTEB's cache."""
-        return self.settings | {"fingerprint": self.fingerprint[:16]}
+    def _described(self, experiment: dict[str, Any]) -> Any:
+        return model_meta(self.checkpoint, self.dim, experiment)
 
     # ---- encoding --------------------------------------------------------------------------------------------------
 
@@ -283,17 +224,23 @@ class SearchR3Encoder:
         role: str,
         sampling: Sampling | None,
         show_progress_bar: bool | None,
+        given: Sequence[GivenReasoning] | None = None,
     ) -> Any:
         """Thoughts under `sampling`, or direct vectors (n, dim) without it, computed where the store lacks them.
 
-        The work is done chunk by chunk: each process computes its share, and all of them get and store all results.
+        With `given` reasonings nothing is sampled. The work is done chunk by chunk: each process computes its share,
+        and all of them get and store all results.
         """
         template: TemplateName = "direct" if sampling is None else "reason"
-        store = self._store(role, template, sampling)
-        todo = list(range(len(texts))) if store is None else store.missing(texts, instructions)
+        store = self._store(role, template, sampling, given is not None)
+        # What decides a row of the store beside its text.
+        keys = list(instructions)
+        if given is not None:
+            keys = [each.condition(instruction) for each, instruction in zip(given, instructions, strict=True)]
+        todo = list(range(len(texts))) if store is None else store.missing(texts, keys)
         results: Any = np.empty((len(texts), self.dim), np.float32) if sampling is None else [None] * len(texts)
         show = self._settings.show_progress_bar if show_progress_bar is None else show_progress_bar
-        what = "encoding" if sampling is None else "reasoning"
+        what = "encoding" if sampling is None or given is not None else "reasoning"
         with progress_bar(what, "doc" if role == "document" else "query", show) as bar:
 
             def progress(rows: int) -> None:
@@ -304,6 +251,8 @@ class SearchR3Encoder:
                 own = [texts[i] for i in own_share(chunk)]
                 if sampling is None:
                     found: Any = self.unit(self.engine.embed(prompts, progress).numpy(), own)
+                elif given is not None:
+                    found = self._read(own, prompts, [given[i] for i in own_share(chunk)], progress)
                 else:
                     found = self._reason(own, prompts, sampling, progress)
                 found = gathered(chunk, found)
@@ -313,19 +262,19 @@ class SearchR3Encoder:
                         results[position] = result
                 else:
                     vectors = found if sampling is None else np.stack([thought.vector for thought in found])
-                    given = [instructions[i] for i in chunk]
                     thoughts = None if sampling is None else found
-                    store.append([texts[i] for i in chunk], vectors, thoughts, instructions=given, seconds=took)
+                    conditions = [keys[i] for i in chunk]
+                    store.append([texts[i] for i in chunk], vectors, thoughts, instructions=conditions, seconds=took)
                 seconds, done = seconds + took, done + len(chunk)
                 bar.n = done
                 bar.refresh()
                 began = time.perf_counter()
         if store is not None and len(texts):
             # Stored rows count with the time that computing them took, so that a resumed run shows the same speed.
-            seconds, results = store.seconds(texts, instructions), store.lookup(texts, instructions)
+            seconds, results = store.seconds(texts, keys), store.lookup(texts, keys)
             if sampling is not None:
-                kept = zip(store.thoughts(texts, instructions), results, strict=True)
-                results = [Thought(each.text, list(each.token_ids), each.finished, vector) for each, vector in kept]
+                kept, other = zip(store.thoughts(texts, keys), results, strict=True), given is not None
+                results = [Thought(each.text, list(each.token_ids), each.finished, row, other) for each, row in kept]
         if role == "query":
             self.statistics.query_seconds += seconds
         else:
@@ -366,6 +315,22 @@ class SearchR3Encoder:
             for text, ids, finished, vector in zip(decoded, spoken, rollouts.finished, vectors, strict=True)
         ]
 
+    def _read(
+        self,
+        texts: Sequence[str],
+        prompts: list[list[int]],
+        given: Sequence[GivenReasoning],
+        on_rows: Callable[[int], None],
+    ) -> list[Thought]:
+        """The thoughts of given reasonings: prompt, reasoning and embed token in one forward pass."""
+        end = self.checkpoint.embed_token_id
+        read = [[*prompt, *each.token_ids, end] for prompt, each in zip(prompts, given, strict=True)]
+        vectors = self.unit(self.engine.embed(read, on_rows).numpy(), texts)
+        return [
+            Thought(each.text, list(each.token_ids), each.finished, vector, given=True)
+            for each, vector in zip(given, vectors, strict=True)
+        ]
+
     def unit(self, vectors: Vectors, texts: Sequence[str]) -> Vectors:
         """Rows of unit length; ValueError for one that is not finite or has no direction."""
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)  # squares of float32 may overflow
@@ -379,27 +344,22 @@ class SearchR3Encoder:
         unit: Vectors = (vectors / norms).astype(np.float32)
         return unit
 
-    def _store(self, role: str, template: TemplateName, sampling: Sampling | None) -> Store | None:
+    def _store(self, role: str, template: TemplateName, sampling: Sampling | None, given: bool) -> Store | None:
         """The store of this role and these settings, when a folder was given.
 
-        Documents and direct queries do not depend on mode and sampling, so both modes share them.
+        Documents and direct queries do not depend on mode and sampling, so both modes share them. A `given` reasoning
+        does not depend on sampling either; it is part of its row's key, cut to the budget as it is read.
         """
         if self._settings.cache_folder is None:
             return None
         parts: dict[str, Any] = {"checkpoint": self.checkpoint.fingerprint(), "role": role, "template": template}
         parts |= {"dtype": str(self.model.dtype), "max_length": self.max_length}
         parts["prompt"] = self.renderer.frame_ids(template)
-        if sampling is not None:
+        if given:
+            parts["reasoning"] = "given"
+        elif sampling is not None:
             parts |= asdict(sampling)
         key = fingerprint_of(parts)
         if key not in self._stores:
             self._stores[key] = Store(self._settings.cache_folder, key, role, self.dim)
         return self._stores[key]
-
-    def _give(self, vectors: Vectors, single: bool, convert_to_tensor: bool) -> Any:
-        result: Any = vectors[0] if single else vectors
-        if not convert_to_tensor:
-            return result
-        import torch
-
-        return torch.from_numpy(np.array(result))

@@ -20,7 +20,7 @@ def texts_of(texts: Any, *, several: bool = False) -> list[str]:
     """
     if several and isinstance(texts, str):
         raise TypeError(f"A list of texts is needed, got one string {texts[:40]!r}. Write [text].")
-    return _checked([texts] if isinstance(texts, str) else _listed(texts, "text"))
+    return _checked([texts] if isinstance(texts, str) else listed(texts, "text"))
 
 
 def documents_of(documents: Any) -> tuple[list[str], bool]:
@@ -36,7 +36,7 @@ def holds_rows(inputs: Any) -> bool:
     return column_names(inputs) is not None
 
 
-def _listed(texts: Any, what: str) -> list[Any]:
+def listed(texts: Any, what: str) -> list[Any]:
     """A list of texts. Raises TypeError for what would be iterated as something else: a mapping's keys, for example."""
     check_list(texts, what)
     names = column_names(texts)
@@ -64,7 +64,7 @@ def instructions_of(instruction: str | Sequence[str | None] | None, count: int) 
     if instruction is None or isinstance(instruction, str):
         given = [instruction] * count
     else:
-        given = _listed(instruction, "instruction")
+        given = listed(instruction, "instruction")
     if len(given) != count:
         raise ValueError(f"{len(given)} instructions were given for {count} texts; give one for each, or one for all.")
     for position, each in enumerate(given):

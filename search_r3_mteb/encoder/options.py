@@ -9,13 +9,16 @@ from search_r3_mteb.encoder.settings import EncoderSettings
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_settings(pairs: Sequence[str], *further: type) -> dict[str, Any]:
     """The values in the types that `EncoderSettings` has; "revision" is the hub's, as in SearchR3Encoder.
 
-    Raises ValueError for text that is not such a pair, an unknown name, and a value of another type.
+    `further` are other dataclasses of settings whose names are valid, too. Raises ValueError for text that is not such
+    a pair, an unknown name, and a value of another type.
     """
-    hints = get_type_hints(EncoderSettings)
-    valid = {each.name: hints[each.name] for each in fields(EncoderSettings)} | {"revision": str}
+    valid: dict[str, Any] = {}
+    for kind in (*further, EncoderSettings):  # where both have a name, the type is the encoder's
+        valid |= {each.name: get_type_hints(kind)[each.name] for each in fields(kind)}
+    valid["revision"] = str
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, sign, text = pair.partition("=")

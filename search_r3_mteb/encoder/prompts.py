@@ -165,28 +165,39 @@ class Renderer:
                 raise ValueError("A direct reply has no reasoning; use template='reason' or leave `reasoning` out.")
             return self.render(text, template, instruction)
         prompt = self.render(text, template, instruction)
-        before, after = (
-            part.replace("{embed_token}", self.profile.embed_token)
-            for part in self.profile.reason.reply.split("{reasoning}")
-        )
-        around = self._frames[template].around
-        said, reply = (self._reply_apart if around is None else self._reply_whole)(before, given, reasoning, after)
+        said, reply = self._reply(given, reasoning)
         start = len(prompt.token_ids) + len(said)
         end = start + len(reply)
         spans = prompt.spans | {"assistant": (start, end), "embed": (end - 1, end)}
         return Rendered(prompt.token_ids + said + reply, spans, prompt.truncated_tokens)
 
+    def reply_frame(self) -> tuple[str, str]:
+        """What the profile's "reason" reply puts before a reasoning and, up to the embed token, behind it."""
+        before, after = self.profile.reason.reply.split("{reasoning}")
+        return before, after.removesuffix("{embed_token}")
+
+    def reply_ids(self, reasoning: str) -> list[int]:
+        """Ids of the assistant's turn that says `reasoning`, the embed token last; they depend on no prompt's text."""
+        return self._reply(None, reasoning)[1]
+
+    def _reply(self, given: str | None, reasoning: str | None) -> tuple[list[int], list[int]]:
+        before, after = self.reply_frame()
+        whole = self._frames["reason"].around is not None
+        return (self._reply_whole if whole else self._reply_apart)(
+            before, given, reasoning, after + self.profile.embed_token
+        )
+
     def _reply_apart(
         self, before: str, given: str | None, reasoning: str | None, after: str
     ) -> tuple[list[int], list[int]]:
         """Ids of what is given as if it had been said, and of what is to be said."""
-        opening = self._control_ids(before)
+        opening = self.control_ids(before)
         said = [*opening, *self.tokenize_text([given])[0]] if given else []
         spoken = f" {reasoning}" if reasoning and given and self._spaces_count else reasoning
         reply = [
             *([] if given else opening),
             *(self.tokenize_text([spoken])[0] if spoken else []),
-            *self._control_ids(after),
+            *self.control_ids(after),
         ]
         return said, reply
 
@@ -382,10 +393,10 @@ class Renderer:
     def _build_frame(self, name: TemplateName) -> _Frame:
         system, before, after, reply = self._texts(name)
         prefix = self.tokenizer(before, add_special_tokens=False, return_offsets_mapping=True)
-        reply_ids = self._control_ids(reply)
+        reply_ids = self.control_ids(reply)
         return _Frame(
             before=self._leading_ids() + list(prefix["input_ids"]),
-            after=self._control_ids(after) + reply_ids,
+            after=self.control_ids(after) + reply_ids,
             system=self._system_span(before, system, prefix["offset_mapping"]),
             assistant=len(reply_ids),
         )
@@ -408,7 +419,7 @@ class Renderer:
         shift = len(self._leading_ids())
         return (inside[0] + shift, inside[-1] + 1 + shift) if inside else (shift, shift)
 
-    def _control_ids(self, text: str) -> list[int]:
+    def control_ids(self, text: str) -> list[int]:
         """Ids of the template's own text, in which markers are markers."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 

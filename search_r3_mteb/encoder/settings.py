@@ -1,6 +1,6 @@
 """Settings of an encoder, and statistics of what it has done."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -15,6 +15,7 @@ from search_r3_mteb.encoder.setting_types import (
     check_number,
     check_whole_number,
 )
+from search_r3_mteb.encoder.thoughts import Thought
 
 Mode = Literal["reason", "direct"]
 _DEFAULT_MAX_LENGTH = 512
@@ -128,11 +129,16 @@ def check_window(checkpoint: Checkpoint, needed: int, budget: int) -> None:
 
 @dataclass
 class Statistics:
-    """What an encoder has done since `reset`. Times are seconds of the model's work, tokenisation included."""
+    """What an encoder has done since `reset`. Times are seconds of the model's work, tokenisation included.
+
+    `reasoning_tokens` were generated, `given_tokens` are those of the reasonings that were `given`.
+    """
 
     queries: int = 0
     reasoning_tokens: int = 0
     forced: int = 0
+    given: int = 0
+    given_tokens: int = 0
     documents: int = 0
     query_seconds: float = 0.0
     document_seconds: float = 0.0
@@ -141,6 +147,15 @@ class Statistics:
     def forced_share(self) -> float:
         """Share of reasoned queries whose embed token was forced; 0 when none was reasoned."""
         return self.forced / self.queries if self.queries else 0.0
+
+    def count(self, thoughts: Sequence[Thought]) -> None:
+        """Add queries that were reasoned about."""
+        given = [thought for thought in thoughts if thought.given]
+        self.queries += len(thoughts)
+        self.forced += sum(not thought.finished for thought in thoughts)
+        self.given += len(given)
+        self.given_tokens += sum(len(thought.token_ids) for thought in given)
+        self.reasoning_tokens += sum(len(thought.token_ids) for thought in thoughts if not thought.given)
 
     def reset(self) -> None:
         """Set all counts to zero."""

@@ -22,10 +22,11 @@ from search_r3_mteb.evaluation.diagnosis_groups import (
 )
 from search_r3_mteb.evaluation.movement import PerQuery, SampledReasonings, cosines, pooled
 from search_r3_mteb.evaluation.query_scorer import QueryScorer
-from search_r3_mteb.evaluation.reasoning_variants import embed_after, others, shuffled_words
+from search_r3_mteb.evaluation.reasoning_variants import others, shuffled_words
 
 if TYPE_CHECKING:
-    from search_r3_mteb.encoder.encoder import SearchR3Encoder, Thought
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.encoder.thoughts import Thought
 
 _EXAMPLES = 5
 _log = logging.getLogger(__name__)
@@ -103,10 +104,10 @@ class DiagnosisRuns:
         vectors = {OWN: np.stack([thought.vector for thought in own])}
         _log.info("other reasoning, shuffled reasoning, none")
         for name in (OTHER, SHUFFLED, NONE):
-            what = "no reasoning" if name == NONE else f"{name} reasoning"
-            vectors[name] = embed_after(
-                self.encoder, self.scorer.texts, self.scorer.instructions, reasonings[name], what
+            given = again(self.encoder, self.store).think(
+                self.scorer.texts, instruction=self.scorer.instructions, reasoning=reasonings[name]
             )
+            vectors[name] = np.stack([thought.vector for thought in given])
         direct = again(self.encoder, self.store, mode="direct")
         vectors[DIRECT] = direct.encode_query(self.scorer.texts, instruction=self.scorer.instructions)
         return vectors, reasonings

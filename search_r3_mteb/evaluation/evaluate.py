@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.atomic import clean, temporary_folder, write_json, write_jsonl
 from search_r3_mteb.checksums import described
+from search_r3_mteb.evaluation.given_file import read_given
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.queries import CUTOFF, query_records
 from search_r3_mteb.evaluation.recording import SplitRecord
@@ -30,13 +31,22 @@ from search_r3_mteb.evaluation.summary import (
     has_checksum,
     hop_rows,
     intact_rows,
+    per_text,
     quality,
     rate,
     read_summary,
     replace_rows,
     with_checksum,
 )
-from search_r3_mteb.evaluation.systems import MODE_CHOICES, ModeChoice, ModelSpec, System, check_settings, open_systems
+from search_r3_mteb.evaluation.systems import (
+    GIVEN,
+    MODE_CHOICES,
+    ModeChoice,
+    ModelSpec,
+    System,
+    check_settings,
+    open_systems,
+)
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
 from search_r3_mteb.evaluation.unit_files import (
     existing,
@@ -59,7 +69,7 @@ SUMMARY_FILE = "summary.json"
 _AGREE = 1e-4
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  what a run is made of
     models: Sequence[ModelSpec],
     tasks: Sequence[TaskSpec],
     mode: ModeChoice = "both",
@@ -68,6 +78,7 @@ def evaluate(
     split: str | None = None,
     cache_folder: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
+    reasoning: Path | str | None = None,
     command: str | None = None,
 ) -> list[SummaryRow]:
     """Evaluate every model on every task; returns the rows of these models and tasks, in order.
@@ -75,8 +86,9 @@ def evaluate(
     `models`: a Search-R3 checkpoint (bundled name, folder, LoRA folder, hub id, or one in memory), an ordinary
     sentence-transformers folder, or "bm25"; NAME=PATH names a folder. An encoder in memory is evaluated in its own
     mode. `tasks`: see `resolve_task`. `cache_folder` is the encoder's store, OUTPUT/store unless given. `settings` are
-    those of SearchR3Encoder. `command` is noted in the rows. Raises ValueError and FileNotFoundError, before anything
-    long starts, for models, tasks and modes that do not exist.
+    those of SearchR3Encoder. `reasoning` is a file of reasonings by query id (`given_file`): mode "given", which reads
+    them, then takes the place of "reason". `command` is noted in the rows. Raises ValueError and FileNotFoundError,
+    before anything long starts, for models, tasks and modes that do not exist, and for a query without a reasoning.
     """
     if mode not in MODE_CHOICES:
         raise ValueError(f"mode must be one of {', '.join(MODE_CHOICES)}, got {mode!r}.")
@@ -85,15 +97,16 @@ def evaluate(
             f"Nothing to evaluate: {len(models)} models and {len(tasks)} tasks. Name at least one of each."
         )
     output = Path(output)
-    check_settings(models, settings or {})
+    given = None if reasoning is None else read_given(reasoning)
+    check_settings(models, settings or {}, mode, given)
     resolved = [resolve_task(task, split) for task in tasks]
     rows: list[SummaryRow] = []
     store = output / "store" if cache_folder is None else cache_folder
     clean(output, *(path for name in ("queries", "predictions", "mteb") for path in _folders(output / name)))
     for spec in models:
-        for system in open_systems(spec, mode, settings or {}, store):
+        for system in open_systems(spec, mode, settings or {}, store, given):
             for task in resolved:
-                rows.extend(_evaluate_unit(system, task, output, command))
+                rows.extend(evaluate_unit(system, task, output, command))
     return rows
 
 
@@ -102,7 +115,7 @@ def _folders(folder: Path) -> list[Path]:
     return [folder, *(path for path in folder.rglob("*") if path.is_dir())]
 
 
-def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, command: str | None) -> list[SummaryRow]:
+def evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, command: str | None) -> list[SummaryRow]:
     """The rows of one model in one mode on one task, read from disk if they are complete."""
     what = f"{system.label} ({system.mode}) on {task.metadata.name}"
     with locked(output):
@@ -112,12 +125,16 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
         return done
     logger.info("%s: running", what)
     task.load_data()
+    given = getattr(system.model, "given", None)
+    if given is not None:
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+        given.check(task)
     with temporary_folder(Path(tempfile.gettempdir()) / "search-r3", mode=0o700) as folder:
         rankings, scores, taken = _run(system, task, folder)
         measured: dict[str, tuple[SummaryRow, dict[str, Any]]] = {}
         for split in task.eval_splits:
             parts = {subset: splits[split] for subset, splits in rankings.items() if split in splits}
-            records = query_records(task, split, parts, taken[split].thoughts, reasoned=system.mode == "reason")
+            records = query_records(task, split, parts, taken[split].thoughts, reasoned=system.mode != "direct")
             row = _row(system, task, split, quality(records), taken[split], command)
             _check_against_mteb(row, scores[split])
             logger.info("%s, %s: nDCG@10 %.4f in %.1f s", what, split, row["ndcg_at_10"], row["seconds"])
@@ -212,6 +229,7 @@ def _row(
         "seconds": round(record.query_seconds + record.document_seconds, 3),
         "seed": system.seed,
         "commit": commit(),
+        "milliseconds_per_query": per_text(record.query_seconds, record.queries),
         "queries_per_second": rate(record.queries, record.query_seconds),
         "documents_per_second": rate(record.documents, record.document_seconds),
         "fingerprint": system.fingerprint,
@@ -221,8 +239,10 @@ def _row(
         row["unreachable_judgements"] = task.unreachable
     if "interval" in measured:
         row["interval"] = measured["interval"]
-    if system.mode == "reason":
+    if system.mode != "direct":
         row["max_reasoning_tokens"] = system.settings.get("max_reasoning_tokens")
+    if system.mode == GIVEN:
+        row |= {key: system.settings[key] for key in ("reasoning_file", "reasoning")}
     if command is not None:
         row["command"] = command
     return row

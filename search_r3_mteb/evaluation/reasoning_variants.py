@@ -1,7 +1,8 @@
-"""Vectors of a query after a given reasoning: its own, another query's, its own in shuffled words, or none.
+"""Reasonings that are given in place of a query's own: another query's, or its own in shuffled words.
 
-Reasonings are token ids, as they were sampled: decoding them and tokenising the text again may give other ids (and
-drops an end-of-turn token), and then the control would differ from the encoder in more than the reasoning.
+They are token ids, as they were sampled: decoding them and tokenising the text again may give other ids (and drops an
+end-of-turn token), and then the control would differ from the encoder in more than the reasoning.
+`SearchR3Encoder.think(texts, reasoning=...)` embeds them.
 """
 
 import re
@@ -9,41 +10,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Int
-
-from search_r3_mteb.encoder.chunks import progress_bar
+from jaxtyping import Int
 
 if TYPE_CHECKING:
-    from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.prompts import Renderer
 
 Ids = Sequence[int]
+FILLER = " ."
 # In Thai and Lao, Burmese, Khmer, kana and Han each character is a word; elsewhere a word ends at white space.
 _SPACELESS = "\\u0e00-\\u0eff\\u1000-\\u109f\\u1780-\\u17ff\\u3040-\\u30ff\\u3400-\\u9fff\\uf900-\\ufaff"
 _WORD = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
-
-
-def embed_after(
-    encoder: "SearchR3Encoder",
-    texts: Sequence[str],
-    instructions: Sequence[str | None],
-    reasonings: Sequence[Ids],
-    what: str = "embedding",
-) -> Float32[np.ndarray, "queries dim"]:
-    """Unit vectors (queries, dim) of prompt + given reasoning + embed token, each in one forward pass.
-
-    `reasonings` are token ids without the embed token, [] for none. With a query's own sampled ids the result is the
-    vector of `encode_query` (up to 1e-4, since another batch rounds differently). Raises ValueError for a vector
-    without a direction.
-    """
-    given = instructions if any(instructions) else None
-    prompts = encoder.renderer.render_batch(texts, "reason", given)
-    end = encoder.checkpoint.embed_token_id
-    sequences = [[*prompt.token_ids, *ids, end] for prompt, ids in zip(prompts, reasonings, strict=True)]
-    with progress_bar(what, "query", None) as bar:
-        bar.total = len(sequences)
-        vectors = encoder.engine.embed(sequences, bar.update).numpy()
-    return encoder.unit(vectors, texts)
 
 
 def others(count: int, rng: np.random.Generator) -> Int[np.ndarray, " queries"]:
@@ -68,12 +44,23 @@ def shuffled_words(
     ends = [_end(row, special) for row in ids]
     spoken = [list(row[:end]) for row, end in zip(ids, ends, strict=True)]
     texts = tokenizer.batch_decode(spoken, skip_special_tokens=True) if spoken else []
-    shuffled = [_shuffled(text, rng) for text in texts]
+    shuffled = [shuffled_text(text, rng) for text in texts]
     changed = renderer.tokenize_text([text.encode("utf-8", "replace").decode() for text in shuffled])
     return [
         list(row) if before == after else [*new[: most_tokens - (len(row) - end)], *row[end:]]
         for row, end, before, after, new in zip(ids, ends, texts, shuffled, changed, strict=True)
     ]
+
+
+def filler(ids: Sequence[Ids], renderer: "Renderer") -> list[list[int]]:
+    """The same numbers of tokens that say nothing: full stops, as in arXiv 2404.15758 (from memory)."""
+    [stop] = renderer.tokenize_text([FILLER])
+    return [[stop[-1]] * len(row) for row in ids]
+
+
+def filler_text(tokens: int) -> str:
+    """As many full stops, each after a space: one token each for the tokenizers that we know."""
+    return " ".join([FILLER.strip()] * tokens)
 
 
 def _end(ids: Ids, special: set[int]) -> int:
@@ -84,7 +71,8 @@ def _end(ids: Ids, special: set[int]) -> int:
     return end
 
 
-def _shuffled(text: str, rng: np.random.Generator) -> str:
+def shuffled_text(text: str, rng: np.random.Generator) -> str:
+    """The text's words in another order, its white space in place; unchanged where there is no other order."""
     words = _WORD.findall(text)
     if len(set(words)) < 2:
         return text

@@ -97,7 +97,8 @@ def hop_rows(row: SummaryRow, records: Mapping[str, Records]) -> list[SummaryRow
         for record in part:
             if "hops" in record:
                 by_hops.setdefault(record["hops"], []).append(record)
-    untimed = {"seconds": None, "queries_per_second": None, "documents_per_second": None}
+    times = ("seconds", "milliseconds_per_query", "queries_per_second", "documents_per_second")
+    untimed = dict.fromkeys(times)
     return [{**row, **quality({"default": part}), **untimed, "hops": hops} for hops, part in sorted(by_hops.items())]
 
 
@@ -116,14 +117,17 @@ def identity(row: SummaryRow) -> tuple[Any, ...]:
 
 
 def table(rows: Sequence[SummaryRow]) -> "Table":
-    """The rows as a rich table; a row of one hop count follows the row of all."""
+    """The rows as a rich table of at most 80 columns; a row of one hop count follows the row of all.
+
+    Tokens are those that a query's system generated; times are of this machine, without the search of the vectors.
+    """
     from rich import box
     from rich.table import Table
 
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("task", "model", "mode"):
         found.add_column(name, overflow="fold")
-    for name in ("nDCG@10", "95 %\ninterval", "recall\n@10", "reasoning\ntokens/query", "queries/s", "documents/s"):
+    for name in ("nDCG@10", "95 %\ninterval", "recall\n@10", "tokens\n/query", "ms\n/query", "docs\n/s"):
         found.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in rows:
@@ -145,18 +149,34 @@ def _cells(row: SummaryRow) -> list[str]:
         "" if bounds is None else f"{bounds[0]:.3f}-{bounds[1]:.3f}",
         f"{row['recall_at_10']:.3f}",
         _rate(row["reasoning_tokens_per_query"]),
-        _rate(row.get("queries_per_second")),
+        _rate(milliseconds(row)),
         _rate(row.get("documents_per_second")),
     ]
 
 
+def milliseconds(row: SummaryRow) -> float | None:
+    """The row's milliseconds per query, None if no time was measured; rows of older versions have only the rate."""
+    if "milliseconds_per_query" in row:
+        found: float | None = row["milliseconds_per_query"]
+        return found
+    per_second = row.get("queries_per_second")
+    return 1000 / per_second if per_second else None
+
+
 def _rate(value: float | None) -> str:
-    return "" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+    if value is None:
+        return ""
+    return f"{value:.2f}" if 0 < value < 1 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def rate(count: int, seconds: float) -> float | None:
     """Texts per second, None if no time was measured."""
     return round(count / seconds, 3) if seconds > 0 else None
+
+
+def per_text(seconds: float, count: int) -> float | None:
+    """Milliseconds per text, None if no time was measured."""
+    return round(1000 * seconds / count, 6) if count and seconds > 0 else None
 
 
 def _mean_of(records: Records, key: str) -> float:

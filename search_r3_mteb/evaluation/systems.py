@@ -1,35 +1,41 @@
-"""The systems that can be evaluated: Search-R3 checkpoints in both modes, sentence-transformers folders, and BM25.
+"""The systems that can be evaluated: Search-R3 checkpoints in each mode, writers with encoders, and baselines.
+
+Baselines are sentence-transformers folders and BM25. The modes of a system are "reason", "direct", and "given": queries
+read with the reasonings of a file.
 
 Each has a model that `mteb.evaluate` takes and an identity that no other checkpoint shares.
 """
 
-import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from search_r3_mteb.encoder.store import fingerprint_of
-from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch
+from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, Thinker
+from search_r3_mteb.expansion.names import SETTINGS, open_expansion, parse_name
 
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.settings import Mode
+    from search_r3_mteb.evaluation.given_file import GivenFile
+    from search_r3_mteb.expansion.writer_encoder import WriterEncoder
 
 BM25 = "bm25"
 _LIBRARY_CONFIG = "config_sentence_transformers.json"
 _BM25_IN_MTEB = "mteb/baseline-bm25s"
 ModeChoice: TypeAlias = 'Mode | Literal["both"]'
 MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
-ModelKind = Literal["bm25", "sentence-transformers", "search-r3"]
+GIVEN: Literal["given"] = "given"
+SystemMode: TypeAlias = 'Mode | Literal["given"]'
+ModelKind = Literal["bm25", "sentence-transformers", "search-r3", "expansion"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
 _TYPED = ("device", "trust_remote_code", "verify")
 _SHARED = ("device", "revision", "trust_remote_code", "verify")  # settings that ordinary models take too
-ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder"
+ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder | WriterEncoder"
 
 
 @dataclass(frozen=True)
@@ -40,28 +46,45 @@ class System:
     """
 
     label: str
-    mode: "Mode"
+    mode: SystemMode
     model: RecordedEncoder | RecordedSearch
     fingerprint: str
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> None:
+def check_settings(
+    models: Sequence[ModelSpec],
+    settings: Mapping[str, Any],
+    mode: ModeChoice = "both",
+    given: "GivenFile | None" = None,
+) -> None:
     """Raise FileNotFoundError for a missing model, and ValueError for settings that none of the models would use.
 
-    TypeError is raised for a setting that is not what it must be, such as the text "false".
+    So are `given` reasonings where nothing reasons. TypeError is raised for a setting that is not what it must be, such
+    as the text "false".
     """
     from search_r3_mteb.encoder.settings import EncoderSettings
 
     EncoderSettings.from_keywords({name: value for name, value in settings.items() if name in _TYPED})
-    kinds = [kind_of(split_label(spec)[1]) if isinstance(spec, str | Path) else "search-r3" for spec in models]
-    unused = sorted(set(settings) - set(_SHARED))
-    if unused and "search-r3" not in kinds:
+    names = [split_label(spec)[1] if isinstance(spec, str | Path) else None for spec in models]
+    kinds = ["search-r3" if name is None else kind_of(name) for name in names]
+    expansions = [parsed for parsed in map(parse_name, names) if parsed is not None]
+    used = {*_SHARED}.union(*(each.check(settings) for each in expansions))
+    unused = sorted(set(settings) - used)
+    ours = "search-r3" in kinds
+    if ours:  # an unknown name is refused by the encoder, with those that there are
+        unused = [name for name in unused if name in SETTINGS - {each.name for each in fields(EncoderSettings)}]
+    if unused:
         raise ValueError(
-            f"{', '.join(unused)} would change nothing: none of the models is a Search-R3 checkpoint, and baselines "
+            f"{', '.join(unused)} would change nothing: none of the models is a "
+            f"{'writer with an encoder that uses it' if ours or expansions else 'Search-R3 checkpoint'}, and baselines "
             "run as they were made. Leave it out."
         )
+    readers = [kind for kind in kinds if kind == "expansion" or (kind == "search-r3" and mode != "direct")]
+    if given is not None and not readers:
+        why = "the mode is 'direct'" if "search-r3" in kinds else "none of the models is a Search-R3 checkpoint"
+        raise ValueError(f"The reasonings in {given.name} would change nothing: {why}. Leave them out.")
 
 
 def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
@@ -92,32 +115,49 @@ def kind_of(path: str | Path) -> ModelKind:
     """
     from search_r3_mteb.encoder.checkpoints import resolve
     from search_r3_mteb.encoder.profiles import PROFILE_FILE
+    from search_r3_mteb.expansion.encoders import is_sentence_transformer
 
+    expansion = parse_name(path)
+    if expansion is not None:
+        for model in (expansion.writer, expansion.encoder):
+            if model is not None:
+                resolve(model)
+        return "expansion"
     if path == BM25:
         if Path(BM25).is_dir():
             raise ValueError(f"{BM25!r} is both the baseline and a folder here. Write ./{BM25}, or rename the folder.")
         return "bm25"
     folder = resolve(path)
-    if not (folder / PROFILE_FILE).exists():
-        if (folder / "modules.json").exists():
-            return "sentence-transformers"
-        if (folder / _LIBRARY_CONFIG).exists():
-            raise FileNotFoundError(
-                f"{folder.name}: there is no modules.json beside {_LIBRARY_CONFIG}, so that nothing says how this "
-                "model of sentence-transformers pools. Copy it there."
-            )
+    if is_sentence_transformer(folder):
+        return "sentence-transformers"
+    if (folder / _LIBRARY_CONFIG).exists() and not (folder / PROFILE_FILE).exists():
+        raise FileNotFoundError(
+            f"{folder.name}: there is no modules.json beside {_LIBRARY_CONFIG}, so that nothing says how this model of "
+            "sentence-transformers pools. Copy it there."
+        )
     return "search-r3"
 
 
 def open_systems(
-    spec: ModelSpec, mode: ModeChoice, settings: Mapping[str, Any], cache_folder: Path | str | None
+    spec: ModelSpec,
+    mode: ModeChoice,
+    settings: Mapping[str, Any],
+    cache_folder: Path | str | None,
+    given: "GivenFile | None" = None,
 ) -> Iterator[System]:
     """The systems of one model, one after the other; both modes share the weights.
 
-    Baselines do not reason, so they run directly whatever `mode` is. `settings` are those of SearchR3Encoder.
+    Baselines do not reason, so they run directly whatever `mode` is, and a writer with an encoder always writes.
+    `settings` are those of SearchR3Encoder, and of `ExpansionSettings`. With `given` reasonings, mode "given" takes the
+    place of "reason", but where the corpus decides what is written.
     """
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
+    if isinstance(spec, Thinker) and not isinstance(spec, SearchR3Encoder):
+        yield _expansion(spec, None, given)
+        return
     if not isinstance(spec, str | Path):
-        yield from _search_r3(spec, None, mode, settings, cache_folder)
+        yield from _search_r3(spec, None, mode, settings, cache_folder, given)
         return
     label, path = split_label(spec)
     kind = kind_of(path)
@@ -125,33 +165,51 @@ def open_systems(
         yield _bm25(label or BM25)
     elif kind == "sentence-transformers":
         yield _sentence_transformer(path, label, settings)
+    elif (expansion := parse_name(path)) is not None:
+        yield _expansion(open_expansion(expansion, {**settings, "cache_folder": cache_folder}), label, given)
     else:
-        yield from _search_r3(path, label, mode, settings, cache_folder)
+        yield from _search_r3(path, label, mode, settings, cache_folder, given)
 
 
 def _search_r3(
-    spec: ModelSpec, label: str | None, mode: ModeChoice, settings: Mapping[str, Any], cache_folder: Path | str | None
+    spec: ModelSpec,
+    label: str | None,
+    mode: ModeChoice,
+    settings: Mapping[str, Any],
+    cache_folder: Path | str | None,
+    given: "GivenFile | None",
 ) -> Iterator[System]:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.encoder.settings import EncoderSettings
 
     if isinstance(spec, SearchR3Encoder):
-        yield _system(spec, label)
+        if given is not None and spec.mode == "direct":
+            raise ValueError(
+                f"The reasonings in {given.name} have no place in an encoder of mode 'direct'. Make it with "
+                "mode='reason'."
+            )
+        yield _system(spec, label, given)
         return
     model: Any = spec
-    given = {**settings, "cache_folder": cache_folder}
-    revision = given.pop("revision", None)
+    own = {each.name for each in fields(EncoderSettings)}
+    chosen = {name: value for name, value in settings.items() if name in own or name not in SETTINGS}
+    chosen["cache_folder"] = cache_folder
+    revision = chosen.pop("revision", None)
     for each in ("reason", "direct") if mode == "both" else (mode,):
-        encoder = SearchR3Encoder(model, revision=revision, **{**given, "mode": each})
+        encoder = SearchR3Encoder(model, revision=revision, **{**chosen, "mode": each})
         model = encoder.checkpoint  # the second mode runs on the weights that the first one loaded
-        yield _system(encoder, label)
+        yield _system(encoder, label, given if each == "reason" else None)
 
 
-def _system(encoder: "SearchR3Encoder", label: str | None) -> System:
+def _system(encoder: "SearchR3Encoder", label: str | None, given: "GivenFile | None" = None) -> System:
     settings = encoder.settings
     if encoder.mode == "direct":
         # Budget, temperature and seed change nothing here: two direct runs that differ only in them are one system.
         settings = {key: value for key, value in settings.items() if key not in SAMPLING}
-    return System(
+    elif given is not None:  # nothing is sampled
+        settings = {key: value for key, value in settings.items() if key not in SAMPLING[1:]}
+        settings |= {"mode": GIVEN, "reasoning": given.digest}
+    found = System(
         label=label or short_name(encoder.name),
         mode=encoder.mode,
         model=RecordedEncoder(encoder, encoder.mteb_model_meta),
@@ -159,6 +217,33 @@ def _system(encoder: "SearchR3Encoder", label: str | None) -> System:
         seed=int(encoder.settings["seed"]),
         settings=settings,
     )
+    return found if given is None else _reading(found, given)
+
+
+def _reading(system: System, given: "GivenFile") -> System:
+    """The same system in mode "given"; its fingerprint holds the reasonings, and so does MTEB's identity of it."""
+    meta = system.model.mteb_model_meta
+    experiment = {**(meta.experiment_kwargs or {}), "mode": GIVEN, "reasoning": given.digest[:16]}
+    meta = meta.model_copy(update={"experiment_kwargs": experiment})
+    encoder = cast("RecordedEncoder", system.model).encoder
+    settings = {**system.settings, "mode": GIVEN, "reasoning": given.digest, "reasoning_file": given.name}
+    return replace(system, mode=GIVEN, model=RecordedEncoder(encoder, meta, given), settings=settings)
+
+
+def _expansion(encoder: "WriterEncoder", label: str | None, given: "GivenFile | None") -> System:
+    """A writer with an encoder; one that looks at the corpus is a search model for MTEB."""
+    record = RecordedSearch if encoder.method.needs_corpus else RecordedEncoder
+    found = System(
+        label=label or encoder.name,
+        mode=encoder.mode,
+        model=record(encoder, encoder.mteb_model_meta),
+        fingerprint=encoder.fingerprint,
+        seed=int(encoder.settings.get("seed", 0)),
+        settings=encoder.settings,
+    )
+    if given is None or encoder.method.needs_corpus:
+        return found
+    return _reading(replace(found, fingerprint=fingerprint_of({"is": found.fingerprint, "reads": given.digest})), given)
 
 
 def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping[str, Any]) -> System:
@@ -169,16 +254,12 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
     """
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 
-    from search_r3_mteb.encoder.checkpoints import display_name, resolve
+    from search_r3_mteb.encoder.checkpoints import display_name
     from search_r3_mteb.encoder.identity import name_for_mteb
-    from search_r3_mteb.integrations.sentence_transformers import is_export, load_library_model
+    from search_r3_mteb.expansion.encoders import open_sentence_transformer
 
-    folder = resolve(path, settings.get("revision"))
-    fingerprint = fingerprint_of(
-        {"files": _content_hash(folder), "sentence-transformers": version("sentence-transformers")}
-    )
-    chosen = {name: settings[name] for name in ("device", "trust_remote_code", "verify") if name in settings}
-    model = load_library_model(folder, **chosen)
+    chosen = {name: settings[name] for name in _SHARED if name in settings}
+    folder, model, exported, fingerprint = open_sentence_transformer(path, **chosen)
     name = label or short_name(name_for_mteb(display_name(str(path), folder)))
     with warnings.catch_warnings():
         # mteb 2.26 calls sentence-transformers' method by its old name.
@@ -192,7 +273,7 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
         }
     )
     wrapped.mteb_model_meta = meta
-    return System(name, "reason" if is_export(folder) else "direct", RecordedEncoder(wrapped, meta), fingerprint)
+    return System(name, "reason" if exported else "direct", RecordedEncoder(wrapped, meta), fingerprint)
 
 
 def _bm25(label: str) -> System:
@@ -208,15 +289,3 @@ def _bm25(label: str) -> System:
 def short_name(name: str) -> str:
     """A model's name without the organisation that MTEB's form needs but no hub knows."""
     return name.removeprefix("search-r3-mteb/").removeprefix("local/")
-
-
-def _content_hash(folder: Path) -> str:
-    """sha256 over the names and contents of all files that decide what the model computes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in (".json", ".safetensors", ".txt", ".model", ".py", ".jinja"):
-            digest.update(json.dumps([str(path.relative_to(folder)), path.stat().st_size]).encode())
-            with path.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from search_r3_mteb.evaluation.costs import time_ratio
 from search_r3_mteb.evaluation.significance import Difference, align, compare, holm, interval
 from search_r3_mteb.report.records import EvaluationRecord, Evidence, QueryOutcome, mean
 
@@ -66,6 +67,11 @@ class ReasoningDifference:
         if self.reason.ndcg_at_10 is None or self.direct.ndcg_at_10 is None:
             return None
         return self.reason.ndcg_at_10 - self.direct.ndcg_at_10
+
+    @property
+    def times(self) -> float | None:
+        """Time per query with reasoning in units of the direct one; None where one was not measured."""
+        return time_ratio(self.reason.average("milliseconds"), self.direct.average("milliseconds"))
 
 
 def table_rows(evidence: Evidence) -> list[ScoreRow]:
@@ -127,7 +133,8 @@ def _by_hops(runs: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
 def _restricted(run: EvaluationRecord, hops: int, part: dict[str, QueryOutcome]) -> EvaluationRecord:
     from search_r3_mteb.report.mteb_results import means
 
-    return replace(run, hops=hops, outcomes=part, interval=None, queries_per_second=None, **means(part))
+    untimed = replace(run, milliseconds_per_query=None, queries_per_second=None, documents_per_second=None)
+    return replace(untimed, hops=hops, outcomes=part, interval=None, **means(part))
 
 
 def _places(rows: Sequence[ScoreRow]) -> list[list[ScoreRow]]:

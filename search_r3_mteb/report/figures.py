@@ -115,6 +115,46 @@ def cost_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
     )
 
 
+def time_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None:
+    """Quality over milliseconds per query, on a logarithmic axis: one point per method and budget.
+
+    Rows whose time was not measured are left out. None below two points.
+    """
+    points = [(time, row) for row in rows if (time := row.average("milliseconds")) and _is_number(row.ndcg_at_10)]
+    if len(points) < 2:
+        return None
+    plot = blank_plot("Time per query, milliseconds (logarithmic)", "nDCG@10")
+    lines: dict[str, list[tuple[float, ScoreRow]]] = {}
+    for time, row in points:
+        lines.setdefault(row.first.label, []).append((time, row))
+    for number, (model, items) in enumerate(sorted(lines.items())):
+        items.sort(key=lambda item: item[0])
+        scores = [row.ndcg_at_10 or 0.0 for _, row in items]
+        tokens = [row.average("reasoning_tokens_per_query") for _, row in items]
+        plot.add_scatter(
+            x=[time for time, _ in items], y=scores, name=plain_label(model), mode="lines+markers",
+            line={"color": line_colour(number), "width": 1, "dash": "dot"}, marker={"size": 9, "symbol": number % 6},
+            error_y=error_bars(scores, [row.interval for _, row in items]),
+            text=[_budget(row) for _, row in items], customdata=[0.0 if each is None else each for each in tokens],
+            hovertemplate="%{text}: %{x:.1f} ms and %{customdata:.0f} tokens per query, nDCG@10 %{y:.3f}<extra>"
+            + plain_label(model) + "</extra>",
+        )  # fmt: skip
+    plot.update_xaxes(type="log")
+    plot.update_layout(height=320 + 20 * len(lines))  # the legend stands above the data, one line per model at worst
+    spoken = "; ".join(
+        f"{model}: " + ", ".join(f"{row.ndcg_at_10:.3f} at {time:.3g} ms ({_budget(row)})" for time, row in items)
+        for model, items in sorted(lines.items())
+    )
+    caption = "One point per method and budget, on the machine of the runs. Bars are 95 % bootstrap intervals."
+    return Figure(
+        name,
+        f"Quality against time per query: {task}",
+        caption,
+        f"nDCG@10 over milliseconds per query on {task}. {spoken}.",
+        plot_json(plot),
+    )
+
+
 def _cost_points(rows: Sequence[ScoreRow]) -> dict[str, list[tuple[float, ScoreRow]]]:
     """(tokens, row) by model; variants of a model without a direct row of their own share the model's."""
     points: dict[str, list[tuple[float, ScoreRow]]] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from search_r3_mteb.evaluation.costs import ratio_text
+
 
 def score(value: Any) -> str:
     """A quality to three decimals."""
@@ -33,6 +35,11 @@ def count(value: Any, digits: int = 0) -> str:
 def p_value(value: Any) -> str:
     """A p value to two digits."""
     return "–" if value is None else f"{value:.2g}"
+
+
+def ratio(value: Any) -> str:
+    """How many times as long, or as much."""
+    return "–" if value is None or is_nan(value) else f"× {ratio_text(value)}"
 
 
 def is_nan(value: Any) -> bool:

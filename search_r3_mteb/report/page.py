@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_text
+from search_r3_mteb.evaluation.costs import times_text
 from search_r3_mteb.report import figures as drawing
 from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
 from search_r3_mteb.report.explorer import Pair, build_payload, compress, find_pairs
@@ -31,6 +32,16 @@ _TRAINING_TEXT = "Losses and rewards, quality while training, age and error of t
 
 
 @dataclass(frozen=True)
+class TextSection:
+    """A section of lines, below the scores."""
+
+    id: str
+    title: str
+    lines: Sequence[str]
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class Content:
     """What the page shows."""
 
@@ -40,6 +51,7 @@ class Content:
     peers: Sequence[Peer] = ()
     title: str = "Search-R3: what the runs show"
     extra_groups: Sequence[FigureGroup] = field(default_factory=tuple)
+    texts: Sequence[TextSection] = field(default_factory=tuple)
 
 
 def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> int:
@@ -86,6 +98,7 @@ def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGro
     further = {(peer.model, peer.task) for peer in content.peers if not peer.shown}
     differences = difference_table(content.differences)
     sections = [("scores", "Scores")]
+    sections += [(each.id, each.title) for each in content.texts]
     if differences.rows or pairs:
         sections.append(("reasoning", "Reasoning against direct"))
     sections += [(group.id, group.title) for group in groups]
@@ -104,6 +117,7 @@ def _context(content: Content, pairs: Sequence[Pair], groups: Sequence[FigureGro
         "by_hops": any(row.first.hops is not None for row in rows),
         "further": len(content.peers) - len(few),
         "notes": table_notes(few, 0) if rows else [],
+        "texts": content.texts,
         "differences": differences,
         "verdicts": [_verdict(item) for item in content.differences if item.reason.first.hops is None],
         "has_pairs": bool(pairs),
@@ -145,6 +159,7 @@ def _figure_groups(content: Content) -> list[FigureGroup]:
     for number, mine in enumerate(places.values()):
         whole = [row for row in mine if row.first.hops is None]
         label = whole[0].first.task_label if whole else mine[0].first.task
+        cost.append(drawing.time_figure(f"time-{number}", label, whole))
         cost.append(drawing.cost_figure(f"cost-{number}", label, whole))
         cost.append(drawing.hops_figure(f"hops-{number}", label, mine))
     cost.append(drawing.forced_figure("forced", rows))
@@ -174,7 +189,7 @@ def _verdict(item: ReasoningDifference) -> str:
     return (
         f"{subject}: reasoning {effect}: nDCG@10 {signed(result.difference)} "
         f"(95 % interval {signed(result.low)} to {signed(result.high)}, p = {p_value(result.p)}, "
-        f"{_plural(result.queries, 'query', 'queries')}, {_plural(seeds, 'seed')})."
+        f"{_plural(result.queries, 'query', 'queries')}, {_plural(seeds, 'seed')}), {times_text(item.times)}."
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
-from search_r3_mteb.report.number_text import count, is_nan, p_value, score, signed, span
+from search_r3_mteb.report.number_text import count, is_nan, p_value, ratio, score, signed, span
 from search_r3_mteb.report.tables import difference_frame
 
 if TYPE_CHECKING:
@@ -18,13 +18,15 @@ _SCORE_CLASSES = {
     "Task": "",
     "Model": "wrap",
     "Mode": "",
-    **dict.fromkeys(("nDCG@10", "Recall@10", "Tokens/query", "Forced", "Queries/s", "Queries"), "number"),
+    **dict.fromkeys(("nDCG@10", "Recall@10", "Tokens/query", "Forced"), "number"),
+    **dict.fromkeys(("ms/query", "Documents/s", "Queries"), "number"),
     "From": "",
 }
 _DIFFERENCE_CLASSES = {
     "Task": "",
     "Model": "wrap",
-    **dict.fromkeys(("Budget", "Direct", "Reasoning", "Difference", "p", "Queries", "Seeds"), "number"),
+    **dict.fromkeys(("Budget", "Direct", "Reasoning", "Difference", "p"), "number"),
+    **dict.fromkeys(("Time ratio", "Queries", "Seeds"), "number"),
 }
 _PROVENANCE_CLASSES = {
     "Task": "",
@@ -84,7 +86,8 @@ def score_table(frame: pd.DataFrame, further: set[tuple[str, str]]) -> PageTable
             _number(row["recall_at_10"], score),
             _number(row["reasoning_tokens"], _one_decimal),
             _number(forced, lambda share: "–" if share is None or is_nan(share) else f"{share:.1%}"),
-            _number(row["queries_per_second"], _one_decimal),
+            _number(row["milliseconds"], _one_decimal),
+            _number(row["documents_per_second"], _one_decimal),
             _number(row["queries"], count, small=seeds),
             Cell(row["origin"], row["origin"], hint=row["note"] if row["published"] else ""),
         ]
@@ -109,6 +112,7 @@ def difference_table(differences: Sequence[ReasoningDifference]) -> PageTable:
             _number(row["reason"], score),
             _number(row["difference"], signed, strong=row["significant"], small=interval, hint=row["note"]),
             _number(row["p"], p_value),
+            _number(row["times"], ratio),
             _number(row["queries"], count),
             _number(row["seeds"], count),
         ]

@@ -62,6 +62,7 @@ class EvaluationRecord:
     reasoning_tokens_per_query: float | None = None
     forced_share: float | None = None
     seconds: float | None = None
+    milliseconds_per_query: float | None = None
     queries_per_second: float | None = None
     documents_per_second: float | None = None
     commit: str | None = None
@@ -89,6 +90,13 @@ class EvaluationRecord:
         if self.hops is not None:
             parts.append(f"{self.hops} hop" if self.hops == 1 else f"{self.hops} hops")
         return " · ".join(parts)
+
+    @property
+    def milliseconds(self) -> float | None:
+        """Milliseconds per query; runs of older versions have only the rate."""
+        if self.milliseconds_per_query is not None:
+            return self.milliseconds_per_query
+        return 1000 / self.queries_per_second if self.queries_per_second else None
 
     @property
     def condition(self) -> tuple[Any, ...]:

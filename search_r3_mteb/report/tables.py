@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
-from search_r3_mteb.report.number_text import count, is_nan, p_value, score, signed, span
+from search_r3_mteb.report.number_text import count, is_nan, p_value, ratio, score, signed, span
 from search_r3_mteb.report.peers import Peer
 from search_r3_mteb.report.records import Message
 
@@ -28,7 +28,8 @@ SCORE_COLUMNS = {
     "interval": "95 % interval",
     "recall_at_10": "Recall@10",
     "reasoning_tokens": "Tokens/query",
-    "queries_per_second": "Queries/s",
+    "milliseconds": "ms/query",
+    "documents_per_second": "Documents/s",
     "queries": "Queries",
     "seeds": "Seeds",
     "origin": "From",
@@ -42,12 +43,14 @@ DIFFERENCE_COLUMNS = {
     "difference": "Difference",
     "interval": "95 % interval",
     "p": "p",
+    "times": "Time ratio",
     "queries": "Queries",
     "seeds": "Seeds",
 }
 _SCORE_FIELDS = (
     *("task", "model", "mode", "max_reasoning_tokens", "ndcg_at_10", "low", "high", "best", "recall_at_10"),
-    *("reasoning_tokens", "forced_share", "queries_per_second", "documents_per_second", "queries", "documents"),
+    *("reasoning_tokens", "forced_share", "milliseconds", "queries_per_second", "documents_per_second"),
+    *("queries", "documents"),
     *("seeds", "origin", "published", "comparable", "note", "task_name", "split", "hops", "commit", "command"),
     "source",
 )
@@ -85,6 +88,7 @@ def difference_frame(differences: Sequence[ReasoningDifference]) -> pd.DataFrame
                 "low": result.low if result else None,
                 "high": result.high if result else None,
                 "p": result.p if result else None,
+                "times": item.times,
                 "queries": result.queries if result else None,
                 "seeds": len(item.reason.runs),
                 "significant": bool(result and result.significant),
@@ -203,6 +207,7 @@ def _score_record(row: ScoreRow) -> dict[str, Any]:
         "recall_at_10": row.average("recall_at_10"),
         "reasoning_tokens": row.average("reasoning_tokens_per_query"),
         "forced_share": row.average("forced_share"),
+        "milliseconds": row.average("milliseconds"),
         "queries_per_second": row.average("queries_per_second"),
         "documents_per_second": row.average("documents_per_second"),
         "queries": run.queries,
@@ -243,7 +248,9 @@ def _cell(key: str, value: Any) -> str:
         return score(value)
     if key == "p":
         return p_value(value)
-    if key in ("reasoning_tokens", "queries_per_second"):
+    if key == "times":
+        return ratio(value)
+    if key in ("reasoning_tokens", "milliseconds", "documents_per_second"):
         return count(value, 1)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return count(value)

@@ -20,7 +20,7 @@ from search_r3_mteb.evaluation.diagnostics import diagnose, table
 from search_r3_mteb.evaluation.evaluate import evaluate
 from search_r3_mteb.evaluation.movement import Cosines, SampledReasonings, cosines, pooled
 from search_r3_mteb.evaluation.query_scorer import QueryScorer
-from search_r3_mteb.evaluation.reasoning_variants import embed_after, others, shuffled_words
+from search_r3_mteb.evaluation.reasoning_variants import others, shuffled_words
 from search_r3_mteb.evaluation.tasks import resolve_task
 from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.evaluation.conftest import SHORT
@@ -96,6 +96,10 @@ def scripted(tiny_tokenizer, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------- the controls
+
+
+def embed_after(encoder, texts, instructions, ids):
+    return encoder.encode_query(texts, instruction=instructions, reasoning=ids)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 3}])

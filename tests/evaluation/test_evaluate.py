@@ -67,6 +67,7 @@ def without_times(value):
     if isinstance(value, dict):
         timed = (
             "seconds",
+            "milliseconds_per_query",
             "queries_per_second",
             "documents_per_second",
             "date",
@@ -121,6 +122,7 @@ def test_one_run_writes_everything_that_was_promised(tiny_checkpoint, beir, tmp_
     assert direct["reasoning_tokens_per_query"] == bm25["forced_share"] == 0
     assert reason["seconds"] > 0
     assert reason["queries_per_second"] > 0
+    assert reason["milliseconds_per_query"] == pytest.approx(1000 / reason["queries_per_second"], rel=1e-3)
     thought = read_queries(output, reason)[3]
     assert thought["query_id"] == "q3"
     expected = SearchR3Encoder(tiny_checkpoint, **SETTINGS).think(["where is the stone"])[0]

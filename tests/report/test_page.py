@@ -11,7 +11,14 @@ import pytest
 from search_r3_mteb.report import report
 from search_r3_mteb.report.comparisons import reasoning_differences, table_rows
 from search_r3_mteb.report.explorer import LADDER, build_payload, find_pairs
-from search_r3_mteb.report.figures import cost_figure, difference_figure, forced_figure, hops_figure, length_figure
+from search_r3_mteb.report.figures import (
+    cost_figure,
+    difference_figure,
+    forced_figure,
+    hops_figure,
+    length_figure,
+    time_figure,
+)
 from search_r3_mteb.report.page import Content, write_page
 from search_r3_mteb.report.runs import read_runs
 from search_r3_mteb.report.training_figures import training_figures
@@ -180,6 +187,22 @@ def test_cost_figure_has_one_point_per_budget(runs):
     assert line["x"] == sorted(line["x"])
     assert [text.split()[-1] for text in line["text"]] == ["direct", "4", "16", "64"]
     assert cost_figure("f", "hopworld", [row for row in rows if row.first.mode == "direct"]) is None
+
+
+def test_time_figure_has_one_point_per_method_and_budget(runs):
+    folders = [runs.evaluate(f"b{budget}", budget=budget, hops=False) for budget in (4, 16, 64)]
+    rows = table_rows(read_runs([*folders, runs.evaluate("more", models=("bm25",), modes=("direct",), hops=False)]))
+    figure = time_figure("f", "hopworld", rows)
+    lines = {trace["name"]: trace for trace in figure.plot["data"]}
+    assert {name: len(trace["x"]) for name, trace in lines.items()} == {"nano": 4, "bm25": 1}
+    assert lines["nano"]["x"] == [pytest.approx(1000 / 120), 125.0, 125.0, 125.0]  # 120 and 8 queries per second
+    assert sorted(text.split()[-1] for text in lines["nano"]["text"]) == ["16", "4", "64", "direct"]
+    layout = figure.plot["layout"]
+    assert layout["xaxis"]["type"] == "log"
+    assert "milliseconds" in layout["xaxis"]["title"]["text"]
+    assert (layout["legend"]["y"], layout["legend"]["yanchor"]) == (1.0, "bottom")  # above the data, not over them
+    untimed = table_rows(read_runs([runs.evaluate("untimed", queries_per_second=None, hops=False)]))
+    assert time_figure("f", "hopworld", untimed) is None
 
 
 def test_forced_figure_tells_the_share_of_every_budget(runs):

@@ -34,7 +34,7 @@ def test_runs_become_a_page_with_provenance(runs, scripts, tmp_path):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[3].startswith("**0.")
     assert cells[4].startswith("[0.")
-    assert cells[9:11] == ["60", "0, 1"]
+    assert cells[8:12] == ["125.0", "–", "60", "0, 1"]
     assert "| hopworld, 3 hops | nano |" in text
     assert make_readme.main(["--folder", str(tmp_path), "--check"]) == 0
     (tmp_path / "README.md").write_text(text + "by hand")

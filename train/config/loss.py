@@ -35,6 +35,9 @@ class LossSettings(Settings):
     distill_vectors: StrictBool = True
     """`distill` aims at the teacher's vectors too, not only at its similarities. Our choice: on; off for a teacher of
     another width, whose vectors have no cosine with the model's."""
+    distill_direct: StrictBool = False
+    """The direct vector aims at the teacher's vector of query and reasoning, and no reasoned query is trained. Our
+    choice: off; it is the control that asks whether writing the reasoning adds anything to having learned from it."""
     kl_direction: Literal["forward", "reverse"] = "reverse"
     """forward: KL(base || model); reverse: KL(model || base). Open in the paper; our choice: reverse, the divergence
     that stage 2's estimator measures."""
@@ -65,6 +68,11 @@ class LossSettings(Settings):
             raise ValueError(
                 f"distill = {self.distill} and teacher = {self.teacher!r} belong together: a teacher is asked only "
                 "where distill has a weight. Set both or neither."
+            )
+        if self.distill_direct and not self.distill:
+            raise ValueError(
+                "distill_direct = true changes what distill aims at, and distill = 0. Set distill and teacher, or "
+                "leave it out."
             )
         if (self.infonce or self.triplet) and not (self.in_batch or self.hard_negatives):
             raise ValueError(

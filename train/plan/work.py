@@ -132,7 +132,7 @@ def _stage_one(cost: _Cost, config: SftConfig, lengths: Lengths, gpus: int) -> W
     loss, rows = config.loss, config.optimization.batch_size
     contrasted = loss.infonce or loss.triplet or loss.distill
     documents = rows * (1 + (config.data.hard_negatives if loss.hard_negatives else 0)) if contrasted else 0
-    traced = rows * lengths.traced
+    traced = 0.0 if loss.distill_direct else rows * lengths.traced
     whole = lengths.query + lengths.reply
     tokens = {
         "documents": documents * lengths.document,

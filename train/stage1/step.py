@@ -70,7 +70,7 @@ class SupervisedStep:
 
     def prepare(self, rows: Sequence[TrainingRow]) -> tuple[dict[str, list[list[Rendered]]], BatchContrast]:
         """The batch as columns of mini-batches, documents first and replies last, and its contrastive terms."""
-        traced, renderer = _traced(rows), self.run.renderer
+        traced, renderer = self._traced(rows), self.run.renderer
         documents, owners = self._documents(rows)
         contrasted = self.loss.infonce or self.loss.triplet or self.loss.distill
         columns = {
@@ -104,14 +104,15 @@ class SupervisedStep:
         """The teacher's vectors as targets of the batch's columns; None without a teacher.
 
         A reasoned query's target is the vector of the query with its reasoning (our choice: with the query's own
-        vector the model would learn that what it wrote does not matter).
+        vector the model would learn that what it wrote does not matter). Under `distill_direct` it is the target of the
+        direct vector, and there are no reasoned queries.
         """
         weights = self.loss
         if weights.teacher is None:
             return None
         columns = {
-            "direct": [row.query for row in rows],
-            "reason": [_with_reasoning(rows[i]) for i in _traced(rows)],
+            "direct": [_with_reasoning(row) if weights.distill_direct else row.query for row in rows],
+            "reason": [_with_reasoning(rows[i]) for i in self._traced(rows)],
             "documents": self._documents(rows)[0],
         }
         texts = [text for column in columns.values() for text in column]
@@ -119,6 +120,10 @@ class SupervisedStep:
         parts = vectors.split([len(column) for column in columns.values()])
         targets = dict(zip(columns, parts, strict=True))
         return Distillation(targets, weights.distill, weights.temperature, weights.distill_vectors)
+
+    def _traced(self, rows: Sequence[TrainingRow]) -> list[int]:
+        """The rows whose query is trained with its reasoning."""
+        return [] if self.loss.distill_direct else _traced(rows)
 
     def _documents(self, rows: Sequence[TrainingRow]) -> tuple[list[str], list[int]]:
         """The positives, then the hard negatives where those count, and the number of the row that each belongs to."""

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from search_r3_mteb.encoder.prompts import Renderer
 from tests.conftest import save_sentence_transformer
+from tests.evaluation.conftest import SHORT
 from tests.train.loops import events, sft_config
 from train.config.loss import LossSettings
 from train.data.rows import TrainingRow
@@ -85,6 +87,30 @@ def test_whether_vectors_are_matched_reaches_the_step(teacher_folder, matched):
     loss = LossSettings(distill=1.0, teacher=str(teacher_folder), distill_vectors=matched)
     run = SimpleNamespace(renderer=SimpleNamespace(max_length=64), device=torch.device("cpu"))
     assert SupervisedStep(run, loss).distillation([TrainingRow(query="a", positive="b")]).vectors is matched
+
+
+def test_the_direct_vector_can_have_the_target_of_query_and_reasoning(teacher_folder, tiny_tokenizer):
+    rows = [TrainingRow(query="a", positive="b", reasoning="because of c"), TrainingRow(query="d", positive="e")]
+    found = {}
+    for direct in (False, True):
+        loss = LossSettings(kl=0.0, distill=1.0, teacher=str(teacher_folder), distill_direct=direct)
+        renderer = Renderer(tiny_tokenizer, SHORT, 64)
+        run = SimpleNamespace(renderer=renderer, device=torch.device("cpu"))
+        step = SupervisedStep(run, loss)
+        step.__dict__["judgements"] = SimpleNamespace(of_queries=lambda ids: ids.new_zeros((0, 2)))
+        columns, contrast = step.prepare(rows)
+        found[direct] = step.distillation(rows).targets, columns, contrast.rows
+    teacher = Teacher(str(teacher_folder), torch.device("cpu"))
+    targets, columns, owners = found[True]
+    torch.testing.assert_close(targets["direct"], teacher(["a because of c", "d"], 64))
+    assert "reason" not in columns  # nothing is written, and nothing after it is embedded
+    assert (len(targets["reason"]), len(owners["reason"])) == (0, 0)
+    targets, columns, owners = found[False]
+    torch.testing.assert_close(targets["direct"], teacher(["a", "d"], 64))
+    torch.testing.assert_close(targets["reason"], teacher(["a because of c"], 64))
+    assert (len(columns["reason"][0]), owners["reason"].tolist()) == (1, [0])
+    with pytest.raises(ValueError, match="distill_direct = true changes what distill aims at"):
+        LossSettings(distill_direct=True)
 
 
 @pytest.fixture

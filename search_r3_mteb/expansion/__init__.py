@@ -1,0 +1,1 @@
+"""Query expansion without training: any causal LM writes, any encoder embeds."""

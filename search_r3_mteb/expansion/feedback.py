@@ -1,0 +1,186 @@
+"""FeedbackEncoder: methods that look at the corpus first, as MTEB's search model and for plain use."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from search_r3_mteb.encoder.inputs import documents_of, read_queries
+from search_r3_mteb.encoder.tables import column, column_names
+from search_r3_mteb.expansion.methods import ROCCHIO_WEIGHT
+from search_r3_mteb.expansion.rules import rocchio
+from search_r3_mteb.expansion.writer import Written
+from search_r3_mteb.expansion.writer_encoder import ExpandedThought, WriterEncoder
+from search_r3_mteb.search.arrays import Vectors
+from search_r3_mteb.search.exact import exact_search
+
+_TITLE_WORDS = 16  # of a document without a title, in the place of one (our choice)
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A corpus: ids, texts, titles and vectors, and a digest of texts and titles."""
+
+    ids: Sequence[str]
+    texts: Sequence[str]
+    titles: Sequence[str]
+    vectors: Float32[np.ndarray, "documents dim"]
+    digest: str
+
+
+class FeedbackEncoder(WriterEncoder):
+    """The methods "feedback" (titles of the nearest documents in the prompt) and "rocchio" (vectors, no writer).
+
+    `index(documents)` comes first, `search` or `encode_query` after it. The nearest documents are those of the query's
+    own vector in the whole corpus; a document whose text is the query itself gives no feedback. MTEB and `evaluate`
+    use `index` and `search`; in MTEB's reranking tasks the candidates limit what is returned, not the feedback.
+    """
+
+    _corpus: Indexed | None = None
+
+    def _check_kind(self) -> None:
+        if not self.method.needs_corpus:
+            raise ValueError(
+                f"The method {self.method.name!r} does not look at the corpus: make a search_r3_mteb.expansion."
+                "writer_encoder.WriterEncoder."
+            )
+
+    # ---- the corpus ------------------------------------------------------------------------------------------------
+
+    def index(self, corpus: Any, *, encode_kwargs: Any = None, **place: Any) -> None:
+        """Embed the documents, once for each store, and keep them. The form is that of `encode_document`, or MTEB's.
+
+        Ids are those of MTEB's column "id" or of a BEIR corpus {id: document}, else "0", "1" and so on. `place` is what
+        MTEB says of task, split and subset; nothing depends on it.
+        """
+        texts, _ = documents_of(corpus)
+        ids, given = _ids_and_titles(corpus, len(texts))
+        titles = [
+            str(title).strip() if title else " ".join(text.split()[:_TITLE_WORDS])
+            for title, text in zip(given, texts, strict=True)
+        ]
+        show = (encode_kwargs or {}).get("show_progress_bar")
+        vectors = self.encode_document(texts, show_progress_bar=show)
+        self._corpus = Indexed(ids, texts, titles, vectors, _digest([*texts, *titles]))
+
+    def search(
+        self,
+        queries: Any,
+        *,
+        top_k: int,
+        task_metadata: Any = None,
+        encode_kwargs: Any = None,
+        top_ranked: Any = None,
+        on_thoughts: Callable[[Sequence[ExpandedThought]], Any] | None = None,
+        **place: Any,
+    ) -> dict[str, dict[str, float]]:
+        """MTEB's search: by query id the cosines of the `top_k` nearest documents, or of all candidates.
+
+        `queries` is MTEB's dataset, or {id: text}. `on_thoughts` is called with what was written about the queries.
+        """
+        corpus = self._indexed()
+        ids, texts, instructions = self._queries(queries, task_metadata)
+        show = (encode_kwargs or {}).get("show_progress_bar")
+        thoughts = self.think(texts, instruction=instructions, show_progress_bar=show)
+        if on_thoughts is not None:
+            on_thoughts(thoughts)
+        vectors = np.array([thought.vector for thought in thoughts], np.float32).reshape(-1, self.dim)
+        if top_ranked is not None:
+            row_of = {each: row for row, each in enumerate(corpus.ids)}
+            return {
+                query: {each: float(corpus.vectors[row_of[each]] @ vector) for each in top_ranked[query]}
+                for query, vector in zip(ids, vectors, strict=True)
+                if query in top_ranked
+            }
+        found = exact_search(vectors, corpus.vectors, top_k)
+        return {
+            query: {corpus.ids[row]: float(value) for row, value in zip(rows, values, strict=True)}
+            for query, rows, values in zip(ids, found.rows, found.scores, strict=True)
+        }
+
+    def _indexed(self) -> Indexed:
+        if self._corpus is None:
+            raise ValueError(
+                f"{self.name}: the method {self.method.name!r} looks at the nearest documents before it encodes a "
+                "query, and there are none yet. Call index(documents) first."
+            )
+        return self._corpus
+
+    def _queries(self, queries: Any, task_metadata: Any) -> tuple[list[str], list[str], list[str | None]]:
+        if isinstance(queries, Mapping):
+            return [*queries], [*queries.values()], [None] * len(queries)
+        from mteb._create_dataloaders import create_dataloader
+        from mteb.types import PromptType
+
+        # MTEB's own reading: turns of a conversation are joined, instructions stand apart.
+        batches = create_dataloader(queries, task_metadata=task_metadata, prompt_type=PromptType.query, batch_size=32)
+        texts, instructions = read_queries(batches, task_metadata if self.task_prompts else None)
+        return list(queries["id"]), texts, instructions
+
+    # ---- what it does with it --------------------------------------------------------------------------------------
+
+    def nearest(self, texts: Sequence[str], queries: Vectors) -> list[list[int]]:
+        """Rows of the documents that give feedback to each query, nearest first; `queries` are vectors (n, dim)."""
+        corpus, most = self._indexed(), self._settings.feedback_documents
+        # One document more, in the place of the query itself; more than one with its text is rare, and then fewer stay.
+        found = exact_search(queries, corpus.vectors, most + 1).rows
+        return [
+            [int(row) for row in rows if corpus.texts[row].strip() != text.strip()][:most]
+            for text, rows in zip(texts, found, strict=True)
+        ]
+
+    def _contexts(self, texts: Sequence[str], queries: Vectors) -> list[list[str]]:
+        titles = self._indexed().titles
+        return [[titles[row] for row in rows] for rows in self.nearest(texts, queries)]
+
+    def _text_parts(self) -> dict[str, Any]:
+        return {
+            "corpus": self._indexed().digest,
+            "encoder": self.encoder.fingerprint,
+            "feedback_documents": self._settings.feedback_documents,
+        }
+
+    def _thoughts(
+        self,
+        texts: list[str],
+        instructions: list[str | None],
+        given: Sequence[Any],
+        queries: Vectors,
+        show: bool | None,
+    ) -> tuple[list[ExpandedThought], float]:
+        self._indexed()
+        if self.method.needs_writer:
+            return super()._thoughts(texts, instructions, given, queries, show)
+        for each in given:
+            if each is not None:
+                self._read(each)  # raises: there is no place for it
+        vectors = self._indexed().vectors
+        anchor = ROCCHIO_WEIGHT if self._settings.anchor is None else self._settings.anchor
+        nothing = Written((), [], True)
+        return [
+            ExpandedThought("", nothing.token_ids, True, rocchio(query, vectors[rows], anchor), query_vector=query)
+            for query, rows in zip(queries, self.nearest(texts, queries), strict=True)
+        ], 0.0
+
+
+def _ids_and_titles(corpus: Any, count: int) -> tuple[list[str], list[Any]]:
+    """Ids and titles (or None) of documents in any form that `document_texts` reads."""
+    names = column_names(corpus)
+    if names is not None:
+        ids = [str(each) for each in column(corpus, "id")] if "id" in names else list(map(str, range(count)))
+        return ids, list(column(corpus, "title")) if "title" in names else [None] * count
+    by_id = isinstance(corpus, Mapping) and len(corpus) == count and "text" not in corpus
+    rows = list(corpus.values()) if by_id else corpus
+    ids = [str(each) for each in corpus] if by_id else list(map(str, range(count)))
+    return ids, [each.get("title") if isinstance(each, Mapping) else None for each in rows]
+
+
+def _digest(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(f"{len(data)}:".encode() + data)
+    return digest.hexdigest()

@@ -31,6 +31,7 @@ from search_r3_mteb.encoder.setting_types import check_kind as check_setting
 from search_r3_mteb.encoder.special_tokens import embed_token_id
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, load_rows, mean_row, resize, token_layers
 from search_r3_mteb.json_files import read_object
+from search_r3_mteb.search.products import cpu_multiplies_bfloat16
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -60,6 +61,11 @@ class Checkpoint:
         for module in self.model.modules():  # a configuration may ask for plain tuples, which name no output
             if getattr(getattr(module, "config", None), "return_dict", True) is False:
                 module.config.return_dict = True
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it came with this package."""
+        return self.name.startswith(_BUNDLED)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -111,7 +117,8 @@ def load(
 ) -> Checkpoint:
     """The named checkpoint: "nano" or "mini" (bundled), a local folder, a LoRA folder, or a hub id.
 
-    `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that does not exist or has
+    `dtype` "auto" is the checkpoint's own; for a bundled one in bfloat16, float32 on a processor without instructions
+    for that type, where it is faster. Raises FileNotFoundError for a folder or hub id that does not exist or has
     no weights, ValueError for one without the embed token, with pickled weights, or damaged or missing tensors.
     `probe`: a few tokens are run both ways, ours and the library's, and a checkpoint for which they differ is refused
     (`probe.py`); a state that has passed is not probed again (`probed.py`). `trainable`: an adapter's weights require a
@@ -124,6 +131,8 @@ def load(
     folder = resolve(path_or_id, revision)
     if revision is None and folder.resolve().parent.name == "snapshots":
         revision = folder.resolve().name  # the hub's commit
+    if dtype == "auto" and folder.parent == ASSETS and str(device).startswith("cpu") and not cpu_multiplies_bfloat16():
+        dtype = "float32"
     if (folder / ADAPTER_CONFIG).exists():
         model, base = _load_adapter(folder, dtype, trust_remote_code, trainable)
         profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base)

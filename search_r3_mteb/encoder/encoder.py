@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from search_r3_mteb.encoder.arithmetic import arithmetic, batching
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load
 from search_r3_mteb.encoder.chunks import CHUNK, one_ahead, progress_bar
 from search_r3_mteb.encoder.documents import Documents, document_texts
@@ -91,6 +92,7 @@ class SearchR3Encoder:
             self.checkpoint.embed_token_id,
             stop_token_ids=self.checkpoint.stop_token_ids,
             token_budget=chosen.batch_tokens,
+            batch_invariant=chosen.fit_batch_invariant(self.checkpoint),
         )
         self.dim = self.engine.dim
         self.statistics = Statistics()
@@ -113,7 +115,8 @@ class SearchR3Encoder:
         """Vectors of queries, after reasoning in mode "reason".
 
         `instruction` is one for all or one per text. `batch_size` (rows) is accepted for compatibility with MTEB, BEIR
-        and sentence-transformers: batches are formed by `batch_tokens`, and no vector depends on either.
+        and sentence-transformers, and ignored: batches are formed by `batch_tokens`. Whether a vector depends on the
+        texts beside it: see `EncoderSettings`.
         """
         refuse_keywords(self.encode_query, unknown)
         check_batch_size(batch_size)
@@ -149,7 +152,10 @@ class SearchR3Encoder:
         convert_to_tensor: bool = False,
         **unknown: Any,
     ) -> Any:
-        """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" (and "title")."""
+        """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" (and "title").
+
+        Whether a vector depends on the documents beside it: see `EncoderSettings`. `batch_size` is ignored.
+        """
         refuse_keywords(self.encode_document, unknown)
         check_batch_size(batch_size)
         check_flag("convert_to_tensor", convert_to_tensor)
@@ -244,17 +250,24 @@ class SearchR3Encoder:
         return self._settings.task_prompts
 
     @property
+    def batches(self) -> dict[str, Any]:
+        """The settings `batch_tokens` and `batch_invariant` that this encoder runs by."""
+        return {"batch_tokens": self.engine.token_budget, "batch_invariant": self.engine.batch_invariant}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Every setting that decides a vector, as JSON scalars."""
         chosen = asdict(self._settings)
         keys = ("mode", "max_reasoning_tokens", "temperature", "seed", "task_prompts")
-        return {key: chosen[key] for key in keys} | {"dtype": str(self.model.dtype), "max_length": self.max_length}
+        lengths = {"dtype": str(self.model.dtype), "max_length": self.max_length}
+        return {key: chosen[key] for key in keys} | lengths | batching(self.engine)
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest over the checkpoint and every setting that decides a vector."""
-        prompts = {name: self.renderer.frame_ids(name) for name in TEMPLATES}
-        return fingerprint_of({"checkpoint": self.checkpoint.fingerprint(), "prompts": prompts} | self.settings)
+        """Hex digest over the checkpoint, every setting that decides a vector, and in half precision the device."""
+        parts: dict[str, Any] = {"checkpoint": self.checkpoint.fingerprint()}
+        parts["prompts"] = {name: self.renderer.frame_ids(name) for name in TEMPLATES}
+        return fingerprint_of(parts | self.settings | arithmetic(self.engine))
 
     @property
     def mteb_model_meta(self) -> Any:
@@ -386,7 +399,7 @@ class SearchR3Encoder:
         if self._settings.cache_folder is None:
             return None
         parts: dict[str, Any] = {"checkpoint": self.checkpoint.fingerprint(), "role": role, "template": template}
-        parts |= {"dtype": str(self.model.dtype), "max_length": self.max_length}
+        parts |= {"dtype": str(self.model.dtype), "max_length": self.max_length} | arithmetic(self.engine)
         parts["prompt"] = self.renderer.frame_ids(template)
         if sampling is not None:
             parts |= asdict(sampling)

@@ -179,7 +179,7 @@ class Decode:
         slots, backbone, embed = self.slots, self.backbone, self.backbone.embed_token_id
         positions, done, hidden = slots.positions[:rows], slots.done[:rows], slots.hidden[:rows]
         token, own = self._sample(rows)
-        slots.window.index = positions
+        slots.window.at(positions)
         output = backbone.base_model(
             input_ids=token[:, None],
             attention_mask=None if slots.window.aligned else self.masks(positions, width),

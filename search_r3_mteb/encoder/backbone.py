@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from search_r3_mteb.encoder.architecture import Architecture
+from search_r3_mteb.encoder.fixed_shapes import FixedShapes, fixed_shapes
 from search_r3_mteb.encoder.head import Head
-from search_r3_mteb.encoder.scheduling import common_prefix_length
+from search_r3_mteb.encoder.masks import DecodeMasks
+from search_r3_mteb.encoder.scheduling import common_prefix_length, length_sorted_batches, prefill_budget
 
 # Layers whose whole state is one key and one value per token, which can be padded, moved and dropped by column.
 _PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -22,8 +24,9 @@ class Backbone:
     """A Hugging Face causal LM with a key-value cache; `token_budget` bounds rows x length of what runs at once.
 
     `stop_token_ids` end a row's reasoning (the embed token is then forced). `share_prefix=False` prefills whole
-    prompts, for the equality test and the benchmark. `forward_tokens` counts the real tokens that went through the
-    model, `computed_tokens` also padding and rows that are done.
+    prompts, for the equality test and the benchmark. `batch_invariant`: every forward pass has a shape that does not
+    depend on the other rows (`fixed_shapes.py`), instead of `token_budget` and a shared prefix. `forward_tokens` counts
+    the real tokens that went through the model, `computed_tokens` also padding and rows that are done.
     """
 
     model: Any
@@ -31,6 +34,7 @@ class Backbone:
     stop_token_ids: tuple[int, ...] = ()
     token_budget: int = 16384
     share_prefix: bool = True
+    batch_invariant: bool = False
     forward_tokens: int = field(default=0, init=False)
     computed_tokens: int = field(default=0, init=False)
 
@@ -48,6 +52,11 @@ class Backbone:
             )
         self.device = next(self.causal.parameters()).device
         self.dim = self.head.dim
+        # Without masks or positions of their own, rows can only be stepped together while they are at one position.
+        self.abreast = DecodeMasks(self.base_model).blind or self.architecture.one_position
+        self.shapes: FixedShapes | None = None
+        if self.batch_invariant:
+            self.shapes = fixed_shapes(self.causal.config.get_text_config(), self.device.type, self.abreast)
 
     def logits(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
         """Next-token logits in float32. A subclass may change them to steer the reasoning."""
@@ -55,7 +64,18 @@ class Backbone:
 
     def prefix_length(self, prompts: Sequence[Sequence[int]]) -> int:
         """Number of tokens that all prompts begin with, which are run once for all of them."""
-        return common_prefix_length(prompts) if self.share_prefix and len(prompts) > 1 else 0
+        share = self.share_prefix and self.shapes is None and len(prompts) > 1
+        return common_prefix_length(prompts) if share else 0
+
+    def prefill_batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Numbers of the prompts, of these lengths in tokens, that are prefilled together."""
+        if self.shapes is not None:
+            return self.shapes.batches(lengths)
+        return length_sorted_batches(lengths, prefill_budget(self.token_budget, self.device.type))
+
+    def prefill_rows(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Rows of the forward pass that prefills these prompts together."""
+        return len(prompts) if self.shapes is None else self.shapes.padded(max(map(len, prompts)))[0]
 
     def prefill(self, prompts: Sequence[Sequence[int]], prefix: int, cache: Any) -> Float[Tensor, "rows dim"]:
         """Hidden states at the last token of each prompt; the first `prefix` tokens are in the cache already.
@@ -63,14 +83,15 @@ class Backbone:
         Right padding needs no mask under causal attention: what follows a row's last token cannot reach it.
         """
         lengths = [len(prompt) - prefix for prompt in prompts]
-        width = max(lengths)
-        ids = torch.tensor(
-            [
-                [*prompt[prefix:], *[self.embed_token_id] * (width - n)]
-                for prompt, n in zip(prompts, lengths, strict=True)
-            ]
-        )
-        positions = torch.arange(prefix, prefix + width, device=self.device).expand(len(prompts), -1)
+        longest, rows = max(lengths), self.prefill_rows(prompts)
+        width = longest if self.shapes is None else self.shapes.padded(longest)[1]
+        padded = [
+            [*prompt[prefix:], *[self.embed_token_id] * (width - n)] for prompt, n in zip(prompts, lengths, strict=True)
+        ]
+        ids = torch.tensor(padded + padded[:1] * (rows - len(prompts)))
+        positions = torch.arange(prefix, prefix + width, device=self.device).expand(rows, -1)
+        if width > longest:  # padding may not leave the model's window
+            positions = positions.clamp(max=prefix + longest - 1)
         output = self.base_model(
             input_ids=ids.to(self.device), use_cache=cache is not None, **self.architecture.inputs(positions, cache)
         )

@@ -41,6 +41,7 @@ from search_r3_mteb.encoder.setting_types import check_kind as check_setting
 from search_r3_mteb.encoder.special_tokens import embed_token_id
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, load_rows, mean_row, resize, token_layers
 from search_r3_mteb.json_files import read_object
+from search_r3_mteb.search.products import cpu_multiplies_bfloat16
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -74,6 +75,11 @@ class Checkpoint:
         for module in self.model.modules():  # a configuration may ask for plain tuples, which name no output
             if getattr(getattr(module, "config", None), "return_dict", True) is False:
                 module.config.return_dict = True
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it came with this package."""
+        return self.name.startswith(_BUNDLED)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -126,7 +132,8 @@ def load(
 ) -> Checkpoint:
     """The named checkpoint: "nano" or "mini" (bundled), a local folder, a LoRA folder, or a hub id.
 
-    `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that does not exist or has
+    `dtype` "auto" is the checkpoint's own; for a bundled one in bfloat16, float32 on a processor without instructions
+    for that type, where it is faster. Raises FileNotFoundError for a folder or hub id that does not exist or has
     no weights, ValueError for one without the embed token, with pickled weights, or damaged or missing tensors, and for
     one that is not as its manifest says (`manifest.py`). `verify`: weights are compared with it, too, byte by byte.
     `probe`: a few tokens are run both ways, ours and the library's, and a checkpoint for which they differ is refused
@@ -142,6 +149,8 @@ def load(
     if revision is None and folder.resolve().parent.name == "snapshots":
         revision = folder.resolve().name  # the hub's commit
     check_files(folder, verify=verify)
+    if dtype == "auto" and folder.parent == ASSETS and str(device).startswith("cpu") and not cpu_multiplies_bfloat16():
+        dtype = "float32"
     if (folder / ADAPTER_CONFIG).exists():
         model, base = _load_adapter(folder, dtype, trust_remote_code, verify, trainable)
         profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base)

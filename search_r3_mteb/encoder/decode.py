@@ -9,7 +9,7 @@ A step works in place on tensors that stay where they are, so that on a GPU it i
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -19,7 +19,6 @@ from search_r3_mteb.encoder.backbone import Backbone
 from search_r3_mteb.encoder.graphs import Recorded
 from search_r3_mteb.encoder.masks import DecodeMasks
 from search_r3_mteb.encoder.sampling import Sampling
-from search_r3_mteb.encoder.scheduling import length_sorted_batches, prefill_budget
 from search_r3_mteb.encoder.slots import Slots
 
 
@@ -28,13 +27,15 @@ class Pace:
     """How a device is driven.
 
     `looks`: steps between two looks at which rows are done. `width`, `round_rows`: a step's columns are rounded up to a
-    multiple, its rows to a power of two, so that few different steps are recorded. `record`: as CUDA graphs.
+    multiple, its rows to a power of two, so that few different steps are recorded. `record`: as CUDA graphs. `rows`:
+    every step has this many rows (see `fixed_shapes.py`).
     """
 
     looks: int = 1
     width: int = 1
     round_rows: bool = False
     record: bool = False
+    rows: int | None = None
 
 
 PACES = {"cpu": Pace(), "cuda": Pace(looks=8, width=128, round_rows=True, record=True)}
@@ -74,11 +75,12 @@ class Decode:
         # Longest first: they take the most room, and short ones fill what is left at the end.
         self.waiting = deque(sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)))
         self.masks = DecodeMasks(backbone.base_model)
-        # Without masks or positions of their own, rows can only be stepped together while they are at one position.
-        self.abreast = self.masks.blind or backbone.architecture.one_position
+        self.abreast, self.shapes = backbone.abreast, backbone.shapes
         self.pace = Pace() if self.abreast else PACES.get(device.type, Pace())
+        if self.shapes is not None and not self.abreast:
+            self.pace = replace(self.pace, width=self.shapes.columns, rows=self.shapes.rows)
         # With a look after every step and no rounding, a row that is done never takes another step.
-        self.exact = self.pace.looks == 1 and not self.pace.round_rows
+        self.exact = self.pace.looks == 1 and not self.pace.round_rows and self.pace.rows is None
         self.prefix = backbone.prefix_length(prompts)
         self.slots = Slots(
             0, 0, self.prefix, torch.zeros(0, backbone.dim, dtype=backbone.base_model.dtype, device=device)
@@ -102,7 +104,8 @@ class Decode:
         slots, group = self.slots, self.group_size
         if slots.count and self.abreast:
             return  # all rows must be at one position, and a new one would not be
-        if slots.count and slots.places - slots.count < max(group, REFILL_SHARE * slots.places):
+        places = slots.places if self.shapes is None else self.shapes.rows
+        if slots.count and places - slots.count < max(group, REFILL_SHARE * places):
             return
         longest = len(self.prompts[self.waiting[0]])
         if slots.count:
@@ -110,15 +113,18 @@ class Decode:
         length = longest + self.sampling.max_reasoning_tokens + 1
         wanted = slots.count + len(self.waiting) * group
         places = min(wanted, max(slots.count, group, self.backbone.token_budget // length))
-        if length + 1 > slots.columns or places > RESHAPE_FROM * slots.places:
-            self._reshape(places, length + 1)
+        columns, spare = length + 1, 0
+        if self.shapes is not None:
+            places, spare = self.shapes.rows, self.shapes.spare
+            columns = -(-columns // self.shapes.columns) * self.shapes.columns
+        if columns > slots.columns or places + spare > RESHAPE_FROM * slots.places:
+            self._reshape(places + spare, columns)
         chosen: list[int] = []
-        while self.waiting and len(chosen) < (self.slots.places - self.slots.count) // group:
+        while self.waiting and len(chosen) < (self.slots.places - spare - self.slots.count) // group:
             if self.abreast and chosen and len(self.prompts[self.waiting[0]]) != longest:
                 break
             chosen.append(self.waiting.popleft())
-        budget = prefill_budget(self.backbone.token_budget, self.backbone.device.type)
-        for part in length_sorted_batches([len(self.prompts[i]) for i in chosen], budget):
+        for part in self.backbone.prefill_batches([len(self.prompts[i]) for i in chosen]):
             self._prefill([chosen[i] for i in part])
 
     def _reshape(self, places: int, columns: int) -> None:
@@ -138,11 +144,13 @@ class Decode:
         """Run each chosen prompt once, without the prefix, and expand it to its group's rows."""
         slots, device = self.slots, self.backbone.device
         window = slots.window
-        window.first, window.rows, window.begin, window.index = slots.count, len(chosen), self.prefix, None
-        hidden = self.backbone.prefill([self.prompts[i] for i in chosen], self.prefix, slots.cache)
+        prompts = [self.prompts[i] for i in chosen]
+        window.first, window.begin, window.index = slots.count, self.prefix, None
+        window.rows = self.backbone.prefill_rows(prompts)
+        hidden = self.backbone.prefill(prompts, self.prefix, slots.cache)
         lengths = torch.tensor([len(self.prompts[i]) for i in chosen], device=device)
-        prompts = torch.tensor(chosen, device=device)
-        slots.enter(lengths, prompts, hidden, self.group_size, self.sampling.max_reasoning_tokens)
+        budget = self.sampling.max_reasoning_tokens
+        slots.enter(lengths, torch.tensor(chosen, device=device), hidden, self.group_size, budget)
 
     # ---- step ------------------------------------------------------------------------------------------------------
 
@@ -152,6 +160,7 @@ class Decode:
         rows, width = slots.count, slots.width + 1
         if pace.round_rows:
             rows = min(1 << max(rows - 1, 0).bit_length(), slots.places)
+        rows = pace.rows or rows
         width = min(-(-width // pace.width) * pace.width, slots.columns)
         slots.window.rows, slots.window.width = rows, width
         slots.window.aligned = slots.aligned and pace == Pace()
@@ -170,7 +179,7 @@ class Decode:
         slots, backbone, embed = self.slots, self.backbone, self.backbone.embed_token_id
         positions, done, hidden = slots.positions[:rows], slots.done[:rows], slots.hidden[:rows]
         token, own = self._sample(rows)
-        slots.window.index = positions
+        slots.window.at(positions)
         output = backbone.base_model(
             input_ids=token[:, None],
             attention_mask=None if slots.window.aligned else self.masks(positions, width),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from search_r3_mteb.encoder.arithmetic import arithmetic, batching
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load
 from search_r3_mteb.encoder.chunks import CHUNK, one_ahead, progress_bar
 from search_r3_mteb.encoder.documents import Documents
@@ -73,6 +74,7 @@ class SearchR3Encoder(EncoderDoors):
             self.checkpoint.embed_token_id,
             stop_token_ids=self.checkpoint.stop_token_ids,
             token_budget=chosen.batch_tokens,
+            batch_invariant=chosen.fit_batch_invariant(self.checkpoint),
         )
         self.dim = self.engine.dim
         self.statistics = Statistics()
@@ -96,7 +98,8 @@ class SearchR3Encoder(EncoderDoors):
 
         `instruction` is one for all or one per text. `reasoning` stands for the model's own, as in `think`; mode
         "direct" has no place for it, and raises ValueError. `batch_size` (rows) is accepted for compatibility with
-        MTEB, BEIR and sentence-transformers: batches are formed by `batch_tokens`, and no vector depends on either.
+        MTEB, BEIR and sentence-transformers, and ignored: batches are formed by `batch_tokens`. Whether a vector
+        depends on the texts beside it: see `EncoderSettings`.
         """
         refuse_keywords(self.encode_query, unknown)
         check_batch_size(batch_size)
@@ -138,7 +141,10 @@ class SearchR3Encoder(EncoderDoors):
         convert_to_tensor: bool = False,
         **unknown: Any,
     ) -> Any:
-        """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" (and "title")."""
+        """Vectors of documents, embedded directly. A document is a string, or a mapping with "text" (and "title").
+
+        Whether a vector depends on the documents beside it: see `EncoderSettings`. `batch_size` is ignored.
+        """
         refuse_keywords(self.encode_document, unknown)
         check_batch_size(batch_size)
         check_flag("convert_to_tensor", convert_to_tensor)
@@ -200,17 +206,24 @@ class SearchR3Encoder(EncoderDoors):
         return self._settings.task_prompts
 
     @property
+    def batches(self) -> dict[str, Any]:
+        """The settings `batch_tokens` and `batch_invariant` that this encoder runs by."""
+        return {"batch_tokens": self.engine.token_budget, "batch_invariant": self.engine.batch_invariant}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Every setting that decides a vector, as JSON scalars."""
         chosen = asdict(self._settings)
         keys = ("mode", "max_reasoning_tokens", "temperature", "seed", "task_prompts")
-        return {key: chosen[key] for key in keys} | {"dtype": str(self.model.dtype), "max_length": self.max_length}
+        lengths = {"dtype": str(self.model.dtype), "max_length": self.max_length}
+        return {key: chosen[key] for key in keys} | lengths | batching(self.engine)
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest over the checkpoint and every setting that decides a vector."""
-        prompts = {name: self.renderer.frame_ids(name) for name in TEMPLATES}
-        return fingerprint_of({"checkpoint": self.checkpoint.fingerprint(), "prompts": prompts} | self.settings)
+        """Hex digest over the checkpoint, every setting that decides a vector, and in half precision the device."""
+        parts: dict[str, Any] = {"checkpoint": self.checkpoint.fingerprint()}
+        parts["prompts"] = {name: self.renderer.frame_ids(name) for name in TEMPLATES}
+        return fingerprint_of(parts | self.settings | arithmetic(self.engine))
 
     def _described(self, experiment: dict[str, Any]) -> Any:
         return model_meta(self.checkpoint, self.dim, experiment)
@@ -353,7 +366,7 @@ class SearchR3Encoder(EncoderDoors):
         if self._settings.cache_folder is None:
             return None
         parts: dict[str, Any] = {"checkpoint": self.checkpoint.fingerprint(), "role": role, "template": template}
-        parts |= {"dtype": str(self.model.dtype), "max_length": self.max_length}
+        parts |= {"dtype": str(self.model.dtype), "max_length": self.max_length} | arithmetic(self.engine)
         parts["prompt"] = self.renderer.frame_ids(template)
         if given:
             parts["reasoning"] = "given"

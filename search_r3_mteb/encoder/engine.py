@@ -20,7 +20,6 @@ from search_r3_mteb.encoder.backbone import Backbone
 from search_r3_mteb.encoder.decode import Decode
 from search_r3_mteb.encoder.packing import packed_linears
 from search_r3_mteb.encoder.sampling import Sampling
-from search_r3_mteb.encoder.scheduling import length_sorted_batches, prefill_budget
 from search_r3_mteb.encoder.slots import prefix_cache
 
 
@@ -70,8 +69,7 @@ class Engine(Backbone):
             cache = prefix_cache() if prefix else None
             if prefix:
                 self.prefill([prompts[0][:prefix]], 0, cache)
-            budget = prefill_budget(self.token_budget, self.device.type)
-            for batch in length_sorted_batches([len(prompt) for prompt in prompts], budget):
+            for batch in self.prefill_batches([len(prompt) for prompt in prompts]):
                 vectors[batch] = self.prefill([prompts[i] for i in batch], prefix, cache).float().cpu()
                 if on_batch is not None:
                     on_batch(len(batch))
@@ -96,6 +94,11 @@ class Engine(Backbone):
         self._check(prompts)
         if group_size < 1:
             raise ValueError(f"group_size={group_size}: each prompt needs at least one rollout.")
+        if self.shapes is not None and group_size > self.shapes.rows:
+            raise ValueError(
+                f"group_size={group_size}: a batch-invariant engine decodes {self.shapes.rows} rows at once, and a "
+                "group's rows enter together. Lower it, or leave batch_invariant out."
+            )
         before, computed = self.forward_tokens, self.computed_tokens
         run = self.decoder(self, prompts, sampling, group_size, log_probs, on_batch)
         with self.evaluating(), packed_linears(self.causal) if self.packing else nullcontext():

@@ -27,7 +27,15 @@ class EncoderSettings:
 
     `mode` "reason" lets queries reason first, "direct" embeds them as documents are. `max_length` covers a whole prompt
     (default 512, or what the model's window leaves beside the budget); `max_reasoning_tokens` is the budget, 0 for
-    none. `temperature` 0 is greedy. `batch_tokens` bounds rows x length of what runs at once and changes no vector.
+    none. `temperature` 0 is greedy. `batch_tokens` bounds rows x length of what runs at once.
+
+    What runs together decides in which order sums are taken. In float32 that moves a vector by less than 1e-6, and a
+    row says other words only where two tokens tie to that digit. In bfloat16 and float16 it moves vectors by some 1e-3,
+    and now and then changes words, with `batch_tokens`, the texts beside a text, the number of threads and the device.
+    `batch_invariant` True: a row gets the same words and the same bits whatever the other texts and `batch_tokens`
+    (which it ignores), on one device with one number of threads; it takes some two times as long (results/batches).
+    None: for the bundled models in half precision, else not. Mixtures of experts cannot have it: ValueError.
+
     `task_prompts`: an MTEB task's own instruction is put before the query. `cache_folder`: thoughts and vectors are
     kept there and a killed run resumes (off by default). `show_progress_bar` None: on a terminal only. `probe`: a
     checkpoint that is loaded is first run on a few tokens, and refused where the result is not the model's own.
@@ -38,6 +46,7 @@ class EncoderSettings:
     dtype: Dtype = "auto"
     device: str | None = None
     batch_tokens: int = 16384
+    batch_invariant: bool | None = None
     max_length: int | None = None
     max_reasoning_tokens: int = 256
     temperature: float = 0.0
@@ -58,7 +67,8 @@ class EncoderSettings:
         check_number("temperature", self.temperature)
         for name in ("task_prompts", "trust_remote_code", "probe", "verify"):
             check_flag(name, getattr(self, name))
-        check_flag("show_progress_bar", self.show_progress_bar, optional=True)
+        for name in ("show_progress_bar", "batch_invariant"):
+            check_flag(name, getattr(self, name), optional=True)
         check_device_name(self.device)
         check_kind("cache_folder", self.cache_folder, (str, PathLike, NoneType), "a folder (str or Path), or None")
         if self.max_reasoning_tokens < 0:
@@ -90,6 +100,12 @@ class EncoderSettings:
                 "verify=True was given, but the checkpoint in memory was loaded without it. Load it with "
                 "search_r3_mteb.encoder.checkpoints.load(..., verify=True), or leave verify out."
             )
+
+    def fit_batch_invariant(self, checkpoint: Checkpoint) -> bool:
+        """Whether batches are invariant: as given, or for the bundled models, small as they are, in half precision."""
+        if self.batch_invariant is not None:
+            return self.batch_invariant
+        return checkpoint.bundled and bool(checkpoint.model.dtype.itemsize < 4)
 
     def fit_max_length(self, checkpoint: Checkpoint) -> int:
         """The prompt's length in tokens: the given one, or what fits; both modes have one, as they share documents."""

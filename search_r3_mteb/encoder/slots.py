@@ -38,6 +38,21 @@ class Window:
     width: int = 0
     index: Int[Tensor, " rows"] | None = None
     aligned: bool = False
+    _flat: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def at(self, positions: Int[Tensor, " rows"]) -> None:
+        """Let the next pass write one token per row, at these columns, which may change when it is over."""
+        self.index = positions
+        self._flat.clear()
+
+    def flat(self, heads: int) -> Int[Tensor, " rows_heads"]:
+        """Where the next token's states lie in a buffer that is seen as rows of one head's numbers; made once a pass."""
+        if self.index is None:
+            raise ValueError("A window that prefills has no places of single tokens.")
+        if heads not in self._flat:
+            first = torch.arange(self.rows * heads).view(self.rows, heads) * self.columns
+            self._flat[heads] = (first + self.index[:, None]).view(-1)
+        return self._flat[heads]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -71,6 +86,10 @@ class SlotLayer(CacheLayerMixin):
         rows = buffer[: window.rows]
         if window.aligned:
             rows[:, :, window.width - 1 : window.width] = states
+        elif buffer.device.type == "cpu":
+            # On a processor, torch's scatter_ copies the whole window in bfloat16, for one column.
+            dim = buffer.shape[3]
+            buffer.view(-1, dim).index_copy_(0, window.flat(buffer.shape[1]), states.reshape(-1, dim))
         else:
             rows.scatter_(2, window.index[:, None, None, None].expand_as(states), states)
         return rows[:, :, : window.width]

@@ -194,7 +194,7 @@ def again(encoder: "SearchR3Encoder", store: Path, **changed: Any) -> "SearchR3E
     mode = changed.get("mode", "reason")
     return SearchR3Encoder(
         encoder.checkpoint,
-        **{**kept, "batch_tokens": encoder.engine.token_budget, "cache_folder": store, "mode": mode, **changed},
+        **{**kept, **encoder.batches, "cache_folder": store, "mode": mode, **changed},
     )
 
 

@@ -58,7 +58,7 @@ def explain(
     texts = [text for _, text in documents]
     vectors = encoder.encode_document(texts)
     [thought] = encoder.think([question], reasoning=[reasoning])
-    without = SearchR3Encoder(encoder.checkpoint, mode="direct", max_length=encoder.max_length)
+    without = SearchR3Encoder(encoder.checkpoint, mode="direct", max_length=encoder.max_length, **encoder.batches)
     [direct] = without.encode_query([question])
     return Explanation(
         thought=thought,

@@ -184,7 +184,7 @@ def _encoder(model: Any, max_reasoning_tokens: int | None, max_length: int | Non
                 "mode='reason'; in the folder, `encode` and `encode_document` embed directly."
             )
         kept = ("max_reasoning_tokens", "temperature", "seed", "max_length")
-        settings = {name: model.settings[name] for name in kept} | {"batch_tokens": model.engine.token_budget}
+        settings = {name: model.settings[name] for name in kept} | model.batches
         return SearchR3Encoder(model.checkpoint, **(settings | chosen))
     # The weights are only written, so they are not loaded onto a device that may lack room for them.
     place: dict[str, Any] = {} if isinstance(model, Checkpoint) else {"device": "cpu"}
@@ -208,7 +208,7 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
         max_reasoning_tokens=encoder.settings["max_reasoning_tokens"],
         reasoning_temperature=encoder.settings["temperature"],
         reasoning_seed=encoder.settings["seed"],
-        batch_tokens=encoder.engine.token_budget,
+        **encoder.batches,
         hidden_size=encoder.dim,
         tie_word_embeddings=bool(getattr(causal.config, "tie_word_embeddings", False)),
         dtype=causal.dtype,

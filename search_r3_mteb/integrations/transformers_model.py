@@ -30,7 +30,7 @@ AUTO_MAP = {"AutoConfig": "modeling_search_r3.SearchR3Config", "AutoModel": "mod
 
 
 class SearchR3Config(PreTrainedConfig):
-    """A causal LM's configuration and reasoning settings. `batch_tokens` bounds rows x length of what runs at once.
+    """A causal LM's configuration and reasoning settings. `batch_tokens` and `batch_invariant` are the encoder's.
 
     `reasoning_temperature` 0 is greedy (transformers refuses plain `temperature`, a generation setting, here).
     `backbone_config` is the causal LM's own configuration, of any model type.
@@ -48,6 +48,7 @@ class SearchR3Config(PreTrainedConfig):
         reasoning_temperature: float = 0.0,
         reasoning_seed: int = 0,
         batch_tokens: int = 16384,
+        batch_invariant: bool = False,
         **keywords: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -59,6 +60,7 @@ class SearchR3Config(PreTrainedConfig):
         self.reasoning_temperature = reasoning_temperature
         self.reasoning_seed = reasoning_seed
         self.batch_tokens = batch_tokens
+        self.batch_invariant = batch_invariant
         super().__init__(**keywords)
         self.auto_map = dict(AUTO_MAP)  # a folder that came from a hub has the hub's name in front of each
 
@@ -146,7 +148,13 @@ class SearchR3Model(PreTrainedModel):
         """Vectors of all prompts through the engine, float32, on the CPU."""
         config = self.config
         # A new one for each call: the engine is light, and the model may have moved to another device.
-        engine = Engine(self.causal, config.embed_token_id, tuple(config.stop_token_ids), config.batch_tokens)
+        engine = Engine(
+            self.causal,
+            config.embed_token_id,
+            tuple(config.stop_token_ids),
+            token_budget=config.batch_tokens,
+            batch_invariant=config.batch_invariant,
+        )
         sampling = Sampling(
             config.max_reasoning_tokens if max_reasoning_tokens is None else max_reasoning_tokens,
             config.reasoning_temperature,

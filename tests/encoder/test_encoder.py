@@ -258,7 +258,7 @@ def test_broken_weights_are_an_error_and_never_stored(tiny_checkpoint, tmp_path,
 def test_unknown_keywords_raise_and_list_the_valid_ones(make, encoder):
     with pytest.raises(
         TypeError,
-        match=r"no setting max_lenght, tempo\. The valid ones are mode, dtype, device, batch_tokens, max_length",
+        match=r"no setting max_lenght, tempo\. The valid ones are mode, dtype, device, batch_tokens, batch_invariant",
     ):
         make(max_lenght=5, tempo=1)
     for encode, name in (

@@ -1,0 +1,41 @@
+"""What decides a vector beside weights, texts and sampling: in half precision, what runs together, and where.
+
+Sums in another order differ by some 1e-6 in float32, and so do vectors; words would differ only where two tokens tie to
+that digit. In bfloat16 and float16 a vector differs by some 1e-3, and now and then a row gets other words,
+when the order changes with the batch, the number of threads or the processor. So there these are part of a vector's
+identity. The texts beside a text cannot be; `batch_invariant=True` makes its vector independent of them
+(`fixed_shapes.py`).
+"""
+
+from typing import Any
+
+from search_r3_mteb.encoder.engine import Engine
+
+
+def is_half(model: Any) -> bool:
+    """Whether the model computes in bfloat16 or float16."""
+    return bool(model.dtype.itemsize < 4)
+
+
+def batching(engine: Engine) -> dict[str, Any]:
+    """The settings of batches that decide vectors: none in float32, unless batches are invariant."""
+    if engine.batch_invariant:
+        return {"batch_invariant": True}
+    return {"batch_tokens": engine.token_budget} if is_half(engine.causal) else {}
+
+
+def arithmetic(engine: Engine) -> dict[str, Any]:
+    """`batching`, and in half precision the device: a GPU's name, or a processor's instructions and the threads."""
+    return batching(engine) | ({"arithmetic": _device(engine.device)} if is_half(engine.causal) else {})
+
+
+def _device(device: Any) -> list[str]:
+    import torch
+
+    if device.type == "cuda":
+        return [torch.cuda.get_device_name(device)]
+    if device.type != "cpu":
+        return [str(device.type)]
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    half = [name for name in ("amx_bf16", "avx512_bf16", "amx_fp16", "avx512_fp16") if found.get(name)]
+    return [torch.backends.cpu.get_cpu_capability(), *half, f"{torch.get_num_threads()} threads"]

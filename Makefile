@@ -10,12 +10,16 @@ BOUNDS ?=
 # The environment of `make mutants`, and options of its script, such as `--room losses` or `--sample 200 --children 2`.
 MUTANTS ?= .venv-mutants
 OPTIONS ?=
+# `make attack`: ATTACK=full for the counts of results/reliability; ONLY=flips or flips/store, SEED=7, NUMBER=12 for one
+# trial, CASE=FILE for a failure that it has saved, JOBS=2, OUTPUT=FILE for the counts as JSON.
+ATTACK ?= quick
+JOBS ?= 2
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install evaluate test test-lowest test-slow mutants lint format structure bench bench-cache results nano mini clean
+.PHONY: install evaluate test test-lowest test-slow mutants attack lint format structure bench bench-cache results nano mini clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +49,11 @@ mutants:  ## results/mutants: which small changes of losses, stage 2 and corpus 
 	$(MAKE) install VENV=$(MUTANTS)
 	$(MUTANTS)/bin/pip install --quiet --editable ".[train,dev,mutants]"
 	$(MUTANTS)/bin/python results/mutants/mutants.py $(OPTIONS)
+
+attack: install  ## kills, damages, full disks, several writers, fuzzed inputs: minutes; ATTACK=full an hour or two
+	$(RUN) -m tests.attack --size "$(ATTACK)" --jobs "$(JOBS)" $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(SEED),--seed "$(SEED)") $(if $(NUMBER),--number "$(NUMBER)") $(if $(CASE),--case "$(CASE)") \
+		$(if $(OUTPUT),--output "$(OUTPUT)")
 
 lint: install
 	$(BIN)/ruff check .

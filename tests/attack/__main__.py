@@ -34,7 +34,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="attack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="attack", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="quick", choices=("tiny", "quick", "full"))
     parser.add_argument("--only", default="", help="a kind such as kills, or KIND/TARGET")
     parser.add_argument("--seed", type=int, default=0)
@@ -42,14 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", type=Path, help="a failure's file")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--failures", type=Path, default=ROOT / "runs/attack")
-    parser.add_argument("--output", type=Path, help="a JSON file of the counts; rows of attacks that did not run are kept")
+    parser.add_argument(
+        "--output", type=Path, help="a JSON file of the counts; rows of attacks that did not run are kept"
+    )
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="attack-") as made:
         folder = Path(made)
         os.environ["SEARCH_R3_CACHE"] = str(folder / "remembered")
-        attacks = [attack for attack in every(folder) if attack.name.startswith(given.only)]
+        wanted = json.loads(given.case.read_text())["attack"] if given.case is not None else given.only
+        attacks = every(folder, lambda name: name.startswith(wanted))
         if not attacks:
-            parser.error(f"--only {given.only!r}: there are {', '.join(attack.name for attack in every(folder))}")
+            parser.error(f"{wanted!r}: there are {', '.join(attack.name for attack in every(folder))}")
         if given.case is not None:
             outcome = again(given.case, attacks, folder / "again")
             print(f"{given.case}: {'FAILED: ' if outcome.failed else ''}{outcome.what} {outcome.detail}")
@@ -86,7 +91,11 @@ def _keep(path: Path, tally: Tally, seconds: float, size: str) -> None:
     for one in row["failures"]:
         one["detail"] = one["detail"][-400:]
     rows[tally.attack] = row
-    content = {"command": "make attack ATTACK=full", "date": datetime.now(UTC).strftime("%Y-%m-%d"), "attacks": [*rows.values()]}
+    content = {
+        "command": "make attack ATTACK=full",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "attacks": [*rows.values()],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -19,6 +19,8 @@ _HOSTILE = (
 )  # fmt: skip
 _FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-background-networking",
           "--disable-component-update", "--disable-dev-shm-usage", "--window-size=1200,900")  # fmt: skip
+_INSIDE = ("data:", "blob:", "chrome:", "chrome-untrusted:", "chrome-extension:")
+"""Neither from a network nor the page's: the last three are of the browser's own first tab."""
 _SHOW = """
 for (const box of document.querySelectorAll('select')) for (const option of box.options) {
   box.value = option.value; box.dispatchEvent(new Event('change', {bubbles: true})); }
@@ -29,7 +31,10 @@ for (const button of [...document.querySelectorAll('#hits button')].slice(0, 12)
 
 def hostile(rng: random.Random) -> str:
     """Markup, code, and pieces that somebody once fell over."""
-    parts = [rng.choice(_HOSTILE) if rng.random() < 0.7 else text(rng, surrogates=False)[:60] for _ in range(rng.randrange(1, 4))]
+    parts = [
+        rng.choice(_HOSTILE) if rng.random() < 0.7 else text(rng, surrogates=False)[:60]
+        for _ in range(rng.randrange(1, 4))
+    ]
     return "".join(parts)
 
 
@@ -83,7 +88,7 @@ class HostilePage:
             return failure("console", str(said))
         messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
         urls = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-        outside = [url for url in urls if url != page.as_uri() and not url.startswith(("data:", "blob:"))]
+        outside = [url for url in urls if url != page.as_uri() and not url.startswith(_INSIDE)]
         return failure("loaded from outside", str(outside)) if outside else Outcome("stayed text")
 
     def _started(self) -> Any:
@@ -116,7 +121,12 @@ def _poison(folder: Path, case: Case) -> None:
     summary = folder / "summary.json"
     rows = json.loads(summary.read_text())
     for row in rows:
-        row |= {"model": case["model"], "command": case["command"], "fingerprint": case["fingerprint"], "task": case["task"]}
+        row |= {
+            "model": case["model"],
+            "command": case["command"],
+            "fingerprint": case["fingerprint"],
+            "task": case["task"],
+        }
     summary.write_text(json.dumps(rows))
     for path in (folder / "queries").glob("*.jsonl"):
         records = [json.loads(line) for line in path.read_text().splitlines()]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.attack.kills import different
 from tests.attack.lives import import_what_it_imports, live
-from tests.attack.subjects import End, Subject
+from tests.attack.subjects import End, Subject, ended
 from tests.attack.trials import Case, Outcome, failure
 
 KINDS = ("flip",) * 10 + ("byte", "zeros", "cut", "cut", "empty", "more", "gone", "swap", "swap", "exchange")
@@ -38,7 +38,9 @@ class Damages:
     def absent(self) -> str:
         from search_r3_mteb import cli
 
-        known = {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
+        known = {
+            command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback
+        }
         return f"there is no search-r3 {self.needed}" if self.needed and self.needed not in known else ""
 
     def prepare(self, folder: Path) -> None:
@@ -59,7 +61,13 @@ class Damages:
     def draw(self, rng: random.Random) -> Case:
         """By shares, so that the case still means something when sizes and names have changed."""
         kind = rng.choice(KINDS)
-        return {"kind": kind, "file": rng.random(), "other": rng.random(), "at": rng.random(), "byte": rng.randrange(256)}
+        return {
+            "kind": kind,
+            "file": rng.random(),
+            "other": rng.random(),
+            "at": rng.random(),
+            "byte": rng.randrange(256),
+        }
 
     def attempt(self, case: Case, place: Path) -> Outcome:
         assert self.begin is not None
@@ -71,7 +79,7 @@ class Damages:
             return failure("traceback", f"{what}{life.code} {life.text}")
         if not life.well:
             return self._refused(life.text, path, place, what, changed)
-        wrong = different(self.subject.end(place), self.undisturbed)
+        wrong = different(ended(self.subject, place), self.undisturbed)
         if wrong:
             return failure("accepted", f"{what}{wrong}. It printed {life.text[-1500:]}")
         named = any(name in life.text for name in (path.name, path.parent.name))

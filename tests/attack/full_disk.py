@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.attack.kills import different
 from tests.attack.lives import import_what_it_imports, live
-from tests.attack.subjects import End, Subject
+from tests.attack.subjects import End, Subject, ended
 from tests.attack.trials import Case, Outcome, failure
 
 _PAGE = 4096
@@ -106,14 +106,14 @@ class FullDisk:
             return failure("traceback", f"{what}{life.code} {life.text}")
         if not life.well and str(place) not in life.text:
             return failure("unnamed", what + life.text)
-        if life.well and (wrong := different(self.subject.end(place), self.undisturbed)):
+        if life.well and (wrong := different(ended(self.subject, place), self.undisturbed)):
             return failure("half written", what + wrong)
         if not mount(place, _ROOM, again=True):
             return failure("error", "the file system could not be enlarged")
         after = live(lambda: self.subject.work(place), printed)
         if not after.well:
             return failure("traceback" if after.traceback else "refused", f"{what}with room again: {after.text}")
-        wrong = different(self.subject.end(place), self.undisturbed)
+        wrong = different(ended(self.subject, place), self.undisturbed)
         if wrong:
             return failure("different", what + wrong)
         return Outcome("enough room" if life.well else "one message, then the same end")

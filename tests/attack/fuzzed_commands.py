@@ -17,16 +17,81 @@ from typing import Any
 from tests.attack.fuzzing import LIMIT, HangError, limited, text, value
 from tests.attack.trials import Case, Outcome, failure
 
-PLACES = ("out", "out/a/b", "file.txt/x", "é ü", "a" * 300, ".hidden", "in.txt", "folder", "out.npy", "report.html", "x\ny", "-x", "")
-INPUTS = ("in.txt", "in.jsonl", "in.json", "broken.jsonl", "binary.bin", "empty.txt", "missing.txt", "folder", ".", "")
-TASKS = ("beir:folder", "beir:missing", "beir:", "beir:folder:ignore_identical_ids", "beir:folder:x", "hopworld:x", "hopworld:-1",
+PLACES = (
+    "out",
+    "out/a/b",
+    "file.txt/x",
+    "é ü",
+    "a" * 300,
+    ".hidden",
+    "in.txt",
+    "folder",
+    "out.npy",
+    "report.html",
+    "x\ny",
+    "-x",
+    "",
+)
+INPUTS = (
+    "in.txt",
+    "in.txt",
+    "in.txt",
+    "in.jsonl",
+    "in.jsonl",
+    "in.json",
+    "folder/corpus.jsonl",
+    "broken.jsonl",
+    "binary.bin",
+    "empty.txt",
+    "missing.txt",
+    "folder",
+    ".",
+    "",
+)
+TASKS = (*["beir:folder"] * 6, "beir:missing", "beir:", "beir:folder:ignore_identical_ids", "beir:folder:x", "hopworld:x", "hopworld:-1",
          "hopworld:", "nonsense", "", "beir:in.txt", ":")  # fmt: skip
-MODELS = ("MODEL", "MODEL", "bm25", "missing", "folder", "in.txt", "", ".", "name=MODEL", "=MODEL", "a/b=bm25", "..=bm25", "nano2")
+MODELS = (
+    *["MODEL"] * 14,
+    "bm25",
+    "bm25",
+    "missing",
+    "folder",
+    "in.txt",
+    "",
+    ".",
+    "name=MODEL",
+    "=MODEL",
+    "a/b=bm25",
+    "..=bm25",
+    "nano2",
+)
 WITH_TASKS = ("evaluate", "diagnose", "reproduce")
-COMMANDS = ("evaluate", "embed", "explain", "init", "merge", "export", "report", "diagnose", "verify", "sft.py", "rl.py", "prepare")
+COMMANDS = (
+    "evaluate",
+    "embed",
+    "explain",
+    "init",
+    "merge",
+    "export",
+    "report",
+    "diagnose",
+    "verify",
+    "sft.py",
+    "rl.py",
+    "prepare",
+)
 SETTINGS = ("max_length", "batch_tokens", "seed", "temperature", "dtype", "device", "mode", "trust_remote_code", "probe", "revision",
             "max-reasoning-tokens", "nothing", "")  # fmt: skip
-CONFIG_KEYS = ("optimization.steps", "output.folder", "model.path", "data.max_length", "model.lora.rank", "data.sources.0.path", "x.y", "loss")
+CONFIG_KEYS = (
+    "optimization.steps",
+    "output.folder",
+    "model.path",
+    "data.max_length",
+    "model.lora.rank",
+    "data.sources.0.path",
+    "x.y",
+    "loss",
+)
 
 
 class FuzzedCommands:
@@ -47,7 +112,7 @@ class FuzzedCommands:
     def draw(self, rng: random.Random) -> Case:
         command = rng.choice(COMMANDS)
         words = _words(rng, command)
-        for _ in range(rng.choice([0, 0, 1, 1, 2])):
+        for _ in range(rng.choice([0, 0, 0, 0, 1, 1, 2])):
             at = rng.randrange(len(words) + 1)
             change = rng.choice(["drop", "repeat", "text", "option", "value"])
             if change == "drop" and words:
@@ -57,7 +122,9 @@ class FuzzedCommands:
             elif change == "text":
                 words.insert(at, text(rng)[:60].replace("/", "_").replace("\0", ""))
             elif change == "option":
-                words.insert(at, rng.choice(["--no-such", "--help", "--debug=1", "-q", "--", "-", "--set", "--model", "--json"]))
+                words.insert(
+                    at, rng.choice(["--no-such", "--help", "--debug=1", "-q", "--", "-", "--set", "--model", "--json"])
+                )
             elif change == "value" and words:
                 words[at - 1] = str(value(rng)).replace("/", "_").replace("\0", "")[:60]
         return {"command": command, "words": words}
@@ -95,9 +162,18 @@ class FuzzedCommands:
             return failure("traceback", f"{words} {said}")
         if code not in (0, None, 1, 2):
             return failure("exit code", f"{words}: {code} {said}")
+        if code and (blurred := _blurred(said)):
+            return failure("unclear", f"{words}: {blurred} in {said[-1500:]}")
         if code and not said.strip():
             return failure("empty message", f"{words}: {code}")
         return Outcome("done" if not code else "refused")
+
+
+def _blurred(said: str) -> str:
+    """What in a message is meant for programmers, or is left empty."""
+    return next(
+        (words for words in ("[Errno", "PosixPath(", "Error: :", "<class '", "object at 0x") if words in said), ""
+    )
 
 
 def _entry(command: str) -> Any:
@@ -117,31 +193,79 @@ def _words(rng: random.Random, command: str) -> list[str]:
     number = rng.choice(["0", "1", "4", "-1", "1.5", "x", "99999999999999999999", ""])
     setting = f"{rng.choice(SETTINGS)}={rng.choice([str(value(rng)), number, 'none', 'true'])}"
     always: dict[str, list[str]] = {
-        "evaluate": ["--model", rng.choice(MODELS), "--task", rng.choice(TASKS), "--output", "out", "--max-reasoning-tokens", "2"],
-        "embed": ["--model", "MODEL", "--input", rng.choice(INPUTS), "--output", rng.choice(PLACES)],
-        "explain": [text(rng, surrogates=False)[:40].replace("\0", ""), "--model", "MODEL", "--corpus", rng.choice([*INPUTS, "folder"])],
+        "evaluate": [
+            "--model",
+            rng.choice(MODELS),
+            "--task",
+            rng.choice(TASKS),
+            "--output",
+            "out",
+            "--max-reasoning-tokens",
+            "2",
+        ],
+        "embed": [
+            "--model",
+            "MODEL",
+            "--input",
+            rng.choice(INPUTS),
+            "--output",
+            rng.choice([*["out.npy"] * 8, *PLACES]),
+        ],
+        "explain": [
+            text(rng, surrogates=False)[:40].replace("\0", ""),
+            "--model",
+            "MODEL",
+            "--corpus",
+            rng.choice([*INPUTS, "folder"]),
+        ],
         "init": [rng.choice(MODELS), "--output", rng.choice(PLACES)],
         "merge": [rng.choice(MODELS), "--output", rng.choice(PLACES)],
         "export": ["--model", rng.choice(MODELS), "--output", rng.choice(PLACES)],
         "report": [rng.choice([*INPUTS, "folder", "out"]), "--output", rng.choice(PLACES)],
-        "diagnose": ["--model", rng.choice(MODELS), "--task", rng.choice(TASKS[1:]), "--output", "out", "--rollouts", "2"],
+        "diagnose": [
+            "--model",
+            rng.choice(MODELS),
+            "--task",
+            rng.choice(TASKS[1:]),
+            "--output",
+            "out",
+            "--rollouts",
+            "2",
+        ],
         "verify": [rng.choice([*MODELS, *INPUTS])],
-        "sft.py": ["--config", rng.choice(["sft.toml", "missing.toml", "folder", "in.txt"])],
-        "rl.py": ["--config", rng.choice(["rl.toml", "sft.toml", "missing.toml", "binary.bin"])],
-        "prepare": [rng.choice(["scifact", "fiqa", "nothing", ""]), "--from", rng.choice(["folder", "missing", ""]), "--output", "out"],
+        "sft.py": ["--config", rng.choice([*["sft.toml"] * 8, "missing.toml", "folder", "in.txt"])],
+        "rl.py": ["--config", rng.choice([*["rl.toml"] * 8, "sft.toml", "missing.toml", "binary.bin"])],
+        "prepare": [
+            rng.choice(["scifact", "fiqa", "nothing", ""]),
+            "--from",
+            rng.choice(["folder", "missing", ""]),
+            "--output",
+            "out",
+        ],
     }
     words = always[command]
     if command in ("sft.py", "rl.py"):
         given = rng.choice([str(value(rng)), number, "none", "out"]).replace("/", "_")
         more = ["--set", f"{rng.choice(CONFIG_KEYS)}={given}"]
-        extra = rng.choice([[], ["--gpus", number], ["--peak-tflops", number], ["--utilisation", number], ["--base", "MODEL"]])
+        extra = rng.choice(
+            [[], ["--gpus", number], ["--peak-tflops", number], ["--utilisation", number], ["--base", "MODEL"]]
+        )
         return words + (more if rng.random() < 0.7 else []) + extra
     if command in ("evaluate", "embed", "explain", "diagnose"):
-        words += rng.choice([[], ["--set", setting], ["--max-reasoning-tokens", number], ["--mode", rng.choice(["direct", "reason", "x"])]])
+        words += rng.choice(
+            [
+                [],
+                ["--set", setting],
+                ["--max-reasoning-tokens", number],
+                ["--mode", rng.choice(["direct", "reason", "x"])],
+            ]
+        )
     if command == "embed":
         words += rng.choice([[], ["--role", rng.choice(["query", "document", "x"])], ["--show-reasoning"]])
     if command == "report":
-        words += rng.choice([[], ["--format", rng.choice(["html", "md", "csv", "latex", "x"])], ["--peers", rng.choice(INPUTS)]])
+        words += rng.choice(
+            [[], ["--format", rng.choice(["html", "md", "csv", "latex", "x"])], ["--peers", rng.choice(INPUTS)]]
+        )
     if command in ("init", "merge"):
         words += rng.choice([[], ["--dtype", rng.choice(["float32", "bfloat16", "int8", ""])]])
     return words
@@ -151,8 +275,8 @@ def _fill(place: Path) -> None:
     """The files that the command lines name."""
     (place / "folder/qrels").mkdir(parents=True)
     (place / "folder/corpus.jsonl").write_text('{"_id": "d1", "text": "a storm"}\n{"_id": "d2", "text": "a farm"}\n')
-    (place / "folder/queries.jsonl").write_text('{"_id": "q1", "text": "storm"}\n')
-    (place / "folder/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    (place / "folder/queries.jsonl").write_text('{"_id": "q1", "text": "storm"}\n{"_id": "q2", "text": "farm"}\n')
+    (place / "folder/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td2\t1\n")
     (place / "in.txt").write_text("one\ntwo\n")
     (place / "file.txt").write_text("a file\n")
     (place / "in.jsonl").write_text('{"text": "one"}\n')

@@ -47,7 +47,11 @@ class FuzzedConfigs:
             target = table
             for key in keys[:-1]:
                 target = target[int(key)] if isinstance(target, list) else target[key]
-            name = keys[-1] if kind == "value" or isinstance(target, list) else keys[-1] + rng.choice(["s", "_", "x y", "é"])
+            name = (
+                keys[-1]
+                if kind == "value" or isinstance(target, list)
+                else keys[-1] + rng.choice(["s", "_", "x y", "é"])
+            )
             target[int(name) if isinstance(target, list) else name] = value(rng)
             content = tomlkit.dumps(table).encode()
         elif kind == "bytes":
@@ -145,19 +149,31 @@ class FuzzedBeir:
         if answer.failed is not None:
             return answer.failed
         if answer.message is not None:
-            return Outcome("refused") if Path(case["changed"]).name in answer.message else failure("unnamed", answer.message)
-        corpus, queries, judged = answer.value
-        rows = [_rows(place / name) for name in ("corpus.jsonl", "queries.jsonl")]
-        wanted = [(str(row["_id"]), row.get("title") or "", row["text"]) for row in rows[0]]
-        if [tuple(one) for one in corpus] != wanted:
-            return failure("silent", f"the corpus is {corpus!r:.500} for {wanted!r:.500}")
-        if [tuple(one) for one in queries] != [(str(row["_id"]), row["text"]) for row in rows[1]]:
-            return failure("silent", f"the queries are {queries!r:.500}")
-        lines = [line for line in (place / "qrels/test.tsv").read_bytes().decode("utf-8-sig").split("\n") if line.strip()]
-        split = [line.rstrip("\r").split("\t") for line in lines[1:]]
-        if [tuple(one) for one in judged] != [(query, document, int(score)) for query, document, score in split]:
-            return failure("silent", f"the judgements are {judged!r:.500}")
+            return (
+                Outcome("refused")
+                if Path(case["changed"]).name in answer.message
+                else failure("unnamed", answer.message)
+            )
+        try:
+            wanted = _said(place)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return failure("silent", f"{answer.value!r:.500} was read from what is malformed ({error})")
+        for name, rows, said in zip(("documents", "queries", "judgements"), answer.value, wanted, strict=True):
+            if [tuple(row) for row in rows] != said:
+                return failure("silent", f"the {name} are {rows!r:.500} for {said!r:.500}")
         return Outcome("read")
+
+
+def _said(place: Path) -> list[list[tuple[Any, ...]]]:
+    """Documents, queries and judgements as json and split read them."""
+    documents, queries = (_rows(place / name) for name in ("corpus.jsonl", "queries.jsonl"))
+    content = (place / "qrels/test.tsv").read_bytes().decode("utf-8-sig")
+    lines = [line.rstrip("\r").split("\t") for line in content.split("\n") if line.strip()][1:]
+    return [
+        [(str(row["_id"]), row.get("title") or "", row["text"]) for row in documents],
+        [(str(row["_id"]), row["text"]) for row in queries],
+        [(query, document, int(score)) for query, document, score in lines],
+    ]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -194,7 +210,9 @@ class FuzzedModels:
         files = sorted(path for path in (place / "model").iterdir() if path.suffix != ".safetensors")
         path = files[int(case["file"] * len(files))]
         path.write_bytes(mutated(random.Random(case["seed"]), path.read_bytes()))
-        answer = ask(lambda: SearchR3Encoder(place / "model", mode="direct", show_progress_bar=False).encode_query("a text"))
+        answer = ask(
+            lambda: SearchR3Encoder(place / "model", mode="direct", show_progress_bar=False).encode_query("a text")
+        )
         if answer.failed is not None:
             return failure(answer.failed.what, f"{path.name}: {answer.failed.detail}")
         return Outcome("loaded" if answer.message is None else "refused")

@@ -32,7 +32,8 @@ class FuzzedTexts:
 
     def draw(self, rng: random.Random) -> Case:
         others = [text(rng, surrogates=False) for _ in range(3)]
-        return {"text": text(rng), "others": others, "instruction": text(rng)[:50] if rng.random() < 0.1 else None}
+        instruction = text(rng)[:50] if rng.random() < 0.1 else None
+        return {"text": text(rng), "others": others, "instruction": instruction, "think": rng.random() < 0.3}
 
     def attempt(self, case: Case, place: Path) -> Outcome:
         given, encoder, instruction = case["text"], self.encoder, case["instruction"]
@@ -50,8 +51,12 @@ class FuzzedTexts:
         if not np.allclose(answer.value, self._forward(prompt.token_ids), atol=_CLOSE):
             return failure("silent", "the vector is not that of the library's forward pass")
         batch = [*case["others"][:2], given, *case["others"][2:]]
-        if not np.allclose(encoder.encode_document(batch, instruction=[None, None, instruction, None])[2], answer.value, atol=_CLOSE):
+        if not np.allclose(
+            encoder.encode_document(batch, instruction=[None, None, instruction, None])[2], answer.value, atol=_CLOSE
+        ):
             return failure("silent", "another vector in a batch")
+        if not case["think"]:
+            return Outcome("right")
         alone, beside = encoder.think([given])[0], encoder.think(batch)[2]
         if alone.token_ids != beside.token_ids or not np.allclose(alone.vector, beside.vector, atol=_CLOSE):
             return failure("silent", f"another thought in a batch: {alone.text!r}, {beside.text!r}")

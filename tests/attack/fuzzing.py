@@ -72,9 +72,9 @@ def mutated(rng: random.Random, content: bytes) -> bytes:
         elif kind == "insert":
             found[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 4)))
         elif kind == "piece":
-            found[at:at] = rng.choice((*_PIECES, "[" * 2000, '{"a":' * 2000, "1" * 5000, "\t", ",", "=", "\ud800")).encode(
-                "utf-8", "surrogatepass"
-            )
+            found[at:at] = rng.choice(
+                (*_PIECES, "[" * 2000, '{"a":' * 2000, "1" * 5000, "\t", ",", "=", "\ud800")
+            ).encode("utf-8", "surrogatepass")
         elif kind == "cut" and rng.random() < 0.3:
             del found[at:]
         elif kind == "repeat":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.attack.lives import import_what_it_imports, live
-from tests.attack.subjects import End, Subject
+from tests.attack.subjects import End, Subject, ended
 from tests.attack.trials import Case, Outcome, failure
 
 _TRIES = 20
@@ -14,7 +14,8 @@ _TRIES = 20
 
 def different(end: End, wanted: End) -> str:
     """The names of what is not equal, '' where everything is."""
-    return ", ".join(sorted(name for name in end.keys() | wanted.keys() if end.get(name) != wanted.get(name)))
+    names = sorted(name for name in end.keys() | wanted.keys() if end.get(name) != wanted.get(name))
+    return ", ".join(f"{name}: {end[name]}" if name not in wanted else name for name in names)
 
 
 @dataclass
@@ -73,5 +74,5 @@ class Kills:
         life = live(lambda: self.subject.work(place), printed)
         if not life.well:
             return failure("traceback" if life.traceback else "refused", f"{life.code} {life.text}")
-        wrong = different(self.subject.end(place), self.undisturbed)
+        wrong = different(ended(self.subject, place), self.undisturbed)
         return failure("different", wrong) if wrong else Outcome("same" if killed else "never killed")

@@ -4,6 +4,7 @@ A subject's `end` says, name by name, what the work left, without what may diffe
 events on the clock, the number of a generation). Two ends are equal when vectors, weights and rows are, bit for bit.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -34,11 +35,29 @@ class Subject:
     """What reads those files: the work, or whatever loads them."""
 
 
-def subjects(folder: Path) -> dict[str, Subject]:
-    """All of them; the tiny models and texts that they share are made in `folder`."""
-    model, texts = _model(folder / "model"), _beir(folder / "texts")
-    found = [evaluation(model, texts), stage1(), stage2(model), cache(), store(), export(model), embedding(model, folder)]
-    return {subject.name: subject for subject in found}
+def subject(name: str, folder: Path) -> Subject:
+    """One of NAMES; the tiny model and texts that it needs are made in `folder`, once."""
+    made: dict[str, Callable[[], Subject]] = {
+        "evaluation": lambda: evaluation(_model(folder / "model"), _beir(folder / "texts")),
+        "stage 1": stage1,
+        "stage 2": lambda: stage2(_model(folder / "model")),
+        "cache": cache,
+        "store": store,
+        "export": lambda: export(_model(folder / "model")),
+        "embed": lambda: embedding(_model(folder / "model"), folder),
+    }
+    return made[name]()
+
+
+NAMES = ("evaluation", "stage 1", "stage 2", "cache", "store", "export", "embed")
+
+
+def ended(one: Subject, place: Path) -> End:
+    """Its end; one that cannot be read is one, too, and equal to no other."""
+    try:
+        return one.end(place)
+    except Exception as error:  # noqa: BLE001  a reader that fails shows a difference
+        return {"cannot be read": f"{type(error).__name__}: {error}"}
 
 
 def digest(content: bytes) -> str:
@@ -119,25 +138,28 @@ def _training(name: str, run: Callable[[Path, int | None], object], end: Callabl
     return Subject(name, work, end, lambda place: run(place, 2), damageable, work)
 
 
-def _stopped(train: Callable[[Any], object], config: Any, until: int | None) -> None:
-    """The training, or the training up to the checkpoint of a step."""
+def _trained(program: Any, config: Any, overrides: list[str], until: int | None) -> None:
+    """A training by its command line, or up to the checkpoint of a step."""
     from tests.train.loops import StoppedError, stop_after
     from train.run.run import Run
 
+    folder = config.output.folder
     if until is None:
-        train(config)
+        changes = [f"output.folder={folder}", *overrides]
+        program.main(["--config", f"{folder}.toml", *(word for change in changes for word in ("--set", change))])
         return
-    Run.after_step = stop_after(until)  # this process ends with it
-    try:
-        train(config)
-    except StoppedError:
-        return
+    Run.after_step = stop_after(until)  # type: ignore[method-assign]  # this process ends with it
+    with contextlib.suppress(StoppedError):
+        program.train(config)
 
 
 def _run_end(place: Path) -> End:
     from tests.train.loops import events
 
-    found = {f"{name} weights": digest((place / "run" / name / "model.safetensors").read_bytes()) for name in ("last", "best")}
+    found = {
+        f"{name} weights": digest((place / "run" / name / "model.safetensors").read_bytes())
+        for name in ("last", "best")
+    }
     return found | {"log": digest(json.dumps(events(place / "run")).encode())}
 
 
@@ -151,7 +173,7 @@ def stage1() -> Subject:
         from tests.train.loops import sft_config
         from train import sft
 
-        _stopped(sft.train, sft_config(place / "run", *_STEPS, evaluation=True), until)
+        _trained(sft, sft_config(place / "run", *_STEPS, evaluation=True), _STEPS, until)
 
     return _training("stage 1", run, _run_end)
 
@@ -163,9 +185,8 @@ def stage2(model: Path) -> Subject:
         from tests.train.loops import rl_config
         from train import rl
 
-        settings = [one for one in _STEPS if "batch_size" not in one]
-        config = rl_config(place / "run", model, *settings, "rollout.max_reasoning_tokens=4", evaluation=True)
-        _stopped(rl.train, config, until)
+        settings = [one for one in _STEPS if "batch_size" not in one] + ["rollout.max_reasoning_tokens=4"]
+        _trained(rl, rl_config(place / "run", model, *settings, evaluation=True), settings, until)
 
     def end(place: Path) -> End:
         from tests.train.loops import cache_arrays
@@ -300,12 +321,12 @@ def export(model: Path) -> Subject:
 def embedding(model: Path, folder: Path) -> Subject:
     """A file of texts to a file of vectors; the file has no checksum."""
     texts = folder / "lines.txt"
-    texts.write_text("".join(f"line {number}\n" for number in range(20)))
+    texts.write_text("".join(f"line {number}\n" for number in range(300)))
 
     def work(place: Path) -> None:
         from search_r3_mteb import cli
 
-        settings = ["--max-reasoning-tokens", "4"]
+        settings = ["--mode", "direct"]
         cli.main(["embed", "--model", str(model), "--input", str(texts), "--output", str(place / "v.npy"), *settings])
 
     return Subject("embed", work, lambda place: _digests(place), work, lambda place: [], work)

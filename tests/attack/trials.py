@@ -94,7 +94,9 @@ def run(attack: Attack, seed: int, numbers: Iterable[int], jobs: int, folder: Pa
     attack.prepare(folder)
     shares = [list(numbers)[job::jobs] for job in range(jobs)]
     found = [folder / f"job-{job}.jsonl" for job in range(jobs)]
-    workers = {job: _worker(attack, seed, share, found[job], folder / f"place-{job}") for job, share in enumerate(shares)}
+    workers = {
+        job: _worker(attack, seed, share, found[job], folder / f"place-{job}") for job, share in enumerate(shares)
+    }
     while workers:
         job, pid = next(iter(workers.items()))
         code = wait(pid)

@@ -14,12 +14,15 @@ OPTIONS ?=
 # trial, CASE=FILE for a failure that it has saved, JOBS=2, OUTPUT=FILE for the counts as JSON.
 ATTACK ?= quick
 JOBS ?= 2
+# The environment of `make audit`, and findings that are accepted, such as IGNORE="GHSA-... PYSEC-...".
+AUDIT ?= .venv-audit
+IGNORE ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install evaluate test test-lowest test-slow mutants attack lint format structure bench bench-cache results nano mini clean
+.PHONY: install evaluate test test-lowest test-slow mutants attack audit constraints lint format structure bench bench-cache results nano mini clean
 
 install: $(VENV)/.installed
 
@@ -54,6 +57,16 @@ attack: install  ## kills, damages, full disks, several writers, fuzzed inputs: 
 	$(RUN) -m tests.attack --size "$(ATTACK)" --jobs "$(JOBS)" $(if $(ONLY),--only "$(ONLY)") \
 		$(if $(SEED),--seed "$(SEED)") $(if $(NUMBER),--number "$(NUMBER)") $(if $(CASE),--case "$(CASE)") \
 		$(if $(OUTPUT),--output "$(OUTPUT)")
+
+audit: install  ## known vulnerabilities of what is installed, by pip-audit; says so where no service can be asked
+	test -x $(AUDIT)/bin/pip-audit || $(PYTHON) -m venv $(AUDIT)
+	test -x $(AUDIT)/bin/pip-audit || $(AUDIT)/bin/pip install --quiet pip-audit || echo "audit: pip-audit cannot be installed"
+	$(RUN) tests/resolved.py > $(VENV)/resolved.txt
+	$(RUN) tests/audit.py $(AUDIT)/bin/pip-audit $(VENV)/resolved.txt --ignore $(IGNORE)
+
+constraints: install  ## constraints.txt: exactly the versions that are installed, which the suite has passed on
+	$(RUN) tests/resolved.py > $(VENV)/resolved.txt
+	cp $(VENV)/resolved.txt constraints.txt
 
 lint: install
 	$(BIN)/ruff check .

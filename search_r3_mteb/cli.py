@@ -1,5 +1,6 @@
 """The command line `search-r3`: parses arguments, calls the library, prints results."""
 
+import json
 import logging
 import shlex
 import sys
@@ -204,6 +205,28 @@ def export(
     console.print(f"Written to {escape(str(folder))}. Load it with:")
     console.print("  from search_r3_mteb import SentenceTransformer", markup=False)
     console.print(f"  SentenceTransformer({str(folder)!r})", markup=False)
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, nano, mini, or a hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="The change was meant: write a new manifest of the files as they are.")
+    ] = False,
+) -> None:
+    """Compare a model's files, weights too, with its manifest. Exit code 0: same, 1: differs, 2: cannot be compared."""
+    from search_r3_mteb.encoder.verification import accept as write
+    from search_r3_mteb.encoder.verification import verify as compare
+
+    found = write(model) if accept else compare(model)
+    if as_json:
+        print(json.dumps(found.to_dict()))  # ASCII: nothing in it acts on a terminal
+    else:
+        for line in found.lines():
+            _console().print(line, markup=False, highlight=False, soft_wrap=True)
+    if found.differs:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -50,8 +50,14 @@ def parse_json(
 
 
 def read_json(path: Path, advice: str = "") -> Any:
-    """The JSON value in a file. Raises NotJsonError, and OSError where the file cannot be read."""
-    return parse_json(path.read_bytes(), path, advice=advice)
+    """The JSON value in a file. Raises NotJsonError, and OSError where the file is not there or cannot be read."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a folder, or a file without permission to read it
+        raise type(error)(f"{path}: cannot be read ({error.strerror or error}). {advice}".rstrip()) from error
+    return parse_json(content, path, advice=advice)
 
 
 def read_object(path: Path, advice: str = "Copy it again.") -> dict[str, Any]:

@@ -93,6 +93,14 @@ def save_sentence_transformer(tokenizer: Any, folder: Path, seed: int) -> Path:
     return folder
 
 
+def without_manifest(folder: Path) -> Path:
+    """A saved folder as other programs leave it: nothing in it says how its files should be."""
+    from search_r3_mteb.encoder.manifest import MANIFEST_FILE
+
+    (folder / MANIFEST_FILE).unlink()
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def remembered_probes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What has passed the probe is remembered in a folder of this run, also by the processes that tests start."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.encoder.folders import weight_files
+from search_r3_mteb.encoder.manifest import MANIFEST_FILE, accepting
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, bare, layer_name, resize, save_rows
 from search_r3_mteb.json_files import kind, parse_json, read_object
 
@@ -44,8 +45,8 @@ def check_kind(config: dict[str, Any], name: str) -> None:
         outside, kind = True, "activated LoRA (alora_invocation_tokens)"
     if outside:
         raise ValueError(
-            f"{name}: an adapter of the kind {kind} acts in peft's own forward, which is not run here, so it would "
-            "silently do nothing. Use one that lies in the layers (LoRA, DoRA, rsLoRA, IA3), or merge it elsewhere."
+            f"{name}: an adapter of the kind {kind} ({ADAPTER_CONFIG}) acts in peft's own forward, which is not run "
+            "here, so it would silently do nothing. Use one that lies in the layers (LoRA, DoRA, rsLoRA, IA3), or merge it elsewhere."
         )
 
     start = str(config.get("init_lora_weights", ""))
@@ -150,14 +151,16 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
             others.append(str(found))
         else:
             return Path(found).resolve()
+    then = f", then accept it: {accepting(folder)}" if (folder / MANIFEST_FILE).exists() else ""
     how = (
         f"Write the base's folder (absolute, or relative to the adapter's folder) or hub id under "
-        f"'base_model_name_or_path' in {folder.name}/{ADAPTER_CONFIG}."
+        f"'base_model_name_or_path' in {folder.name}/{ADAPTER_CONFIG}{then}."
     )
     if others:
         raise ValueError(
             f"{folder.name}: {', '.join(others)} is not the base that this adapter was saved with: its weights or "
-            f"configuration are others, so its vectors would be. {how} If that model is meant, delete {BASE_FILE}."
+            f"configuration are others, so its vectors would be. {how} If that model is meant, delete "
+            f"{BASE_FILE}{then}."
         )
     raise FileNotFoundError(
         f"{folder.name}: its base model {base or recorded['path']!r} was not found ({'; '.join(missing)}). {how}"

@@ -15,6 +15,10 @@ from search_r3_mteb.encoder.profiles import DATE, PLAIN, PROFILE_FILE, Profile
 
 # Placeholder of the user's text while a chat template is rendered; no template trims or escapes it.
 SLOT = "USER-TEXT-4f1c9a"
+INSTEAD = (
+    "Restore it where it was changed (chat_template.jinja, or tokenizer_config.json), or else give the profile "
+    "(search_r3.json) a 'plain' prompt."
+)
 # Every character that `str.strip`, and so Jinja's `trim`, takes from an edge.
 _WHITE = " \n\t\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
@@ -86,8 +90,7 @@ def wrap(tokenizer: Any, profile: Profile, system: str) -> str:
         text = text.replace("{system}", system)
     if text.count(SLOT) != 1:
         raise ValueError(
-            f"The chat template shows the user's text {text.count(SLOT)} times; exactly one place is needed. "
-            "Give the profile a 'plain' prompt instead."
+            f"The chat template shows the user's text {text.count(SLOT)} times; exactly one place is needed. {INSTEAD}"
         )
     return text
 
@@ -104,16 +107,13 @@ def trimmed(tokenizer: Any, profile: Profile, system: str) -> tuple[str, str]:
     if doubled not in _turns(tokenizer, profile, system, profile.thinking, doubled)[0]:
         raise ValueError(
             f"The chat template changes the user's text: {doubled!r:.160} is not in the prompt that it makes of that "
-            "text. Give the profile a 'plain' prompt instead."
+            f"text. {INSTEAD}"
         )
     plain = _turns(tokenizer, profile, system, profile.thinking)[0].partition(SLOT)
     for ending in _ENDINGS:
         found = _turns(tokenizer, profile, system, profile.thinking, SLOT + ending)[0]
         if found != f"{plain[0]}{SLOT}{ending}{plain[2]}":
-            raise ValueError(
-                f"The chat template changes the prompt of a text that ends with {ending!r}. Give the profile a 'plain' "
-                "prompt instead."
-            )
+            raise ValueError(f"The chat template changes the prompt of a text that ends with {ending!r}. {INSTEAD}")
     taken = ["", ""]
     for count, character in enumerate(_WHITE):
         if count == 3 and not any(taken):  # where the usual three stay, all do
@@ -213,11 +213,10 @@ def _turns(
         text = render([{"role": "user", "content": f"{system}{_BETWEEN}{user}"}])
     except TemplateError as error:
         raise ValueError(
-            f"The chat template cannot show a system prompt and a text: {refused or error}. Give the profile a 'plain' "
-            "prompt instead."
+            f"The chat template cannot show a system prompt and a text: {refused or error}. {INSTEAD}"
         ) from error
     if system.strip() not in text:
-        raise ValueError("The chat template drops the system prompt. Give the profile a 'plain' prompt instead.")
+        raise ValueError(f"The chat template drops the system prompt. {INSTEAD}")
     return text, False
 
 
@@ -246,7 +245,7 @@ def _check_chance(template: str) -> None:
         if named or (kind, value) == ("name", "lipsum") or (before, value) == ("|", "random"):
             raise ValueError(
                 f"The chat template draws by chance ({value}), so that no prompt, and no vector, would come twice. "
-                "Give the profile a 'plain' prompt instead."
+                f"{INSTEAD}"
             )
 
 

@@ -24,7 +24,17 @@ from search_r3_mteb.encoder.adapters import (
     save_base,
 )
 from search_r3_mteb.encoder.fingerprint import digest, weights_version
-from search_r3_mteb.encoder.folders import check_model_folder, check_tokenizer, check_weights, unknown_rotary
+from search_r3_mteb.encoder.folders import (
+    MODEL_FILES,
+    TOKENIZER_FILES,
+    built_from,
+    check_model_folder,
+    check_safetensors,
+    check_tokenizer,
+    check_weights,
+    unknown_rotary,
+)
+from search_r3_mteb.encoder.manifest import MANIFEST_FILE, check_files, write_manifest
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.encoder.setting_types import check_device_name, check_flag
 from search_r3_mteb.encoder.setting_types import check_kind as check_setting
@@ -39,13 +49,17 @@ _BUNDLED = "search-r3-mteb/"  # the organisation of the bundled models
 
 @dataclass
 class Checkpoint:
-    """A causal LM in evaluation mode, its fast tokenizer and its profile; `name` has the form organisation/model."""
+    """A causal LM in evaluation mode, its fast tokenizer and its profile; `name` has the form organisation/model.
+
+    `verified`: `load` has compared all its files, weights too, with their manifest.
+    """
 
     model: Any
     tokenizer: Any
     profile: Profile
     name: str
     revision: str | None = None
+    verified: bool = field(default=False, init=False)
     _fingerprint: tuple[int, str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -107,25 +121,29 @@ def load(
     device: str | None = None,
     trust_remote_code: bool = False,
     probe: bool = True,
+    verify: bool = False,
     trainable: bool = False,
 ) -> Checkpoint:
     """The named checkpoint: "nano" or "mini" (bundled), a local folder, a LoRA folder, or a hub id.
 
     `dtype` "auto" is the checkpoint's own. Raises FileNotFoundError for a folder or hub id that does not exist or has
-    no weights, ValueError for one without the embed token, with pickled weights, or damaged or missing tensors.
+    no weights, ValueError for one without the embed token, with pickled weights, or damaged or missing tensors, and for
+    one that is not as its manifest says (`manifest.py`). `verify`: weights are compared with it, too, byte by byte.
     `probe`: a few tokens are run both ways, ours and the library's, and a checkpoint for which they differ is refused
     (`probe.py`); a state that has passed is not probed again (`probed.py`). `trainable`: an adapter's weights require a
     gradient, so that its training goes on; its base's never do.
     """
-    _check_types(path_or_id, revision, device, trust_remote_code, probe, trainable)
+    _check_types(path_or_id, revision, device, trust_remote_code=trust_remote_code, probe=probe, verify=verify)
+    check_flag("trainable", trainable)
     dtype, device = check_dtype(dtype), _check_device(device or default_device())
     name = str(path_or_id)
     put_back(Path(name))  # a kill while the folder was replaced has left it under another name
     folder = resolve(path_or_id, revision)
     if revision is None and folder.resolve().parent.name == "snapshots":
         revision = folder.resolve().name  # the hub's commit
+    check_files(folder, verify=verify)
     if (folder / ADAPTER_CONFIG).exists():
-        model, base = _load_adapter(folder, dtype, trust_remote_code, trainable)
+        model, base = _load_adapter(folder, dtype, trust_remote_code, verify, trainable)
         profile = Profile.load(folder if (folder / PROFILE_FILE).exists() else base)
         tokenizer_folder = folder if (folder / "tokenizer.json").exists() else base
     else:
@@ -133,18 +151,17 @@ def load(
         tokenizer_folder = folder
     tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code)
     checkpoint = Checkpoint(model.to(device).eval(), tokenizer, profile, display_name(name, folder), revision)
+    checkpoint.verified = verify
     if probe:
         probe_once(checkpoint, tokenizer_folder, (folder, base))
     return checkpoint
 
 
-def _check_types(
-    path_or_id: Any, revision: Any, device: Any, trust_remote_code: Any, probe: Any, trainable: Any
-) -> None:
+def _check_types(path_or_id: Any, revision: Any, device: Any, **flags: Any) -> None:
     check_setting("path_or_id", path_or_id, (str, Path), "a bundled name, a folder (str or Path), or a hub id")
     check_setting("revision", revision, (str, NoneType), "a commit or branch of the hub (str), or None")
     check_device_name(device)
-    for name, flag in (("trust_remote_code", trust_remote_code), ("probe", probe), ("trainable", trainable)):
+    for name, flag in flags.items():
         check_flag(name, flag)
 
 
@@ -194,7 +211,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.py"]
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(
@@ -206,6 +223,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
 def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
     """Write model (safetensors; a PEFT model as its adapter), tokenizer and profile; the folder can be loaded again.
 
+    The manifest is written last: an older one refuses a folder over which a kill has left half of this model.
     Beside an adapter lie `base_model.json` (where its base is, and its digest) and the base's rows of new tokens.
     Raises ValueError for a PEFT model that one adapter folder cannot hold, FileExistsError for whole weights where an
     adapter lies, and the reverse.
@@ -226,6 +244,7 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
         save_base(checkpoint.model, checkpoint.embed_token_id, folder, ASSETS)
     checkpoint.tokenizer.save_pretrained(folder)
     checkpoint.profile.save(folder)
+    write_manifest(folder)
     return folder
 
 
@@ -281,7 +300,7 @@ def load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
     except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
         raise ValueError(
             f"{folder.name}: transformers cannot load this folder as a causal LM (version {version('transformers')}, "
-            f"{type(error).__name__}): {error}{unknown_rotary(folder)}"
+            f"{type(error).__name__}): {error}{unknown_rotary(folder)}. {built_from(folder, MODEL_FILES)}"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:  # transformers only warns, and fills them with random numbers
@@ -292,13 +311,16 @@ def load_model(folder: Path, dtype: Dtype, trust_remote_code: bool) -> Any:
     return model
 
 
-def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool, trainable: bool) -> tuple[Any, Path]:
-    """The base model with the adapter on it, and the base's folder."""
+def _load_adapter(
+    folder: Path, dtype: Dtype, trust_remote_code: bool, verify: bool, trainable: bool
+) -> tuple[Any, Path]:
+    """The base model with the adapter on it, and the base's folder; a base of others need not have a manifest."""
     from peft import PeftModel
 
     config = read_object(folder / ADAPTER_CONFIG)
     check_kind(config, folder.name)
     base_folder = find_base(folder, config, resolve)
+    check_files(base_folder, verify=verify and (base_folder / MANIFEST_FILE).exists())
     if (base_folder / ADAPTER_CONFIG).exists():  # transformers would put that adapter on the base without a word
         raise ValueError(
             f"{folder.name}: the folder of its base model, {base_folder.name}, holds an adapter as well, which "
@@ -312,6 +334,7 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool, trainable
     check_weights(folder, "adapter_model")
     model = load_model(base_folder, dtype, trust_remote_code)
     if (folder / ROWS_FILE).exists():
+        check_safetensors(folder / ROWS_FILE)
         load_rows(model, folder)
     else:
         own, base = (folder / "tokenizer.json").exists(), (base_folder / "tokenizer.json").exists()
@@ -328,7 +351,7 @@ def _load_adapter(folder: Path, dtype: Dtype, trust_remote_code: bool, trainable
     except (RuntimeError, ValueError, KeyError, UserWarning) as error:
         raise ValueError(
             f"{folder.name}: the adapter does not fit its base model {base_folder.name}: {error}. Use the base that it "
-            "was trained on."
+            f"was trained on, and {ADAPTER_CONFIG} and adapter_model.safetensors as they were saved together."
         ) from error
     except Exception as error:  # values of a wrong type: peft checks few, and fails on the others somewhere
         raise ValueError(
@@ -361,7 +384,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     except Exception as error:  # the tokenizers library raises plain exceptions for formats that it does not know
         raise ValueError(
             f"{folder.name}: no tokenizer can be loaded from this folder (tokenizers {version('tokenizers')}, "
-            f"{type(error).__name__}): {error}"
+            f"{type(error).__name__}): {error}. {built_from(folder, TOKENIZER_FILES)}"
         ) from error
     # What transformers takes as it is, and fails on when it is used.
     for name, kinds in (("chat_template", str | dict | None), ("model_max_length", int | float | None)):

@@ -80,6 +80,7 @@ class SearchR3Encoder:
                 device=chosen.device or process_device(),
                 trust_remote_code=chosen.trust_remote_code,
                 probe=chosen.probe,
+                verify=chosen.verify,
             )
         self.model, self.tokenizer = self.checkpoint.model, self.checkpoint.tokenizer
         self.name, self.revision = self.checkpoint.name, self.checkpoint.revision

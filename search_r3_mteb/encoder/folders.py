@@ -1,23 +1,49 @@
 """Checks of a model folder's files before anything is loaded from it. Nothing is ever read from a pickle."""
 
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from search_r3_mteb.json_files import kind, read_object
+from search_r3_mteb.encoder.manifest import deciding_files
+from search_r3_mteb.json_files import kind, read_json, read_object
 
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "model.safetensors")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "chat_template.jinja"),
+)
+_MOST_LAYERS = 10_000  # our choice: libraries make one after the other, so that a damaged number takes hours
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def check_model_folder(folder: Path) -> None:
     """Raises FileNotFoundError or ValueError unless `folder` holds a configuration and complete safetensors weights."""
     if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder.resolve().name}: there is no config.json, so this is not a model folder.")
-    _check_quantization(folder, read_object(folder / "config.json").get("quantization_config"))
+        adapter = ", and no adapter_config.json beside the adapter" if any(folder.glob("adapter_model.*")) else ""
+        raise FileNotFoundError(
+            f"{folder.resolve().name}: there is no config.json{adapter}, so this is not a model folder. Check the "
+            "path, or copy the file there."
+        )
+    config = read_object(folder / "config.json")
+    check_layers(folder, config)
+    _check_quantization(folder, config.get("quantization_config"))
     # transformers would silently ignore a damaged one, and a turn would then not end where it should.
     if (folder / "generation_config.json").exists():
         read_object(folder / "generation_config.json")
     check_weights(folder)
+
+
+def check_layers(folder: Path, config: Mapping[str, Any]) -> None:
+    """ValueError for a number of layers that no model has: libraries would be making them for ever."""
+    for one in (config, config.get("text_config")):
+        for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"):
+            layers = one.get(name) if isinstance(one, dict) else None
+            if isinstance(layers, int | float) and layers > _MOST_LAYERS:
+                raise ValueError(
+                    f"{folder.resolve().name}/config.json: {name!r} is {layers!r:.20}, and no model has more than "
+                    f"{_MOST_LAYERS} layers. Restore the file."
+                )
 
 
 def _check_quantization(folder: Path, quantization: Any) -> None:
@@ -63,6 +89,11 @@ def weight_files(folder: Path, stem: str = "model") -> list[Path]:
     names = read_object(index).get("weight_map", {}) if index.exists() else {}
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{index}: 'weight_map' must name a file for each tensor, got {kind(names)}. Copy it again.")
+    for name in set(names.values()):
+        if not name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise ValueError(
+                f"{index}: 'weight_map' names {name!r:.80}, which is no file of this folder. Copy it again."
+            )
     return sorted({*folder.glob(f"{stem}*.safetensors"), *(folder / name for name in names.values())})
 
 
@@ -71,10 +102,14 @@ def check_weights(folder: Path, stem: str = "model") -> None:
     files = weight_files(folder, stem)
     missing = [path.name for path in files if not path.exists()]
     files = [path for path in files if path.exists()]
-    if missing and files:
+    whole, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if files and not any((folder / name).exists() for name in (whole, index)):
         raise FileNotFoundError(
-            f"{folder.name}: {', '.join(missing)} is named in {stem}.safetensors.index.json but missing. Download it."
+            f"{folder.name}: there is no {whole}, and no {index}, which says what the other weights' files "
+            f"({files[0].name}, ...) hold. Copy or download it."
         )
+    if missing and files:
+        raise FileNotFoundError(f"{folder.name}: {', '.join(missing)} is named in {index} but missing. Download it.")
     if not files:
         pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in _PICKLED]
         if pickled:
@@ -86,7 +121,7 @@ def check_weights(folder: Path, stem: str = "model") -> None:
             f"{folder.name}: there are no weights ({stem}.safetensors). Download or save the model again."
         )
     for path in files:
-        _check_safetensors(path)
+        check_safetensors(path)
 
 
 def refuse_pickled_modules(folder: Path) -> None:
@@ -100,6 +135,13 @@ def refuse_pickled_modules(folder: Path) -> None:
             )
 
 
+def check_json(folder: Path) -> None:
+    """ValueError for JSON that decides a folder's vectors and cannot be read: libraries name neither file nor line."""
+    for name in deciding_files(folder):
+        if name.endswith(".json"):
+            read_json(folder / name, "Copy it again.")
+
+
 def check_tokenizer(folder: Path) -> None:
     """Raises FileNotFoundError or ValueError unless `folder` holds a tokenizer; transformers would make one up."""
     # Older checkpoints have the vocabulary that a fast tokenizer can be built from, in place of tokenizer.json.
@@ -107,12 +149,19 @@ def check_tokenizer(folder: Path) -> None:
         raise FileNotFoundError(
             f"{folder.name}: there is no tokenizer.json. Copy the tokenizer of these weights into the folder."
         )
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).exists():
+    for name in TOKENIZER_FILES:
+        if name.endswith(".json") and (folder / name).exists():
             read_object(folder / name)
 
 
-def _check_safetensors(path: Path) -> None:
+def built_from(folder: Path, names: Sequence[str]) -> str:
+    """What to do after an error of a library that names no file: it is in one of these, or something is missing."""
+    there = [name for name in names if (folder / name).exists()]
+    return f"Restore what was changed of {', '.join(there)}, or install what is needed."
+
+
+def check_safetensors(path: Path) -> None:
+    """ValueError for a file that is no safetensors file, or not whole."""
     from safetensors import SafetensorError, safe_open
 
     try:

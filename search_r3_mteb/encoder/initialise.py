@@ -14,6 +14,7 @@ from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG
 from search_r3_mteb.encoder.chat_templates import TemplateFacts, facts, has_template, wrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype
 from search_r3_mteb.encoder.family import known_tokens
+from search_r3_mteb.encoder.manifest import check_files
 from search_r3_mteb.encoder.profiles import DATE, EMBED_TOKEN, PLAIN, PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.special_tokens import list_special_tokens, shown_tokens
@@ -116,6 +117,7 @@ def initialise(
     dtype, target = checkpoints.check_dtype(dtype), Path(output).absolute()
     folder = checkpoints.resolve(base)
     _check_places(folder, target)
+    check_files(folder)
     tokenizer = checkpoints.load_tokenizer(folder, False)
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{folder.name}: {type(tokenizer).__name__} is slow; a fast tokenizer.json is needed.")

@@ -10,6 +10,7 @@ Four things are compared, once for each state of a checkpoint's files and of the
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,10 +94,12 @@ def check_model(name: str, causal: Any, embed_token_id: int, prompts: Sequence[S
         found = "; ".join(
             f"{each.what} by {each.error:.2g} of their size (allowed: {each.allowed:g})" for each in wrong
         )
+        known = "Use another architecture, or another version of transformers if this one is known to work."
+        if not all(math.isfinite(each.error) for each in wrong):
+            known = "Numbers that are not finite come from damaged weights or a damaged config.json: restore them."
         raise ValueError(
             f"{name}: in a batch and with a key-value cache {kind} gives something else than its own forward over one "
-            f"text alone. On a few tokens these differ: {found}. Vectors and reasoning would be wrong. Use another "
-            "architecture, or another version of transformers if this one is known to work."
+            f"text alone. On a few tokens these differ: {found}. Vectors and reasoning would be wrong. {known}"
         )
 
 
@@ -191,7 +194,7 @@ def _compared(causal: Any, engine: Engine, prompts: Sequence[Sequence[int]]) -> 
             note("hidden states at the embed token, read directly,", _error(direct[row], states[-1]))
             note("hidden states at the embed token, after reasoning,", _error(rolled.vectors[row], states[-1]))
             said = logits[len(prompts[row]) - 1 : -2]
-            size = float(said.std(correction=0))
+            size = float(said.std(correction=0)) or 1.0  # a model whose states are all zero
             said[:, embed] = -torch.inf
             # Two tokens may be equally good, up to rounding: what counts is how much worse the chosen one is.
             token = torch.tensor(rolled.token_ids[row][:-1], device=said.device)[:, None]

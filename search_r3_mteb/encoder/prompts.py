@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search_r3_mteb.encoder.beginnings import Beginnings, groups
-from search_r3_mteb.encoder.chat_templates import SLOT, around_nothing, has_template, trimmed, wrap
+from search_r3_mteb.encoder.chat_templates import INSTEAD, SLOT, around_nothing, has_template, trimmed, wrap
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, TEMPLATES, Profile, Template, TemplateName
 from search_r3_mteb.encoder.special_tokens import embed_token_id, unknown_token
 from search_r3_mteb.encoder.text_checks import check_text, check_texts
@@ -402,7 +402,7 @@ class Renderer:
         stripped = system.strip()
         start = before.find(stripped)
         if start < 0:
-            raise ValueError("The system prompt stands behind the text. Give the profile a 'plain' prompt instead.")
+            raise ValueError(f"The system prompt stands behind the text. {INSTEAD}")
         end = start + len(stripped)
         inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
         shift = len(self._leading_ids())

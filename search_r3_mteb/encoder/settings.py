@@ -30,6 +30,7 @@ class EncoderSettings:
     `task_prompts`: an MTEB task's own instruction is put before the query. `cache_folder`: thoughts and vectors are
     kept there and a killed run resumes (off by default). `show_progress_bar` None: on a terminal only. `probe`: a
     checkpoint that is loaded is first run on a few tokens, and refused where the result is not the model's own.
+    `verify`: its weights are compared with its manifest, too (`manifest.py`), which reads them twice.
     """
 
     mode: Mode = "reason"
@@ -45,6 +46,7 @@ class EncoderSettings:
     show_progress_bar: bool | None = None
     trust_remote_code: bool = False
     probe: bool = True
+    verify: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in ("reason", "direct"):
@@ -53,7 +55,7 @@ class EncoderSettings:
             check_whole_number(name, getattr(self, name))
         check_whole_number("max_length", self.max_length, optional=True)
         check_number("temperature", self.temperature)
-        for name in ("task_prompts", "trust_remote_code", "probe"):
+        for name in ("task_prompts", "trust_remote_code", "probe", "verify"):
             check_flag(name, getattr(self, name))
         check_flag("show_progress_bar", self.show_progress_bar, optional=True)
         check_device_name(self.device)
@@ -82,6 +84,11 @@ class EncoderSettings:
                     f"{name}={given!r} was given, but the checkpoint in memory has {has!r}. Load it with "
                     f"search_r3_mteb.encoder.checkpoints.load(..., {name}={given!r}), or leave {name} out."
                 )
+        if self.verify and not checkpoint.verified:
+            raise ValueError(
+                "verify=True was given, but the checkpoint in memory was loaded without it. Load it with "
+                "search_r3_mteb.encoder.checkpoints.load(..., verify=True), or leave verify out."
+            )
 
     def fit_max_length(self, checkpoint: Checkpoint) -> int:
         """The prompt's length in tokens: the given one, or what fits; both modes have one, as they share documents."""

@@ -88,9 +88,24 @@ def load_rows(causal: Any, folder: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(folder / ROWS_FILE, framework="pt") as file:
-        rows = int(file.metadata()["rows"])
+        recorded = (file.metadata() or {}).get("rows", "")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    index = tensors.pop("ids")
+    index = tensors.pop("ids", torch.empty(0))
+    before = int(causal.get_input_embeddings().weight.shape[0])
+    rows = int(recorded) if recorded.isdecimal() and len(recorded) < 10 else 0
+    shaped = all(tensor.dim() == 2 and len(tensor) == len(index) for tensor in tensors.values()) and "input" in tensors
+    if (
+        index.dtype != torch.int64
+        or not len(index)
+        or not shaped
+        or not 0 <= int(index.min()) <= int(index.max()) < rows
+    ):
+        rows = 0
+    if not 0 < rows <= max(before, int(index.max()) + 1 if len(index) else 0):
+        raise ValueError(
+            f"{folder.name}/{ROWS_FILE} holds no rows with their ids, or not as many as it says ({recorded!r:.20}), so "
+            "it is damaged. Restore it."
+        )
     resize(causal, rows, rows)
     layers = token_layers(causal)
     width = causal.get_input_embeddings().weight.shape[1]

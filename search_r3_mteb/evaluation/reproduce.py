@@ -198,7 +198,7 @@ def _ready(
     """The checkpoint, once all downloads are here: hours of work must not end for want of the last data set."""
     from search_r3_mteb.encoder.checkpoints import load
 
-    loading = ("revision", "dtype", "device", "trust_remote_code", "probe")
+    loading = ("revision", "dtype", "device", "trust_remote_code", "probe", "verify")
     options = {key: settings[key] for key in loading if key in settings}
     remote = str(model).count("/") == 1 and not Path(model).exists() and not str(model).startswith((".", "~"))
     try:

@@ -26,8 +26,8 @@ ModeChoice: TypeAlias = 'Mode | Literal["both"]'
 MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
 ModelKind = Literal["bm25", "sentence-transformers", "search-r3"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
-_TYPED = ("device", "trust_remote_code")
-_SHARED = ("device", "revision", "trust_remote_code")  # settings that ordinary models take too
+_TYPED = ("device", "trust_remote_code", "verify")
+_SHARED = ("device", "revision", "trust_remote_code", "verify")  # settings that ordinary models take too
 ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder"
 
 
@@ -164,12 +164,15 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
     from sentence_transformers import SentenceTransformer
 
     from search_r3_mteb.encoder.checkpoints import display_name, resolve
-    from search_r3_mteb.encoder.folders import refuse_pickled_modules
+    from search_r3_mteb.encoder.folders import check_json, refuse_pickled_modules
     from search_r3_mteb.encoder.identity import name_for_mteb
+    from search_r3_mteb.encoder.manifest import check_files
     from search_r3_mteb.integrations.sentence_transformers import is_export, register
 
     folder = resolve(path, settings.get("revision"))
     refuse_pickled_modules(folder)
+    check_files(folder, verify=settings.get("verify", False))
+    check_json(folder)
     exported = is_export(folder)
     if exported:
         register()

@@ -158,6 +158,7 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
     import torch
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+    from search_r3_mteb.encoder.manifest import write_manifest
     from search_r3_mteb.encoder.merging import merged
     from search_r3_mteb.integrations.transformers_model import SearchR3Config, SearchR3Model
     from search_r3_mteb.integrations.transformers_tokenizer import SearchR3Tokenizer
@@ -189,6 +190,7 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
     _write_module_files(folder)
     card = _CARD.format(name=encoder.name, folder=name, budget=config.max_reasoning_tokens)
     write_text(folder / "README.md", card)
+    write_manifest(folder)
 
 
 def _write_module_files(folder: Path) -> None:

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from search_r3_mteb.encoder.architecture import Architecture, first_position, positions_of
 from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.manifest import check_files
 from search_r3_mteb.encoder.sampling import Sampling
 
 MODEL_TYPE = "search_r3"
@@ -127,6 +128,13 @@ class SearchR3Model(PreTrainedModel):
         """Save as transformers does, with the file that makes the folder load with `trust_remote_code=True`."""
         super().save_pretrained(save_directory, *arguments, **keywords)
         shutil.copyfile(CODE_FILE, Path(save_directory) / CODE_FILE.name)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Load as transformers does. Raises ValueError for a folder that differs from its manifest."""
+        if pretrained_model_name_or_path is not None and Path(pretrained_model_name_or_path).is_dir():
+            check_files(Path(pretrained_model_name_or_path))
+        return super().from_pretrained(pretrained_model_name_or_path, *arguments, **keywords)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

@@ -14,9 +14,12 @@ from safetensors.torch import load_file, save_file
 from search_r3_mteb.encoder import checkpoints
 from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token, load, load_model, load_tokenizer, save
 from search_r3_mteb.encoder.comparison import SAME, ProbeOutputs, refuse_difference
+from search_r3_mteb.encoder.manifest import MANIFEST_FILE
 from search_r3_mteb.encoder.merging import outputs_of
 from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.encoder.token_rows import ROWS_FILE
+from search_r3_mteb.encoder.verification import accept
+from tests.conftest import without_manifest
 
 TOKEN = "<|embed_token|>"
 LAYERS = ["q_proj", "v_proj"]
@@ -74,7 +77,7 @@ def adapted(base, *, multiple=None, move=0.2, **options):
 
 def without_our_files(folder):
     """The folder as peft alone would have written it."""
-    for name in (ROWS_FILE, "base_model.json", "search_r3.json"):
+    for name in (ROWS_FILE, "base_model.json", "search_r3.json", MANIFEST_FILE):
         (folder / name).unlink(missing_ok=True)
     return folder
 
@@ -198,18 +201,22 @@ def test_a_base_given_by_a_relative_path_is_found_from_anywhere(tmp_path, monkey
     moved = shutil.move(tmp_path / "models", tmp_path / "moved")  # both together: the absolute path is wrong now
     refuse_difference(outputs_of(checkpoint), outputs_of(load(f"{moved}/adapter")), SAME, "moved")
     with pytest.raises(
-        FileNotFoundError, match=r"again: its base model '.*models/base' was not found.*Write the base's"
+        FileNotFoundError,
+        match=r"again: its base model '.*models/base' was not found.*Write the base's .*, then accept it: search-r3 ",
     ):
         load(resaved)
     config = json.loads((resaved / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = f"{moved}/base"  # what the error says
     (resaved / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"again: adapter_config.json has .*verify .*again --accept"):
+        load(resaved)
+    accept(resaved)  # also what it says
     load(resaved)
 
 
 def test_another_model_at_the_base_s_place_is_refused(tmp_path):
     base = base_folder(tmp_path / "base")
-    folder = save(adapted(base), tmp_path / "adapter")
+    folder = without_manifest(save(adapted(base), tmp_path / "adapter"))
     tensors = load_file(base / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] += 1e-3
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
@@ -331,7 +338,7 @@ def test_an_adapter_inside_its_base_s_folder_is_refused(tmp_path):
 
 
 def test_rows_of_an_untied_base_do_not_go_into_a_tied_one(tmp_path):
-    folder = save(adapted(base_folder(tmp_path / "base", tied=False)), tmp_path / "adapter")
+    folder = without_manifest(save(adapted(base_folder(tmp_path / "base", tied=False)), tmp_path / "adapter"))
     shutil.rmtree(tmp_path / "base")
     base_folder(tmp_path / "base", tied=True)
     (folder / "base_model.json").unlink()
@@ -343,7 +350,7 @@ def test_rows_of_an_untied_base_do_not_go_into_a_tied_one(tmp_path):
 
 def test_whole_weights_beside_an_adapter_are_refused(tmp_path):
     """The adapter was taken, and the folder's own weights were ignored without a word."""
-    folder = save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter")
+    folder = without_manifest(save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter"))
     shutil.copy(tmp_path / "base" / "model.safetensors", folder)
     with pytest.raises(ValueError, match="adapter holds whole weights and an adapter"):
         load(folder)
@@ -351,7 +358,7 @@ def test_whole_weights_beside_an_adapter_are_refused(tmp_path):
 
 def test_tensors_that_the_adapter_s_configuration_does_not_use_are_refused(tmp_path):
     """peft warns of missing tensors alone; what it drops was trained."""
-    folder = save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter")
+    folder = without_manifest(save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter"))
     assert load(folder)
     config = folder / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj"]}))
@@ -375,7 +382,7 @@ def test_a_base_whose_configuration_changed_is_another_model(change, refused, tm
 
 
 def test_a_damaged_record_of_the_base_is_named(tmp_path):
-    folder = save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter")
+    folder = without_manifest(save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter"))
     (folder / "base_model.json").write_text('{"path": "../base"}')
     with pytest.raises(ValueError, match=r"base_model.json lacks 'path' or 'digest'"):
         load(folder)
@@ -383,7 +390,7 @@ def test_a_damaged_record_of_the_base_is_named(tmp_path):
 
 def test_an_adapter_that_changed_its_base_at_random_is_refused(tmp_path):
     """PiSSA by random SVD: two loads of one folder gave cosine 0.83 to each other."""
-    folder = save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter")
+    folder = without_manifest(save(adapted(base_folder(tmp_path / "base")), tmp_path / "adapter"))
     config = folder / "adapter_config.json"
     for start, refused in (("pissa_niter_4", True), ("gaussian", False)):
         config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": start}))

@@ -13,6 +13,7 @@ from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token, load
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.sampling import Sampling
+from tests.conftest import without_manifest
 
 PROMPT = [[5, 6, 7, 8], [9, 10]]
 
@@ -35,7 +36,7 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def folder(saved, tmp_path):
     """A copy that a test may damage."""
-    return shutil.copytree(saved, tmp_path / "damaged")
+    return without_manifest(shutil.copytree(saved, tmp_path / "damaged"))
 
 
 def change_tensors(folder, change):
@@ -92,7 +93,7 @@ def test_dtype_and_device(saved):
 
 
 def test_a_sharded_checkpoint_loads_and_a_missing_shard_is_named(tiny_checkpoint, tmp_path):
-    folder = save(tiny_checkpoint, tmp_path / "sharded")
+    folder = without_manifest(save(tiny_checkpoint, tmp_path / "sharded"))
     (folder / "model.safetensors").unlink()
     tiny_checkpoint.model.save_pretrained(folder, max_shard_size="40KB")
     shards = sorted(folder.glob("model-*.safetensors"))
@@ -138,7 +139,7 @@ def test_an_adapter_folder_loads_on_its_base(adapted, saved, tmp_path):
 
 
 def test_an_adapter_beside_its_base_moves_with_it(adapted, saved, tmp_path):
-    folder = save(adapted, tmp_path / "one" / "adapter")
+    folder = without_manifest(save(adapted, tmp_path / "one" / "adapter"))
     shutil.copytree(saved, tmp_path / "one" / "base")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     (folder / "adapter_config.json").write_text(
@@ -151,7 +152,7 @@ def test_an_adapter_beside_its_base_moves_with_it(adapted, saved, tmp_path):
 
 
 def test_adapters_that_cannot_work_are_refused(adapted, tmp_path):
-    folder = save(adapted, tmp_path / "adapter")
+    folder = without_manifest(save(adapted, tmp_path / "adapter"))
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     weights = load_file(folder / "adapter_model.safetensors")
 
@@ -396,7 +397,7 @@ def test_a_checkpoint_that_trains_does_not_keep_its_fingerprint(tiny_checkpoint,
 
 
 def test_an_adapters_strength_is_part_of_its_identity(adapted, tmp_path):
-    folder = save(adapted, tmp_path / "adapter")
+    folder = without_manifest(save(adapted, tmp_path / "adapter"))
     before = load(folder)
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 32}), encoding="utf-8")

@@ -13,7 +13,7 @@ from search_r3_mteb import SearchR3Encoder, cli
 from search_r3_mteb.encoder.adapters import weights_digest
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.encoder.profiles import Profile
-from tests.conftest import build_model, build_tokenizer
+from tests.conftest import build_model, build_tokenizer, without_manifest
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "foreign")
+    return without_manifest(shutil.copytree(saved, tmp_path / "foreign"))
 
 
 def set_config(folder, name="config.json", **values):

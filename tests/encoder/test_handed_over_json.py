@@ -8,7 +8,7 @@ import pytest
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.profiles import Profile
-from tests.conftest import build_model, build_tokenizer
+from tests.conftest import build_model, build_tokenizer, without_manifest
 
 DEEP = "[" * 200_000 + "]" * 200_000
 LONG = "1" * 5000
@@ -31,7 +31,7 @@ def saved(tmp_path_factory):
 def changed(folder, tmp_path, file, **values):
     """A copy of the folder with other values in a JSON file, each as the text that stands there."""
     copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
+    without_manifest(shutil.copytree(folder, copy))
     path = copy / file
     found = json.loads(path.read_text()) if path.exists() else {}
     text = json.dumps(found | {key: f"@{key}@" for key in values})
@@ -142,7 +142,7 @@ def test_values_of_the_right_kind_are_taken(saved, tmp_path):
 )
 def test_a_template_that_fails_is_named_with_its_cause(saved, tmp_path, template, cause):
     copy = tmp_path / "copy"
-    shutil.copytree(saved["base"], copy)
+    without_manifest(shutil.copytree(saved["base"], copy))
     (copy / "chat_template.jinja").write_text(template)
     with pytest.raises(ValueError, match=rf"The chat template cannot show a system prompt and a text: .*{cause}"):
         SearchR3Encoder(load(copy)).encode_document(["a"])

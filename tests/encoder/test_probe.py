@@ -22,6 +22,7 @@ from search_r3_mteb.encoder.checkpoints import ASSETS, Checkpoint, load, save
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.encoder.sampling import Sampling
+from tests.conftest import without_manifest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "results" / "checkpoints"
 EMBED = 300
@@ -276,7 +277,8 @@ def test_a_tokenizer_that_loses_spaces_is_refused(folder, tiny_tokenizer):
 
 def test_a_declared_class_that_loses_every_space_never_loads_in_silence(make_model, tiny_tokenizer, tmp_path):
     """Llama's class over a byte-level file: right in transformers 5.24, without any space in 5.10.4 and 5.17."""
-    save(Checkpoint(make_model("llama"), tiny_tokenizer, Profile.default(), "tests/llama"), tmp_path / "model")
+    checkpoint = Checkpoint(make_model("llama"), tiny_tokenizer, Profile.default(), "tests/llama")
+    without_manifest(save(checkpoint, tmp_path / "model"))
     config = tmp_path / "model" / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}))
     found = load(tmp_path / "model", probe=False).tokenizer("the query and the document")["input_ids"]

@@ -11,6 +11,7 @@ from search_r3_mteb.encoder.checkpoints import load, load_model, load_tokenizer
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.settings import EncoderSettings
 from search_r3_mteb.evaluation.systems import check_settings
+from tests.conftest import without_manifest
 
 NOT_FLAGS = ["false", "False", "no", "", 0, 1, 1.0, [], np.True_]
 RUNS = "raise SystemExit('the folder ran its code')\n"
@@ -23,7 +24,7 @@ def hostile_folder(tiny_folder):
     config |= {"model_type": "hostile", "auto_map": {"AutoConfig": "hostile.C", "AutoModelForCausalLM": "hostile.M"}}
     (tiny_folder / "config.json").write_text(json.dumps(config))
     (tiny_folder / "hostile.py").write_text(RUNS)
-    return tiny_folder
+    return without_manifest(tiny_folder)
 
 
 @pytest.mark.parametrize("value", NOT_FLAGS, ids=repr)

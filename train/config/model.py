@@ -69,6 +69,9 @@ class ModelSettings(Settings):
     """Recompute activations in backward (arXiv 1604.06174): less memory, a third more time. Our choice: off."""
     trust_remote_code: StrictBool = False
     """Run the checkpoint's own Python. Our choice: off, a model folder is not code that you have read."""
+    verify: StrictBool = False
+    """Compare the weights, too, with the folder's manifest, which it must have. Our choice: off, it reads them twice;
+    sizes, and all other files, are always compared where there is one."""
     freeze: tuple[str, ...] = ()
     """Endings of the names of parameters that are not trained. Our choice: none; mini freezes the word embeddings,
     which its head shares: the reply's gradient moves every row at every step, and with them all vectors."""
@@ -98,5 +101,7 @@ class ModelSettings(Settings):
             )
         if self.freeze and self.lora is not None:
             raise ValueError("freeze and lora exclude each other: an adapter trains nothing but itself. Remove freeze.")
+        if self.scratch is not None and self.verify:
+            raise ValueError("verify compares a folder's files, but the weights come from scratch. Remove verify.")
         if self.scratch is not None and self.revision is not None:
             raise ValueError("revision belongs to a hub id, but the weights come from scratch. Remove revision.")

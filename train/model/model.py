@@ -21,6 +21,7 @@ from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.head import Head
 from search_r3_mteb.encoder.initialise import profile_for
+from search_r3_mteb.encoder.manifest import check_files
 from search_r3_mteb.encoder.merging import merged
 from search_r3_mteb.encoder.profiles import EMBED_TOKEN, PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import Renderer
@@ -292,7 +293,12 @@ def _other_adapter(config: ModelSettings, ours: str, theirs: str) -> ValueError:
 def _load_adapter(config: ModelSettings, folder: Path, start: Literal["continue", "merge"]) -> Checkpoint:
     """The adapter in `folder` on its base, to be trained further, or merged into it."""
     adapted = checkpoints.load(
-        folder, dtype=config.dtype, device="cpu", trust_remote_code=config.trust_remote_code, trainable=True
+        folder,
+        dtype=config.dtype,
+        device="cpu",
+        trust_remote_code=config.trust_remote_code,
+        verify=config.verify,
+        trainable=True,
     )
     model = adapted.model
     if start == "merge":
@@ -324,6 +330,7 @@ def _load(config: ModelSettings) -> Checkpoint:
     folder = checkpoints.resolve(config.path, config.revision)
     if (start := adapter_start(config, folder)) is not None:
         return _load_adapter(config, folder, start)
+    check_files(folder, verify=config.verify)
     model = checkpoints.load_model(folder, config.dtype, config.trust_remote_code)
     tokenizer = checkpoints.load_tokenizer(folder, config.trust_remote_code)
     described = (folder / PROFILE_FILE).exists()

@@ -10,6 +10,8 @@ import torch
 
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE
 from search_r3_mteb.encoder.checkpoints import resolve
+from search_r3_mteb.encoder.folders import check_layers
+from search_r3_mteb.encoder.manifest import check_files
 from search_r3_mteb.json_files import read_object
 from train.config.loading import ConfigError, load_config
 from train.config.model import ModelSettings
@@ -45,6 +47,8 @@ def planned_model(settings: ModelSettings, config_file: Path | None = None, base
         folder, origin = None, settings.scratch
     else:
         folder, origin = _find(settings, config_file, base, steps)
+    if folder is not None:
+        check_files(folder, partial=True)
     if folder is None:
         steps.append("random weights of [model.scratch]")
         made = scratch.shape(origin)
@@ -75,6 +79,7 @@ def _dtype(settings: ModelSettings, config: Any) -> torch.dtype:
 def _config(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
+    check_layers(folder, read_object(folder / _CONFIG))
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # also values of a wrong type, for which huggingface_hub has errors of its own
@@ -94,6 +99,7 @@ def _find(
     path = str(settings.path)
     local = Path(path)
     if (local / ADAPTER_CONFIG).is_file():
+        check_files(local, partial=True)
         start = adapter_start(settings, local)
         what = "its training goes on" if start == "continue" else "it is merged, and every weight is trained"
         found.append(f"{path} is an adapter: {what}")

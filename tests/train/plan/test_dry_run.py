@@ -8,7 +8,7 @@ import pytest
 from transformers import Qwen2Config
 
 from search_r3_mteb.encoder.checkpoints import ASSETS
-from tests.conftest import build_model
+from tests.conftest import build_model, without_manifest
 from tests.train.loops import LORA, RL, SFT, byte_folder, rl_config, sft_config
 from train import rl, sft
 from train.plan.base import planned_model
@@ -291,7 +291,7 @@ def test_the_comments_of_the_large_configurations_are_the_estimate_s(name, only_
 )
 @pytest.mark.parametrize("stage", [sft, rl], ids=["sft", "rl"])
 def test_wrong_values_of_a_base_s_config_are_one_message(tmp_path, capsys, stage, wrong):
-    folder = byte_folder(tmp_path / "base")
+    folder = without_manifest(byte_folder(tmp_path / "base"))
     file = tmp_path / "tiny.toml"
     file.write_text(SFT if stage is sft else RL)
     place = ["--set", f"model.path={folder}"] if stage is rl else ["--base", str(folder)]

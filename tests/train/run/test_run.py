@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import without_manifest
 from tests.train.loops import byte_folder, events, rl_config, same_weights, sft_config, train_until, weights
 from train.plan.dry_run import describe
 from train.run.run import Run
@@ -136,7 +137,7 @@ def test_a_dry_run_mines_nothing(tmp_path, capsys):
 
 def test_a_tokenizer_without_a_padding_token(tmp_path):
     """Llama's has none; rows are padded with any id, since none is read."""
-    folder = byte_folder(tmp_path / "base")
+    folder = without_manifest(byte_folder(tmp_path / "base"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config.pop("pad_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

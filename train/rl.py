@@ -31,6 +31,7 @@ from search_r3_mteb.encoder.engine import Engine
 from train.config.stages import RlConfig
 from train.corpus_cache.cache import CorpusCache
 from train.data.rows import TrainingRow
+from train.disk.token_ids import CorpusTokenizer
 from train.model.model import Base
 from train.processes import collectives
 from train.processes.replicas import all_processes
@@ -109,7 +110,8 @@ def open_environment(run: Run) -> Environment:
     encoder = DocumentEncoder(
         checkpoint.model, engine, run.renderer, frozen=cached.policy == "frozen", autocast=run.accelerator.autocast
     )
-    corpus = SearchedCorpus(config.data, encoder.count_tokens, encoder.tokenizer_name(), run.data.sources)
+    tokens = CorpusTokenizer(encoder.tokenize, encoder.tokenizer_name(), cached.place_of_tokens(run.folder))
+    corpus = SearchedCorpus(config.data, tokens, run.data.sources)
     device = cached.compute_device(run.device)
     if device is None:
         rollouts_here = config.rollout.prompts_per_step * config.rollout.group_size // collectives.world_size()

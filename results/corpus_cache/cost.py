@@ -43,7 +43,9 @@ def main():
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--documents", type=int, help="measure map and search of so many documents instead")
-    parser.add_argument("--device", default="cpu", help="cpu: numpy; cuda: blocks on the GPU")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu: numpy; cuda: blocks on the GPU, or without one on the processor"
+    )
     parser.add_argument("--device-gigabytes", type=float, nargs="+", default=[0.0, 16.0])
     parser.add_argument("--block-megabytes", type=int, default=64)
     parser.add_argument("--storage", nargs="+", default=["float32", "bfloat16"])
@@ -160,8 +162,16 @@ def opened(name):
     """The device (None for numpy) and the machine in words."""
     import torch
 
+    processor = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     if name == "cpu":
-        return None, f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        return None, processor
+    if torch.device(name).type == "cuda" and not torch.cuda.is_available():
+        print(
+            f"--device {name}: there is no CUDA device here. The same blocks go through the processor's torch instead, "
+            "without pinned memory and copies: the path is run, the times are not those of a GPU.",
+            file=sys.stderr,
+        )
+        return torch.device("cpu"), f"no CUDA device: blocks on the processor's torch, {processor}"
     return torch.device(name), f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
 
 

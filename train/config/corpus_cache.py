@@ -1,5 +1,6 @@
 """Settings of the corpus cache: which vectors are refreshed, how they are stored and searched, how they are audited."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -52,6 +53,9 @@ class CorpusCacheSettings(Settings):
     """Documents per call of the encoder when the whole corpus is encoded. Our choice: 1,024, it batches by tokens."""
     log_megabytes: CountOrZero = 64
     """Size of the change log at which it is folded into the state. Our choice: 64, read again within a second."""
+    tokens_folder: str | None = None
+    """Folder of the documents' token ids, which are made once for a corpus, tokenizer and length. Runs that name the
+    same one share them. Our choice: absent, `tokens` in the run's folder."""
     durable: StrictBool = False
     """Wait for the disk at every refresh: needed against power cuts, not against killed processes. Our choice: off."""
     audit_every: CountOrZero = 20
@@ -100,6 +104,10 @@ class CorpusCacheSettings(Settings):
     def originals(self) -> bool:
         """Whether the cache holds encoded originals beside the values."""
         return self.needs_originals if self.keep_originals is None else self.keep_originals
+
+    def place_of_tokens(self, run_folder: Path) -> Path:
+        """The folder of token ids of a run in `run_folder`."""
+        return run_folder / "tokens" if self.tokens_folder is None else Path(self.tokens_folder)
 
     def compute_device(self, run_device: Any) -> Any:
         """The device that searches and maps in a run on `run_device`; None is the processor, with numpy."""

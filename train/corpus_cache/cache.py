@@ -37,7 +37,8 @@ from train.corpus_cache.refresh_policies import CorpusRows, Hits, RefreshReport,
 from train.corpus_cache.row_ages import Age, RowAges
 from train.corpus_cache.state import CacheState, Origin, check_origin, encoded_state, loaded_state
 from train.corpus_cache.texts import CorpusTexts, Encode, encode_shared
-from train.processes.replicas import Replicas
+from train.disk.token_ids import CorpusTokenizer
+from train.processes.replicas import Replicas, on_all
 
 CorpusLike = CorpusTexts | Mapping[str, Any] | Sequence[Any]
 
@@ -77,7 +78,8 @@ class CorpusCache:
         the folder held before stays readable until the new one is complete. Raises ValueError for duplicate ids, empty
         documents, or vectors that are not finite, zero or of changing dimension.
         """
-        texts, settings, replicas = CorpusTexts.of(corpus), settings or CorpusCacheSettings(), replicas or Replicas()
+        settings, replicas = settings or CorpusCacheSettings(), replicas or Replicas()
+        texts = CorpusTexts.of(corpus).measured(replicas)
         state = encoded_state(Path(folder), texts, encode, settings, replicas, Origin(fingerprint, step, seed))
         return cls(state, texts, replicas)
 
@@ -101,6 +103,8 @@ class CorpusCache:
         """
         replicas, source, texts = replicas or Replicas(), Path(folder), CorpusTexts.of(corpus)
         check_origin(read_manifest(source)["scalars"], source, fingerprint, dim, texts)
+        if isinstance(texts.token_counts, CorpusTokenizer):
+            texts = texts.measured(replicas)
         return cls(loaded_state(source, settings, working, replicas), texts, replicas)
 
     def on(self, device: Any) -> "CorpusCache":
@@ -256,7 +260,7 @@ class CorpusCache:
 
         Until it is complete the folder holds the old state. Counts of retrievals and the budget's factor are kept.
         """
-        old = self._state
+        old, self.texts = self._state, self.texts.measured(self._replicas)
         retrieved = np.array(old.folder.arrays["retrieved"])
         state = encoded_state(
             old.folder.path,
@@ -291,8 +295,7 @@ class CorpusCache:
         factor, advised = grown_budget(float(error), step, self.budget_factor, self.settings)
         if factor != self.budget_factor:
             no_rows, no_hits = np.zeros(0, np.int64), RetrievalCounts.none()
-            self._state.commit(self._record(no_rows, fresh[:0], no_hits, self.step, budget_factor=factor))
-            self._replicas.barrier()
+            self._commit(self._record(no_rows, fresh[:0], no_hits, self.step, budget_factor=factor))
         return Audit(
             step=step,
             rows=len(rows),
@@ -316,13 +319,19 @@ class CorpusCache:
         move: ChangeRecord = self._move(rows, fresh, step) if self.policy.uses_map and len(rows) else {}
         fitting = time.perf_counter() - started if move else 0.0
         self._replicas.barrier()  # from here on no process reads the old values
-        mapping = self._state.commit(record | move)
-        self._replicas.barrier()  # the writer has written
+        mapping = self._commit(record | move)
         self._state.followed(rows, moved=bool(move))
         self._ages.move(rows, before, step)
         if self._index is not None and not self._index.update(rows, fresh, others_moved=bool(move)):
             self._index = None
         return fitting + mapping
+
+    def _commit(self, record: ChangeRecord) -> float:
+        """Commit on every process, and wait until the writer has written; the seconds that the drift map took."""
+        done = on_all(
+            lambda: {"seconds": np.array(self._state.commit(record))}, self._replicas, "write its refresh to the cache"
+        )
+        return float(done[self._replicas.rank]["seconds"])
 
     def _record(
         self, rows: RowNumbers, fresh: Vectors, counts: RetrievalCounts, step: int, budget_factor: float | None = None
@@ -385,9 +394,9 @@ class _Timed:
         self._encode = encode
         self.seconds = 0.0
 
-    def __call__(self, texts: list[str]) -> Any:
+    def __call__(self, texts: list[str], *token_ids: Any) -> Any:
         started = time.perf_counter()
-        vectors = self._encode(texts)
+        vectors = self._encode(texts, *token_ids)
         self.seconds += time.perf_counter() - started
         return vectors
 

@@ -9,9 +9,11 @@
     drift map                          composed moves, their steps, the fit's memory
 
 Without originals, `vectors` holds the encoded vectors. With them, a value is a function of (original, row_step, drift
-map), so applying a record again, after a crash and over a half-applied one, gives the same bytes.
+map), so applying a record again, after a crash and over a half-applied one, gives the same bytes; a damaged value is
+computed again, while the damage of any other file is an error that names it.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +30,15 @@ from search_r3_mteb.search.products import as_tensor
 from search_r3_mteb.search.storage import numpy_dtype, pack
 from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.drift_map import DriftMap
-from train.corpus_cache.files import CacheFolder, ChangeRecord, create_arrays, open_folder
+from train.corpus_cache.files import MANIFEST, CacheFolder, ChangeRecord, create_arrays, open_folder
 from train.corpus_cache.neighbor_graph import build_graph, columns
-from train.corpus_cache.texts import CorpusTexts, Encode, counted_once, encoded_share, on_all
-from train.processes.replicas import Replicas
+from train.corpus_cache.texts import ENCODE, CorpusTexts, Encode, encoded_share
+from train.disk.row_sums import changed_sum, whole_sum
+from train.processes.replicas import Arrays, Replicas, on_all
 
 _MAPPED_BYTES = 8 << 20
+_SUM = "sum_"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,7 @@ class CacheState:
     def commit(self, record: ChangeRecord) -> float:
         """Make the record part of the state, permanently; the seconds that applying its drift map took."""
         if self.folder.writable:
+            record = record | self._sums_after(record)
             self.folder.append(record)
         self.apply([record])
         seconds = 0.0
@@ -153,14 +159,58 @@ class CacheState:
             seconds = time.perf_counter() - started
         if self.folder.writable and self.folder.log_bytes > self.settings.log_megabytes << 20:
             # The whole matrix would go to the disk every few steps: at a million documents, gigabytes.
-            self.checkpoint(flush=self.folder.durable)
+            self.checkpoint(flush=self.folder.durable, fold=True)
         return seconds
 
-    def redo(self, records: Sequence[ChangeRecord]) -> None:
-        """Apply the records of a log, over arrays that may hold some of them already."""
+    def restore(self, records: Sequence[ChangeRecord], named: CacheFolder) -> bool:
+        """Apply the records of a log, over maps that may hold some of them already, and compare the maps' checksums.
+
+        Values that are computed from originals are computed again where they may have changed. Returns whether anything
+        may have. Raises ValueError for a damaged file, by the name that it has in the folder `named`.
+        """
+        folder = self.folder
         self.apply(records)
-        if any("move" in record for record in records):
-            self.map_rows()
+        for name in sorted(folder.maps.keys() - self._computed):
+            if not self._intact(name):
+                log = named.files["changes"]
+                raise named.damaged(name, f"it does not match its checksum in {MANIFEST} and {log}, if these are whole")
+        known = [name for name in self._computed if name in folder.sums]
+        damaged = [name for name in self._computed if name not in known or not self._intact(name)]
+        if damaged:
+            if damaged[0] in known:
+                file = named.path / named.files[damaged[0]]
+                _log.warning("%s does not match its checksum: its values are computed again from the originals.", file)
+            folder.sums.pop(damaged[0], None)
+            self.map_rows(everything=True)
+        return bool(records or damaged)
+
+    def _intact(self, name: str) -> bool:
+        return whole_sum(self.folder.arrays[name]) == self.folder.sums[name]
+
+    @property
+    def _computed(self) -> tuple[str, ...]:
+        """Arrays that are a function of the others."""
+        return ("vectors",) if "originals" in self.folder.arrays else ()
+
+    def _changes(self, record: ChangeRecord) -> dict[str, tuple[RowNumbers, Any]]:
+        """Rows and new values by array."""
+        rows, arrays = record["rows"], self.folder.arrays
+        changes: dict[str, tuple[RowNumbers, Any]] = {
+            "vectors": (rows, pack(record["vectors"], self.settings.storage)),
+            "row_step": (rows, np.full(len(rows), int(record["step"]), np.int32)),
+            "neighbors": (rows, record["edges"]),
+            "retrieved": (record["retrieved_rows"], record["retrieved"]),
+        }
+        return changes | ({"originals": (rows, record["vectors"])} if "originals" in arrays else {})
+
+    def _sums_after(self, record: ChangeRecord) -> ChangeRecord:
+        """The checksums that the record's arrays will have, as further entries of it."""
+        folder = self.folder
+        return {
+            _SUM + name: np.array(changed_sum(folder.sums[name], folder.arrays[name], *change), np.uint64)
+            for name, change in self._changes(record).items()
+            if name not in self._computed
+        }
 
     def apply(self, records: Sequence[ChangeRecord]) -> None:
         """Write the records' rows; their maps are composed, and applied to the other rows by `map_rows`."""
@@ -172,15 +222,13 @@ class CacheState:
             if "move" in record:
                 self.drift.extend(record["move"], record["gram"], record["keys"])
             if self.folder.writable:
-                rows = record["rows"]
-                arrays["vectors"][rows] = pack(record["vectors"], self.settings.storage)
-                if "originals" in arrays:
-                    arrays["originals"][rows] = record["vectors"]
-                arrays["row_step"][rows] = self.step
-                arrays["neighbors"][rows] = record["edges"]
-                arrays["retrieved"][record["retrieved_rows"]] = record["retrieved"]
+                for name, (rows, values) in self._changes(record).items():
+                    arrays[name][rows] = values
+                self.folder.sums |= {n.removeprefix(_SUM): int(record[n]) for n in record if n.startswith(_SUM)}
+                for name in self._computed:
+                    self.folder.sums.pop(name, None)
                 if self.device is not None:
-                    self.device.changed(rows)
+                    self.device.changed(record["rows"])
 
     def followed(self, rows: RowNumbers, *, moved: bool) -> None:
         """Another process has written `rows`, and the others too if they `moved`: read again what the device keeps."""
@@ -194,8 +242,11 @@ class CacheState:
         self.drift.device = device
         self.device = None if device is None else DeviceCopies.of(self.folder.arrays, device, self.settings)
 
-    def map_rows(self) -> None:
-        """Compute the value of every row that the drift map concerns from its encoded original: linear in n."""
+    def map_rows(self, *, everything: bool = False) -> None:
+        """Compute the value of every row that the drift map concerns from its encoded original: linear in n.
+
+        `everything`: also where all rows of a block are as encoded.
+        """
         if self.device is not None:
             self.device.map_rows(self.drift, self.row_step)
             return
@@ -203,7 +254,7 @@ class CacheState:
         for start in range(0, self.n, max(1, _MAPPED_BYTES // (4 * self.dim))):
             rows = slice(start, min(self.n, start + max(1, _MAPPED_BYTES // (4 * self.dim))))
             steps = np.asarray(self.row_step[rows])
-            if not self.drift.is_mapped(steps).any():
+            if not everything and not self.drift.is_mapped(steps).any():
                 continue
             # Of a row without a map, the packed original is the value: the block is written as a whole.
             if self.settings.storage == "float32":
@@ -212,8 +263,11 @@ class CacheState:
                 stored = as_tensor(vectors[rows])
                 stored.copy_(self.drift.apply_tensor(as_tensor(originals[rows]), steps))
 
-    def checkpoint(self, fingerprint: str | None = None, *, flush: bool = True) -> None:
-        """Fold the log into the state that the manifest names."""
+    def checkpoint(self, fingerprint: str | None = None, *, flush: bool = True, fold: bool = False) -> None:
+        """Fold the log into the state that the manifest names.
+
+        `fold`: between refreshes, without a pass over the values: where they are computed, the next reader does it.
+        """
         if fingerprint is not None:
             self.fingerprint = fingerprint
         scalars = {
@@ -227,7 +281,7 @@ class CacheState:
             "settings": self.settings.model_dump(),
         }
         maps = {"map_keys": self.drift.keys, "map_composed": self.drift.composed, "map_gram": self.drift.gram}
-        self.folder.checkpoint(scalars, maps, flush=flush)
+        self.folder.checkpoint(scalars, maps, flush=flush, unsummed=self._computed if fold else ())
 
 
 def new_state(path: Path, settings: CorpusCacheSettings, n: int, dim: int, m: int, seed: int) -> CacheState:
@@ -267,18 +321,27 @@ def loaded_state(
 ) -> CacheState:
     """The state in `source` after its last complete record; with `working`, a copy there that is written instead."""
     path = Path(working or source)
-    if not replicas.writes:
-        replicas.barrier()  # the writer completes the work of a killed process before the others open the folder
-        return opened_state(open_folder(path, writable=False)[0], settings)
-    if working is not None:
-        open_folder(source, writable=False)[0].copy_to(path)
-    folder, records = open_folder(path)
+    written: list[CacheState] = []
+
+    def open_as_writer() -> Arrays:
+        if replicas.writes:
+            written.append(_restored(source, settings, working))
+        return {}
+
+    # The writer completes the work of a killed process before the others open the folder.
+    on_all(open_as_writer, replicas, "open the cache")
+    return written[0] if written else opened_state(open_folder(path, writable=False)[0], settings)
+
+
+def _restored(source: Path, settings: CorpusCacheSettings | None, working: Path | None) -> CacheState:
+    named = open_folder(source, writable=False)[0] if working is not None else None
+    if named is not None and working is not None:
+        named.copy_to(working)
+    folder, records = open_folder(Path(working or source))
     state = opened_state(folder, settings)
     folder.durable = state.settings.durable
-    if records:
-        state.redo(records)
+    if state.restore(records, named or folder):
         state.checkpoint()
-    replicas.barrier()
     return state
 
 
@@ -293,11 +356,15 @@ def encoded_state(
 ) -> CacheState:
     """Encode every document into the folder's new state; `kept` are counts of retrievals and the budget's factor."""
     state = _written_state(path, texts, encode, settings, replicas, origin)
-    if state is not None:
-        if kept is not None:
-            state.folder.arrays["retrieved"][:], state.budget_factor = kept
-        state.checkpoint(origin.fingerprint)
-    replicas.barrier()
+
+    def finish() -> Arrays:
+        if state is not None:
+            if kept is not None:
+                state.folder.arrays["retrieved"][:], state.budget_factor = kept
+            state.checkpoint(origin.fingerprint)
+        return {}
+
+    on_all(finish, replicas, "write the cache")
     return opened_state(open_folder(path, writable=False)[0], settings) if state is None else state
 
 
@@ -310,31 +377,37 @@ def _written_state(
     Documents go to `encode` in row order, `encode_rows` at a time, whatever the number of processes: the same vectors
     bit for bit.
     """
-    counts = counted_once(texts, path, replicas)
+    counts = texts.count()
     n = len(texts)
-    state: CacheState | None = None
+    state: list[CacheState] = []
     dim: int | None = None
+
+    def make(dim: int) -> Arrays:
+        if replicas.writes:
+            state.append(new_state(path, settings, n, dim, columns(n, settings.neighbors), origin.seed))
+        return {}
+
     for start in range(0, n, settings.encode_rows * replicas.size):
         own = np.arange(n)[start + replicas.rank * settings.encode_rows :][: settings.encode_rows]
         share = partial(encoded_share, texts, own, own, encode, dim)
-        for part in on_all(share, replicas):
-            if not len(part["at"]):
-                continue
-            dim = int(part["vectors"].shape[1])
-            if replicas.writes:
-                if state is None:
-                    state = new_state(path, settings, n, dim, columns(n, settings.neighbors), origin.seed)
-                arrays = state.folder.arrays
+        parts = on_all(share, replicas, ENCODE)
+        if dim is None:
+            dim = int(parts[0]["vectors"].shape[1])
+            on_all(partial(make, dim), replicas, "reserve the cache on its disk")
+        for part in parts:
+            if state and len(part["at"]):
+                arrays = state[0].folder.arrays
                 arrays["vectors"][part["at"]] = pack(part["vectors"], settings.storage)
                 if "originals" in arrays:
                     arrays["originals"][part["at"]] = part["vectors"]
-    if state is not None:
-        arrays = state.folder.arrays
-        arrays["tokens"][:] = counts
-        arrays["row_step"][:] = origin.step
-        build_graph(arrays["vectors"], arrays["neighbors"], seed=origin.seed)
-        state.step, state.digest = origin.step, texts.digest()
-    return state
+    if not state:
+        return None
+    arrays = state[0].folder.arrays
+    arrays["tokens"][:] = counts
+    arrays["row_step"][:] = origin.step
+    build_graph(arrays["vectors"], arrays["neighbors"], seed=origin.seed)
+    state[0].step, state[0].digest = origin.step, texts.digest()
+    return state[0]
 
 
 def checked_settings(folder: CacheFolder, settings: CorpusCacheSettings | None) -> CorpusCacheSettings:

@@ -1,36 +1,28 @@
-"""The documents of a corpus: texts and ids by row, their tokens, and their vectors, which all processes share.
-
-Tokens are counted once: each process counts a share, and the numbers are kept beside the cache.
-
-    tokens.json   what they belong to (tokenizer, texts, number) and the checksum of the other file; written last
-    tokens.npy    (n,) int32
-"""
+"""The documents of a corpus: texts and ids by row, their tokens, and their vectors, which all processes share."""
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from search_r3_mteb.atomic import write_array, write_json
 from search_r3_mteb.encoder.documents import document_texts
-from search_r3_mteb.json_files import read_object
 from search_r3_mteb.search.arrays import RowNumbers, Vectors
-from train.processes.errors import OtherProcessError
-from train.processes.replicas import Arrays, Replicas, shares
+from train.disk.token_ids import CorpusTokenizer, TokenIds
+from train.processes.replicas import Arrays, Replicas, on_all, shares
 
-Encode = Callable[[list[str]], Any]
-"""Texts -> (len, dim) vectors under the present weights."""
+Encode = Callable[..., Any]
+"""Texts -> (len, dim) vectors under the present weights. Where the corpus has a `CorpusTokenizer`, it is also given the
+token ids: encode(texts, token_ids)."""
 CountTokens = Callable[[list[str]], Sequence[int]]
+ENCODE = "encode its share of the documents, so the cache is unchanged in all of them"
 _BYTES_PER_TOKEN = 4
 _ROWS_AT_ONCE = 8192
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,9 +30,9 @@ class CorpusTexts:
     """Texts by row. `texts` may be any sequence of strings, also one that reads them from disk.
 
     `ids` name the rows (default: their numbers as strings). `token_counts` are the tokens that encoding each text
-    takes, or a function that counts them for a list of texts; without it a token is taken to be four bytes of UTF-8
-    (our choice: the mean of English text in byte-pair vocabularies of 50,000 and more). `tokenizer` names the function:
-    everything that decides its counts. Only then are they kept on disk.
+    takes, or a function that counts them for a list of texts, or a `CorpusTokenizer`, whose ids are made once and kept;
+    without it a token is taken to be four bytes of UTF-8 (our choice: the mean of English text in byte-pair
+    vocabularies of 50,000 and more).
 
     Raises ValueError for no text, an empty text, an id that occurs twice, or another number of ids or counts than
     texts.
@@ -48,8 +40,11 @@ class CorpusTexts:
 
     texts: Sequence[str]
     ids: Sequence[str] | None = None
-    token_counts: Sequence[int] | Int[np.ndarray, " rows"] | CountTokens | None = field(default=None, repr=False)
-    tokenizer: str = ""
+    token_counts: Sequence[int] | Int[np.ndarray, " rows"] | CountTokens | CorpusTokenizer | None = field(
+        default=None, repr=False
+    )
+    token_ids: TokenIds | None = field(default=None, init=False, repr=False)
+    """Of a corpus with a `CorpusTokenizer`, once it is `measured`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.texts, str) or not len(self.texts):
@@ -104,6 +99,33 @@ class CorpusTexts:
         """The texts of these rows."""
         return [self.texts[row] for row in rows.tolist()]
 
+    def measured(self, replicas: Replicas) -> "CorpusTexts":
+        """The same corpus with its token counts at hand, each process counting a share, and its token ids.
+
+        Raises like `count`, and OSError where the disk has no room for token ids.
+        """
+        if isinstance(self.token_counts, np.ndarray):
+            return self
+        found = copy(self)  # with the tables and the digest that it has made already
+        if isinstance(self.token_counts, CorpusTokenizer):
+            how = self.token_counts
+
+            def ids_of(rows: range) -> Sequence[Sequence[int]]:
+                texts = list(self.texts[rows.start : rows.stop])
+                _check_texts(texts, rows.start)
+                return how.tokenize(texts)
+
+            fingerprint = f"{how.name} {self.digest()} {len(self)}"
+            token_ids = TokenIds.open(how.folder, fingerprint, len(self), ids_of, replicas)
+            object.__setattr__(found, "token_ids", token_ids)
+            object.__setattr__(found, "token_counts", token_ids.counts())
+            return found
+        bounds = np.linspace(0, len(self), replicas.size + 1).astype(int).tolist()
+        own = range(bounds[replicas.rank], bounds[replicas.rank + 1])
+        parts = on_all(lambda: {"counts": self.count(own)}, replicas, "count its share of the documents' tokens")
+        object.__setattr__(found, "token_counts", np.concatenate([part["counts"] for part in parts]))
+        return found
+
     def count(self, rows: range | None = None) -> Int[np.ndarray, " rows"]:
         """Tokens of every text, or of a range of them, at least 1, int32.
 
@@ -115,6 +137,8 @@ class CorpusTexts:
             _check_texts(texts, start)
             if self.token_counts is None:
                 found: Any = [1 + len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN for text in texts]
+            elif isinstance(self.token_counts, CorpusTokenizer):
+                found = [len(ids) for ids in self.token_counts.tokenize(texts)]
             elif callable(self.token_counts):
                 found = self.token_counts(texts)
             else:
@@ -147,52 +171,6 @@ class CorpusTexts:
             yield start, list(self.texts[start : min(start + _ROWS_AT_ONCE, rows.stop)])
 
 
-def counted_once(texts: CorpusTexts, folder: Path, replicas: Replicas) -> Int[np.ndarray, " rows"]:
-    """Tokens of every text, from `folder` where all processes find them there; else each counts its share.
-
-    Counts of another tokenizer or other texts, and damaged files, are made again; the log says so.
-    """
-    origin = {"format": 1, "tokenizer": texts.tokenizer, "texts": texts.digest(), "n": len(texts)}
-    kept = _kept_counts(folder, origin) if texts.tokenizer else None
-    known = all(bool(part["kept"]) for part in replicas.gather({"kept": np.array(kept is not None)}))
-    if known and kept is not None:
-        return kept
-    bounds = np.linspace(0, len(texts), replicas.size + 1).astype(int).tolist()
-    own = range(bounds[replicas.rank], bounds[replicas.rank + 1])
-    parts = on_all(lambda: {"counts": texts.count(own)}, replicas)
-    counts: Int[np.ndarray, " rows"] = np.concatenate([part["counts"] for part in parts])
-    if texts.tokenizer and replicas.writes:
-        write_array(folder / "tokens.npy", counts)
-        write_json(folder / "tokens.json", origin | {"checksum": _checksum(counts)})
-    return counts
-
-
-def _kept_counts(folder: Path, origin: dict[str, Any]) -> Int[np.ndarray, " rows"] | None:
-    """The counts in `folder`, None where it has none of this origin."""
-    manifest, file = folder / "tokens.json", folder / "tokens.npy"
-    if not manifest.is_file() or not file.is_file():
-        return None
-    try:
-        said = read_object(manifest)
-        with file.open("rb") as stream:  # not np.load, which also opens archives
-            counts = np.lib.format.read_array(stream, allow_pickle=False)
-        checksum = said.pop("checksum")
-    except (ValueError, TypeError, LookupError, AttributeError, EOFError) as error:
-        _log.warning("The token counts in %s are damaged (%s): they are counted again.", folder, error)
-        return None
-    if said != origin:
-        _log.info("The token counts in %s are those of another tokenizer or other texts: counted again.", folder)
-        return None
-    if counts.dtype != np.int32 or counts.shape != (origin["n"],) or _checksum(counts) != checksum:
-        _log.warning("The token counts in %s do not match their checksum: they are counted again.", folder)
-        return None
-    return np.asarray(counts)
-
-
-def _checksum(counts: Int[np.ndarray, " rows"]) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(counts).tobytes(), digest_size=16).hexdigest()
-
-
 def _check_texts(texts: list[str], start: int) -> None:
     for row, text in enumerate(texts, start):
         if not isinstance(text, str):
@@ -209,7 +187,8 @@ def encode_shared(
     """Fresh unit vectors of `rows`, each process encoding its share by tokens. Only (row, vector) deltas travel."""
     mine = np.flatnonzero(shares(tokens, replicas.size) == replicas.rank) if replicas.size > 1 else np.arange(len(rows))
     fresh = np.empty((len(rows), dim), dtype=np.float32)
-    for part in on_all(partial(encoded_share, texts, mine, rows[mine], encode, dim), replicas):
+    share = partial(encoded_share, texts, mine, rows[mine], encode, dim)
+    for part in on_all(share, replicas, ENCODE):
         fresh[part["at"]] = part["vectors"]
     return fresh
 
@@ -222,31 +201,14 @@ def encoded_share(texts: CorpusTexts, at: RowNumbers, rows: RowNumbers, encode: 
     }
 
 
-def on_all(share: Callable[[], Arrays], replicas: Replicas) -> list[Arrays]:
-    """The shares of all processes in the order of rank. Where one fails, all fail, and nothing has changed."""
-    if replicas.size == 1:
-        return [share()]
-    own: Arrays = {"failed": np.array(True)}
-    try:
-        own = share() | {"failed": np.array(False)}
-    finally:
-        parts = replicas.gather(own)
-    failed = [rank for rank, part in enumerate(parts) if part["failed"]]
-    if failed:
-        raise OtherProcessError(
-            f"Process {failed[0]} could not encode its share of the documents, so the cache is unchanged in all of "
-            "them. Its own error says why."
-        )
-    return parts
-
-
 def encode_rows(texts: CorpusTexts, rows: RowNumbers, encode: Encode, dim: int | None) -> Vectors:
     """Unit vectors (rows, dim) float32 of these documents.
 
     Raises ValueError where the encoder gives another number of vectors, another dimension than `dim`, or a vector that
     is zero or not finite.
     """
-    found = encode(texts.take(rows))
+    known = () if texts.token_ids is None else (texts.token_ids.take(rows),)
+    found = encode(texts.take(rows), *known)
     if hasattr(found, "detach"):
         found = found.detach().cpu().float().numpy()
     vectors = np.array(found, dtype=np.float32)

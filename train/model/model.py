@@ -246,7 +246,11 @@ def evaluating(model: Any) -> Iterator[None]:
 
 def embed(engine: Engine, renderer: Renderer, texts: Sequence[str]) -> Float[np.ndarray, "texts dim"]:
     """Unit vectors of documents (or direct queries) under the present weights, all computed in this process."""
-    prompts = [prompt.token_ids for prompt in renderer.render_batch(texts, "direct")]
+    return embed_prompts(engine, [prompt.token_ids for prompt in renderer.render_batch(texts, "direct")])
+
+
+def embed_prompts(engine: Engine, prompts: Sequence[Sequence[int]]) -> Float[np.ndarray, "texts dim"]:
+    """`embed` for rendered prompts, which end in the embed token."""
     vectors = engine.embed(prompts).numpy()
     unit: Float[np.ndarray, "texts dim"] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     return unit

@@ -67,7 +67,8 @@ def describe(config: SftConfig | RlConfig, options: DryRun | None = None, corpus
     if isinstance(config, RlConfig):
         documents, texts = _corpus(config, absent, corpus)
         dim = unwrap(planned.model).config.get_text_config().hidden_size
-        lines += CacheSize.of(config.corpus_cache, documents, dim, config.checkpoint.keep).lines(texts)
+        size = CacheSize.of(config.corpus_cache, documents, dim, config.checkpoint.keep, lengths.document)
+        lines += size.lines(texts, bound=not lengths.measured)
         lines += _work(planned.model, config, lengths, machine, documents)
     else:
         lines += _work(planned.model, config, lengths, machine, 0)

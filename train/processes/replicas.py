@@ -6,10 +6,12 @@ writes the memory maps; the others map the same files read-only, so that a machi
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Shaped
+
+from train.processes.errors import OtherProcessError
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -68,6 +70,21 @@ def all_processes() -> Replicas:
     from train.processes import collectives
 
     return ProcessGroup() if collectives.in_group() else Replicas()
+
+
+def on_all(share: Callable[[], Arrays], replicas: Replicas, what: str) -> list[Arrays]:
+    """The shares of all processes in the order of rank. Where one fails to do `what`, all fail, at this same place."""
+    if replicas.size == 1:
+        return [share()]
+    own: Arrays = {"failed": np.array(True)}
+    try:
+        own = share() | {"failed": np.array(False)}
+    finally:
+        parts = replicas.gather(own)
+    failed = [rank for rank, part in enumerate(parts) if part["failed"]]
+    if failed:
+        raise OtherProcessError(f"Process {failed[0]} could not {what}. Its own error says why.")
+    return parts
 
 
 def shares(tokens: Shaped[np.ndarray, " rows"], size: int) -> Shaped[np.ndarray, " rows"]:

@@ -12,6 +12,7 @@ from train.corpus_cache.texts import CorpusTexts, CountTokens
 from train.data.order import key_of
 from train.data.rows import RowSource, TrainingRow, positives_of, text_id
 from train.data.sources import documents_of, open_source
+from train.disk.token_ids import CorpusTokenizer
 
 _FILES = ("jsonl", "hub")  # kinds of source without a corpus of their own
 
@@ -23,7 +24,7 @@ _FLOATS_PER_SECOND = 7.5e10
 class SearchedCorpus:
     """All documents of the configured corpora. Several sources over one corpus (two hop counts of one world) share it.
 
-    `tokenizer` names `count_tokens`, so that its counts are kept (see `CorpusTexts`).
+    `tokens` are how documents are tokenised, or counted (see `CorpusTexts`).
     Where several corpora are searched together, an id is prefixed by its corpus, since "1" may be a document of each.
     The corpus of a file's rows are all relevant documents of all of its rows. A query's relevant documents are those of
     every row with its text, in any file and any of the `opened` sources (by label). A document of a row is known by its
@@ -35,8 +36,7 @@ class SearchedCorpus:
     def __init__(
         self,
         settings: RlDataSettings,
-        count_tokens: CountTokens,
-        tokenizer: str = "",
+        tokens: CorpusTokenizer | CountTokens,
         opened: Mapping[str, RowSource] | None = None,
     ) -> None:
         places = {_place(source): source for source in (settings.corpus or settings.sources)}
@@ -48,7 +48,7 @@ class SearchedCorpus:
             for id_, text in _documents(source, settings.on_bad_row):
                 self.ids.append(self._id(place, id_))
                 texts.append(text)
-        self.texts = CorpusTexts(texts, self.ids, count_tokens, tokenizer)
+        self.texts = CorpusTexts(texts, self.ids, tokens)
         self._judged: dict[int, dict[str, float]] = {}  # of queries with several relevant documents
         for source in settings.sources:
             rows = (opened or {}).get(source.label)

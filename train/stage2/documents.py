@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.search.arrays import Vectors
-from train.model.model import embed, unwrapped_peft
+from train.model.model import embed_prompts, unwrapped_peft
 
 
 class DocumentEncoder:
@@ -34,14 +35,19 @@ class DocumentEncoder:
         self._frozen, self._autocast = frozen, autocast
         self.known: dict[str, Vectors] = {}
 
-    def __call__(self, texts: list[str]) -> Vectors:
-        """Unit vectors (n, dim)."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self.known]
+    def __call__(self, texts: list[str], token_ids: Sequence[Sequence[int]] | None = None) -> Vectors:
+        """Unit vectors (n, dim); `token_ids` are what `tokenize` gives for the texts, where that is at hand."""
+        missing: dict[str, int] = {}
+        for place, text in enumerate(texts):
+            if text not in self.known:
+                missing.setdefault(text, place)
         found = dict(self.known)
         if missing:
+            known = None if token_ids is None else [token_ids[place] for place in missing.values()]
             adapter = unwrapped_peft(self.model).disable_adapter() if self._frozen else nullcontext()
             with adapter, self._autocast():
-                found |= dict(zip(missing, embed(self.engine, self._renderer, missing), strict=True))
+                vectors = embed_prompts(self.engine, self.tokenize(list(missing)) if known is None else known)
+            found |= dict(zip(missing, vectors, strict=True))
         return np.stack([found[text] for text in texts])
 
     def know(self, texts: Sequence[str], vectors: torch.Tensor | None) -> None:
@@ -55,15 +61,17 @@ class DocumentEncoder:
         """Drop the known vectors, since the weights are about to move."""
         self.known = {}
 
-    def count_tokens(self, texts: list[str]) -> list[int]:
-        """Tokens that encoding each text takes."""
-        return [len(prompt.token_ids) for prompt in self._renderer.render_batch(texts, "direct")]
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """The token ids that the engine is fed for each text."""
+        return [prompt.token_ids for prompt in self._renderer.render_batch(texts, "direct")]
 
     def tokenizer_name(self) -> str:
-        """Hash of all that decides `count_tokens`: the tokenizer, the frame of a document, the limit of its length."""
-        backend = json.loads(self._renderer.tokenizer.backend_tokenizer.to_str())
+        """Hash of all that decides `tokenize`: the tokenizer, the profile's templates, the limit of the length."""
+        renderer = self._renderer
+        backend = json.loads(renderer.tokenizer.backend_tokenizer.to_str())
         for state_of_the_last_call in ("padding", "truncation"):
             backend.pop(state_of_the_last_call, None)
-        (framed,) = self._renderer.render_batch(["a"], "direct")
-        parts = [backend, list(framed.token_ids), self._renderer.max_length]
+        template = getattr(renderer.tokenizer, "chat_template", None)
+        framed = [prompt.token_ids for prompt in renderer.render_batch(["a", " two words. "], "direct")]
+        parts = [backend, template, asdict(renderer.profile), framed, renderer.max_length]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

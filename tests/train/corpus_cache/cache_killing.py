@@ -37,7 +37,7 @@ SETTINGS = CorpusCacheSettings(policy="local+map", neighbors=4, encode_rows=64)
 # Waiting for the disk is for power cuts, which cannot be tested here, and makes each life slow.
 os.fsync = lambda descriptor: None
 np.memmap.flush = lambda array: None
-WRITING = ("corpus_cache/files.py", "corpus_cache/state.py", "corpus_cache/cache.py", "atomic.py")
+WRITING = ("corpus_cache/files.py", "corpus_cache/state.py", "corpus_cache/cache.py", "disk/maps.py", "atomic.py")
 
 
 def encoder(step):

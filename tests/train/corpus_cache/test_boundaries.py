@@ -12,7 +12,7 @@ from tests.vectors import unit
 from train.corpus_cache import state
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.drift_map import DriftMap
-from train.corpus_cache.files import MANIFEST
+from train.corpus_cache.files import MANIFEST, _checksum
 from train.corpus_cache.neighbor_graph import LEAF, _leaves, build_graph
 from train.corpus_cache.refresh_policies import Hits
 from train.corpus_cache.row_ages import Age
@@ -22,10 +22,16 @@ from train.corpus_cache.texts import CorpusTexts
 def test_an_array_of_objects_is_not_unpickled(tmp_path):
     """A cache is read from wherever a run folder came from: a pickle in it could run anything."""
     cache = build(tmp_path, policy="none")
-    manifest = json.loads((tmp_path / MANIFEST).read_text())
-    name = "row_step"
-    np.save(tmp_path / manifest["files"][name], np.array([{"an": "object"}] * N, dtype=object), allow_pickle=True)
     del cache
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    del manifest["checksum"]
+    row_step = manifest["arrays"]["row_step"]
+    file = tmp_path / manifest["files"]["row_step"]
+    np.save(file, np.array([{"an": "object"}] * N, dtype=object), allow_pickle=True)
+    row_step |= {"dtype": "|O", "header": file.read_bytes()[:128].decode("latin-1")}
+    file.write_bytes(file.read_bytes()[:128] + bytes(8 * N))
+    manifest["checksum"] = _checksum(manifest)
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     corpus = CorpusTexts([f"document {row}" for row in range(N)], token_counts=[1] * N)
     with pytest.raises(ValueError, match=r"pickle|Python objects"):
         CorpusCache.load(tmp_path, corpus, fingerprint="", dim=2)

@@ -195,8 +195,7 @@ import sys
 import numpy as np
 import torch.distributed as dist
 from train.config.stages import SftConfig
-from train.corpus_cache.texts import on_all
-from train.processes.replicas import all_processes
+from train.processes.replicas import all_processes, on_all
 from train.run.command import start
 
 def share():
@@ -210,7 +209,7 @@ def train(config):
     if config.optimization.seed == 1:
         share()
         all_processes().barrier()
-    on_all(share, all_processes())
+    on_all(share, all_processes(), "encode its share")
 
 start("sft.py", SftConfig, train, sys.argv[1:])
 """

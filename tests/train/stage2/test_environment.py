@@ -1,6 +1,8 @@
 """The environment: the documents that rollouts retrieve from the refreshed cache, their rewards, and their log."""
 
+import copy
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from train.corpus_cache.texts import CorpusTexts
 from train.rl import open_environment, sample
 from train.run.run import Run
 from train.stage2.corpus import SearchedCorpus, check_processor, encoding_flops, processor_seconds
+from train.stage2.documents import DocumentEncoder
 from train.stage2.rollout_log import RolloutLog
 
 
@@ -117,13 +120,67 @@ def test_old_rollouts_are_cut_when_a_run_begins(tmp_path):
     assert (tmp_path / "rollouts.jsonl").read_text() == ""
 
 
-def test_token_counts_are_kept_under_the_tokenizers_name(begun, tmp_path):
+def test_vectors_from_kept_token_ids_are_those_of_the_texts(begun, tmp_path):
+    """Bit for bit, in the same batches; the encoder renders nothing, and the ids are exactly what it would render."""
     run, environment, _ = begun()
-    kept = json.loads((run.folder / "cache" / "tokens.json").read_text())
-    assert kept["tokenizer"] == environment.encoder.tokenizer_name()
-    shorter = replace(environment.encoder._renderer, max_length=40)
-    before, environment.encoder._renderer = environment.encoder.tokenizer_name(), shorter
-    assert environment.encoder.tokenizer_name() != before
+    texts = list(environment.corpus.texts.texts)
+    token_ids = environment.cache.texts.token_ids
+    rendered = [prompt.token_ids for prompt in run.renderer.render_batch(texts, "direct")]
+    assert token_ids.take(np.arange(len(texts))) == rendered
+    assert next((run.folder / "tokens").iterdir()).is_dir()
+    some = [*texts[:20], texts[3]]
+    plain = environment.encoder(some)
+    environment.encoder._renderer = None
+    rows = np.array([*range(20), 3])
+    assert np.array_equal(environment.encoder(some, token_ids.take(rows)), plain)
+    wrong = token_ids.take(rows[::-1])
+    assert not np.array_equal(environment.encoder(some, wrong), plain), "the ids decide, not the texts"
+    unit = plain / np.linalg.norm(plain, axis=1, keepdims=True)
+    np.testing.assert_allclose(environment.cache.values(rows), unit, atol=1e-5)
+
+
+def test_runs_that_name_one_folder_share_the_token_ids(begun, tmp_path, monkeypatch):
+    tokens = tmp_path / "tokens"
+    _, first, _ = begun(f"corpus_cache.tokens_folder={tokens}")
+    parts = {file: file.stat().st_mtime_ns for file in tokens.rglob("*.tokens")}
+    assert parts
+    shutil.rmtree(tmp_path / "run")
+    asked = []
+    monkeypatch.setattr(DocumentEncoder, "tokenize", lambda self, texts: asked.append(texts))
+    _, second, _ = begun(f"corpus_cache.tokens_folder={tokens}")
+    assert asked == []
+    assert {file: file.stat().st_mtime_ns for file in tokens.rglob("*.tokens")} == parts
+    assert np.array_equal(first.cache.vectors, second.cache.vectors)
+
+
+def test_all_that_decides_the_ids_is_in_the_tokenizers_name(begun):
+    """Another tokenizer, template or length makes them again; what an earlier call left in the tokenizer does not."""
+    _, environment, _ = begun()
+    encoder = environment.encoder
+    renderer = encoder._renderer
+    name = encoder.tokenizer_name()
+    profile = renderer.profile
+    other = copy.deepcopy(renderer.tokenizer)
+    other.add_tokens(["zzyzx"])
+    templated = copy.deepcopy(renderer.tokenizer)
+    templated.chat_template = (templated.chat_template or "") + " "
+    direct = replace(profile.direct, system=profile.direct.system + " Now.")
+    found = [name]
+    for changed in (
+        replace(renderer, max_length=40),
+        replace(renderer, profile=replace(profile, direct=direct)),
+        replace(renderer, profile=replace(profile, instruction=profile.instruction + " ")),
+    ):
+        encoder._renderer = changed
+        found.append(encoder.tokenizer_name())
+    for tokenizer in (other, templated):
+        encoder._renderer = copy.copy(renderer)
+        encoder._renderer.tokenizer = tokenizer
+        found.append(encoder.tokenizer_name())
+    assert len(set(found)) == 6
+    encoder._renderer = renderer
+    renderer.tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    assert encoder.tokenizer_name() == name, "the control"
 
 
 def test_a_corpus_that_a_processor_cannot_keep_up_with_is_refused(begun, monkeypatch, caplog):

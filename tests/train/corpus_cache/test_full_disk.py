@@ -1,0 +1,157 @@
+"""A full disk ends with an error that says what is needed, never with SIGBUS from a memory map."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.programs import python
+from train.corpus_cache.cache import CorpusCache
+from train.corpus_cache.files import create_arrays
+from train.disk import maps
+from train.disk.maps import new_map, reserve
+
+FLOAT = np.dtype(np.float32)
+
+BUILD = """
+import sys, json
+from pathlib import Path
+import numpy as np
+from train.config.corpus_cache import CorpusCacheSettings
+from train.corpus_cache.cache import CorpusCache
+
+def encode(texts):
+    return np.random.default_rng(int(texts[0])).normal(size=(len(texts), 64))
+
+try:
+    CorpusCache.build([str(n) for n in range(8000)], encode, folder=Path(sys.argv[1]),
+                      settings=CorpusCacheSettings(policy="none", neighbors=2))
+    print(json.dumps("built"))
+except OSError as error:
+    print(json.dumps([error.errno, str(error), error.filename]))
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A file system of one megabyte, where this process may make one."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = shutil.which("mount")
+    made = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "none", str(place)], capture_output=True)
+    if not made or made.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run([shutil.which("umount"), "-l", str(place)], check=True)
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_it_is_written(small, tmp_path):
+    """Regression: a sparse map of two megabytes on one, and the process died of SIGBUS at the first page too many."""
+    program = tmp_path / "build.py"
+    program.write_text(BUILD)
+    number, said, file = json.loads(python(program, small / "cache"))
+    assert number == errno.ENOSPC
+    assert "the file needs 2,048,128 bytes, and 1,0" in said
+    assert "bytes are free on its file system" in said
+    assert "Free space, or name a folder on another disk" in said
+    assert file == str(small / "cache" / "1-vectors.npy")
+    assert list((small / "cache").iterdir()) == []
+    assert json.loads(python(program, tmp_path / "large")) == "built", "the control"
+
+
+def test_a_sparse_map_on_a_full_disk_kills_the_process(small, tmp_path):
+    """The control: what reserving prevents."""
+    program = tmp_path / "sparse.py"
+    program.write_text(
+        "import sys\nimport numpy as np\n"
+        "np.lib.format.open_memmap(sys.argv[1], mode='w+', dtype=np.float32, shape=(8000, 64))[:] = 1\n"
+    )
+    died = subprocess.run([sys.executable, program, small / "sparse.npy"], capture_output=True)
+    assert died.returncode < 0
+
+
+def test_a_snapshot_that_does_not_fit_leaves_the_one_before(small, tmp_path):
+    def encode(texts):
+        return np.random.default_rng(len(texts)).normal(size=(len(texts), 64))
+
+    cache = CorpusCache.build([str(n) for n in range(2000)], encode, folder=tmp_path / "cache")
+    with pytest.raises(OSError, match=r"the file needs [\d,]+ bytes") as failed:
+        cache.save(small / "snapshot")
+    assert failed.value.errno == errno.ENOSPC
+    assert str(small) in failed.value.filename
+    assert list((small / "snapshot").iterdir()) == []
+
+
+def full(descriptor, offset, length):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_the_error_names_path_need_room_and_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"the file needs 4,128 bytes, and [\d,]+ bytes are free") as failed:
+        new_map(tmp_path / "map.npy", (10, 100), FLOAT)
+    assert (failed.value.errno, failed.value.filename) == (errno.ENOSPC, str(tmp_path / "map.npy"))
+    assert "another disk (output.folder, corpus_cache.tokens_folder)" in str(failed.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_arrays_none_is_left(tmp_path, monkeypatch):
+    calls, real = [], os.posix_fallocate
+
+    def second_fails(descriptor, offset, length):
+        calls.append(length)
+        (full if len(calls) == 2 else real)(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", second_fails)
+    with pytest.raises(OSError, match=r"1-b\.npy"):
+        create_arrays(tmp_path, {"a": ((4,), FLOAT), "b": ((4,), FLOAT), "c": ((4,), FLOAT)})
+    assert (len(calls), list(tmp_path.iterdir())) == (2, [])
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, None])
+def test_where_nothing_can_be_reserved_zeros_are_written(tmp_path, monkeypatch, error):
+    def unsupported(descriptor, offset, length):
+        raise OSError(error, "not here")
+
+    if error is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    monkeypatch.setattr(maps, "_BLOCK", 1000)
+    made = new_map(tmp_path / "map.npy", (30, 50), FLOAT)
+    assert not made.any()
+    made[:] = 1
+    made.flush()
+    assert (np.load(tmp_path / "map.npy") == 1).all()
+    assert (tmp_path / "map.npy").stat().st_blocks * 512 >= 6000
+
+
+def test_other_errors_are_not_taken_for_a_missing_function(tmp_path, monkeypatch):
+    def broken(descriptor, offset, length):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "posix_fallocate", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        new_map(tmp_path / "map.npy", (10,), FLOAT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_byte_is_reserved(tmp_path):
+    """The control is a sparse file: as long, with nothing behind it."""
+    size = 1 << 20
+    for name, reserved in (("sparse", False), ("reserved", True)):
+        with (tmp_path / name).open("wb") as stream:
+            stream.write(b"head")
+            stream.flush()
+            if reserved:
+                reserve(stream.fileno(), size)
+            else:
+                stream.truncate(size)
+    assert [(tmp_path / name).stat().st_size for name in ("sparse", "reserved")] == [size, size]
+    assert (tmp_path / "sparse").stat().st_blocks * 512 < size <= (tmp_path / "reserved").stat().st_blocks * 512
+    assert (tmp_path / "reserved").read_bytes() == b"head" + bytes(size - 4)

@@ -1,6 +1,5 @@
 """Hostile texts in the report's page, in a real browser: they stay text, nothing runs, nothing is loaded."""
 
-import atexit
 import json
 import random
 import shutil
@@ -106,7 +105,6 @@ class HostilePage:
             options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
             self._driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
             self._driver.set_script_timeout(60)
-            atexit.register(self.close)
         return self._driver
 
     def close(self) -> None:

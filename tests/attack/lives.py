@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from search_r3_mteb.disk import explained
 from tests.train.forking import wait
 
 NAMED = (ValueError, TypeError, OSError, ImportError)
@@ -67,11 +68,13 @@ def _child(action: Callable[[], object], printed: Path) -> None:
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
-        except NAMED as error:
-            print(f"Error: {error}", file=sys.stderr)
-            code = 2
-        except BaseException:  # noqa: BLE001  a forked child must not return into the parent's code
-            traceback.print_exc()
+        except BaseException as error:  # noqa: BLE001  a forked child must not return into the parent's code
+            message = explained(error)
+            if message is None and not isinstance(error, NAMED):
+                traceback.print_exc()
+            else:  # as the command line has it
+                print(f"Error: {message or error}", file=sys.stderr)
+                code = 2
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

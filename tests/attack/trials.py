@@ -129,6 +129,8 @@ def _worker(attack: Attack, seed: int, numbers: list[int], found: Path, place: P
                 stream.write(json.dumps({"number": number, "outcome": asdict(outcome)}) + "\n")
         code = 0
     finally:
+        if close := getattr(attack, "close", None):
+            close()
         os._exit(code)
 
 

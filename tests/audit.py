@@ -86,7 +86,9 @@ def audit(auditor: str, lines: Sequence[str], ignored: Sequence[str] = ()) -> tu
     open_ones = {name: line for name, line in found.items() if name not in ignored}
     said += [f"audit: {line}{'' if name in open_ones else ' (accepted)'}" for name, line in sorted(found.items())]
     if not answers:
-        said.append(f"audit: NOT DONE: no service could be asked from here, so nothing is known of {len(lines)} packages.")
+        said.append(
+            f"audit: NOT DONE: no service could be asked from here, so nothing is known of {len(lines)} packages."
+        )
     return int(bool(open_ones)), said
 
 

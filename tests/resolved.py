@@ -18,8 +18,8 @@ from packaging.utils import canonicalize_name
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 EXTRAS = ("train", "dev", "trl")
-HEADER = """# The versions that the suite last passed on: Python {python}, Linux, torch's build for a processor (make constraints).
-# Not needed: pyproject.toml says what works. For exactly these: pip install -c constraints.txt ...
+HEADER = """# The versions that the suite last passed on: Python {python}, Linux, no GPU. By make constraints.
+# pyproject.toml says what works; for exactly these: pip install -c constraints.txt ...
 """
 
 

@@ -1,4 +1,4 @@
-"""The audit lists findings and fails on them, and never takes a service that knows nothing for one that found nothing."""
+"""The audit lists findings and fails on them; a service that knows nothing is not one that found nothing."""
 
 import json
 import sys
@@ -73,7 +73,9 @@ def test_a_service_that_knows_no_vulnerability_at_all_was_not_asked(auditor, kin
     """An index without advisories gives `No known vulnerabilities found` and exit code 0."""
     code, said = audit(auditor(kind, kind), LINES)
     assert code == 0
-    assert said[-1].startswith("audit: NOT DONE: no service could be asked from here, so nothing is known of 2 packages")
+    assert said[-1].startswith(
+        "audit: NOT DONE: no service could be asked from here, so nothing is known of 2 packages"
+    )
 
 
 def test_without_the_program_it_is_said():

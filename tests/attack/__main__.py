@@ -6,7 +6,8 @@
     make attack ONLY=flips/store SEED=7 NUMBER=12     one trial
     make attack CASE=runs/attack/flips-store-7-12.json     the case of a failure again
 
-It prints seeds and counts, writes each failure as a small file into runs/attack, and ends with exit code 1 if there is one.
+It prints seeds and counts, writes each failure as a small file into runs/attack, and ends with exit code 1 where there
+is one.
 With --output the counts go into a JSON file, of which results/reliability/page.py makes the page.
 """
 
@@ -22,9 +23,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"  # before numpy and torch: their threads do not survive a fork
-os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+from tests.attack.alone import one_thread_and_no_network
+
+one_thread_and_no_network()
 
 from tests.attack.attacks import every
 from tests.attack.trials import Tally, again, run, save_failures

@@ -23,13 +23,22 @@ def sizes(tiny: int, quick: int, full: int) -> Counts:
 
 
 _KILLS = {
-    "evaluation": sizes(1, 8, 200), "stage 1": sizes(1, 6, 150), "stage 2": sizes(1, 6, 150), "cache": sizes(2, 12, 200),
-    "store": sizes(2, 12, 150), "export": sizes(1, 8, 100), "embed": sizes(1, 8, 80),
-}  # fmt: skip
+    "evaluation": sizes(1, 8, 200),
+    "stage 1": sizes(1, 6, 150),
+    "stage 2": sizes(1, 6, 150),
+    "cache": sizes(2, 12, 200),
+    "store": sizes(2, 12, 150),
+    "export": sizes(1, 8, 100),
+    "embed": sizes(1, 8, 80),
+}
 _DAMAGES = {
-    "evaluation": sizes(2, 25, 900), "stage 1": sizes(2, 15, 500), "stage 2": sizes(2, 15, 500), "cache": sizes(4, 60, 1300),
-    "store": sizes(4, 60, 1300), "export": sizes(2, 25, 700),
-}  # fmt: skip
+    "evaluation": sizes(2, 25, 900),
+    "stage 1": sizes(2, 15, 500),
+    "stage 2": sizes(2, 15, 500),
+    "cache": sizes(4, 60, 1300),
+    "store": sizes(4, 60, 1300),
+    "export": sizes(2, 25, 700),
+}
 _FULL = {name: sizes(1, 5, 30) for name in NAMES}
 
 

@@ -10,14 +10,41 @@ from tests.attack.fuzzing import text
 from tests.attack.trials import Case, Outcome, failure
 
 _HOSTILE = (
-    "</script><script>window.pwned=1</script>", "<img src=x onerror='window.pwned=1'>", "<svg onload=window.pwned=1>", "<!--<script>",
-    "javascript:window.pwned=1", "\"><b id=injected>", "'><b id=injected>", "</title><b id=injected>", "</style><b id=injected>",
-    "</textarea><b id=injected>", "]]><b id=injected>", "{{ 7 * 7 }}", "${window.pwned=1}", "&lt;b id=injected&gt;", "<iframe src=//127.0.0.1:9/>",
-    "<link rel=stylesheet href=http://127.0.0.1:9/x.css>", "<a href='javascript:window.pwned=1' id=injected>x</a>", "\u2028window.pwned=1\u2028",
-    "<base href=//127.0.0.1:9/>", "__proto__", "constructor", "<math><b id=injected>", "<b>bold</b><br><a href='//127.0.0.1:9/'>x</a>",
-)  # fmt: skip
-_FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-background-networking",
-          "--disable-component-update", "--disable-dev-shm-usage", "--window-size=1200,900")  # fmt: skip
+    "</script><script>window.pwned=1</script>",
+    "<img src=x onerror='window.pwned=1'>",
+    "<svg onload=window.pwned=1>",
+    "<!--<script>",
+    "javascript:window.pwned=1",
+    '"><b id=injected>',
+    "'><b id=injected>",
+    "</title><b id=injected>",
+    "</style><b id=injected>",
+    "</textarea><b id=injected>",
+    "]]><b id=injected>",
+    "{{ 7 * 7 }}",
+    "${window.pwned=1}",
+    "&lt;b id=injected&gt;",
+    "<iframe src=//127.0.0.1:9/>",
+    "<link rel=stylesheet href=http://127.0.0.1:9/x.css>",
+    "<a href='javascript:window.pwned=1' id=injected>x</a>",
+    "\u2028window.pwned=1\u2028",
+    "<base href=//127.0.0.1:9/>",
+    "__proto__",
+    "constructor",
+    "<math><b id=injected>",
+    "<b>bold</b><br><a href='//127.0.0.1:9/'>x</a>",
+)
+_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--window-size=1200,900",
+)
 _INSIDE = ("data:", "blob:", "chrome:", "chrome-untrusted:", "chrome-extension:")
 """Neither from a network nor the page's: the last three are of the browser's own first tab."""
 _SHOW = """

@@ -21,7 +21,7 @@ KINDS = ("flip",) * 10 + ("byte", "zeros", "cut", "cut", "empty", "more", "gone"
 class Damages:
     """A folder in the middle of the work is damaged in one place, then the work is started again.
 
-    It must end as undisturbed work does, or be refused in one message that names the file, its checkpoint or its folder.
+    It must end as undisturbed work does, or be refused in one message that names the file, its checkpoint or folder.
     """
 
     subject: Subject

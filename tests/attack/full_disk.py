@@ -1,6 +1,7 @@
 """A full disk: every piece of work ends with one message that names a path, and goes on when there is room.
 
-The disk is a tmpfs of a size drawn below what the work needs, which only root may mount; elsewhere this attack is absent.
+The disk is a tmpfs of a size drawn below what the work needs, which only root may mount; elsewhere there is no such
+attack.
 """
 
 import os

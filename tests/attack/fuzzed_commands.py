@@ -1,7 +1,7 @@
-"""Fuzzed command lines: each ends with exit code 0, 1 or 2, with a message where it is not 0, and without a traceback.
+"""Fuzzed command lines: each ends with exit code 0, 1 or 2, with a message where it is not 0, without a traceback.
 
-The values of options are drawn so that nothing outside the trial's folder is written, nothing takes long, and nothing is
-asked of a hub.
+The values of options are drawn so that nothing outside the trial's folder is written, nothing takes long, and nothing
+is asked of a hub.
 """
 
 import contextlib
@@ -48,8 +48,20 @@ INPUTS = (
     ".",
     "",
 )
-TASKS = (*["beir:folder"] * 6, "beir:missing", "beir:", "beir:folder:ignore_identical_ids", "beir:folder:x", "hopworld:x", "hopworld:-1",
-         "hopworld:", "nonsense", "", "beir:in.txt", ":")  # fmt: skip
+TASKS = (
+    *["beir:folder"] * 6,
+    "beir:missing",
+    "beir:",
+    "beir:folder:ignore_identical_ids",
+    "beir:folder:x",
+    "hopworld:x",
+    "hopworld:-1",
+    "hopworld:",
+    "nonsense",
+    "",
+    "beir:in.txt",
+    ":",
+)
 MODELS = (
     *["MODEL"] * 14,
     "bm25",
@@ -80,8 +92,21 @@ COMMANDS = (
     "rl.py",
     "prepare",
 )
-SETTINGS = ("max_length", "batch_tokens", "seed", "temperature", "dtype", "device", "mode", "trust_remote_code", "probe", "revision",
-            "max-reasoning-tokens", "nothing", "")  # fmt: skip
+SETTINGS = (
+    "max_length",
+    "batch_tokens",
+    "seed",
+    "temperature",
+    "dtype",
+    "device",
+    "mode",
+    "trust_remote_code",
+    "probe",
+    "revision",
+    "max-reasoning-tokens",
+    "nothing",
+    "",
+)
 CONFIG_KEYS = (
     "optimization.steps",
     "output.folder",

@@ -1,4 +1,4 @@
-"""Fuzzed files: TOML of training, BEIR folders, model folders: read as an independent reader reads them, or one message.
+"""Fuzzed files: TOML of training, BEIR folders, model folders: read as another reader reads them, or one message.
 
 BEIR folders and a user's own model have no checksums, so a change that leaves them readable is no damage: what is read
 must be what the bytes say.
@@ -131,10 +131,21 @@ class FuzzedBeir:
 
         count = rng.randrange(1, 5)
         files = {
-            "corpus.jsonl": lines([{"_id": f"d{n}", "title": text(rng, surrogates=False)[:20], "text": text(rng, surrogates=False)[:60]} for n in range(count)]),
+            "corpus.jsonl": lines(
+                [
+                    {
+                        "_id": f"d{n}",
+                        "title": text(rng, surrogates=False)[:20],
+                        "text": text(rng, surrogates=False)[:60],
+                    }
+                    for n in range(count)
+                ]
+            ),
             "queries.jsonl": lines([{"_id": f"q{n}", "text": text(rng, surrogates=False)[:40]} for n in range(count)]),
-            "qrels/test.tsv": ("query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td{n}\t{n % 3}\n" for n in range(count))).encode(),
-        }  # fmt: skip
+            "qrels/test.tsv": (
+                "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td{n}\t{n % 3}\n" for n in range(count))
+            ).encode(),
+        }
         changed = rng.choice(sorted(files))
         files[changed] = mutated(rng, files[changed])
         return {"changed": changed, "files": {name: _packed(content) for name, content in files.items()}}

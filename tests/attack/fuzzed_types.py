@@ -1,4 +1,4 @@
-"""Fuzzed types: every entry point gives the vectors of the texts that were meant, or an error; never of something else."""
+"""Fuzzed types: every entry point gives the vectors of the texts that were meant, or an error."""
 
 import collections
 import contextlib
@@ -47,25 +47,48 @@ def _dataset(texts: list[str]) -> Any:
 
 
 LISTS: dict[str, Any] = {
-    "list": list, "tuple": tuple, "generator": lambda t: (one for one in t), "array": lambda t: np.array(t, dtype=object),
-    "series": _pandas, "polars": _polars, "deque": collections.deque, "values": lambda t: dict(enumerate(t)).values(),
+    "list": list,
+    "tuple": tuple,
+    "generator": lambda t: (one for one in t),
+    "array": lambda t: np.array(t, dtype=object),
+    "series": _pandas,
+    "polars": _polars,
+    "deque": collections.deque,
+    "values": lambda t: dict(enumerate(t)).values(),
     "iterator": lambda t: iter(list(t)),
-}  # fmt: skip
+}
 """What queries and documents may be."""
 TABLES: dict[str, Any] = {
-    "records": lambda t: [{"text": one} for one in t], "titled": lambda t: [{"title": "", "text": one} for one in t],
-    "columns": lambda t: {"text": list(t)}, "corpus": lambda t: {f"d{n}": {"text": one} for n, one in enumerate(t)},
-    "frame": _frame, "arrow": _arrow, "dataset": _dataset,
-}  # fmt: skip
+    "records": lambda t: [{"text": one} for one in t],
+    "titled": lambda t: [{"title": "", "text": one} for one in t],
+    "columns": lambda t: {"text": list(t)},
+    "corpus": lambda t: {f"d{n}": {"text": one} for n, one in enumerate(t)},
+    "frame": _frame,
+    "arrow": _arrow,
+    "dataset": _dataset,
+}
 """What documents may be; as queries an error."""
 NEVER: dict[str, Any] = {
-    "set": lambda t: set(t) | {"x", "y"}, "bytes": lambda t: "".join(t).encode("utf-8", "replace"), "file": lambda t: io.StringIO("\n".join(t)),
-    "path": lambda t: Path("texts.txt"), "number": lambda t: len(t), "none": lambda t: None, "nested": lambda t: [list(t)],
-    "row": lambda t: Row("a", "".join(t)), "bytes in a list": lambda t: [one.encode("utf-8", "replace") for one in t] or [b""],
-    "matrix": lambda t: np.array([[*t, "a"]], dtype=object), "missing": lambda t: [*t, None], "not a number": lambda t: [float("nan"), *t],
-    "integer among texts": lambda t: [*t, 3], "a type": lambda t: str, "a function": lambda t: len, "texts by id": lambda t: {"a": "one", "b": "two"},
-    "0-d": lambda t: np.array("".join(t)), "mapping in a tuple": lambda t: ({"body": "x"}, *t), "true": lambda t: True,
-}  # fmt: skip
+    "set": lambda t: set(t) | {"x", "y"},
+    "bytes": lambda t: "".join(t).encode("utf-8", "replace"),
+    "file": lambda t: io.StringIO("\n".join(t)),
+    "path": lambda t: Path("texts.txt"),
+    "number": lambda t: len(t),
+    "none": lambda t: None,
+    "nested": lambda t: [list(t)],
+    "row": lambda t: Row("a", "".join(t)),
+    "bytes in a list": lambda t: [one.encode("utf-8", "replace") for one in t] or [b""],
+    "matrix": lambda t: np.array([[*t, "a"]], dtype=object),
+    "missing": lambda t: [*t, None],
+    "not a number": lambda t: [float("nan"), *t],
+    "integer among texts": lambda t: [*t, 3],
+    "a type": lambda t: str,
+    "a function": lambda t: len,
+    "texts by id": lambda t: {"a": "one", "b": "two"},
+    "0-d": lambda t: np.array("".join(t)),
+    "mapping in a tuple": lambda t: ({"body": "x"}, *t),
+    "true": lambda t: True,
+}
 """What is an error everywhere."""
 QUERIES, DOCUMENTS = ("encode_query", "encode_queries", "think"), ("encode_document", "encode_corpus")
 
@@ -120,7 +143,7 @@ class FuzzedTypes:
 
 
 class FuzzedSettings:
-    """Values of every type for the encoder's settings: kept as they are, or an error; none is read as something else."""
+    """Values of every type for the encoder's settings: kept as they are, or an error."""
 
     def __init__(self, counts: dict[str, int]) -> None:
         self.name, self.counts = "fuzz/settings", counts

@@ -82,9 +82,9 @@ def _child(action: Callable[[], object], printed: Path) -> None:
 
 
 def import_what_it_imports(action: Callable[[], object], folder: Path) -> float:
-    """Run `action` in a process, then import here what it imported: later children need not. Its second run's seconds.
+    """Run `action` in a process, then import here what it imported: later children need not. Its seconds.
 
-    The work itself is not done here: threads that it starts would not survive a fork. Raises RuntimeError where it fails.
+    The work itself is not done here: threads that it starts would not survive a fork. RuntimeError where it fails.
     """
     names = folder / "modules.txt"
 
@@ -105,6 +105,6 @@ def import_what_it_imports(action: Callable[[], object], folder: Path) -> float:
         if name not in sys.modules and not name.startswith(("__main__", "_pytest")):
             try:
                 importlib.import_module(name)
-            except Exception:  # noqa: BLE001, S112  some modules cannot be imported by the name that they have
+            except Exception:  # noqa: BLE001  some modules cannot be imported by the name that they have
                 continue
     return life.seconds

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"  # before numpy and torch: their threads do not survive a fork
-os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+from tests.attack.alone import one_thread_and_no_network
+
+if __name__ == "__main__":
+    one_thread_and_no_network()
 
 from tests.attack.attacks import every
 from tests.attack.full_disk import FullDisk

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,21 @@ def evaluation(model: Path, texts: Path) -> Subject:
         from search_r3_mteb.encoder.chunks import CHUNK
 
         CHUNK.update(query=2, document=4)
-        cli.main([
-            "evaluate", "--model", f"tiny={model}", "--task", f"beir:{texts}", "--mode", mode,
-            "--output", str(place / "out"), "--max-reasoning-tokens", "6",
-        ])  # fmt: skip
+        cli.main(
+            [
+                "evaluate",
+                "--model",
+                f"tiny={model}",
+                "--task",
+                f"beir:{texts}",
+                "--mode",
+                mode,
+                "--output",
+                str(place / "out"),
+                "--max-reasoning-tokens",
+                "6",
+            ]
+        )
 
     def end(place: Path) -> End:
         rows = json.loads((place / "out/summary.json").read_text())
@@ -199,67 +211,84 @@ def stage2(model: Path) -> Subject:
     return _training("stage 2", run, end)
 
 
-def cache(documents: int = 120, steps: int = 8) -> Subject:
-    """A corpus cache that is built, refreshed, saved and rebuilt."""
-    texts = [f"document {row}" for row in range(documents)]
-    base = np.random.default_rng(0).normal(size=(documents, _DIM))
-    turn = np.random.default_rng(1).normal(size=(_DIM, _DIM))
+@dataclass
+class _CacheWork:
+    """A corpus cache of a model that drifts: built, refreshed, rebuilt and saved."""
 
-    def encoder(step: int) -> Callable[[list[str]], Any]:
-        return lambda given: base[[int(text.split()[1]) for text in given]] @ (np.eye(_DIM) + 0.01 * step * turn)
+    documents: int = 120
+    steps: int = 8
 
-    def load(folder: Path) -> Any:
+    @cached_property
+    def texts(self) -> list[str]:
+        return [f"document {row}" for row in range(self.documents)]
+
+    @cached_property
+    def base(self) -> Any:
+        return np.random.default_rng(0).normal(size=(self.documents, _DIM))
+
+    def encoder(self, step: int) -> Callable[[list[str]], Any]:
+        turned = self.base @ (np.eye(_DIM) + 0.01 * step * np.random.default_rng(1).normal(size=(_DIM, _DIM)))
+        return lambda given: turned[[int(text.split()[1]) for text in given]]
+
+    def load(self, folder: Path) -> Any:
         from train.corpus_cache.cache import CorpusCache
 
-        return CorpusCache.load(folder, texts, fingerprint="weights", dim=_DIM)
+        return CorpusCache.load(folder, self.texts, fingerprint="weights", dim=_DIM)
 
-    def advance(opened: Any, step: int, place: Path) -> None:
-        from tests.vectors import unit
-        from train.corpus_cache.refresh_policies import Hits
-
-        queries = unit(base[np.random.default_rng(step).integers(documents, size=4)])
-        found = opened.search(queries, 5)
-        if step == 3:
-            opened.rebuild(encoder(step), step=step)
-        else:
-            opened.refresh(Hits(queries, found.rows, found.rows[:, :1].tolist()), encoder(step), 120, step=step)
-        if step == 4:
-            opened.save(place / "snapshot")
-
-    def run(place: Path, until: int) -> None:
+    def opened(self, folder: Path) -> Any:
         from train.config.corpus_cache import CorpusCacheSettings
         from train.corpus_cache.cache import CorpusCache
         from train.corpus_cache.files import MANIFEST
 
-        if (place / "cache" / MANIFEST).is_file():
-            opened = load(place / "cache")
-        else:
-            settings = CorpusCacheSettings(policy="local+map", neighbors=4, encode_rows=32)
-            opened = CorpusCache.build(
-                texts, encoder(0), folder=place / "cache", settings=settings, fingerprint="weights"
-            )
-        for step in range(opened.step + 1, until + 1):
-            advance(opened, step, place)
-        if until == steps:  # a kill between the last refresh and its snapshot leaves the snapshot to be taken
-            opened.save(place / "snapshot")
+        if (folder / MANIFEST).is_file():
+            return self.load(folder)
+        settings = CorpusCacheSettings(policy="local+map", neighbors=4, encode_rows=32)
+        first = self.encoder(0)
+        return CorpusCache.build(self.texts, first, folder=folder, settings=settings, fingerprint="weights")
 
-    def end(place: Path) -> End:
+    def advance(self, cache: Any, step: int, place: Path) -> None:
+        from tests.vectors import unit
+        from train.corpus_cache.refresh_policies import Hits
+
+        queries = unit(self.base[np.random.default_rng(step).integers(self.documents, size=4)])
+        found = cache.search(queries, 5)
+        if step == 3:
+            cache.rebuild(self.encoder(step), step=step)
+        else:
+            hits = Hits(queries, found.rows, found.rows[:, :1].tolist())
+            cache.refresh(hits, self.encoder(step), 120, step=step)
+        if step == 4:
+            cache.save(place / "snapshot")
+
+    def run(self, place: Path, until: int) -> None:
+        cache = self.opened(place / "cache")
+        for step in range(cache.step + 1, until + 1):
+            self.advance(cache, step, place)
+        if until == self.steps:  # a kill between the last refresh and its snapshot leaves the snapshot to be taken
+            cache.save(place / "snapshot")
+
+    def end(self, place: Path) -> End:
         found: End = {}
         for name in ("cache", "snapshot"):
-            opened = load(place / name)
-            drift = opened._state.drift
-            maps = {"keys": drift.keys, "composed": drift.composed, "gram": drift.gram, "step": np.array(opened.step)}
-            every = _arrays(dict(opened._state.folder.arrays) | maps)
+            cache = self.load(place / name)
+            drift = cache._state.drift
+            maps = {"keys": drift.keys, "composed": drift.composed, "gram": drift.gram, "step": np.array(cache.step)}
+            every = _arrays(dict(cache._state.folder.arrays) | maps)
             found |= {f"{name} {key}": value for key, value in every.items() if not key.startswith("map_")}
         return found
 
+
+def cache() -> Subject:
+    """The corpus cache by itself; damages meet it between two refreshes."""
+    one = _CacheWork()
+
     def work(place: Path) -> None:
-        run(place, steps)
+        one.run(place, one.steps)
 
     def damageable(place: Path) -> list[Path]:
         return files_of(place / "cache")
 
-    return Subject("cache", work, end, lambda place: run(place, 6), damageable, work)
+    return Subject("cache", work, one.end, lambda place: one.run(place, 6), damageable, work)
 
 
 def store(texts: int = 40) -> Subject:

@@ -1,4 +1,4 @@
-"""A few trials of every attack, with fixed seeds, so that the attack itself cannot rot; `make attack` does it in earnest.
+"""A few trials of every attack, with fixed seeds, so that it cannot rot; `make attack` does it in earnest.
 
 Each is done once more with a planted fault (tests/attack/rehearsal.py), which it must notice. Failures that were found
 are kept in `found/` as cases, and must stay mended.
@@ -27,11 +27,35 @@ LIGHT = (
     "full disk/store",
     "writers/store",
 )  # without torch
-HERE = ("fuzz/texts, tiny", "fuzz/types", "fuzz/settings", "fuzz/configs", "fuzz/BEIR folders", "fuzz/model folders",
-        "fuzz/command lines", "browser/report page")  # fmt: skip
-HEAVY = ("kills/evaluation", "kills/stage 1", "kills/stage 2", "kills/export", "kills/embed", "flips/evaluation", "flips/stage 1",
-         "flips/stage 2", "flips/export", "full disk/evaluation", "full disk/stage 1", "full disk/stage 2", "full disk/cache",
-         "full disk/export", "full disk/embed", "writers/summary rows", "fuzz/texts, nano")  # fmt: skip
+HERE = (
+    "fuzz/texts, tiny",
+    "fuzz/types",
+    "fuzz/settings",
+    "fuzz/configs",
+    "fuzz/BEIR folders",
+    "fuzz/model folders",
+    "fuzz/command lines",
+    "browser/report page",
+)
+HEAVY = (
+    "kills/evaluation",
+    "kills/stage 1",
+    "kills/stage 2",
+    "kills/export",
+    "kills/embed",
+    "flips/evaluation",
+    "flips/stage 1",
+    "flips/stage 2",
+    "flips/export",
+    "full disk/evaluation",
+    "full disk/stage 1",
+    "full disk/stage 2",
+    "full disk/cache",
+    "full disk/export",
+    "full disk/embed",
+    "writers/summary rows",
+    "fuzz/texts, nano",
+)
 forks = pytest.mark.skipif(os.name != "posix", reason="processes are forked")
 
 
@@ -159,7 +183,11 @@ def test_what_was_found_stays_mended(tmp_path, path):
 def test_make_attack_runs_it():
     done = subprocess.run(
         ["make", "--dry-run", "attack", "ATTACK=full", "ONLY=flips", "SEED=7", "VENV=x"],
-        capture_output=True, text=True, check=True, cwd=ROOT, env={"PATH": os.environ["PATH"]},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+    )
     words = " ".join(done.stdout.replace("\\\n", " ").split())
     assert re.search(r'x/bin/python -m tests.attack --size "full" --jobs "2" --only "flips" --seed "7"', words)

@@ -1,7 +1,7 @@
 """Trials: drawn from a seed, attempted by several processes, counted; a failure becomes a small file.
 
-An attack draws a case (plain JSON) from a random generator, and attempts it in an empty folder. Trial NUMBER of SEED is
-always the same case. A failure's file holds its case, so it can be attempted again when what draws cases has changed.
+An attack draws a case (plain JSON) from a random generator, and attempts it in an empty folder. Trial NUMBER of SEED
+is always the same case. A failure's file holds its case: it can be attempted again when what draws cases has changed.
 """
 
 import json

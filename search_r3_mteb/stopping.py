@@ -5,9 +5,11 @@
 Whatever is written is complete or absent when a process is killed, so a stop need not wait for anything. The line is
 written when the signal comes; the main thread then unwinds, which removes temporary files, and a second signal, or a
 main thread that has not ended after `_PATIENCE` seconds (inside a long computation, or waiting for other processes),
-ends the process at once. In a group of processes the first one speaks. Forked children end without a word.
+ends the process at once. In a group of processes the first one speaks, and all end with their launcher. Forked children
+end without a word.
 """
 
+import ctypes
 import os
 import shlex
 import signal
@@ -22,6 +24,8 @@ from typing import Any, NoReturn
 
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _PATIENCE = 5.0
+_LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # what accelerate and torchrun set
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 Advice = Callable[[], str]
 
 
@@ -60,6 +64,7 @@ class _Ending:
 
 
 _ending: list[_Ending] = []
+_forking = threading.local()
 
 
 def end_on_signals(program: str, advice: Advice) -> None:
@@ -78,7 +83,9 @@ def end_on_signals(program: str, advice: Advice) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # whoever started this wants it ignored, as nohup does
             signal.signal(number, _stop)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forget)
+        os.register_at_fork(before=_hold, after_in_parent=_let_come, after_in_child=_forget)
+    if any(name in os.environ for name in _LAUNCHERS):
+        _end_with_parent()
 
 
 def advise(advice: Advice) -> None:
@@ -120,9 +127,28 @@ def _silent(before: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return hook
 
 
+def _end_with_parent() -> None:
+    """Get SIGTERM when the launcher dies: that of accelerate passes on no signal, and its process would train on."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it died before
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _hold() -> None:
+    """Before a fork: a signal of the child must wait until it is one, or the parent would hear of it."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _NAMES)
+
+
+def _let_come() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
 def _forget() -> None:
     """A forked child: the thread is not there, and its signals must not reach the parent's."""
     _ending.clear()
     signal.set_wakeup_fd(-1)
     for number in _NAMES:
         signal.signal(number, signal.SIG_DFL)
+    _let_come()

@@ -77,7 +77,7 @@ def _kept(program: str, command: Command) -> str:
     """What a run that is stopped has kept, and how to go on."""
     again = command_line(f"python train/{program}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        again = f"accelerate launch {again.removeprefix('python ')}"
+        again = f"the same launcher, {again.removeprefix('python ')}"
     if command.dry_run:
         return f"A dry run writes nothing. Start it again: {again}"
     folder = Path(command.config.output.folder)

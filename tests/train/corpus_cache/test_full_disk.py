@@ -4,14 +4,14 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tests.programs import python
-from train.corpus_cache.cache import CorpusCache
+from tests.programs import ROOT, python
 from train.corpus_cache.files import create_arrays
 from train.disk import maps
 from train.disk.maps import new_map, reserve
@@ -28,63 +28,72 @@ from train.corpus_cache.cache import CorpusCache
 def encode(texts):
     return np.random.default_rng(int(texts[0])).normal(size=(len(texts), 64))
 
+def listed(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+place, documents, copy = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 try:
-    CorpusCache.build([str(n) for n in range(8000)], encode, folder=Path(sys.argv[1]),
-                      settings=CorpusCacheSettings(policy="none", neighbors=2))
-    print(json.dumps("built"))
+    cache = CorpusCache.build([str(n) for n in range(documents)], encode, folder=place / "cache",
+                              settings=CorpusCacheSettings(policy="none", neighbors=2))
+    if copy:
+        cache.save(Path(copy[0]))
+        cache.save(place / "copy")
+    print(json.dumps([0, "built", None, listed(place / "cache")]))
 except OSError as error:
-    print(json.dumps([error.errno, str(error), error.filename]))
+    print(json.dumps([error.errno, str(error), error.filename, listed(Path(error.filename).parent)]))
 """
+SPARSE = """
+import sys
+import numpy as np
+np.lib.format.open_memmap(sys.argv[1] + "/sparse.npy", mode="w+", dtype=np.float32, shape=(8000, 64))[:] = 1
+"""
+MOUNTED = 'mount -t tmpfs -o size=1m none "$0" && exec "$@"'
 
 
 @pytest.fixture
 def small(tmp_path):
-    """A file system of one megabyte, where this process may make one."""
+    """A program's result on a file system of one megabyte, which is gone with the program however it ends."""
     place = tmp_path / "small"
     place.mkdir()
-    mount = shutil.which("mount")
-    made = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "none", str(place)], capture_output=True)
-    if not made or made.returncode:
+    alone = ["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNTED, str(place)]
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
-    yield place
-    subprocess.run([shutil.which("umount"), "-l", str(place)], check=True)
+
+    def run(program, *arguments):
+        settings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [*alone, sys.executable, "-c", program, str(place), *map(str, arguments)]
+        return place, subprocess.run(command, capture_output=True, text=True, env=settings)
+
+    return run
 
 
 def test_a_cache_that_does_not_fit_is_refused_before_it_is_written(small, tmp_path):
     """Regression: a sparse map of two megabytes on one, and the process died of SIGBUS at the first page too many."""
-    program = tmp_path / "build.py"
-    program.write_text(BUILD)
-    number, said, file = json.loads(python(program, small / "cache"))
-    assert number == errno.ENOSPC
+    place, ended = small(BUILD, 8000)
+    assert ended.returncode == 0, ended.stderr
+    number, said, file, left = json.loads(ended.stdout)
+    assert (number, file, left) == (errno.ENOSPC, str(place / "cache" / "1-vectors.npy"), [])
     assert "the file needs 2,048,128 bytes, and 1,0" in said
     assert "bytes are free on its file system" in said
     assert "Free space, or name a folder on another disk" in said
-    assert file == str(small / "cache" / "1-vectors.npy")
-    assert list((small / "cache").iterdir()) == []
-    assert json.loads(python(program, tmp_path / "large")) == "built", "the control"
+    assert json.loads(python("-c", BUILD, tmp_path / "large", 8000))[1] == "built", "the control"
 
 
-def test_a_sparse_map_on_a_full_disk_kills_the_process(small, tmp_path):
+def test_a_sparse_map_on_a_full_disk_kills_the_process(small):
     """The control: what reserving prevents."""
-    program = tmp_path / "sparse.py"
-    program.write_text(
-        "import sys\nimport numpy as np\n"
-        "np.lib.format.open_memmap(sys.argv[1], mode='w+', dtype=np.float32, shape=(8000, 64))[:] = 1\n"
-    )
-    died = subprocess.run([sys.executable, program, small / "sparse.npy"], capture_output=True)
-    assert died.returncode < 0
+    _, ended = small(SPARSE)
+    assert ended.returncode == -signal.SIGBUS
 
 
-def test_a_snapshot_that_does_not_fit_leaves_the_one_before(small, tmp_path):
-    def encode(texts):
-        return np.random.default_rng(len(texts)).normal(size=(len(texts), 64))
-
-    cache = CorpusCache.build([str(n) for n in range(2000)], encode, folder=tmp_path / "cache")
-    with pytest.raises(OSError, match=r"the file needs [\d,]+ bytes") as failed:
-        cache.save(small / "snapshot")
-    assert failed.value.errno == errno.ENOSPC
-    assert str(small) in failed.value.filename
-    assert list((small / "snapshot").iterdir()) == []
+def test_a_snapshot_that_does_not_fit_leaves_none_of_its_files(small, tmp_path):
+    """The cache itself and a copy elsewhere fit."""
+    place, ended = small(BUILD, 2200, tmp_path / "elsewhere")
+    assert ended.returncode == 0, ended.stderr
+    number, said, file, left = json.loads(ended.stdout)
+    assert (number, left) == (errno.ENOSPC, [])
+    assert file.startswith(str(place / "copy"))
+    assert "the file needs " in said
+    assert (tmp_path / "elsewhere" / "manifest.json").exists()
 
 
 def full(descriptor, offset, length):

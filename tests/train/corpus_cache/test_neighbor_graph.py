@@ -5,7 +5,7 @@ import pytest
 
 from tests.vectors import unit
 from train.corpus_cache import neighbor_graph
-from train.corpus_cache.neighbor_graph import build_graph, columns, expand, repaired_edges
+from train.corpus_cache.neighbor_graph import _best, build_graph, columns, expand, repaired_edges
 
 
 def clustered(n, dim=16, clusters=40, seed=0):
@@ -34,6 +34,12 @@ def test_by_hand():
 @pytest.mark.parametrize(("n", "expected"), [(1, [[-1]]), (2, [[1], [0]])])
 def test_tiny_corpora(n, expected):
     assert graph(unit(np.eye(n, 3) + 0.1), 16).tolist() == expected
+
+
+def test_a_row_with_fewer_candidates_than_edges_ends_in_none():
+    chosen, best = _best(np.array([5, 6]), np.array([[6, 7], [6, 5]]), np.array([[0.25, 0.5], [0.75, 0.5]]), 3)
+    assert chosen.tolist() == [[7, 6, -1], [5, -1, -1]]
+    assert best.tolist() == [[0.5, 0.25, -np.inf], [0.5, -np.inf, -np.inf]]
 
 
 def test_equal_documents_are_neighbors_but_not_of_themselves():

@@ -46,7 +46,8 @@ def check_kind(config: dict[str, Any], name: str) -> None:
     if outside:
         raise ValueError(
             f"{name}: an adapter of the kind {kind} ({ADAPTER_CONFIG}) acts in peft's own forward, which is not run "
-            "here, so it would silently do nothing. Use one that lies in the layers (LoRA, DoRA, rsLoRA, IA3), or merge it elsewhere."
+            "here, so it would silently do nothing. Use one that lies in the layers (LoRA, DoRA, rsLoRA, IA3), or "
+            "merge it elsewhere."
         )
 
     start = str(config.get("init_lora_weights", ""))

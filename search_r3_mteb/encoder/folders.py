@@ -138,8 +138,19 @@ def refuse_pickled_modules(folder: Path) -> None:
 def check_json(folder: Path) -> None:
     """ValueError for JSON that decides a folder's vectors and cannot be read: libraries name neither file nor line."""
     for name in deciding_files(folder):
-        if name.endswith(".json"):
-            read_json(folder / name, "Copy it again.")
+        if name == "modules.json":
+            _check_modules(folder / name)
+        elif name.endswith(".json"):
+            read_object(folder / name)
+
+
+def _check_modules(path: Path) -> None:
+    modules = read_json(path, "Copy it again.")
+    texts = ("path", "type")
+    if not isinstance(modules, list) or not all(
+        isinstance(one, dict) and all(isinstance(one.get(name), str) for name in texts) for one in modules
+    ):
+        raise ValueError(f"{path}: must hold an array of objects with 'path' and 'type'. Copy it again.")
 
 
 def check_tokenizer(folder: Path) -> None:

@@ -81,7 +81,7 @@ def accept(model: str | Path) -> Verification:
         )
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise ValueError(
-            f"{folder} holds no config.json and no {ADAPTER_CONFIG}, so it is no model folder. Check the path."
+            f"{folder} holds no config.json and no {ADAPTER_CONFIG}, so it is not a model folder. Check the path."
         )
     try:
         found = differences(folder)

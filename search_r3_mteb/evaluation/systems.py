@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.settings import Mode
 
 BM25 = "bm25"
+_LIBRARY_CONFIG = "config_sentence_transformers.json"
 _BM25_IN_MTEB = "mteb/baseline-bm25s"
 ModeChoice: TypeAlias = 'Mode | Literal["both"]'
 MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
@@ -97,8 +98,14 @@ def kind_of(path: str | Path) -> ModelKind:
             raise ValueError(f"{BM25!r} is both the baseline and a folder here. Write ./{BM25}, or rename the folder.")
         return "bm25"
     folder = resolve(path)
-    if (folder / "modules.json").exists() and not (folder / PROFILE_FILE).exists():
-        return "sentence-transformers"
+    if not (folder / PROFILE_FILE).exists():
+        if (folder / "modules.json").exists():
+            return "sentence-transformers"
+        if (folder / _LIBRARY_CONFIG).exists():
+            raise FileNotFoundError(
+                f"{folder.name}: there is no modules.json beside {_LIBRARY_CONFIG}, so that nothing says how this "
+                "model of sentence-transformers pools. Copy it there."
+            )
     return "search-r3"
 
 
@@ -164,15 +171,17 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
     from sentence_transformers import SentenceTransformer
 
     from search_r3_mteb.encoder.checkpoints import display_name, resolve
-    from search_r3_mteb.encoder.folders import check_json, refuse_pickled_modules
+    from search_r3_mteb.encoder.folders import built_from, check_json, check_tokenizer, refuse_pickled_modules
     from search_r3_mteb.encoder.identity import name_for_mteb
-    from search_r3_mteb.encoder.manifest import check_files
+    from search_r3_mteb.encoder.manifest import check_files, deciding_files
     from search_r3_mteb.integrations.sentence_transformers import is_export, register
 
     folder = resolve(path, settings.get("revision"))
     refuse_pickled_modules(folder)
     check_files(folder, verify=settings.get("verify", False))
     check_json(folder)
+    if (folder / "config.json").exists():
+        check_tokenizer(folder)
     exported = is_export(folder)
     if exported:
         register()
@@ -189,7 +198,7 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
     except Exception as error:  # missing libraries, newer formats: each library raises errors of its own
         raise ValueError(
             f"{folder.name}: sentence-transformers {version('sentence-transformers')} cannot load this folder: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}. {built_from(folder, deciding_files(folder))}"
         ) from error
     name = label or short_name(name_for_mteb(display_name(str(path), folder)))
     with warnings.catch_warnings():

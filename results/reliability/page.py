@@ -30,8 +30,8 @@ KINDS = {
     "browser": "**The report's page** in a real browser, with markup and code in every text, name and id: all of it "
     "must stay text.",
 }
-NOT_COUNTED = """Not counted, since nothing vouches for them: a user's own model folder without a manifest, BEIR folders,
-arrays that `search-r3 embed` has written, logs. A change there that can still be read is not found.
+NOT_COUNTED = """Not counted, since nothing vouches for them: a user's own model folder without a manifest, BEIR
+folders, arrays that `search-r3 embed` has written, logs. A change there that can still be read is not found.
 """
 
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="a kind such as kills, or KIND/TARGET")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--number", type=int, help="one trial")
-    parser.add_argument("--case", type=Path, help="a failure's file")
+    parser.add_argument("--case", type=Path, nargs="+", default=[], help="files of failures")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--failures", type=Path, default=ROOT / "runs/attack")
     parser.add_argument(
@@ -52,14 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="attack-") as made:
         folder = Path(made)
         os.environ["SEARCH_R3_CACHE"] = str(folder / "remembered")
-        wanted = json.loads(given.case.read_text())["attack"] if given.case is not None else given.only
-        attacks = every(folder, lambda name: name.startswith(wanted))
+        if given.case:
+            return int(bool([path for path in given.case if _tried_again(path, folder)]))
+        attacks = every(folder, lambda name: name.startswith(given.only))
         if not attacks:
-            parser.error(f"{wanted!r}: there are {', '.join(attack.name for attack in every(folder))}")
-        if given.case is not None:
-            outcome = again(given.case, attacks, folder / "again")
-            print(f"{given.case}: {'FAILED: ' if outcome.failed else ''}{outcome.what} {outcome.detail}")
-            return int(outcome.failed)
+            parser.error(f"--only {given.only!r}: there are {', '.join(attack.name for attack in every(folder))}")
         tallies = []
         for attack in attacks:
             numbers = range(attack.counts[given.size]) if given.number is None else [given.number]
@@ -71,6 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.output is not None:
                 _keep(given.output, tally, seconds, given.size)
     return int(any(tally.failures for tally in tallies))
+
+
+def _tried_again(path: Path, folder: Path) -> bool:
+    """Whether the case of a failure's file still fails."""
+    wanted = json.loads(path.read_text(encoding="utf-8"))["attack"]
+    outcome = again(path, every(folder, lambda name: name == wanted), folder / "again")
+    print(f"{path}: {'FAILED: ' if outcome.failed else ''}{outcome.what} {outcome.detail}", flush=True)
+    return outcome.failed
 
 
 def _say(tally: Tally, seconds: float, files: list[Path]) -> None:

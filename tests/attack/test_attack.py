@@ -170,14 +170,26 @@ def test_a_failure_is_a_file_that_can_be_tried_again(tmp_path):
         again(path, [], tmp_path / "again")
 
 
-@pytest.mark.parametrize("path", FOUND, ids=[path.stem for path in FOUND])
-def test_what_was_found_stays_mended(tmp_path, path):
-    name = json.loads(path.read_text())["attack"]
-    if name in HERE:
-        outcome = again(path, every(tmp_path / "shared", lambda each: each == name), tmp_path / "again")
-        assert not outcome.failed, outcome
-    elif os.name == "posix":
-        python("-m", "tests.attack", "--case", path)
+def attack_of(path):
+    return json.loads(path.read_text(encoding="utf-8"))["attack"]
+
+
+def test_inputs_that_were_found_stay_mended(tmp_path):
+    paths = [path for path in FOUND if attack_of(path) in HERE]
+    assert paths
+    for number, path in enumerate(paths):
+        attacks = every(tmp_path / "shared", lambda name, path=path: name == attack_of(path))
+        outcome = again(path, attacks, tmp_path / str(number))
+        assert not outcome.failed, (path, outcome)
+
+
+@forks
+def test_damages_and_full_disks_that_were_found_stay_mended():
+    paths = [path for path in FOUND if attack_of(path) in LIGHT]
+    assert paths
+    assert len(paths) + sum(attack_of(path) in HERE for path in FOUND) == len(FOUND)
+    said = python("-m", "tests.attack", "--case", *paths)
+    assert all(path.name in said for path in paths)
 
 
 def test_make_attack_runs_it():

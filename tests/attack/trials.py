@@ -170,7 +170,8 @@ def again(path: Path, attacks: list[Attack], folder: Path) -> Outcome:
     attack = by_name[saved["attack"]]
     if attack.absent():
         return Outcome("absent", False, attack.absent())
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     attack.prepare(folder)
     return attempted(attack, saved["case"], folder / "place")
 

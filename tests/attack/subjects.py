@@ -123,7 +123,7 @@ def evaluation(model: Path, texts: Path) -> Subject:
 
     def end(place: Path) -> End:
         rows = json.loads((place / "out/summary.json").read_text())
-        left_out = (*TIMES, "command", "checksum", "files")
+        left_out = (*TIMES, "command", "commit", "checksum", "files")
         found = {
             f"row of {row['mode']}": json.dumps({k: v for k, v in row.items() if k not in left_out}, sort_keys=True)
             for row in rows

@@ -1,32 +1,53 @@
 """Atomic writes: a file or folder is complete or absent, whenever the process is killed.
 
-New content has a hidden name beside its place, reaches the disk, and is renamed. A folder cannot be renamed over
-another, so the old one is renamed aside first; `recover` puts it back after a kill between the two renames.
+New content has a hidden name beside its place, reaches the disk, and takes the place by one rename. A folder cannot be
+renamed over another: Linux exchanges the two in one step; elsewhere the old one is renamed aside first, and `recover`
+or `put_back` puts it back after a kill between the two renames.
+
+    .NAME.TAG~              a file while it is written
+    .NAME.TAG.unfinished    a folder while it is written (after the exchange: the old one)
+    .NAME.TAG.replaced      the old folder, where the two cannot be exchanged
+    .NAME.TAG.removed       a folder while it is removed
+    .NAME.TAG.lock          of the process that makes or removes the folder
+
+The process holds a lock on the file, or on the folder's lock file. So whoever finds them knows whether it still lives:
+what killed ones left is removed by the next write to the same place, by `recover`, and by `clean`.
 """
 
+import ctypes
 import json
 import os
+import re
 import shutil
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from search_r3_mteb.disk import naming
+from search_r3_mteb.locks import Claim, abandoned
+
+_KINDS = ("unfinished", "replaced", "removed")
+_LEFT = re.compile(r"\.(?P<name>.+)\.(?P<tag>[0-9a-f]{6})(?:~|\.(?:unfinished|replaced|removed|lock))", re.DOTALL)
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
 
 
 @contextmanager
 def written_file(path: Path) -> Iterator[BinaryIO]:
     """A stream whose content takes the place of `path` when the block ends; after an error `path` is as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{_literal(path.name)}.??????~"):
+            _remove_file(left)
+        with _claimed(lambda tag: path.with_name(f".{path.name}.{tag}~")) as claim:
+            with os.fdopen(claim.descriptor, "wb", closefd=False) as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            claim.path.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -50,7 +71,17 @@ def write_array(path: Path, array: Any) -> None:
     import numpy as np
 
     with written_file(path) as stream:
-        np.save(stream, array, allow_pickle=False)
+        np.save(_Plain(stream), array, allow_pickle=False)
+
+
+class _Plain:
+    """A stream that NumPy does not take for a file.
+
+    To a file it writes through C, and of an array whose end finds no room it loses that end without an error.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.write = stream.write
 
 
 @contextmanager
@@ -60,49 +91,83 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     Where `folder` is a symbolic link, the folder that it leads to is replaced, and the link stays.
     """
     folder = _followed(folder)
-    recover(folder)
-    unfinished, replaced = _aside(folder, "unfinished"), _aside(folder, "replaced")
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        flush(unfinished)
-        if folder.exists():
-            folder.rename(replaced)
-        unfinished.rename(folder)
-    except Exception:
+    with naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
         recover(folder)
-        raise
-    flush_one(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+        with _claimed(lambda tag: _aside(folder, tag, "lock")) as claim:
+            unfinished, replaced, _ = _asides(claim)
+            unfinished.mkdir()
+            try:
+                yield unfinished
+                flush(unfinished)
+                _take_place(unfinished, folder, replaced)
+            finally:
+                if replaced.is_dir() and not folder.exists():
+                    replaced.rename(folder)
+                _remove(unfinished, replaced)
+
+
+@contextmanager
+def temporary_folder(place: Path, mode: int = 0o777) -> Iterator[Path]:
+    """An empty folder for the block, with a hidden name beside `place`; what killed processes left of such is removed.
+
+    The block may rename it.
+    """
+    recover(place)
+    with naming(place), _claimed(lambda tag: _aside(place, tag, "lock")) as claim:
+        unfinished = _asides(claim)[0]
+        unfinished.mkdir(mode)
+        try:
+            yield unfinished
+        finally:
+            _remove(unfinished)
 
 
 def removed_folder(folder: Path) -> None:
     """Remove a folder under another name: a folder that is half removed must not look complete."""
     folder = _followed(folder)
-    removed = _aside(folder, "removed")
-    folder.rename(removed)
-    shutil.rmtree(removed)
+    with naming(folder), _claimed(lambda tag: _aside(folder, tag, "lock")) as claim:
+        removed = _asides(claim)[2]
+        folder.rename(removed)
+        shutil.rmtree(removed)
 
 
 def recover(folder: Path) -> None:
     """Undo a replacement of `folder` that a kill interrupted, or finish an interrupted removal."""
     folder = _followed(folder)
     put_back(folder)
-    for what in ("unfinished", "replaced", "removed"):
-        if _aside(folder, what).exists():
-            shutil.rmtree(_aside(folder, what))
+    for tag in _tags(folder):
+        with abandoned(_aside(folder, tag, "lock")) as dead:
+            if dead:
+                _remove(*(_aside(folder, tag, kind) for kind in _KINDS))
+                _aside(folder, tag, "lock").unlink(missing_ok=True)
 
 
 def put_back(folder: Path) -> None:
     """Rename `folder` back where a kill between the two renames of its replacement left it; for those who read it."""
     folder = _followed(folder)
-    if folder.name and _aside(folder, "replaced").is_dir() and not folder.exists():
-        _aside(folder, "replaced").rename(folder)
+    if not folder.name or folder.exists():
+        return
+    for replaced in folder.parent.glob(f".{_literal(folder.name)}.??????.replaced"):
+        with abandoned(replaced.with_suffix(".lock"), wait=True):  # a living process is about to rename the new one
+            if replaced.is_dir() and not folder.exists():
+                replaced.rename(folder)
 
 
 def left_behind(parent: Path, pattern: str) -> set[Path]:
-    """The folders in `parent`, by a pattern of their names, for which a killed process left work for `recover`."""
-    return {path.with_name(path.name[1:].rpartition(".")[0]) for path in parent.glob(f".{pattern}.*")}
+    """The folders in `parent`, by a pattern of their names, for which there is work for `recover`, or in progress."""
+    found = (_LEFT.fullmatch(path.name) for path in parent.glob(".*") if not path.name.endswith("~"))
+    return {parent / each["name"] for each in found if each and fnmatch(each["name"], pattern)}
+
+
+def clean(*folders: Path) -> None:
+    """Remove what killed processes left half-written in these folders, and put back what they were replacing."""
+    for folder in folders:
+        for path in folder.glob(".*~"):
+            if _LEFT.fullmatch(path.name):
+                _remove_file(path)
+        for path in left_behind(folder, "*"):
+            recover(path)
 
 
 def flush(folder: Path) -> None:
@@ -120,10 +185,72 @@ def flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
+def _take_place(unfinished: Path, folder: Path, replaced: Path) -> None:
+    """Rename `unfinished` to `folder`; an earlier folder is then under one of the two other names."""
+    if not (folder.exists() and _exchanged(unfinished, folder)):
+        if folder.exists():
+            folder.rename(replaced)
+        unfinished.rename(folder)
+    flush_one(folder.parent)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the file system cannot, and nothing was done."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # glibc 2.28, musl 1.2.6
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+
+
+@contextmanager
+def _claimed(place: Callable[[str], Path]) -> Iterator[Claim]:
+    """A claim of this process on a name that nobody has, by a function of a random tag."""
+    while True:
+        try:
+            claim = Claim(place(uuid.uuid4().hex[:6]))
+            break
+        except FileExistsError:
+            continue
+    try:
+        yield claim
+    finally:
+        claim.release()
+
+
+def _remove_file(path: Path) -> None:
+    with abandoned(path) as dead:
+        if dead:
+            path.unlink(missing_ok=True)
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tags(folder: Path) -> set[str]:
+    """The tags of what has been put beside a folder."""
+    if not folder.name:
+        return set()
+    found = (_LEFT.fullmatch(path.name) for path in folder.parent.glob(f".{_literal(folder.name)}.??????.*"))
+    return {each["tag"] for each in found if each and each["name"] == folder.name}
+
+
+def _literal(name: str) -> str:
+    """A name as a pattern that matches it alone."""
+    return re.sub(r"([\[*?])", r"[\1]", name)
+
+
+def _asides(claim: Claim) -> tuple[Path, Path, Path]:
+    unfinished, replaced, removed = (claim.path.with_suffix(f".{kind}") for kind in _KINDS)
+    return unfinished, replaced, removed
+
+
+def _aside(folder: Path, tag: str, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{tag}.{kind}")
+
+
 def _followed(folder: Path) -> Path:
     """Where a symbolic link leads, which may be nowhere yet; other folders as they are."""
     return folder.resolve() if folder.is_symlink() else folder
-
-
-def _aside(folder: Path, what: str) -> Path:
-    return folder.with_name(f".{folder.name}.{what}")

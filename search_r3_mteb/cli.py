@@ -11,7 +11,9 @@ from typing import Annotated, Any, TextIO, cast
 import typer
 from rich.markup import escape
 
+from search_r3_mteb.disk import explained
 from search_r3_mteb.encoder.profiles import EMBED_TOKEN
+from search_r3_mteb.stopping import command_line, end_on_signals
 from search_r3_mteb.terminal import SafeConsole, visible
 
 app = typer.Typer(
@@ -46,6 +48,16 @@ SetOption = Annotated[
         "--set", help="Any other setting of SearchR3Encoder: --set seed=1 --set dtype=bfloat16 --set device=cuda."
     ),
 ]
+_MISTAKES = (ValueError, TypeError, OSError, ImportError)  # the last: an optional library is missing
+_RESUMED = "What is complete is kept, and so is every chunk of vectors and reasoning. Go on with"
+# What is kept when a command is stopped, for those that keep anything.
+_KEPT = {
+    "evaluate": _RESUMED,
+    "diagnose": _RESUMED,
+    "reproduce": _RESUMED,
+    "doctor": "It writes nothing. Start it again",
+    "explain": "It writes nothing. Start it again",
+}
 # Rows of a table wider than this fold; a pipe or a log has no width of its own.
 _LOG_WIDTH = 140
 
@@ -336,21 +348,33 @@ def doctor(model: ModelOption = "nano") -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. A mistake of the caller gives one message and exit code 2; `--debug` gives a traceback."""
+    """Run the command line. A mistake of the caller gives one message and exit code 2; `--debug` gives a traceback.
+
+    Without `arguments` it is the program: Ctrl-C and SIGTERM end it as `stopping.py` says.
+    """
+    if arguments is None:
+        end_on_signals("search-r3", lambda: _kept(sys.argv[1:]))
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     sys.argv[1:] = [each for each in given if each != "--debug"]
     try:
         with redirect_stderr(sys.stderr if sys.stderr.isatty() else cast("TextIO", _WithoutBars(sys.stderr))):
             app(args=sys.argv[1:])
-    except (ValueError, TypeError, OSError, ImportError) as error:  # the last: an optional library is missing
-        if debug:
+    except Exception as error:
+        message = explained(error)  # of a full disk: also as an exception of a library
+        if debug or (message is None and not isinstance(error, _MISTAKES)):
             raise
-        SafeConsole(stderr=True, soft_wrap=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False)
+        SafeConsole(stderr=True, soft_wrap=True).print(
+            f"[red]Error:[/red] {escape(message or str(error))}", highlight=False
+        )
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        SafeConsole(stderr=True).print("Stopped. Start the same command again to resume where it can.")
-        raise SystemExit(130) from None
+
+
+def _kept(arguments: Sequence[str]) -> str:
+    """What a command that is stopped has kept, and how to go on."""
+    command = next((each for each in arguments if each in _KEPT), "")
+    kept = _KEPT.get(command, "What was written is complete, or as it was before. Start it again")
+    return f"{kept}: {command_line('search-r3')}"
 
 
 class _WithoutBars:

@@ -9,12 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def started(*arguments, **environment):
+def started(*arguments, stdin=subprocess.DEVNULL, **environment):
     """A process that runs `python ARGUMENTS`, with these environment variables beside our own."""
     settings = {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1} | environment
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)], cwd=ROOT, env=os.environ | {k: str(v) for k, v in settings.items()},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -1,19 +1,30 @@
 """Files and folders are complete or not there, at whichever step the process dies."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+
 import numpy as np
 import pytest
 
+from search_r3_mteb import atomic
 from search_r3_mteb.atomic import (
+    clean,
     left_behind,
+    put_back,
     recover,
     removed_folder,
     replaced_folder,
+    temporary_folder,
     write_array,
     write_jsonl,
     write_text,
     written_file,
 )
 from tests.dying import killed_before
+from tests.programs import started
 
 
 def folder_with(path, text):
@@ -21,7 +32,16 @@ def folder_with(path, text):
     (path / "file").write_text(text)
 
 
-def test_a_folder_is_replaced_as_a_whole_at_whichever_operation_the_process_dies(tmp_path):
+@pytest.fixture(params=["exchanged", "renamed"])
+def way(request, monkeypatch):
+    if request.param == "renamed":  # a system that cannot exchange two folders
+        monkeypatch.setattr(atomic, "_exchanged", lambda one, other: False)
+    elif sys.platform != "linux":
+        pytest.skip("only Linux exchanges folders")
+    return request.param
+
+
+def test_a_folder_is_replaced_as_a_whole_at_whichever_operation_the_process_dies(tmp_path, way):
     found = []
     while True:
         place = tmp_path / str(len(found)) / "model"
@@ -35,7 +55,8 @@ def test_a_folder_is_replaced_as_a_whole_at_whichever_operation_the_process_dies
         if not died:
             break
     assert {text for _, text in found} == {"old", "new"}
-    assert (False, "old") in found, "one death falls between the two renames, where only `recover` finds the old folder"
+    between = (False, "old") in found
+    assert between == (way == "renamed"), "between two renames only `recover` finds the old folder; one has no between"
 
 
 def test_after_an_error_the_old_folder_is_there_and_nothing_beside_it(tmp_path):
@@ -53,8 +74,9 @@ def test_after_an_error_the_old_folder_is_there_and_nothing_beside_it(tmp_path):
 
 
 def test_the_next_replacement_puts_back_what_a_kill_left_aside(tmp_path):
-    folder_with(tmp_path / ".model.replaced", "old")
-    folder_with(tmp_path / ".model.unfinished", "half")
+    folder_with(tmp_path / ".model.123abc.replaced", "old")
+    folder_with(tmp_path / ".model.123abc.unfinished", "half")
+    (tmp_path / ".model.123abc.lock").touch()
     assert left_behind(tmp_path, "mod*") == {tmp_path / "model"}
     with pytest.raises(RuntimeError), replaced_folder(tmp_path / "model"):
         raise RuntimeError
@@ -93,3 +115,80 @@ def test_text_is_written_as_it_is(tmp_path):
     with pytest.raises(ValueError, match="allow_pickle"):
         write_array(tmp_path / "c.npy", np.array([{}], dtype=object))
     assert not (tmp_path / "c.npy").exists()
+
+
+HALF = """
+import os, pathlib, sys
+from search_r3_mteb.atomic import replaced_folder, temporary_folder, written_file
+place = pathlib.Path(sys.argv[1])
+with written_file(place / "a[1].json") as stream, replaced_folder(place / "model") as folder:
+    with temporary_folder(place / "work") as work:
+        stream.write(b"half")
+        stream.flush()
+        (folder / "file").write_text("half")
+        (work / "file").write_text("half")
+        print("half", flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks the system for the owner of a lock")
+def test_what_a_killed_process_left_goes_and_what_a_living_one_is_writing_stays(tmp_path):
+    folder_with(tmp_path / "model", "old")
+    (tmp_path / ".bashrc").touch()
+    (tmp_path / ".note.123abc~").mkdir()  # has such a name, and is no file of ours
+    mine = {path.name for path in tmp_path.iterdir()}
+    processes = [started("-c", HALF, tmp_path, stdin=subprocess.PIPE) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["half\n"] * 2
+    names = {path.name for path in tmp_path.iterdir()} - mine
+    assert len(names) == 2 * 5, "each: the file, two folders, and their locks"
+    (tmp_path / ".model.123abc.unfinished").mkdir()  # without a lock: nobody's
+    clean(tmp_path)
+    recover(tmp_path / "work")
+    assert {path.name for path in tmp_path.iterdir()} - mine == names, "both live"
+    processes[0].kill()
+    processes[0].communicate()
+    with written_file(tmp_path / "a[1].json") as stream:
+        stream.write(b"new")
+    clean(tmp_path)
+    assert len({path.name for path in tmp_path.iterdir()} - mine - {"a[1].json"}) == 5
+    processes[1].communicate("go on")
+    assert processes[1].returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} - mine == {"a[1].json"}
+    assert (tmp_path / "a[1].json").read_bytes() == b"half"
+    assert (tmp_path / "model" / "file").read_text() == "half"
+
+
+def test_who_reads_between_the_renames_of_a_living_process_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "_exchanged", lambda one, other: False)
+    folder_with(tmp_path / "model", "old")
+    readers = []
+
+    def rename(path, target, real=Path.rename):
+        if target == tmp_path / "model":
+            assert not target.exists()
+            readers.append(Thread(target=put_back, args=(target,)))
+            readers[0].start()
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with replaced_folder(tmp_path / "model") as folder:
+            (folder / "file").write_text("new")
+    readers[0].join()
+    assert (tmp_path / "model" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_stop_leaves_the_old_and_nothing_beside_it(tmp_path, way):
+    folder_with(tmp_path / "model", "old")
+
+    def stop(write, path):
+        with write(path):
+            raise KeyboardInterrupt
+
+    for write, path in ((replaced_folder, "model"), (written_file, "model/file"), (temporary_folder, "model")):
+        with pytest.raises(KeyboardInterrupt):
+            stop(write, tmp_path / path)
+    assert (tmp_path / "model" / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "file"]

@@ -15,6 +15,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from search_r3_mteb.disk import explained
+from search_r3_mteb.stopping import command_line, end_on_signals
+
+if __name__ == "__main__":  # before datasets is imported, which takes seconds
+    end_on_signals(
+        "train.prepare",
+        lambda: "What was read is kept. Go on with: " + command_line("python -m train.prepare"),
+    )
+
 from train.public_sets.manifest import faults, read_manifest
 from train.public_sets.prepare import Wish, prepare
 from train.public_sets.table import PUBLIC_SETS, JudgedLayout, PublicSet
@@ -49,8 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _check(given.output / name)
             else:
                 _report(prepare(PUBLIC_SETS[name], wish, tell=lambda said: print(said, file=sys.stderr, flush=True)))
-        except (ValueError, OSError) as error:
-            print(f"train.prepare {name}: {error}", file=sys.stderr)
+        except Exception as error:
+            message = explained(error)
+            if message is None and not isinstance(error, ValueError | OSError):
+                raise
+            print(f"train.prepare {name}: {message or error}", file=sys.stderr)
             raise SystemExit(2) from error
 
 

@@ -24,6 +24,11 @@ from pathlib import Path
 _FOLDER = Path(__file__).resolve().parent
 sys.path[:] = [str(_FOLDER.parent) if Path(entry).resolve() == _FOLDER else entry for entry in sys.path]
 
+from search_r3_mteb.stopping import command_line, end_on_signals
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    end_on_signals("sft.py", lambda: f"Nothing had begun. Start it again: {command_line('python train/sft.py')}")
+
 from train.config.stages import SftConfig
 from train.model.model import Base
 from train.run.allocation import keep_freed_memory

@@ -17,9 +17,6 @@ vouches for their rows.
 import hashlib
 import json
 import logging
-import os
-import shutil
-import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +28,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy.typing import NDArray
 
-from search_r3_mteb.atomic import write_text
+from search_r3_mteb.atomic import clean, temporary_folder, write_text
 from search_r3_mteb.encoder.key_index import KeyIndex
 from search_r3_mteb.encoder.stored_chunks import (
     KEY,
@@ -50,6 +47,7 @@ from search_r3_mteb.locks import locked
 FORMAT = 2
 ROLES = ("query", "document")
 STORE_FILE = "store.json"
+_WRITING = "chunk"  # the hidden name of a chunk while it is written
 _Checked = TypeVar("_Checked")
 _log = logging.getLogger(__name__)
 
@@ -128,7 +126,7 @@ class Store:
         self._read_thoughts = lru_cache(maxsize=8)(self._parse_thoughts)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._check_manifest()
-        self._drop_leftovers()
+        clean(self.folder)  # what killed processes left
         self._scan()
 
     def __len__(self) -> int:
@@ -307,13 +305,6 @@ class Store:
                 "cache folder."
             )
 
-    def _drop_leftovers(self) -> None:
-        """Remove what killed processes of this machine left half-written; live ones are left alone."""
-        for path in self.folder.glob(".writing.*"):
-            host, process = [*path.name.split("."), "", ""][2:4]
-            if host == _host() and process.isdigit() and not _alive(int(process)):
-                shutil.rmtree(path, ignore_errors=True)  # another process may be removing it, too
-
     def _scan(self) -> None:
         """Open the chunks that have appeared since the last look."""
         for path in sorted(self.folder.glob("chunk-*")):
@@ -339,10 +330,7 @@ class Store:
         thoughts: list[str] | None,
         seconds: float,
     ) -> None:
-        # The process in the name lets a later run tell a killed writer from a live one.
-        temporary = self.folder / f".writing.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        temporary.mkdir()
-        try:
+        with temporary_folder(self.folder / _WRITING) as temporary:
             write_chunk(temporary, self._identity, keys, vectors, thoughts, seconds)
             try:
                 temporary.rename(self.folder / name)
@@ -350,8 +338,6 @@ class Store:
                 # Another process finished the same chunk first; anything else that stops a rename is an error.
                 if not (self.folder / name).is_dir():
                     raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _parse_thoughts(self, path: Path) -> list[StoredThought]:
         file = path / THOUGHTS_FILE
@@ -379,20 +365,3 @@ def _thought_lines(
         }
         lines.append(json.dumps(record) + "\n")  # ASCII: escapes keep even lone surrogates
     return lines
-
-
-def _host() -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in socket.gethostname())
-
-
-def _alive(process: int) -> bool:
-    """Whether a process with this id runs; assumed where that cannot be asked safely."""
-    if os.name != "posix":
-        return True  # signal 0 would end a process on Windows
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -1,7 +1,9 @@
 """The work that the benchmark measures: models, prompts, documents, and our side's runs on them."""
 
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from search_r3_mteb.atomic import temporary_folder
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.sampling import Sampling
@@ -28,7 +31,10 @@ class Subject:
     def __init__(self, size: str) -> None:
         self.size = size
         self.checkpoint: Checkpoint = models.checkpoint(size)
-        self._folder = tempfile.TemporaryDirectory()
+        stack = ExitStack()
+        weakref.finalize(self, stack.close)
+        place = Path(tempfile.gettempdir()) / "search-r3-bench"
+        self._folder = stack.enter_context(temporary_folder(place, mode=0o700))
 
     @cached_property
     def encoder(self) -> SearchR3Encoder:
@@ -38,7 +44,7 @@ class Subject:
     @cached_property
     def peer(self) -> Any:
         """sentence-transformers on the same weights."""
-        return peers.sentence_transformer(self.checkpoint, Path(self._folder.name), self.encoder.max_length)
+        return peers.sentence_transformer(self.checkpoint, self._folder, self.encoder.max_length)
 
     def prompts(self, count: int) -> list[list[int]]:
         """Reasoning prompts of queries with SciFact's lengths."""

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_r3_mteb.atomic import write_json, write_jsonl
+from search_r3_mteb.atomic import clean, temporary_folder, write_json, write_jsonl
 from search_r3_mteb.checksums import described
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.queries import CUTOFF, query_records
@@ -89,11 +89,17 @@ def evaluate(
     resolved = [resolve_task(task, split) for task in tasks]
     rows: list[SummaryRow] = []
     store = output / "store" if cache_folder is None else cache_folder
+    clean(output, *(path for name in ("queries", "predictions", "mteb") for path in _folders(output / name)))
     for spec in models:
         for system in open_systems(spec, mode, settings or {}, store):
             for task in resolved:
                 rows.extend(_evaluate_unit(system, task, output, command))
     return rows
+
+
+def _folders(folder: Path) -> list[Path]:
+    """A folder and those below it."""
+    return [folder, *(path for path in folder.rglob("*") if path.is_dir())]
 
 
 def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, command: str | None) -> list[SummaryRow]:
@@ -106,8 +112,8 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
         return done
     logger.info("%s: running", what)
     task.load_data()
-    with tempfile.TemporaryDirectory(prefix="search-r3-") as folder:
-        rankings, scores, taken = _run(system, task, Path(folder))
+    with temporary_folder(Path(tempfile.gettempdir()) / "search-r3", mode=0o700) as folder:
+        rankings, scores, taken = _run(system, task, folder)
         measured: dict[str, tuple[SummaryRow, dict[str, Any]]] = {}
         for split in task.eval_splits:
             parts = {subset: splits[split] for subset, splits in rankings.items() if split in splits}
@@ -117,7 +123,7 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
             logger.info("%s, %s: nDCG@10 %.4f in %.1f s", what, split, row["ndcg_at_10"], row["seconds"])
             measured[split] = row, records
         with locked(output):
-            rows = _keep_unit(system, task, output, measured, rankings, Path(folder) / "mteb")
+            rows = _keep_unit(system, task, output, measured, rankings, folder / "mteb")
     task.unload_data()
     return rows
 

@@ -87,9 +87,10 @@ def export(
 
     `model` is what `SearchR3Encoder` takes, or an encoder, whose settings are kept; a copy of a LoRA checkpoint is
     merged. `max_reasoning_tokens` and `max_length` (tokens) become the folder's defaults. A previous export at `output`
-    is replaced, once the new one has given the source's vectors and logits for a few texts. A kill between the two
-    renames of that leaves it complete as `.NAME.replaced`: sentence-transformers finds no folder until
-    `SearchR3Encoder` or the next export of that name has put it back. Raises FileExistsError when `output` holds
+    is replaced, once the new one has given the source's vectors and logits for a few texts, in one step on Linux. Where
+    a system or file system cannot exchange two folders, a kill between the two renames leaves the old one complete as
+    `.NAME.TAG.replaced`: sentence-transformers finds no folder until `SearchR3Encoder` or the next export of that name
+    has put it back. Raises FileExistsError when `output` holds
     anything else, ValueError for an encoder in mode "direct", for a checkpoint that `SearchR3Encoder` refuses, and for
     one whose export is another model than it.
     """

@@ -22,6 +22,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from search_r3_mteb.atomic import replaced_folder
 from search_r3_mteb.json_files import kind, parse_json
 
 _HASH_CHUNK = 1 << 20  # bytes read at a time
@@ -192,17 +193,18 @@ def write_beir(
             f"write_beir: folder {str(folder)!r} holds {foreign[0]!r}, which would not belong to the task written; "
             f"give a new or empty folder."
         )
-    (folder / "qrels").mkdir(parents=True, exist_ok=True)
-    with (folder / "corpus.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
-        for id_, title, text in corpus:
-            stream.write(json.dumps({"_id": id_, "title": title, "text": text}, ensure_ascii=False) + "\n")
-    with (folder / "queries.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
-        for id_, text in queries:
-            stream.write(json.dumps({"_id": id_, "text": text}, ensure_ascii=False) + "\n")
-    for split, rows in qrels.items():
-        with (folder / "qrels" / f"{split}.tsv").open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write("query-id\tcorpus-id\tscore\n")
-            stream.writelines(f"{query_id}\t{document_id}\t{relevance}\n" for query_id, document_id, relevance in rows)
+    with replaced_folder(folder) as new:
+        (new / "qrels").mkdir()
+        with (new / "corpus.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
+            for id_, title, text in corpus:
+                stream.write(json.dumps({"_id": id_, "title": title, "text": text}, ensure_ascii=False) + "\n")
+        with (new / "queries.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
+            for id_, text in queries:
+                stream.write(json.dumps({"_id": id_, "text": text}, ensure_ascii=False) + "\n")
+        for split, rows in qrels.items():
+            with (new / "qrels" / f"{split}.tsv").open("w", encoding="utf-8", newline="\n") as stream:
+                stream.write("query-id\tcorpus-id\tscore\n")
+                stream.writelines(f"{query_id}\t{document_id}\t{grade}\n" for query_id, document_id, grade in rows)
 
 
 def _error(file: Path, number: int, reason: str) -> ValueError:

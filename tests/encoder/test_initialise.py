@@ -165,7 +165,7 @@ def test_an_output_that_is_a_link_stays_one(base, tmp_path):
         assert load(tmp_path / "disk" / "model").fingerprint() == load(tmp_path / "out").fingerprint()
         assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
     # A kill between the two renames of the replacement, seen through the link.
-    (tmp_path / "disk" / "model").rename(tmp_path / "disk" / ".model.replaced")
+    (tmp_path / "disk" / "model").rename(tmp_path / "disk" / ".model.123abc.replaced")
     assert load(tmp_path / "out").embed_token_id == USED
     assert (tmp_path / "disk" / "model").is_dir()
     atomic.removed_folder(tmp_path / "out")

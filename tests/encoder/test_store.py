@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import textwrap
 from pathlib import Path
 
@@ -149,19 +150,39 @@ def test_two_writers_at_once_share_the_work_and_lose_nothing(tmp_path):
     assert first.missing(["a", "b", "c"]) == []
     np.testing.assert_array_equal(first.lookup(["c", "b", "a"]), vectors_of(["c", "b", "a"]))
     assert Store(tmp_path, PRINT, "query", DIM).seconds(["a", "b"]) <= 1.0
-    assert not list(first.folder.glob(".writing*"))
+    assert not list(first.folder.glob(".chunk*"))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="asks for the process")
+WRITING = """
+import sys
+import numpy as np
+from search_r3_mteb.encoder import store
+from tests.encoder.test_store import DIM, PRINT
+def write_chunk(folder, *_):
+    print("writing", flush=True)
+    sys.stdin.read()
+store.write_chunk = write_chunk
+store.Store(sys.argv[1], PRINT, "query", DIM).append(["a"], np.ones((1, DIM), np.float32))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks the system for the owner of a lock")
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
-    store = Store(tmp_path, PRINT, "query", DIM)
-    dead = started("-c", "")
-    dead.communicate()
-    host = __import__("search_r3_mteb.encoder.store", fromlist=["_host"])._host()
-    for process in (dead.pid, os.getpid()):
-        (store.folder / f".writing.{host}.{process}.0").mkdir()
+    processes = [started("-c", WRITING, tmp_path, stdin=subprocess.PIPE) for _ in range(2)]
+    try:
+        assert [process.stdout.readline() for process in processes] == ["writing\n"] * 2
+        folder = Store(tmp_path, PRINT, "query", DIM).folder
+        assert len(list(folder.glob(".chunk.*.unfinished"))) == 2
+        processes[0].kill()
+        processes[0].wait()
+        Store(tmp_path, PRINT, "query", DIM)
+        assert len(list(folder.glob(".chunk.*.unfinished"))) == len(list(folder.glob(".chunk.*.lock"))) == 1
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     Store(tmp_path, PRINT, "query", DIM)
-    assert [path.name.split(".")[3] for path in store.folder.glob(".writing*")] == [str(os.getpid())]
+    assert [path.name for path in folder.iterdir()] == ["store.json"]
 
 
 def test_what_cannot_be_stored_is_refused(tmp_path):

@@ -231,7 +231,7 @@ def test_a_killed_export_leaves_a_whole_folder(moment, encoder, folder, tmp_path
 
     def rename(self, target):
         renamed.append(self.name)
-        if len(renamed) == 1 + moment.startswith("between"):
+        if len(renamed) >= 1 + moment.startswith("between"):
             raise Killed
         return real(self, target)
 
@@ -239,9 +239,9 @@ def test_a_killed_export_leaves_a_whole_folder(moment, encoder, folder, tmp_path
         raise Killed
 
     with monkeypatch.context() as patch:
-        if moment.endswith("removed"):
-            patch.setattr("shutil.rmtree", rmtree)
-        else:
+        patch.setattr("search_r3_mteb.atomic._exchanged", lambda one, other: False)  # as where it takes two renames
+        patch.setattr("shutil.rmtree", rmtree)
+        if not moment.endswith("removed"):
             patch.setattr(Path, "rename", rename)
         with pytest.raises(Killed):
             export(encoder, folder)

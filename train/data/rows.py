@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from search_r3_mteb.disk import naming
 from search_r3_mteb.encoder.documents import join_title
 from train.config.data import ColumnSettings
 from train.data.order import choose
@@ -162,18 +163,20 @@ class Spill:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed with this object
-        self._end = 0
+        self._place, self._end = Path(tempfile.gettempdir()), 0
 
     def add(self, value: Any) -> int:
         """Append a value; the offset to `get` it by."""
         place = self._end
-        self._file.seek(place)
-        self._end += self._file.write(json.dumps(value).encode("ascii") + b"\n")
+        with naming(self._place):
+            self._file.seek(place)
+            self._end += self._file.write(json.dumps(value).encode("ascii") + b"\n")
         return place
 
     def get(self, place: int) -> Any:
         """The value at an offset."""
-        self._file.seek(place)
+        with naming(self._place):  # what was added last may be written only now
+            self._file.seek(place)
         return json.loads(self._file.readline())
 
 

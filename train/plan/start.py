@@ -1,8 +1,8 @@
 """What must hold before anything is loaded: a folder that can be written, and an adapter that fits the settings."""
 
-import tempfile
 from pathlib import Path
 
+from search_r3_mteb.atomic import temporary_folder
 from train.config.stages import RlConfig, SftConfig
 from train.data.mixing import check_shares
 from train.model.model import adapter_start
@@ -42,7 +42,7 @@ def check_writable(folder: Path) -> None:
     while not place.exists() and place != place.parent:
         place = place.parent
     try:
-        with tempfile.TemporaryDirectory(dir=place, prefix=".search-r3-"):
+        with temporary_folder(place / "search-r3"):
             pass
     except OSError as error:
         raise OSError(

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from search_r3_mteb.disk import naming
 from search_r3_mteb.json_files import parse_json
 from train.public_sets.convert import BeirTexts, Pairs, judgements
 from train.public_sets.manifest import MANIFEST, faults, read_manifest, write_manifest
@@ -52,7 +53,7 @@ def prepare(one: PublicSet, wish: Wish, tell: Callable[[str], None] = lambda _: 
     revision = wish.revision or one.revision or begun_revision(folder)
     repository = open_repository(one.repository, revision, wish.copy)
     identity = _identity(one, wish) | {"revision": repository.revision}
-    with Workplace(folder, identity, wish.every).locked() as place:
+    with naming(folder), Workplace(folder, identity, wish.every).locked() as place:
         if isinstance(one.layout, JudgedLayout):
             counts = _judged_set(place, repository, one.layout, tell)
         else:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from search_r3_mteb.atomic import flush, flush_one, write_json
+from search_r3_mteb.atomic import clean, flush, flush_one, write_json
 from search_r3_mteb.json_files import read_object
 from train.public_sets.convert import Conversion
 from train.public_sets.source import Repository
@@ -122,9 +122,8 @@ class Workplace:
 
 def forget_progress(folder: Path) -> None:
     """Remove what is written beside the set's folder while it is made."""
-    for path in folder.parent.glob(f".{_progress_file(folder).name}.*"):
-        path.unlink()
     _progress_file(folder).unlink(missing_ok=True)
+    clean(folder.parent)
 
 
 def begun_revision(folder: Path) -> str | None:

@@ -1,13 +1,19 @@
 """The command line that both stages share."""
 
 import argparse
+import os
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from search_r3_mteb.disk import explained
+from search_r3_mteb.stopping import advise, command_line
+from train.checkpoint.folders import checkpoints
 from train.config.loading import ConfigError, load_config
 from train.config.stages import RlConfig, SftConfig
 from train.plan.dry_run import DryRun, OpenCorpus, describe
@@ -37,24 +43,50 @@ def start(
 ) -> None:
     """Run the command line. A mistake of the caller gives one message and exit code 2; `--debug` gives a traceback."""
     command = parse(program, cls, arguments)
+    advise(partial(_kept, program, command))
+    threading.excepthook = _known_to_all(threading.excepthook)
     try:
         if command.dry_run:
             check_trackers(command.config.output.trackers)
             describe(command.config, command.plan, corpus)
         else:
             train(command.config)
-    except (ValueError, TypeError, OSError, ImportError) as error:  # the last: an optional library is missing
-        if command.debug:
-            raise
-        _end(program, error)
     except OtherProcessError as error:  # the other one has said why
         if command.debug:
             raise
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print(f"{program}: stopped. The same command resumes from the newest checkpoint.", file=sys.stderr)
-        raise SystemExit(130) from None
+    except Exception as error:
+        # ImportError: an optional library is missing. Others are explained where they are of the disk, whoever wrote.
+        if command.debug or not (explained(error) or isinstance(error, ValueError | TypeError | OSError | ImportError)):
+            raise
+        _end(program, error)
+
+
+def _known_to_all(before: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Errors of threads are shown, but for those of the disk: TensorBoard's writer hands them to its next caller."""
+
+    def hook(error: Any) -> None:
+        if error.exc_value is None or explained(error.exc_value) is None:
+            before(error)
+
+    return hook
+
+
+def _kept(program: str, command: Command) -> str:
+    """What a run that is stopped has kept, and how to go on."""
+    again = command_line(f"python train/{program}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        again = f"the same launcher, {again.removeprefix('python ')}"
+    if command.dry_run:
+        return f"A dry run writes nothing. Start it again: {again}"
+    folder = Path(command.config.output.folder)
+    found = checkpoints(folder / "checkpoints")
+    if not found:
+        return f"{folder} holds no checkpoint yet, so the same command begins again: {again}"
+    if command.config.checkpoint.resume == "never":
+        again += " --set checkpoint.resume=auto"
+    return f"The checkpoint {found[-1]} is kept. Go on from it with: {again}"
 
 
 def parse(program: str, cls: type[Any], arguments: Sequence[str] | None) -> Command:
@@ -113,7 +145,7 @@ def parse(program: str, cls: type[Any], arguments: Sequence[str] | None) -> Comm
 
 def _end(program: str, error: Exception, hint: str = "") -> Any:
     notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))  # where a failed step's batch lies
-    print(f"{program}: {error}{hint}{notes}", file=sys.stderr)
+    print(f"{program}: {explained(error) or error}{hint}{notes}", file=sys.stderr)
     raise SystemExit(2) from error
 
 

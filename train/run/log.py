@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_text
+from search_r3_mteb.disk import naming
 from search_r3_mteb.json_files import NotJsonError, parse_json
 from train.run.progress import Progress
 from train.run.trackers import Trackers
@@ -44,7 +45,7 @@ class RunLog:
         """Append one event; numbers also go to the trackers, under `kind`/name."""
         if not self.active:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": kind, "step": step} | values, allow_nan=False) + "\n")
         label = "/".join(str(values[key]) for key in ("task", "mode", "hops") if values.get(key) is not None)
         numbers = {

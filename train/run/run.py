@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from search_r3_mteb.atomic import write_json, write_text
+from search_r3_mteb.atomic import clean, write_json, write_text
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.merging import save_compared
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.settings import check_window
+from search_r3_mteb.locks import leave, occupy
 from train.checkpoint import save_load
 from train.checkpoint.folders import TrainingCheckpoint, checkpoints
 from train.config.loading import STEPS, dump, flatten
@@ -74,13 +75,14 @@ class Run:
         """The run of a configuration. `unit` "query" trains on prompts, as stage 2 does.
 
         Raises ValueError, FileNotFoundError or OSError for whatever would stop it later: a folder that cannot be
-        written, a tracker that is not installed, a model, source or split that is not there, a malformed first row, or
-        too small a max_length or window.
+        written, or in which another process trains, a tracker that is not installed, a model, source or split that is
+        not there, a malformed first row, or too small a max_length or window.
         """
         optimization, shards = config.optimization, sharding.wanted()
         check_trackers(config.output.trackers)
         notes = check_start(config)
         accelerator = new_accelerator(optimization.mixed_precision)
+        collectives.on_main(lambda: _enter(Path(config.output.folder)))
         check_processes(config, collectives.world_size())
         checkpoint = prepare(config.model, optimization.seed, accelerator.device)
         if unit == "query":
@@ -235,6 +237,7 @@ class Run:
 
         collectives.on_main(write)
         self.log.close()
+        leave(self.folder)
         return self.folder / "last"
 
     def _evaluate(self) -> None:
@@ -294,6 +297,12 @@ class Run:
             keep=self.config.checkpoint.keep,
             extra=self.extra,
         )
+
+
+def _enter(folder: Path) -> None:
+    """Refuse a folder in which another training works, and remove what killed ones left half-written in it."""
+    occupy(folder, "training")
+    clean(*(path for path in (folder, folder / "checkpoints", folder / "mined") if path.is_dir()))
 
 
 def _extended(before: int, optimization: Any) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_json
+from search_r3_mteb.disk import naming
 from search_r3_mteb.json_files import read_object
 
 _KEPT = "trackers.json"
@@ -48,6 +49,7 @@ class Trackers:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         check_trackers(names)
+        self._folder = folder
         kept = folder / _KEPT
         runs: dict[str, str] = read_object(kept, "Delete it: new runs begin.") if resume_step and kept.exists() else {}
         self._open: list[Any] = []
@@ -66,13 +68,15 @@ class Trackers:
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Numbers of one step."""
         named = {_UNNAMEABLE.sub("_", name): value for name, value in values.items()}
-        for tracker in self._open:
-            tracker.log(named, step=step)
+        with naming(self._folder):
+            for tracker in self._open:
+                tracker.log(named, step=step)
 
     def finish(self) -> None:
         """Flush and end."""
-        for tracker in self._open:
-            tracker.finish()
+        with naming(self._folder):
+            for tracker in self._open:
+                tracker.finish()
 
 
 def _made(cls: Any, name: str, folder: Path, project: str, run: str | None, resume_step: int) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from search_r3_mteb.disk import naming
 from train.config.run import RlOutputSettings
 from train.losses.grpo import Advantages
 from train.run.log import cut, due
@@ -26,7 +27,7 @@ class RolloutLog:
         """Append some of the step's rollouts where they are due: the first of each prompt, then the second ones."""
         if not (self._active and due(step, self._settings.rollouts_every)):
             return
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             for rollout in _by_turns(groups.prompt)[: self._settings.rollouts]:
                 record = {"step": step} | self._record(groups, judged, advantages, rollout)
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -10,12 +10,20 @@ BOUNDS ?=
 # The environment of `make mutants`, and options of its script, such as `--room losses` or `--sample 200 --children 2`.
 MUTANTS ?= .venv-mutants
 OPTIONS ?=
+# `make attack`: ATTACK=full for the counts of results/reliability; ONLY=flips or flips/store, SEED=7, NUMBER=12 for one
+# trial, CASE=FILE for a failure that it has saved, JOBS=2, OUTPUT=FILE for the counts as JSON.
+ATTACK ?= quick
+JOBS ?= 2
+# The environment of `make audit`, and findings that are accepted, such as IGNORE="GHSA-... PYSEC-...".
+AUDIT ?= .venv-audit
+IGNORE ?=
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install evaluate test test-lowest test-slow mutants lint format structure bench bench-cache results nano mini writer clean
+.PHONY: install evaluate test test-lowest test-slow mutants attack audit constraints lint format structure bench bench-cache \
+	results nano mini writer clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +53,21 @@ mutants:  ## results/mutants: which small changes of losses, stage 2 and corpus 
 	$(MAKE) install VENV=$(MUTANTS)
 	$(MUTANTS)/bin/pip install --quiet --editable ".[train,dev,mutants]"
 	$(MUTANTS)/bin/python results/mutants/mutants.py $(OPTIONS)
+
+attack: install  ## kills, damages, full disks, several writers, fuzzed inputs: minutes; ATTACK=full an hour or two
+	$(RUN) -m tests.attack --size "$(ATTACK)" --jobs "$(JOBS)" $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(SEED),--seed "$(SEED)") $(if $(NUMBER),--number "$(NUMBER)") $(if $(CASE),--case "$(CASE)") \
+		$(if $(OUTPUT),--output "$(OUTPUT)")
+
+audit: install  ## known vulnerabilities of what is installed, by pip-audit; says so where no service can be asked
+	test -x $(AUDIT)/bin/pip-audit || $(PYTHON) -m venv $(AUDIT)
+	test -x $(AUDIT)/bin/pip-audit || $(AUDIT)/bin/pip install --quiet pip-audit || echo "audit: pip-audit cannot be installed"
+	$(RUN) tests/resolved.py > $(VENV)/resolved.txt
+	$(RUN) tests/audit.py $(AUDIT)/bin/pip-audit $(VENV)/resolved.txt --ignore $(IGNORE)
+
+constraints: install  ## constraints.txt: exactly the versions that are installed, which the suite has passed on
+	$(RUN) tests/resolved.py > $(VENV)/resolved.txt
+	cp $(VENV)/resolved.txt constraints.txt
 
 lint: install
 	$(BIN)/ruff check .

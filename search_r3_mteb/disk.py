@@ -22,6 +22,12 @@ _ADVICE = {
     errno.EPERM: "permission was denied",
     errno.EIO: "the disk reported an error of its own",
 }
+_PLACES = {
+    errno.ENAMETOOLONG: "its name is longer than this file system allows",
+    errno.ENOTDIR: "a part of its path is a file, not a folder",
+    errno.EEXIST: "something of that name is there already",
+    errno.EISDIR: "it is a folder, and a file is meant",
+}
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 
@@ -32,7 +38,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _ADVICE:
+        if error.errno in _ADVICE or error.errno in _PLACES:
             _name(error, path)
         raise
     except Exception as error:
@@ -43,11 +49,16 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def explained(error: BaseException) -> str | None:
-    """The message of an error of the disk: path, reason, bytes free, what to do. None for any other error."""
+    """The message of an error of the disk: path, reason, bytes free, what to do. None for any other error.
+
+    Also of a path that cannot be used at all: too long a name, a file in the place of a folder, and the reverse.
+    """
     number = error.errno if isinstance(error, OSError) else _number_of(error)
+    given = (error.filename2 or error.filename) if isinstance(error, OSError) else None
+    if number in _PLACES and isinstance(given, str | bytes | os.PathLike):
+        return f"{Path(os.fsdecode(given))} cannot be used: {_PLACES[number]}. Name another place."
     if number not in _ADVICE:
         return None
-    given = (error.filename2 or error.filename) if isinstance(error, OSError) else None
     if isinstance(given, int) or not given:  # unknown: where most files are written
         places = {"the working directory": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
         room = "; ".join(f"{place} of {what}: {_room(place)}" for what, place in places.items())

@@ -288,3 +288,32 @@ def test_help_loads_no_heavy_library():
     heavy = ["torch", "mteb", "transformers", "faiss", "sentence_transformers"]
     statement = "from search_r3_mteb import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass"
     assert not loaded_after(statement, heavy)
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("a" * 300, "its name is longer than this file system allows"),
+        ("file.txt/x", "a part of its path is a file, not a folder|something of that name is there already"),
+    ],
+)
+@pytest.mark.parametrize("command", [["report", "."], ["export", "--model", "nano"]])
+def test_a_place_that_cannot_be_used_is_named_in_words(call, tmp_path, monkeypatch, command, place, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").write_text("a file")
+    code, _, errors = call(*command, "--output", place)
+    assert code == 2
+    assert re.search(rf"Error: .*{place.partition('/')[0]}.* cannot be used: ({reason})\. Name another place\.", errors)
+    assert "Errno" not in errors
+
+
+def test_a_report_needs_the_name_of_a_file(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert "The report needs a file to be written to, got '.'" in call("report", ".", "--output", "")[2]
+    assert "folder cannot be used: it is a folder, and a file is meant" in call("report", ".", "--output", "folder")[2]
+
+
+def test_the_folder_that_one_stands_in_has_a_name(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"Error: {tmp_path.name}: there is no " in call("init", ".", "--output", "made")[2]

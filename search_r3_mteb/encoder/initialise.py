@@ -115,7 +115,7 @@ def initialise(
     adapter, for a token that cannot be one, and for an `output` that exists and is not an earlier result.
     """
     dtype, target = checkpoints.check_dtype(dtype), Path(output).absolute()
-    folder = checkpoints.resolve(base)
+    folder = checkpoints.resolve(base).absolute()  # "." has no name, and messages need one
     _check_places(folder, target)
     check_files(folder)
     tokenizer = checkpoints.load_tokenizer(folder, False)

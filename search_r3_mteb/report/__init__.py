@@ -23,6 +23,10 @@ def report(runs: Sequence[Path], output: Path, format: str = "html", peers: Path
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is not one of {', '.join(FORMATS)}: pass one of these with --format.")
+    if not output.name:
+        raise ValueError(
+            f"The report needs a file to be written to, got {str(output)!r}: name one, such as report.html."
+        )
     from search_r3_mteb.atomic import write_text
     from search_r3_mteb.report.comparisons import reasoning_differences, table_rows
     from search_r3_mteb.report.peers import read_peers

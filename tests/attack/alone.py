@@ -1,0 +1,9 @@
+"""What the programs of the attack set before numpy, torch and the libraries of the hub are imported."""
+
+import os
+
+
+def one_thread_and_no_network() -> None:
+    """Threads do not survive a fork, and two processes share two cores; nothing may be asked of a hub."""
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

@@ -90,8 +90,8 @@ def export(
     is replaced, once the new one has given the source's vectors and logits for a few texts. A kill between the two
     renames of that leaves it complete as `.NAME.replaced`: sentence-transformers finds no folder until
     `SearchR3Encoder` or the next export of that name has put it back. Raises FileExistsError when `output` holds
-    anything else, ValueError for an encoder in mode "direct", for a checkpoint that `SearchR3Encoder` refuses, and for
-    one whose export is another model than it.
+    anything else, ValueError for an encoder in mode "direct" or with an anchor, for a checkpoint that `SearchR3Encoder`
+    refuses, and for one whose export is another model than it.
     """
     output = Path(output)
     _check_output(output)
@@ -107,6 +107,12 @@ def export(
     source = probe_outputs(encoder.model, index, prompts)
     allowed = allowed_difference(encoder.model, merged=hasattr(encoder.model, "merge_and_unload"))
     device = encoder.engine.device
+    if encoder.anchor is not None:
+        raise ValueError(
+            f"The anchor of this model's queries is {encoder.anchor}, which an exported folder cannot have: there a "
+            "query is one prompt, and the anchored vector is made of two. Give an encoder with anchor=None to export "
+            "the reasoned vectors alone, or use SearchR3Encoder."
+        )
     with replaced_folder(output) as folder:
         _write(encoder, folder, output.name, keep_adapter=in_memory)
         del encoder  # a large model is not held twice
@@ -148,6 +154,7 @@ def _encoder(model: Any, max_reasoning_tokens: int | None, max_length: int | Non
             )
         kept = ("max_reasoning_tokens", "temperature", "seed", "max_length")
         settings = {name: model.settings[name] for name in kept} | {"batch_tokens": model.engine.token_budget}
+        settings["anchor"] = model.anchor
         return SearchR3Encoder(model.checkpoint, **(settings | chosen))
     # The weights are only written, so they are not loaded onto a device that may lack room for them.
     place: dict[str, Any] = {} if isinstance(model, Checkpoint) else {"device": "cpu"}

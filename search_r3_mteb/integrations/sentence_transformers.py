@@ -9,7 +9,8 @@ type. There are three ways to load it:
 
 `encode_query` reasons, within `max_reasoning_tokens` of the call or else of the folder; `encode_document` and plain
 `encode` are direct (`encode(..., task="query")` reasons). `prompt` is the profile's instruction before the text.
-`SentenceTransformer(folder, config_kwargs={"max_reasoning_tokens": 64})` changes the folder's budget. Training: see
+`SentenceTransformer(folder, config_kwargs={"max_reasoning_tokens": 64})` changes the folder's budget. With an anchor,
+the direct prompt of a text that is cut holds what its reasoning prompt has kept. Training: see
 `transformers_model`.
 
 In MTEB, a SentenceTransformer gets its own `prompts`, never the task's: for the score of `SearchR3Encoder` on a task
@@ -90,8 +91,8 @@ def export(
     is replaced, once the new one has given the source's vectors and logits for a few texts. A kill between the two
     renames of that leaves it complete as `.NAME.replaced`: sentence-transformers finds no folder until
     `SearchR3Encoder` or the next export of that name has put it back. Raises FileExistsError when `output` holds
-    anything else, ValueError for an encoder in mode "direct" or with an anchor, for a checkpoint that `SearchR3Encoder`
-    refuses, and for one whose export is another model than it.
+    anything else, ValueError for an encoder in mode "direct", for a checkpoint that `SearchR3Encoder` refuses, and for
+    one whose export is another model than it.
     """
     output = Path(output)
     _check_output(output)
@@ -107,12 +108,6 @@ def export(
     source = probe_outputs(encoder.model, index, prompts)
     allowed = allowed_difference(encoder.model, merged=hasattr(encoder.model, "merge_and_unload"))
     device = encoder.engine.device
-    if encoder.anchor is not None:
-        raise ValueError(
-            f"The anchor of this model's queries is {encoder.anchor}, which an exported folder cannot have: there a "
-            "query is one prompt, and the anchored vector is made of two. Give an encoder with anchor=None to export "
-            "the reasoned vectors alone, or use SearchR3Encoder."
-        )
     with replaced_folder(output) as folder:
         _write(encoder, folder, output.name, keep_adapter=in_memory)
         del encoder  # a large model is not held twice
@@ -166,6 +161,7 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
     from search_r3_mteb.encoder.merging import merged
+    from search_r3_mteb.encoder.profiles import TEMPLATES
     from search_r3_mteb.integrations.transformers_model import SearchR3Config, SearchR3Model
     from search_r3_mteb.integrations.transformers_tokenizer import SearchR3Tokenizer
 
@@ -178,6 +174,8 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
         reasoning_temperature=encoder.settings["temperature"],
         reasoning_seed=encoder.settings["seed"],
         batch_tokens=encoder.engine.token_budget,
+        anchor=encoder.anchor,
+        frames=None if encoder.anchor is None else {name: encoder.renderer.frame_ids(name) for name in TEMPLATES},
         hidden_size=encoder.dim,
         tie_word_embeddings=bool(getattr(causal.config, "tie_word_embeddings", False)),
         dtype=causal.dtype,

@@ -14,7 +14,7 @@ from search_r3_mteb.evaluation.perceptron import PERCEPTRON, PerceptronPlan, wit
 from search_r3_mteb.evaluation.recording import Thinker
 from search_r3_mteb.evaluation.summary import SummaryRow
 from search_r3_mteb.evaluation.systems import System, check_settings, kind_of, open_systems, split_label
-from search_r3_mteb.evaluation.tasks import resolve_task
+from search_r3_mteb.evaluation.tasks import resolve_tasks
 from search_r3_mteb.expansion.names import parse_name
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def run_plan(plan: ComparisonPlan, command: str | None = None) -> ComparedRuns:
 
     Raises ValueError and FileNotFoundError for tasks that do not exist, before anything is run.
     """
-    tasks = [resolve_task(task, plan.split) for task in plan.tasks]
+    tasks = resolve_tasks(plan.tasks, plan.split)
     runs = ComparedRuns([], [])
     for entry in plan.systems:
         try:

@@ -17,6 +17,7 @@ from search_r3_mteb.encoder.inputs import documents_of, read_queries
 from search_r3_mteb.encoder.setting_types import check_number
 from search_r3_mteb.encoder.thoughts import Thought
 from search_r3_mteb.search.arrays import Vectors
+from search_r3_mteb.search.candidates import candidate_rows, rank_candidates
 from search_r3_mteb.search.exact import exact_search
 
 if TYPE_CHECKING:
@@ -113,8 +114,9 @@ class AbstainingSearch:
         on_thoughts: Callable[[Sequence[Thought]], Any] | None = None,
         **place: Any,
     ) -> dict[str, dict[str, float]]:
-        """MTEB's search: by query id the cosines of the `top_k` nearest documents, or of all candidates.
+        """MTEB's search: by query id the cosines of the `top_k` nearest documents, or candidates.
 
+        Where `top_ranked` names candidates, no other document counts, neither for the margin nor in the ranking.
         `on_thoughts` is called with the queries' thoughts; that of a query that did not reason `abstained`.
         """
         from mteb._create_dataloaders import create_dataloader
@@ -154,17 +156,21 @@ class AbstainingSearch:
     def _ranked(
         self, ids: Sequence[str], vectors: Vectors, top_k: int, top_ranked: Mapping[str, Sequence[str]] | None
     ) -> list[dict[str, float]]:
-        """For each query, in order, the scores of its nearest documents, or of all its candidates."""
+        """For each query, in order, the scores of its nearest documents, among its candidates where it has some."""
         if self._vectors is None:
             raise ValueError(
                 f"{self.encoder.name}: whether a query reasons depends on the documents, and there are none yet. Call "
                 "index(documents) first."
             )
         if top_ranked is not None:
-            row_of = {each: row for row, each in enumerate(self._ids)}
-            return [
-                {each: float(self._vectors[row_of[each]] @ vector) for each in top_ranked.get(query, ())}
+            allowed = candidate_rows(top_ranked, ids, self._ids)
+            ranked = [
+                rank_candidates(vector, self._vectors, allowed[query], top_k)
                 for query, vector in zip(ids, vectors, strict=True)
+            ]
+            return [
+                {self._ids[row]: float(score) for row, score in zip(rows[:top_k], scores[:top_k], strict=True)}
+                for rows, scores in ranked
             ]
         found = exact_search(vectors, self._vectors, top_k)
         return [

@@ -48,7 +48,7 @@ from search_r3_mteb.evaluation.systems import (
     check_settings,
     open_systems,
 )
-from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
+from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_tasks
 from search_r3_mteb.evaluation.unit_files import (
     existing,
     keep_predictions,
@@ -86,7 +86,7 @@ def evaluate(  # noqa: PLR0913  what a run is made of
 
     `models`: a Search-R3 checkpoint (bundled name, folder, LoRA folder, hub id, or one in memory), an ordinary
     sentence-transformers folder, or "bm25"; NAME=PATH names a folder. An encoder in memory is evaluated in its own
-    mode. `tasks`: see `resolve_task`. `cache_folder` is the encoder's store, OUTPUT/store unless given. `settings` are
+    mode. `tasks`: see `resolve_tasks`. `cache_folder` is the encoder's store, OUTPUT/store unless given. `settings` are
     those of SearchR3Encoder. `reasoning` is a file of reasonings by query id (`given_file`): mode "given", which reads
     them, then takes the place of "reason". `command` is noted in the rows. Raises ValueError and FileNotFoundError,
     before anything long starts, for models, tasks and modes that do not exist, and for a query without a reasoning.
@@ -100,7 +100,7 @@ def evaluate(  # noqa: PLR0913  what a run is made of
     output = Path(output)
     given = None if reasoning is None else read_given(reasoning)
     check_settings(models, settings or {}, mode, given)
-    resolved = [resolve_task(task, split) for task in tasks]
+    resolved = resolve_tasks(tasks, split)
     rows: list[SummaryRow] = []
     store = output / "store" if cache_folder is None else cache_folder
     clean(output, *(path for name in ("queries", "predictions", "mteb") for path in _folders(output / name)))

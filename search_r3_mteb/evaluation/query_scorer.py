@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, Int
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.abstaining import top_margins
 from search_r3_mteb.evaluation.queries import CUTOFF, as_scored, hops_of_query, query_text, score
+from search_r3_mteb.search.candidates import CandidateRows, candidate_rows, rank_candidates
 from search_r3_mteb.search.exact import exact_search
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class _Part:
     documents: Sequence[str]
     place: Mapping[str, int]  # of each document
     vectors: Float32[np.ndarray, "documents dim"]
-    candidates: Mapping[str, Sequence[str]] | None
+    candidates: Mapping[str, CandidateRows] | None
 
 
 class QueryScorer:
@@ -123,6 +124,7 @@ class QueryScorer:
         bodies = [join_title(title, text or "") for title, text in zip(titles, corpus["text"], strict=True)]
         documents = list(corpus["id"])
         self.documents += len(documents)
+        candidates = data.get("top_ranked")
         part = _Part(
             rows=np.arange(start, len(self)),
             ids=ids,
@@ -130,7 +132,7 @@ class QueryScorer:
             documents=documents,
             place={document: row for row, document in enumerate(documents)},
             vectors=encoder.encode_document(bodies),
-            candidates=data.get("top_ranked"),
+            candidates=None if candidates is None else candidate_rows(candidates, ids, documents),
         )
         self._parts.append(part)
 
@@ -139,9 +141,8 @@ class QueryScorer:
             return best_documents(part.ids, vectors, part.documents, part.vectors)
         ranking = {}
         for query, vector in zip(part.ids, vectors, strict=True):
-            candidates = part.candidates[query]
-            values = part.vectors[[part.place[document] for document in candidates]] @ vector
-            ranking[query] = dict(zip(candidates, values.tolist(), strict=True))
+            rows, values = rank_candidates(vector, part.vectors, part.candidates[query], _KEPT)
+            ranking[query] = {part.documents[row]: float(value) for row, value in zip(rows, values, strict=True)}
         return ranking
 
     def _margins(

@@ -1,8 +1,10 @@
-"""Tasks by name: hopworld, stdlib, any BEIR folder, and MTEB's own retrieval tasks."""
+"""Tasks by name: hopworld, stdlib, any BEIR folder, and MTEB's own retrieval tasks and benchmarks."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from search_r3_mteb.evaluation.benchmarks import ALIASES, BENCHMARK_NAMES, benchmark_tasks
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -11,14 +13,30 @@ TaskSpec: TypeAlias = "str | AbsTaskRetrieval"
 BEIR = "beir:"
 LOCAL_TASKS = ("hopworld", "stdlib")
 FORMS = (
-    "hopworld, hopworld:DOCUMENTS, stdlib, beir:FOLDER[:ignore_identical_ids], or the name of an MTEB retrieval task"
+    "hopworld, hopworld:DOCUMENTS, stdlib, beir:FOLDER[:ignore_identical_ids], or the name of an MTEB retrieval task or "
+    f"benchmark ({', '.join(BENCHMARK_NAMES)}, ...)"
 )
+
+
+def resolve_tasks(specs: Sequence[TaskSpec], split: str | None = None) -> "list[AbsTaskRetrieval]":
+    """The tasks that `specs` name, in order and each once; the name of a benchmark stands for all of its tasks.
+
+    Raises like `resolve_task` and `benchmark_tasks`.
+    """
+    found: dict[Any, AbsTaskRetrieval] = {}
+    for spec in specs:
+        several = benchmark_tasks(spec) if isinstance(spec, str) and not _is_local(spec) else None
+        for each in [spec] if several is None else several:
+            task = resolve_task(each, split)
+            found.setdefault((task.metadata.name, task.metadata.revision, *task.eval_splits, *task.hf_subsets), task)
+    return list(found.values())
 
 
 def resolve_task(spec: TaskSpec, split: str | None = None) -> "AbsTaskRetrieval":
     """The task that `spec` names, restricted to `split` when one is given; its data are not loaded yet.
 
-    Raises ValueError for an unknown name or split and for tasks other than retrieval, FileNotFoundError for no folder.
+    Raises ValueError for an unknown name or split, for tasks other than retrieval and for a benchmark of several tasks,
+    FileNotFoundError for no folder.
     """
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
@@ -34,6 +52,10 @@ def resolve_task(spec: TaskSpec, split: str | None = None) -> "AbsTaskRetrieval"
             raise ValueError(f"{_name(task)} has no split {split!r}; it has {', '.join(known)}.")
         task.filter_eval_splits([split])
     return task
+
+
+def _is_local(name: str) -> bool:
+    return name.partition(":")[0] in ("beir", *LOCAL_TASKS)
 
 
 def with_identical_ids_ignored(specs: Sequence[str]) -> list[str]:
@@ -80,8 +102,14 @@ def _from_mteb(name: str) -> Any:
     import mteb
 
     try:
-        return mteb.get_task(name)
+        return mteb.get_task(ALIASES.get(name, name))
     except KeyError as error:
+        several = benchmark_tasks(name)
+        if several is not None:
+            raise ValueError(
+                f"{name} is a benchmark of {len(several)} tasks, and this needs one: "
+                f"{', '.join(task.metadata.name for task in several)}."
+            ) from error
         hint = str(error.args[0]).removeprefix("KeyError: ") if error.args else ""
         raise ValueError(f"There is no task {name!r} ({hint}) A task is {FORMS}.") from error
 

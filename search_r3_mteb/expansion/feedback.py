@@ -15,6 +15,7 @@ from search_r3_mteb.expansion.rules import rocchio
 from search_r3_mteb.expansion.writer import Written
 from search_r3_mteb.expansion.writer_encoder import ExpandedThought, WriterEncoder
 from search_r3_mteb.search.arrays import Vectors
+from search_r3_mteb.search.candidates import CandidateRows, candidate_rows, rank_candidates
 from search_r3_mteb.search.exact import exact_search
 
 _TITLE_WORDS = 16  # of a document without a title, in the place of one (our choice)
@@ -35,11 +36,13 @@ class FeedbackEncoder(WriterEncoder):
     """The methods "feedback" (titles of the nearest documents in the prompt) and "rocchio" (vectors, no writer).
 
     `index(documents)` comes first, `search` or `encode_query` after it. The nearest documents are those of the query's
-    own vector in the whole corpus; a document whose text is the query itself gives no feedback. MTEB and `evaluate`
-    use `index` and `search`; in MTEB's reranking tasks the candidates limit what is returned, not the feedback.
+    own vector in the corpus; a document whose text is the query itself gives no feedback. MTEB and `evaluate` use
+    `index` and `search`; where a query may find only some documents (excluded ids, candidates to be ranked again), no
+    other gives feedback: it may be what the query was made from.
     """
 
     _corpus: Indexed | None = None
+    _allowed: Mapping[str, CandidateRows] | None = None  # by text, while such a search runs
 
     def _check_kind(self) -> None:
         if not self.method.needs_corpus:
@@ -77,23 +80,31 @@ class FeedbackEncoder(WriterEncoder):
         on_thoughts: Callable[[Sequence[ExpandedThought]], Any] | None = None,
         **place: Any,
     ) -> dict[str, dict[str, float]]:
-        """MTEB's search: by query id the cosines of the `top_k` nearest documents, or of all candidates.
+        """MTEB's search: by query id the cosines of the `top_k` nearest documents, or of the nearest candidates.
 
         `queries` is MTEB's dataset, or {id: text}. `on_thoughts` is called with what was written about the queries.
         """
         corpus = self._indexed()
         ids, texts, instructions = self._queries(queries, task_metadata)
         show = (encode_kwargs or {}).get("show_progress_bar")
-        thoughts = self.think(texts, instruction=instructions, show_progress_bar=show)
+        allowed = None if top_ranked is None else candidate_rows(top_ranked, ids, corpus.ids)
+        try:
+            self._allowed = None if allowed is None else _by_text(texts, [allowed[each] for each in ids])
+            thoughts = self.think(texts, instruction=instructions, show_progress_bar=show)
+        finally:
+            self._allowed = None
         if on_thoughts is not None:
             on_thoughts(thoughts)
         vectors = np.array([thought.vector for thought in thoughts], np.float32).reshape(-1, self.dim)
-        if top_ranked is not None:
-            row_of = {each: row for row, each in enumerate(corpus.ids)}
-            return {
-                query: {each: float(corpus.vectors[row_of[each]] @ vector) for each in top_ranked[query]}
+        if allowed is not None:
+            ranked = [
+                (query, *rank_candidates(vector, corpus.vectors, allowed[query], top_k))
                 for query, vector in zip(ids, vectors, strict=True)
                 if query in top_ranked
+            ]
+            return {
+                query: {corpus.ids[row]: float(value) for row, value in zip(rows[:top_k], values[:top_k], strict=True)}
+                for query, rows, values in ranked
             }
         found = exact_search(vectors, corpus.vectors, top_k)
         return {
@@ -126,7 +137,14 @@ class FeedbackEncoder(WriterEncoder):
         """Rows of the documents that give feedback to each query, nearest first; `queries` are vectors (n, dim)."""
         corpus, most = self._indexed(), self._settings.feedback_documents
         # One document more, in the place of the query itself; more than one with its text is rare, and then fewer stay.
-        found = exact_search(queries, corpus.vectors, most + 1).rows
+        found: Any
+        if self._allowed is None:
+            found = exact_search(queries, corpus.vectors, most + 1).rows
+        else:
+            found = [
+                rank_candidates(query, corpus.vectors, self._allowed[text], most + 1)[0][: most + 1]
+                for text, query in zip(texts, queries, strict=True)
+            ]
         return [
             [int(row) for row in rows if corpus.texts[row].strip() != text.strip()][:most]
             for text, rows in zip(texts, found, strict=True)
@@ -137,11 +155,12 @@ class FeedbackEncoder(WriterEncoder):
         return [[titles[row] for row in rows] for rows in self.nearest(texts, queries)]
 
     def _text_parts(self) -> dict[str, Any]:
-        return {
+        found = {
             "corpus": self._indexed().digest,
             "encoder": self.encoder.fingerprint,
             "feedback_documents": self._settings.feedback_documents,
         }
+        return found if self._allowed is None else found | {"allowed": _allowed_digest(self._allowed)}
 
     def _thoughts(
         self,
@@ -176,6 +195,21 @@ def _ids_and_titles(corpus: Any, count: int) -> tuple[list[str], list[Any]]:
     rows = list(corpus.values()) if by_id else corpus
     ids = [str(each) for each in corpus] if by_id else list(map(str, range(count)))
     return ids, [each.get("title") if isinstance(each, Mapping) else None for each in rows]
+
+
+def _by_text(texts: Sequence[str], rows: Sequence[CandidateRows]) -> dict[str, CandidateRows]:
+    """What the queries of each text may all find: what one of them must not find gives no feedback to any."""
+    found: dict[str, CandidateRows] = {}
+    for text, each in zip(texts, rows, strict=True):
+        found[text] = np.intersect1d(found[text], each, assume_unique=True) if text in found else each
+    return found
+
+
+def _allowed_digest(allowed: Mapping[str, CandidateRows]) -> str:
+    digest = hashlib.sha256()
+    for text, rows in sorted(allowed.items()):
+        digest.update(_digest([text]).encode() + rows.tobytes())
+    return digest.hexdigest()
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -1,0 +1,93 @@
+"""Benchmarks: names that stand for several of MTEB's tasks.
+
+| name | MTEB's tasks |
+|---|---|
+| BRIGHT | the 12 of BRIGHT(v1.1) with documents of ordinary length; the mean of their nDCG@10 is BRIGHT's published figure |
+| BRIGHT-long | the 8 of BRIGHT(v1.1) with long documents |
+| BRIGHT-Pro | the benchmark of that name |
+| RTEB | the tasks of RTEB(beta) whose data are public |
+| LitSearch | the task LitSearchRetrieval |
+
+Every other benchmark of MTEB goes by MTEB's name for it, but for MTEB's "BRIGHT", an older version that leaves the
+excluded ids in and has no instructions: its one task is called BrightRetrieval (BrightLongRetrieval).
+
+Excluded ids are MTEB's own: what a query must not find is missing from its candidates (`top_ranked`).
+"""
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+logger = logging.getLogger(__name__)
+_OURS: Mapping[str, tuple[str, str | None]] = {  # MTEB's benchmark, and the one split of it
+    "BRIGHT": ("BRIGHT(v1.1)", "standard"),
+    "BRIGHT-long": ("BRIGHT(v1.1)", "long"),
+    "BRIGHT-Pro": ("BRIGHT-Pro", None),
+    "RTEB": ("RTEB(beta)", None),
+}
+ALIASES: Mapping[str, str] = {"LitSearch": "LitSearchRetrieval"}
+BENCHMARK_NAMES = (*_OURS, *ALIASES)
+
+
+def benchmark_tasks(name: str) -> "list[AbsTaskRetrieval] | None":
+    """The tasks of a benchmark, each an object of its own; None where there is no such benchmark.
+
+    Tasks whose data nobody can have are left out with a warning. Raises ValueError for a benchmark that is not
+    retrieval alone, and for one of ours that the installed MTEB lacks.
+    """
+    import mteb
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    theirs, split = _OURS.get(name, (name, None))
+    try:
+        found = list(mteb.get_benchmark(theirs).tasks)
+    except KeyError as error:
+        if name in _OURS:
+            raise ValueError(
+                f"{name}: the installed mteb {mteb.__version__} has no benchmark {theirs!r}. Install a newer one: "
+                "pip install -U mteb."
+            ) from error
+        return None
+    tasks = [task for task in found if split is None or list(task.eval_splits) == [split]]
+    others = [task.metadata.name for task in tasks if not isinstance(task, AbsTaskRetrieval)]
+    if others:
+        own = [task.metadata.name for task in tasks if isinstance(task, AbsTaskRetrieval)]
+        raise ValueError(
+            f"{name} holds {len(others)} tasks that are not retrieval ({_some(others)}), and this evaluation reports "
+            f"rankings only; the mean of the rest would not be {name}'s. Name its retrieval tasks one by one: "
+            f"{', '.join(own) or 'it has none'}."
+        )
+    closed = [task.metadata.name for task in tasks if task.metadata.is_public is False]
+    if closed:
+        logger.warning("%s: %d tasks with closed data are left out: %s", name, len(closed), ", ".join(closed))
+    # MTEB hands out the same objects every time, and splits and data are kept in them.
+    return [copy.deepcopy(task) for task in tasks if task.metadata.is_public is not False]
+
+
+def benchmark_means(specs: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """For each benchmark among `specs`: its name, and a sentence with each model's mean nDCG@10 over its tasks.
+
+    The mean is MTEB's: over splits, then over tasks. A model without a row on every task gets none.
+    """
+    for spec in specs:
+        tasks = benchmark_tasks(spec) if isinstance(spec, str) else None
+        if tasks is None or len(tasks) < 2:
+            continue
+        names = [task.metadata.name for task in tasks]
+        of_model: dict[tuple[str, str], dict[str, list[float]]] = {}
+        for row in rows:
+            if "hops" not in row and row["task"] in names:
+                found = of_model.setdefault((row["model"], row["mode"]), {})
+                found.setdefault(row["task"], []).append(row["ndcg_at_10"])
+        for (model, mode), by_task in of_model.items():
+            if len(by_task) == len(names):
+                mean = sum(sum(each) / len(each) for each in by_task.values()) / len(by_task)
+                yield spec, f"{spec}: mean nDCG@10 over {len(names)} tasks {mean:.4f} ({model}, {mode})"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

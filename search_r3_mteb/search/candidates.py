@@ -1,0 +1,54 @@
+"""Ranking where a query may find only some of the documents: excluded ids (BRIGHT), and candidates to be ranked again.
+
+MTEB calls both `top_ranked`: for each query the ids of the documents that it may find.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, Int32
+
+CandidateRows = Int32[np.ndarray, " candidates"]
+
+
+def candidate_rows(
+    top_ranked: Mapping[str, Sequence[str]], query_ids: Iterable[str], document_ids: Sequence[str]
+) -> dict[str, CandidateRows]:
+    """The rows of each query's candidates, in increasing order; a query that `top_ranked` lacks has none.
+
+    Raises ValueError for a candidate that is not among the documents.
+    """
+    row_of = {document: row for row, document in enumerate(document_ids)}
+    known: dict[int, CandidateRows] = {}  # by list: BRIGHT's queries without excluded ids share one of all documents
+    found = {}
+    for query in query_ids:
+        ids = top_ranked.get(query, ())
+        if id(ids) not in known:
+            try:
+                known[id(ids)] = np.unique(np.array([row_of[each] for each in ids], np.int32))
+            except KeyError as error:
+                raise ValueError(
+                    f"Query {query!r} may find document {error.args[0]!r}, which the corpus lacks. The task's candidates "
+                    "(top_ranked) belong to another corpus, or the corpus is incomplete."
+                ) from error
+        found[query] = known[id(ids)]
+    return found
+
+
+def rank_candidates(
+    query: Float[np.ndarray, " dim"],
+    documents: Float[np.ndarray, "documents dim"],
+    rows: CandidateRows,
+    k: int,
+) -> tuple[Int[np.ndarray, " found"], Float[np.ndarray, " found"]]:
+    """The candidates with the `k` largest inner products, best first; equal scores by row.
+
+    All that tie with the last of them are there too, so that there may be more than `k`.
+    """
+    few = 2 * len(rows) < len(documents)
+    scores = documents[rows] @ query if few else (documents @ query)[rows]
+    if len(rows) > k:
+        kept = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+        rows, scores = rows[kept], scores[kept]
+    order = np.lexsort((rows, -scores))
+    return rows[order], scores[order]

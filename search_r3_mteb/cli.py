@@ -4,7 +4,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +86,8 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         list[str],
         typer.Option(
             "--task",
-            help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task. May be repeated.",
+            help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], an MTEB task, or a benchmark: BRIGHT, "
+            "BRIGHT-long, BRIGHT-Pro, RTEB, LitSearch, or MTEB's name of another. May be repeated.",
         ),
     ],
     mode: Annotated[str, typer.Option(help="both, reason or direct. Baselines are always direct.")] = "both",
@@ -106,6 +107,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
 ) -> None:
     """Score models on retrieval tasks through MTEB: nDCG@10, recall@10, cost; summary.json and per-query files."""
     from search_r3_mteb.evaluation.abstaining import SearchSettings
+    from search_r3_mteb.evaluation.benchmarks import benchmark_means
     from search_r3_mteb.evaluation.costs import cost_sentences
     from search_r3_mteb.evaluation.evaluate import evaluate as run
     from search_r3_mteb.evaluation.summary import table
@@ -126,9 +128,52 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         )
     console = _console()
     console.print(table(rows))
-    for sentence in cost_sentences(rows, output):
+    means = list(benchmark_means(task, rows))
+    for sentence in [*cost_sentences(rows, output), *(mean for _, mean in means)]:
         console.print(sentence, markup=False, highlight=False)
+    _print_published(console, dict.fromkeys(name for name, _ in means))
     console.print(f"Written to {escape(str(output))}: summary.json, queries/, predictions/, mteb/")
+
+
+@app.command()
+def contamination(
+    train: Annotated[
+        Path,
+        typer.Option(help="The training set: .jsonl (.gz) with queries, positives, negatives, ids; or a BEIR folder."),
+    ],
+    task: Annotated[list[str], typer.Option("--task", help="As in evaluate. May be repeated.")],
+    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    train_split: Annotated[
+        str | None, typer.Option(help="The training folder's judgements. [default: train]", show_default=False)
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Jaccard of word shingles from which a text is a near copy.")] = 0.8,
+    examples: Annotated[int, typer.Option(help="Copies to show, for each part and sort.", min=0)] = 3,
+    json: Annotated[Path | None, typer.Option("--json", help="A file for the whole report.")] = None,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            help="Exit with 1 if more than this share (0 to 1) of a task's queries or relevant documents is trained on.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
+) -> None:
+    """How much of a task's test data a training set holds: exactly, nearly, and by id."""
+    from search_r3_mteb.evaluation.contamination import contamination as run
+    from search_r3_mteb.evaluation.contamination import sentences, table
+
+    with _progress_lines():
+        reports = run(
+            train, task, split=split, train_split=train_split, threshold=threshold, examples=examples, output=json
+        )
+    console = _console()
+    console.print(table(reports))
+    for sentence in sentences(reports):
+        console.print(sentence, markup=False, highlight=False)
+    if json is not None:
+        console.print(f"Written to {escape(str(json))}")
+    if fail_above is not None and any(each.share > fail_above for each in reports):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -326,14 +371,21 @@ def report(
         Path | None, typer.Option(help="The file to write. [default: report.FORMAT]", show_default=False)
     ] = None,
     format: Annotated[str, typer.Option(help="html (tables, figures, query explorer), md, csv or latex.")] = "html",
-    peers: Annotated[Path | None, typer.Option(help="A CSV of published MTEB scores to stand beside.")] = None,
+    peers: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Published scores to stand beside: a CSV of MTEB scores, MTEB's results folder, or QueryGym's "
+            "results.csv or repository. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write what runs have shown into one file that works offline."""
     from search_r3_mteb.report import report as write
 
     target = output or Path(f"report.{'tex' if format == 'latex' else format}")
     console = _console()
-    for message in write(runs, target, format, peers):
+    for message in write(runs, target, format, peers or ()):
         console.print(str(message), markup=False, highlight=False)
     console.print(f"Written to {escape(str(target))}")
 
@@ -444,14 +496,25 @@ def reproduce(
         typer.Option(help="CLAIM=PATH: a BEIR folder in place of the task that MTEB downloads. May be repeated."),
     ] = None,
     cache_folder: CacheFolderOption = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Show what others have published on BRIGHT, BRIGHT-Pro or all, with sources, and measure nothing.",
+            show_default=False,
+        ),
+    ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
     """Measure the paper's claims on the released checkpoint; needs a network, and a GPU for its size."""
+    from search_r3_mteb.evaluation.published import published_scores, published_table
     from search_r3_mteb.evaluation.reproduce import parse_task_folders, table
     from search_r3_mteb.evaluation.reproduce import reproduce as run
 
     console = _console()
+    if published:
+        console.print(published_table(published_scores(published)))
+        return
     with _progress_lines():
         findings = run(
             claim or ["all"],
@@ -464,6 +527,7 @@ def reproduce(
             on_finding=lambda each: console.print(_finding_line(each), markup=False, highlight=False),
         )
     console.print(table(findings))
+    _print_published(console, dict.fromkeys(finding["task"] for finding in findings))
     console.print(f"Written to {escape(str(output))}: reproduce.json, summary.json, queries/, predictions/, mteb/")
 
 
@@ -564,6 +628,15 @@ class _Visible(logging.Formatter):
 def _finding_line(finding: dict[str, Any]) -> str:
     note = f" Rehearsal: {finding['rehearsal']}." if finding["rehearsal"] else ""
     return f"{finding['claim']}: {finding['verdict']}. {finding['statement']} Measured {finding['explanation']}{note}"
+
+
+def _print_published(console: SafeConsole, benchmarks: Iterable[str]) -> None:
+    """What others have published on these, where the table knows anything."""
+    from search_r3_mteb.evaluation.published import known_benchmarks, published_scores, published_table
+
+    known = [name for name in benchmarks if name in known_benchmarks()]
+    if known:
+        console.print(published_table(published_scores(known)))
 
 
 def _console() -> SafeConsole:

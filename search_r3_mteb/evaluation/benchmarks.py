@@ -17,6 +17,7 @@ Excluded ids are MTEB's own: what a query must not find is missing from its cand
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +40,35 @@ def benchmark_tasks(name: str) -> "list[AbsTaskRetrieval] | None":
     Tasks whose data nobody can have are left out with a warning. Raises ValueError for a benchmark that is not
     retrieval alone, and for one of ours that the installed MTEB lacks.
     """
+    parts = _parts(name)
+    return None if parts is None else [task for part in parts for task in part]
+
+
+def benchmark_means(specs: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """For each benchmark among `specs`: its name, and a sentence with each model's mean nDCG@10 over its tasks.
+
+    The mean is MTEB's: over splits, then over tasks; those of CQADupstack are one. A model without a row on every task
+    gets none.
+    """
+    for spec in specs:
+        parts = _parts(spec) if isinstance(spec, str) else None
+        if parts is None or len(parts) < 2:
+            continue
+        names = [[task.metadata.name for task in part] for part in parts]
+        wanted = {name for part in names for name in part}
+        of_model: dict[tuple[str, str], dict[str, list[float]]] = {}
+        for row in rows:
+            if "hops" not in row and row["task"] in wanted:
+                found = of_model.setdefault((row["model"], row["mode"]), {})
+                found.setdefault(row["task"], []).append(row["ndcg_at_10"])
+        for (model, mode), values in of_model.items():
+            if len(values) == len(wanted):
+                mean = fmean(fmean(fmean(values[name]) for name in part) for part in names)
+                yield spec, f"{spec}: mean nDCG@10 over {len(parts)} tasks {mean:.4f} ({model}, {mode})"
+
+
+def _parts(name: str) -> "list[list[AbsTaskRetrieval]] | None":
+    """The tasks that count as one each: mostly one, those of CQADupstack together."""
     import mteb
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
@@ -52,41 +82,30 @@ def benchmark_tasks(name: str) -> "list[AbsTaskRetrieval] | None":
                 "pip install -U mteb."
             ) from error
         return None
-    tasks = [task for task in found if split is None or list(task.eval_splits) == [split]]
-    others = [task.metadata.name for task in tasks if not isinstance(task, AbsTaskRetrieval)]
+    parts = [_members(task) for task in found if split is None or list(task.eval_splits) == [split]]
+    others = [task.metadata.name for part in parts for task in part if not isinstance(task, AbsTaskRetrieval)]
     if others:
-        own = [task.metadata.name for task in tasks if isinstance(task, AbsTaskRetrieval)]
+        own = [task.metadata.name for part in parts for task in part if isinstance(task, AbsTaskRetrieval)]
         raise ValueError(
             f"{name} holds {len(others)} tasks that are not retrieval ({_some(others)}), and this evaluation reports "
             f"rankings only; the mean of the rest would not be {name}'s. Name its retrieval tasks one by one: "
             f"{', '.join(own) or 'it has none'}."
         )
-    closed = [task.metadata.name for task in tasks if task.metadata.is_public is False]
+    closed = [task.metadata.name for part in parts for task in part if task.metadata.is_public is False]
     if closed:
         logger.warning("%s: %d tasks with closed data are left out: %s", name, len(closed), ", ".join(closed))
     # MTEB hands out the same objects every time, and splits and data are kept in them.
-    return [copy.deepcopy(task) for task in tasks if task.metadata.is_public is not False]
+    copies = [[copy.deepcopy(task) for task in part if task.metadata.is_public is not False] for part in parts]
+    return [part for part in copies if part]
 
 
-def benchmark_means(specs: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """For each benchmark among `specs`: its name, and a sentence with each model's mean nDCG@10 over its tasks.
+def _members(task: Any) -> list[Any]:
+    """The task itself, or those whose mean it is."""
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
-    The mean is MTEB's: over splits, then over tasks. A model without a row on every task gets none.
-    """
-    for spec in specs:
-        tasks = benchmark_tasks(spec) if isinstance(spec, str) else None
-        if tasks is None or len(tasks) < 2:
-            continue
-        names = [task.metadata.name for task in tasks]
-        of_model: dict[tuple[str, str], dict[str, list[float]]] = {}
-        for row in rows:
-            if "hops" not in row and row["task"] in names:
-                found = of_model.setdefault((row["model"], row["mode"]), {})
-                found.setdefault(row["task"], []).append(row["ndcg_at_10"])
-        for (model, mode), by_task in of_model.items():
-            if len(by_task) == len(names):
-                mean = sum(sum(each) / len(each) for each in by_task.values()) / len(by_task)
-                yield spec, f"{spec}: mean nDCG@10 over {len(names)} tasks {mean:.4f} ({model}, {mode})"
+    return (
+        [each for member in task.tasks for each in _members(member)] if isinstance(task, AbsTaskAggregate) else [task]
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -105,6 +105,8 @@ def _from_mteb(name: str) -> Any:
         return mteb.get_task(ALIASES.get(name, name))
     except KeyError as error:
         several = benchmark_tasks(name)
+        if several is not None and len(several) == 1:
+            return several[0]
         if several is not None:
             raise ValueError(
                 f"{name} is a benchmark of {len(several)} tasks, and this needs one: "

@@ -118,7 +118,7 @@ def test_search_ranks_by_the_expanded_vector(sentences, embed):
         assert list(found[query]) == best
         np.testing.assert_allclose([found[query][each] for each in best], [scores[each] for each in best], atol=1e-5)
     some = made.search({"q1": QUERIES[0]}, top_k=1, top_ranked={"q1": ["c", "a"]})
-    assert list(some["q1"]) == ["c", "a"]
+    assert list(some["q1"]) == [max("ac", key=dict(zip(CORPUS, embed(TEXTS) @ vectors[0], strict=True)).__getitem__)]
 
 
 @pytest.mark.parametrize("form", ["strings", "rows", "columns", "ids"])
@@ -158,7 +158,9 @@ def test_mteb_conformity(writer, sentences, monkeypatch, kind):
     import mteb
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    made = make(writer if kind == "feedback" else None, sentences, **({"max_reasoning_tokens": 1} if kind == "feedback" else {}))
+    made = make(
+        writer if kind == "feedback" else None, sentences, **({"max_reasoning_tokens": 1} if kind == "feedback" else {})
+    )
     result = mteb.mock_run(made)
     failed = {name: status.exception for name, status in result.task_results.items() if hasattr(status, "exception")}
     assert failed == {}
@@ -181,3 +183,39 @@ def test_rocchio_with_minilm_itself():
     np.testing.assert_allclose(
         made.encode_query("feline animals"), unit(own + 0.75 * documents[order].mean(axis=0)), atol=1e-5
     )
+
+
+def test_what_a_query_must_not_find_gives_it_no_feedback(sentences, embed):
+    made = make(None, sentences, feedback_documents=1)
+    made.index(CORPUS)
+    query, own, vectors = QUERIES[0], embed([QUERIES[0]])[0], embed(TEXTS)
+    first, second = nearest(embed, query, 2)
+    ids = list(CORPUS)
+    allowed = {"q": [each for each in ids if each != ids[first]]}
+
+    def feedback_vector(**how):
+        seen = []
+        made.search({"q": query}, top_k=4, on_thoughts=seen.extend, **how)
+        return seen[0].vector
+
+    np.testing.assert_allclose(feedback_vector(), unit(own + 0.75 * vectors[first]), atol=1e-5)
+    np.testing.assert_allclose(feedback_vector(top_ranked={"q": ids}), unit(own + 0.75 * vectors[first]), atol=1e-5)
+    np.testing.assert_allclose(feedback_vector(top_ranked=allowed), unit(own + 0.75 * vectors[second]), atol=1e-5)
+    assert ids[first] not in made.search({"q": query}, top_k=4, top_ranked=allowed)["q"]
+    np.testing.assert_allclose(made.encode_query(query), feedback_vector(), atol=1e-6)  # it holds for that search only
+    with pytest.raises(ValueError, match="may find document 'gone', which the corpus lacks"):
+        made.search({"q": query}, top_k=2, top_ranked={"q": ["gone"]})
+
+
+def test_texts_that_were_written_with_other_feedback_are_not_read_from_the_store(writer, sentences, embed, tmp_path):
+    made = make(writer, sentences, feedback_documents=1, cache_folder=str(tmp_path / "store"))
+    made.index(CORPUS)
+    first = nearest(embed, QUERIES[0], 1)[0]
+    written = {}
+    for name, excluded in (("all", None), ("none", first), ("again", None)):
+        ids = [each for row, each in enumerate(CORPUS) if row != excluded]
+        seen = []
+        made.search({"q": QUERIES[0]}, top_k=4, on_thoughts=seen.extend, top_ranked={"q": ids})
+        written[name] = seen[0].texts
+    assert written["all"] == written["again"]
+    assert len(made._stores) == 2

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import torch
 
+from search_r3_mteb.keys import key_of
 from train.checkpoint.trees import Tree
-from train.data.order import key_of
 
 
 def capture_random_state() -> Tree:

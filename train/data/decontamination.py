@@ -1,6 +1,6 @@
 """Decontamination: training rows that repeat evaluation texts are found, dropped and counted.
 
-A row is dropped when its query or its positive equals an evaluation text, or nearly (near_duplicates.py). Each source
+A row is dropped when its query or its positive equals an evaluation text, or nearly (the package's near_duplicates.py). Each source
 says which texts count (`decontaminate`). The default is queries and documents for pairs; queries alone for BEIR
 folders, whose training and test judgements share one corpus by design; nothing for hopworld, whose splits share their
 phrasing by design and no entity: "the city that saw the birth of Karin Hagen" and "... of Karin Stark" have a Jaccard
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from search_r3_mteb.atomic import write_json
+from search_r3_mteb.near_duplicates import DuplicateIndex, Signer, Twin
 from search_r3_mteb.tasks.beir_folder import read_qrels, read_queries
 from search_r3_mteb.tasks.hopworld import HopWorld
 from train.config.data import DataSettings, DecontaminationSettings, JudgedSetSettings, SourceSettings
 from train.config.loading import load_config
 from train.config.stages import RlConfig, SftConfig
-from train.data.near_duplicates import DuplicateIndex, Signer, Twin
 from train.data.rows import TrainingRow
 from train.data.sources import all_rows, documents_of, open_source
 

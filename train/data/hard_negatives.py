@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.json_files import read_object
+from search_r3_mteb.keys import key_of
 from train.config.data import DataSettings, MiningSettings, SourceSettings
 from train.config.loading import load_config
 from train.config.stages import SftConfig
 from train.data.decontamination import roles_of
 from train.data.jsonl import write_rows
-from train.data.order import key_of
 from train.data.rows import TrainingRow, positives_of, text_id
 from train.data.sources import all_rows, documents_of, open_source
 from train.processes.collectives import on_main

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from search_r3_mteb.keys import key_of
 from train.config.data import DataSettings
 from train.data.beir_source import Unit
 from train.data.decontamination import (
@@ -26,7 +27,7 @@ from train.data.decontamination import (
     decontaminator_for,
     roles_of,
 )
-from train.data.order import key_of, permuted, uniform
+from train.data.order import permuted, uniform
 from train.data.rows import BadRowError, JudgedPair, RowSource, TrainingRow, limit_negatives
 from train.data.sources import open_source
 

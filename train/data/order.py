@@ -4,16 +4,10 @@ So the position is the whole state of a shuffled epoch: a resumed run goes on bi
 same order, and ten million rows cost no memory.
 """
 
-import hashlib
+from search_r3_mteb.keys import key_of
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 4  # Luby and Rackoff 1988: four Feistel rounds of random functions are a strong pseudo-random permutation
-
-
-def key_of(*parts: object) -> int:
-    """64 bits that depend on every part, the same in every process and Python version."""
-    text = "\0".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def uniform(*parts: object) -> float:

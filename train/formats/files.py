@@ -7,7 +7,8 @@ these columns in this order is passed over wherever it stands (files that were p
 
 from pathlib import Path
 
-from train.formats.records import MS_MARCO, FormatError, role_of
+from search_r3_mteb.column_roles import role_of
+from train.formats.records import MS_MARCO, FormatError
 
 MADE_BY = "The sets that the shipped configurations name are made by `python -m train.prepare NAME` (--list)."
 _TABLES = (".tsv", ".txt")

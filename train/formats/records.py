@@ -8,13 +8,13 @@
 | Tevatron | query_id, query, positive_passages, negative_passages [{docid, title, text}] | with ids and titles |
 | DPR | question, positive_ctxs, hard_negative_ctxs, negative_ctxs [{title, text}] | with titles |
 
-The rule behind the table: no column that some format uses for queries, positives, negatives, labels or scores is
-passed over without a word (`role_of`). One column of queries and one of positives are read, two of either are refused;
-all columns of negatives are read. Scores of teachers are not read, since no loss here uses them: `pos_scores` and
-`neg_scores`, and beside one positive and its negatives a `label` or `score` that is a margin, or a list with a number
-for each text. A `label` of 1 beside a pair says that it is one; anything else in `label` or `score` says that the text
-may not be relevant, and the record is refused. What holds ids or tokens instead of texts, lists of texts with labels,
-pairs of equals (sentence1, sentence2) and prompts of single rows are refused with what to do.
+The rule behind the table: no column that some format uses for queries, positives, negatives, labels or scores is passed
+over without a word (`column_roles.role_of`). One column of queries and one of positives are read, two of either are
+refused; all columns of negatives are read. Scores of teachers are not read, since no loss here uses them: `pos_scores`
+and `neg_scores`, and beside one positive and its negatives a `label` or `score` that is a margin, or a list with a
+number for each text. A `label` of 1 beside a pair says that it is one; anything else in `label` or `score` says that
+the text may not be relevant, and the record is refused. What holds ids or tokens instead of texts, lists of texts with
+labels, pairs of equals (sentence1, sentence2) and prompts of single rows are refused with what to do.
 
 Only where `query`, `positive` and `negatives` of `columns` are left as they are: a user who names one of them has said
 which column is what, and the record is read so. Other names (reasoning, ids, title) are kept beside the format's.
@@ -26,20 +26,14 @@ and `mine_hard_negatives`, Tevatron's README ("training data"), DPR's README ("r
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
+from search_r3_mteb.column_roles import ID_COLUMNS, QUERY_COLUMNS, role_of
 from train.config.data import ColumnSettings
 
 KNOWN = "FlagEmbedding, sentence-transformers, Tevatron and DPR"
-_QUERIES = ("query", "anchor", "question", "query_text")
-_TEXTS = r"(_(passages?|docs?|documents?|ctxs?|contexts?|texts?))?(_(?P<number>\d+))?"
-_POSITIVES = re.compile(rf"answer|(positives?|pos){_TEXTS}")
-_NEGATIVES = re.compile(rf"(hard_?)?(negatives?|negs?){_TEXTS}")
 _SCORES = {"pos_scores": "pos", "neg_scores": "neg"}
 _JUDGED = ("label", "labels", "score", "scores")
-_IDS = re.compile(
-    r"(qid|pid|(query|positive|pos|(hard_)?negative|(hard_)?neg|passage|document|doc|corpus)[_-]p?ids?)(_\d+)?"
-)
 _LISTS = ("docs", "documents", "passages")
 _EQUALS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("text1", "text2"), ("sentence_A", "sentence_B"))
 _DEFAULT = (ColumnSettings().query, ColumnSettings().positive, ColumnSettings().negatives)
@@ -78,15 +72,6 @@ def columns_of(columns: ColumnSettings, record: Mapping[str, Any]) -> ColumnSett
     counts = (_count(record[positives[0]]), sum(_count(record[name]) for name in negatives))
     _refuse_judged(keys, record, *counts)
     return _columns(columns, queries[0], positives[0], negatives)
-
-
-def role_of(name: str) -> Literal["query", "positive", "negative"] | None:
-    """What a column of texts with this name holds in the formats that are known; None for any other name."""
-    if name in _QUERIES:
-        return "query"
-    if _POSITIVES.fullmatch(name):
-        return "positive"
-    return "negative" if _NEGATIVES.fullmatch(name) else None
 
 
 def _named(role: str, keys: set[str], record: Mapping[str, Any]) -> list[str]:
@@ -150,7 +135,7 @@ def _refuse_without_texts(keys: set[str], record: Mapping[str, Any]) -> None:
             "this is Tevatron's format of tokenised texts, and the tokens are another model's. Use the file with the "
             "texts (query, positive_passages, negative_passages)"
         )
-    if "qid" in keys and {"pos", "neg", "pid", "positive_pids"} & keys and not set(_QUERIES) & keys:
+    if "qid" in keys and {"pos", "neg", "pid", "positive_pids"} & keys and not set(QUERY_COLUMNS) & keys:
         raise FormatError(
             "this is MS MARCO's format with the ids of queries and passages, whose texts are in other files. "
             f"{MS_MARCO}, or join the texts into 'query', 'positive' and 'negatives'"
@@ -161,8 +146,8 @@ def _refuse_without_texts(keys: set[str], record: Mapping[str, Any]) -> None:
             'qrels/SPLIT.tsv into one folder and set kind = "beir"; `python -m train.prepare --list` names sets that '
             "it makes so"
         )
-    rest = {key for key in keys if key not in (*_QUERIES, *_JUDGED) and not _IDS.fullmatch(key)}
-    if not rest and any(_IDS.fullmatch(key) for key in keys - {"query_id", "query-id", "qid"}):
+    rest = {key for key in keys if key not in (*QUERY_COLUMNS, *_JUDGED) and not ID_COLUMNS.fullmatch(key)}
+    if not rest and any(ID_COLUMNS.fullmatch(key) for key in keys - {"query_id", "query-id", "qid"}):
         raise FormatError(
             f"{', '.join(map(repr, sorted(keys)))}: these are ids, whose texts are in other files, as in "
             "sentence-transformers' sets of triplets of ids. To name such columns would train on the ids as if they "

@@ -6,9 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
+from search_r3_mteb.keys import key_of
 from train.config.data import RlDataSettings, SourceSettings
 from train.corpus_cache.texts import CorpusTexts, CountTokens
-from train.data.order import key_of
 from train.data.rows import RowSource, TrainingRow, positives_of, text_id
 from train.data.sources import documents_of, open_source
 from train.disk.token_ids import CorpusTokenizer

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search_r3_mteb.near_duplicates import DuplicateIndex, Signer, words
 from search_r3_mteb.tasks.beir_folder import write_beir
 from train.config.data import DataSettings, DecontaminationSettings, JudgedSetSettings, SourceSettings
 from train.data.decontamination import Decontaminator, decontaminator_for, evaluation_texts, main, roles_of, scan
 from train.data.mixing import load_training_data
-from train.data.near_duplicates import DuplicateIndex, Signer, words
 from train.data.rows import TrainingRow
 
 SIGNER = Signer(3)

@@ -10,14 +10,14 @@ their few rarest members, so only those are indexed. Deterministic, without a pa
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt64
 from numpy.typing import NDArray
 
-from train.data.order import key_of
+from search_r3_mteb.keys import key_of
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 # Letters and digits of all scripts. In scripts without spaces (Thai, Lao, Burmese, Khmer, kana, Han) each character
@@ -115,14 +115,23 @@ class DuplicateIndex:
         place = int(np.searchsorted(self._exact, key))
         if place < self.count and self._exact[place] == key:
             return Twin(int(self._exact_order[place]), 1.0, True)
-        best: Twin | None = None
+        return max(self._similar(shingles), key=lambda twin: twin.similarity, default=None)
+
+    def all(self, signature: Signature) -> list[Twin]:
+        """Every indexed text that equals this one or is similar enough, in their order."""
+        key = np.uint64(signature.exact)
+        left, right = (int(np.searchsorted(self._exact, key, side=side)) for side in ("left", "right"))
+        equal = {int(number) for number in self._exact_order[left:right]}
+        near = [twin for twin in self._similar(signature.shingles) if twin.number not in equal]
+        return sorted([*(Twin(number, 1.0, True) for number in equal), *near])
+
+    def _similar(self, shingles: UInt64[np.ndarray, " n"]) -> Iterator[Twin]:
         for number in self._candidates(shingles):
             theirs = self._members[self._starts[number] : self._starts[number + 1]]
             shared = len(np.intersect1d(shingles, theirs, assume_unique=True))
             similarity = shared / (len(shingles) + len(theirs) - shared)
-            if similarity >= self._threshold - 1e-12 and (best is None or similarity > best.similarity):
-                best = Twin(int(number), similarity, False)
-        return best
+            if similarity >= self._threshold - 1e-12:
+                yield Twin(int(number), similarity, False)
 
     def _candidates(self, shingles: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " candidates"]:
         """Indexed texts that share one of the rarest shingles and are neither too short nor too long."""

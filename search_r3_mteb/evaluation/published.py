@@ -1,0 +1,70 @@
+"""Published nDCG@10 of comparable systems (`published.toml`): printed beside ours, never part of a test."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NOT_MEASURED = "published, not measured here"
+_CERTAINTY = {"P": "[P] the authors' own words", "S": "[S] somebody else's table"}
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """A system's nDCG@10 (0 to 1) on a benchmark, and where it stands.
+
+    `certainty`: "P" the authors' own words, "S" a table of somebody else. `setting` says what was searched with.
+    """
+
+    benchmark: str
+    system: str
+    setting: str
+    ndcg_at_10: float
+    certainty: str
+    source: str
+    address: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ndcg_at_10 < 1:
+            raise ValueError(f"{self.system} on {self.benchmark}: nDCG@10 lies between 0 and 1, got {self.ndcg_at_10}.")
+        if self.certainty not in _CERTAINTY or not (self.source and self.address.startswith("https://")):
+            raise ValueError(
+                f"{self.system} on {self.benchmark}: a certainty (P or S), a source and an address are due."
+            )
+
+
+def published_scores(benchmarks: Sequence[str] = ("all",)) -> list[PublishedScore]:
+    """The scores on these benchmarks, in the table's order. ValueError for a name that is not in the table."""
+    text = (files("search_r3_mteb.evaluation") / "published.toml").read_text(encoding="utf-8")
+    every = [PublishedScore(**row) for row in tomllib.loads(text)["rows"]]
+    known = list(dict.fromkeys(score.benchmark for score in every))
+    unknown = [name for name in benchmarks if name not in (*known, "all")]
+    if unknown:
+        raise ValueError(f"No published score is known on {', '.join(unknown)}; there is {', '.join(known)}, or all.")
+    return [score for score in every if score.benchmark in benchmarks or "all" in benchmarks]
+
+
+def known_benchmarks() -> tuple[str, ...]:
+    """The benchmarks that the table holds scores on."""
+    return tuple(dict.fromkeys(score.benchmark for score in published_scores()))
+
+
+def published_table(scores: Sequence[PublishedScore]) -> "Table":
+    """The scores as a rich table, which says that none was measured here."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=NOT_MEASURED, title_justify="left")
+    for name in ("benchmark", "system", "setting"):
+        made.add_column(name, overflow="fold")
+    made.add_column("nDCG@10", justify="right", style="italic")
+    made.add_column("source", overflow="fold")
+    for score in scores:
+        source = f"\\[{score.certainty}] {score.source}, {score.address}"
+        made.add_row(score.benchmark, score.system, score.setting, f"{score.ndcg_at_10:.3f}", source)
+    made.caption = "; ".join(_CERTAINTY.values()).replace("[", "\\[")
+    return made

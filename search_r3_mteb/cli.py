@@ -86,8 +86,8 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         list[str],
         typer.Option(
             "--task",
-            help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], an MTEB task, or a benchmark: BRIGHT, "
-            "BRIGHT-long, BRIGHT-Pro, RTEB, LitSearch, or MTEB's name of another. May be repeated.",
+            help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], an MTEB task, or a benchmark: "
+            "BRIGHT, BRIGHT-long, BRIGHT-Pro, RTEB, LitSearch, or MTEB's name of another. May be repeated.",
         ),
     ],
     mode: Annotated[str, typer.Option(help="both, reason or direct. Baselines are always direct.")] = "both",
@@ -152,7 +152,7 @@ def contamination(
     fail_above: Annotated[
         float | None,
         typer.Option(
-            help="Exit with 1 if more than this share (0 to 1) of a task's queries or relevant documents is trained on.",
+            help="Exit with 1 if more than this share (0 to 1) of a task's queries or relevant documents is there.",
             min=0,
             max=1,
         ),

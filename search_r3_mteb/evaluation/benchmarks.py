@@ -2,7 +2,7 @@
 
 | name | MTEB's tasks |
 |---|---|
-| BRIGHT | the 12 of BRIGHT(v1.1) with documents of ordinary length; the mean of their nDCG@10 is BRIGHT's published figure |
+| BRIGHT | the 12 of BRIGHT(v1.1) with documents of ordinary length; published figures are their mean |
 | BRIGHT-long | the 8 of BRIGHT(v1.1) with long documents |
 | BRIGHT-Pro | the benchmark of that name |
 | RTEB | the tasks of RTEB(beta) whose data are public |

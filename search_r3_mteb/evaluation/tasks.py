@@ -13,8 +13,8 @@ TaskSpec: TypeAlias = "str | AbsTaskRetrieval"
 BEIR = "beir:"
 LOCAL_TASKS = ("hopworld", "stdlib")
 FORMS = (
-    "hopworld, hopworld:DOCUMENTS, stdlib, beir:FOLDER[:ignore_identical_ids], or the name of an MTEB retrieval task or "
-    f"benchmark ({', '.join(BENCHMARK_NAMES)}, ...)"
+    "hopworld, hopworld:DOCUMENTS, stdlib, beir:FOLDER[:ignore_identical_ids], or the name of an MTEB retrieval task "
+    f"or benchmark ({', '.join(BENCHMARK_NAMES)}, ...)"
 )
 
 

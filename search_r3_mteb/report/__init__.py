@@ -12,12 +12,14 @@ __all__ = ["report"]
 FORMATS = ("html", "md", "csv", "latex")
 
 
-def report(runs: Sequence[Path], output: Path, format: str = "html", peers: Path | None = None) -> list[Message]:
+def report(
+    runs: Sequence[Path], output: Path, format: str = "html", peers: Path | Sequence[Path] = ()
+) -> list[Message]:
     """Write the report on `runs` to `output` and return the messages about what was missing, repeated or unreadable.
 
     `runs` are run folders, summary.json files, MTEB result folders or files, prediction files, diagnose.json files and
     training logs. `format` is html, md, csv (OUTPUT-differences.csv then holds reasoning against direct) or latex.
-    `peers` is a CSV of published MTEB scores.
+    `peers` are files or folders of published scores (`peer_files`).
 
     Raises FileNotFoundError for a path that does not exist and ValueError for an unknown format.
     """
@@ -35,7 +37,7 @@ def report(runs: Sequence[Path], output: Path, format: str = "html", peers: Path
     evidence = read_runs(list(runs))
     rows = table_rows(evidence)
     differences = reasoning_differences(rows)
-    published = read_peers(peers, rows, evidence) if peers is not None else []
+    published = read_peers(peers, rows, evidence) if peers else []
     if format == "html":
         from search_r3_mteb.report.diagnose_section import diagnose_groups
         from search_r3_mteb.report.page import Content, write_page

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
 from search_r3_mteb.report.number_text import count, is_nan, p_value, ratio, score, signed, span
-from search_r3_mteb.report.tables import difference_frame
+from search_r3_mteb.report.tables import SCORE_COLUMNS, difference_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
+PUBLISHED = SCORE_COLUMNS["published_ndcg"]
 # Title of a column -> its CSS class.
 _SCORE_CLASSES = {
     "Task": "",
     "Model": "wrap",
     "Mode": "",
-    **dict.fromkeys(("nDCG@10", "Recall@10", "Tokens/query", "Forced"), "number"),
+    **dict.fromkeys(("nDCG@10", PUBLISHED, "Recall@10", "Tokens/query", "Forced"), "number"),
     **dict.fromkeys(("ms/query", "Documents/s", "Queries"), "number"),
     "From": "",
 }
@@ -72,6 +73,7 @@ class PageTable:
 def score_table(frame: pd.DataFrame, further: set[tuple[str, str]]) -> PageTable:
     """The scores; rows by hop count, and the peers whose (model, task) is in `further`, are hidden at first."""
     lines = []
+    published = bool(frame["published"].any())  # in a column of their own, never in one with what was measured
     for row in frame.to_dict("records"):
         budget = row["max_reasoning_tokens"]
         mode = row["mode"] if budget is None else f"{row['mode']} ≤ {budget}"
@@ -82,7 +84,14 @@ def score_table(frame: pd.DataFrame, further: set[tuple[str, str]]) -> PageTable
             Cell(row["task"], row["task"]),
             Cell(row["model"], row["model"], "wrap"),
             Cell(mode, f"{row['mode']} {budget or 0:08d}"),
-            _number(row["ndcg_at_10"], score, strong=row["best"], small=interval, hint=row["note"] or ""),
+            _number(
+                None if row["published"] else row["ndcg_at_10"],
+                score,
+                strong=row["best"],
+                small=interval,
+                hint=row["note"] or "",
+            ),
+            *([_number(row["ndcg_at_10"] if row["published"] else None, score)] if published else []),
             _number(row["recall_at_10"], score),
             _number(row["reasoning_tokens"], _one_decimal),
             _number(forced, lambda share: "–" if share is None or is_nan(share) else f"{share:.1%}"),
@@ -96,7 +105,8 @@ def score_table(frame: pd.DataFrame, further: set[tuple[str, str]]) -> PageTable
         kinds["hops"] = row["hops"] is not None
         names = [name for name, on in kinds.items() if on]
         lines.append(TableLine(cells, " ".join(names), hidden="further" in names or "hops" in names))
-    return PageTable("score-table", _SCORE_CLASSES, lines)
+    classes = {title: kind for title, kind in _SCORE_CLASSES.items() if published or title != PUBLISHED}
+    return PageTable("score-table", classes, lines)
 
 
 def difference_table(differences: Sequence[ReasoningDifference]) -> PageTable:

@@ -1,26 +1,28 @@
-"""Published MTEB scores beside ours, marked where their corpus is not the one that we searched."""
+"""Published scores beside ours, marked where their corpus is not the one that we searched.
+
+They come from files of published scores (`peer_files`). They have no per-query values: they are in no test, and stand
+in a column of their own.
+"""
 
 from __future__ import annotations
 
-import csv
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from search_r3_mteb.report.comparisons import ScoreRow
+from search_r3_mteb.report.peer_files import PeerEntry, number, read_peer_files
 from search_r3_mteb.report.query_files import plain
 from search_r3_mteb.report.records import Evidence, mean
-
-_COLUMNS = ("model", "task", "split", "subset", "ndcg_at_10", "recall_at_10")
 
 
 @dataclass(frozen=True)
 class Peer:
     """A published score on `published_as`, beside our rows on `task`.
 
-    `comparable` says whether task, split and corpus are ours; `why` says how that is known.
+    `comparable` says whether task, split and corpus are ours; `why` says how that is known. `publisher` is "MTEB" or
+    "QueryGym".
     """
 
     model: str
@@ -32,6 +34,7 @@ class Peer:
     comparable: bool
     why: str
     shown: bool  # among the few that stand beside ours without asking for all
+    publisher: str = "MTEB"
 
 
 @dataclass(frozen=True)
@@ -40,27 +43,28 @@ class _Corpus:
     queries: int | None
 
 
-def read_peers(path: Path, rows: Sequence[ScoreRow], evidence: Evidence) -> list[Peer]:
-    """Peers of every task in `rows`, from a CSV with columns model, task, split, subset, ndcg_at_10, recall_at_10.
+def read_peers(path: Path | Sequence[Path], rows: Sequence[ScoreRow], evidence: Evidence) -> list[Peer]:
+    """Peers of every task in `rows`, from files or folders of published scores (see `read_peer_files`).
 
-    Tasks of ours that the file does not hold get a note, as do scores that are not numbers. Raises FileNotFoundError
-    where the file does not exist and ValueError where it lacks a column.
+    Tasks of ours that none of them holds get a note, as do scores that are not numbers. Raises FileNotFoundError where
+    a file does not exist and ValueError where it holds something else.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"--peers {path}: no such file. Give the CSV of published MTEB retrieval scores.")
+    paths = [path] if isinstance(path, Path) else list(path)
     ours: dict[tuple[str, str], list[ScoreRow]] = {}
     for row in rows:
         if row.first.hops is None and row.first.subset is None:
             ours.setdefault((row.first.task, row.first.split), []).append(row)
-    published = _read(path, {plain(published_name(task)) for task, _ in ours}, evidence)
+    published = read_peer_files(paths, {plain(published_name(task)) for task, _ in ours}, evidence)
     peers: list[Peer] = []
     for (task, split), mine in ours.items():
         name = plain(published_name(task))
         entries = [entry for entry in published if plain(entry["task"]) == name and entry["split"] == split]
         if not entries:
-            evidence.note(str(path), f"holds no published score for {task} ({split}): no peers beside it.")
+            where = ", ".join(map(str, paths))
+            evidence.note(where, f"holds no published score for {task} ({split}): no peers beside it.")
             continue
-        peers.extend(_select(task, split, entries, mine))
+        for publisher in dict.fromkeys(entry["publisher"] for entry in entries):
+            peers.extend(_select(task, split, [each for each in entries if each["publisher"] == publisher], mine))
     return peers
 
 
@@ -73,26 +77,9 @@ def published_name(task: str) -> str:
     return found.group(1) if found else task
 
 
-def _read(path: Path, tasks: set[str], evidence: Evidence) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        absent = [name for name in _COLUMNS if name not in (reader.fieldnames or [])]
-        if absent:
-            found = ", ".join(reader.fieldnames or []) or "none"
-            raise ValueError(
-                f"--peers {path}: no column {', '.join(absent)} (found: {found}). "
-                "It must be a CSV of MTEB scores with a header."
-            )
-        entries = [entry for entry in reader if plain(entry["task"]) in tasks]
-    good = [entry for entry in entries if _number(entry["ndcg_at_10"]) is not None]
-    if len(good) < len(entries):
-        evidence.note(str(path), f"{len(entries) - len(good)} published scores are not numbers: left out.")
-    return good
-
-
-def _select(task: str, split: str, entries: list[dict[str, str]], mine: list[ScoreRow]) -> list[Peer]:
+def _select(task: str, split: str, entries: list[PeerEntry], mine: list[ScoreRow]) -> list[Peer]:
     """One peer per model; `shown` are BM25, those named like a model of ours, the best and the median."""
-    models: dict[str, list[dict[str, str]]] = {}
+    models: dict[str, list[PeerEntry]] = {}
     for entry in entries:  # several revisions of one model are several peers: their mean is not a score of any
         name, revision = entry["model"].replace("__", "/", 1), entry.get("revision") or ""
         others = {other.get("revision") for other in entries if other["model"] == entry["model"]}
@@ -104,18 +91,24 @@ def _select(task: str, split: str, entries: list[dict[str, str]], mine: list[Sco
         short = plain(name.split(" @ ")[0].rsplit("/", 1)[-1])
         named = any(short == other or other.endswith("-" + short) for other in our_names) or "bm25" in short
         comparable, why = _comparable(rows, mine, same_size)
-        ndcg = mean(_number(row["ndcg_at_10"]) for row in rows) or 0.0
-        recall = mean(_number(row["recall_at_10"]) for row in rows)
-        found.append(Peer(name, task, rows[0]["task"], split, ndcg, recall, comparable, why, named))
+        ndcg = mean(number(row["ndcg_at_10"]) for row in rows) or 0.0
+        recall = mean(number(row["recall_at_10"]) for row in rows)
+        publisher = rows[0]["publisher"]
+        found.append(Peer(name, task, rows[0]["task"], split, ndcg, recall, comparable, why, named, publisher))
     found.sort(key=lambda peer: (-peer.ndcg_at_10, peer.model))
     landmarks = {found[0].model, found[len(found) // 2].model}
     return [replace(peer, shown=True) if peer.model in landmarks else peer for peer in found]
 
 
-def _comparable(rows: list[dict[str, str]], mine: list[ScoreRow], same_size: tuple[bool, str]) -> tuple[bool, str]:
+def _comparable(rows: list[PeerEntry], mine: list[ScoreRow], same_size: tuple[bool, str]) -> tuple[bool, str]:
     """Whether a peer searched our corpus, and why: by dataset revision where ours is one of MTEB's, else by size."""
     if any(row["subset"] != "default" for row in rows):
         return False, "MTEB scores several subsets of this task, ours is one corpus"
+    if rows[0]["publisher"] != "MTEB":
+        queries, own = {row.get("queries") for row in rows}, {row.first.queries for row in mine}
+        if len(own) == 1 and None not in own and queries != {str(next(iter(own)))}:
+            return False, f"scored on {', '.join(map(str, queries))} queries, ours on {next(iter(own))}"
+        return False, "the same data set by name, in another copy: revision and size of its corpus are not known"
     ours = {row.first.dataset_revision for row in mine}
     theirs = {row.get("dataset_revision") for row in rows}
     if ours == theirs:
@@ -155,11 +148,3 @@ def _mteb_corpus(task: str, split: str) -> _Corpus | None:
 def _words(corpus: _Corpus) -> str:
     queries = "" if corpus.queries is None else f", {corpus.queries:,} queries"
     return f"{corpus.documents:,} documents{queries}"
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None

@@ -25,6 +25,7 @@ SCORE_COLUMNS = {
     "mode": "Mode",
     "max_reasoning_tokens": "Budget",
     "ndcg_at_10": "nDCG@10",
+    "published_ndcg": "Published",
     "interval": "95 % interval",
     "recall_at_10": "Recall@10",
     "reasoning_tokens": "Tokens/query",
@@ -128,8 +129,13 @@ def display_scores(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
 
     shown = pd.DataFrame(index=frame.index)
     for key, title in SCORE_COLUMNS.items() if len(frame) else ():
-        if key == "ndcg_at_10":
-            cells = [score(value) for value in frame[key]]
+        if key == "published_ndcg":
+            if frame["published"].any():  # never in one column with what was measured
+                cells = zip(frame["ndcg_at_10"], frame["published"], strict=True)
+                shown[title] = [italic(score(value), form) if other else "–" for value, other in cells]
+        elif key == "ndcg_at_10":
+            values = zip(frame[key], frame["published"], strict=True)
+            cells = ["–" if other else score(value) for value, other in values]
             shown[title] = [bold(cell, form) if best else cell for cell, best in zip(cells, frame["best"], strict=True)]
         elif key == "interval":
             shown[title] = [span(low, high) for low, high in zip(frame["low"], frame["high"], strict=True)]
@@ -159,9 +165,11 @@ def display_differences(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
 def table_notes(peers: Sequence[Peer], hidden: int) -> list[str]:
     """The notes below the tables."""
     notes = [BOLD_NOTE]
-    for task, name, comparable, why in dict.fromkeys((p.task, p.published_as, p.comparable, p.why) for p in peers):
+    kinds = dict.fromkeys((p.publisher, p.task, p.published_as, p.comparable, p.why) for p in peers)
+    for publisher, task, name, comparable, why in kinds:
         verdict = "comparable" if comparable else "‡ NOT comparable"
-        notes.append(f"Published MTEB scores on {name}{'' if name == task else f' beside {task}'}: {verdict}: {why}.")
+        beside = "" if name == task else f" beside {task}"
+        notes.append(f"Published {publisher} scores on {name}{beside}, not measured here: {verdict}: {why}.")
     if hidden:
         notes.append(f"{hidden} more published models are in the HTML page and the CSV.")
     return notes
@@ -170,6 +178,11 @@ def table_notes(peers: Sequence[Peer], hidden: int) -> list[str]:
 def bold(text: str, form: TextFormat) -> str:
     """The text in bold for the format; CSV has its own column for it."""
     return {"md": f"**{text}**", "latex": f"\\textbf{{{text}}}", "csv": text}[form]
+
+
+def italic(text: str, form: TextFormat) -> str:
+    """The text in italics for the format: a number that was not measured here."""
+    return {"md": f"*{text}*", "latex": f"\\textit{{{text}}}", "csv": text}[form]
 
 
 def _frame(records: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
@@ -234,7 +247,7 @@ def _peer_record(peer: Peer) -> dict[str, Any]:
         "ndcg_at_10": peer.ndcg_at_10,
         "best": False,
         "recall_at_10": peer.recall_at_10,
-        "origin": "MTEB, same corpus" if peer.comparable else "MTEB ‡ other corpus",
+        "origin": f"{peer.publisher}{', same corpus' if peer.comparable else ' ‡ other corpus'}",
         "published": True,
         "comparable": peer.comparable,
         "note": peer.why,
@@ -291,10 +304,10 @@ def _latex(scores: pd.DataFrame, deltas: pd.DataFrame, notes: Sequence[str], mes
 
 
 def _latex_escape(text: str) -> str:
-    """The text for LaTeX: special characters escaped, except in our own mark for bold."""
-    opening = "\\textbf{"
-    if text.startswith(opening) and text.endswith("}"):
-        return opening + _latex_escape(text[len(opening) : -1]) + "}"
+    """The text for LaTeX: special characters escaped, except in our own marks for bold and italics."""
+    for opening in ("\\textbf{", "\\textit{"):
+        if text.startswith(opening) and text.endswith("}"):
+            return opening + _latex_escape(text[len(opening) : -1]) + "}"
     table = {c: "\\" + c for c in "&%$#_{}"} | {
         "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
         "–": "--", "−": "$-$", "‡": "$\\ddagger$", "·": "$\\cdot$", "<": "$<$", ">": "$>$",

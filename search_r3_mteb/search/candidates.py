@@ -28,8 +28,8 @@ def candidate_rows(
                 known[id(ids)] = np.unique(np.array([row_of[each] for each in ids], np.int32))
             except KeyError as error:
                 raise ValueError(
-                    f"Query {query!r} may find document {error.args[0]!r}, which the corpus lacks. The task's candidates "
-                    "(top_ranked) belong to another corpus, or the corpus is incomplete."
+                    f"Query {query!r} may find document {error.args[0]!r}, which the corpus lacks. The task's "
+                    "candidates (top_ranked) belong to another corpus, or the corpus is incomplete."
                 ) from error
         found[query] = known[id(ids)]
     return found

@@ -112,7 +112,7 @@ def test_what_cannot_be_one_task_or_a_benchmark_is_refused_by_name(monkeypatch):
         diagnose("nano", "BRIGHT")
     with pytest.raises(ValueError, match=r"MTEB\(eng, v2\) holds \d+ tasks that are not retrieval"):
         resolve_tasks(["MTEB(eng, v2)"])
-    with pytest.raises(ValueError, match="There is no task 'BRIHGT'.*BRIGHT-Pro"):
+    with pytest.raises(ValueError, match=r"There is no task 'BRIHGT'.*BRIGHT-Pro"):
         resolve_tasks(["BRIHGT"])
     with pytest.raises(ValueError, match="has no split 'dev'"):
         resolve_tasks(["BRIGHT"], "dev")

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from search_r3_mteb.report import peers as module
+from search_r3_mteb.report import report
 from search_r3_mteb.report.comparisons import table_rows
 from search_r3_mteb.report.peers import published_name, read_peers
 from search_r3_mteb.report.runs import read_runs
@@ -95,6 +96,9 @@ def test_bad_peer_files(runs):
     with pytest.raises(FileNotFoundError, match=r"--peers .*: no such file"):
         read_peers(runs.root / "nothing.csv", rows, evidence)
     (runs.root / "bad.csv").write_text("model,score\na,1\n")
+    (runs.root / "nobody").mkdir()
+    with pytest.raises(ValueError, match="holds no result of MTEB"):
+        read_peers(runs.root / "nobody", rows, evidence)
     with pytest.raises(ValueError, match="no column task, split, subset"):
         read_peers(runs.root / "bad.csv", rows, evidence)
     path = runs.peers()
@@ -109,3 +113,96 @@ def test_the_statistics_come_from_the_installed_mteb():
     assert module._mteb_corpus("CosQA", "test") == module._Corpus(20604, 500)
     assert module._mteb_corpus("SciFact", "no such split") is None
     assert module._mteb_corpus("NoSuchTask", "test") is None
+
+
+GYM = (
+    "schema_version,run_id,dataset_id,method_id,model,retriever_id,retriever,params_hash,method_params_json,"
+    "llm_temperature,llm_max_tokens,metric,value,num_queries,total_time_seconds,querygym_version,run_file_path\n"
+)
+
+
+def gym_row(
+    value, *, dataset="beir-v1.0.0-scifact", method="hyde", metric="ndcg_cut_10", params="c19ee8db", queries=300
+):
+    named = f"1,f5fd,{dataset},{method},Qwen/Qwen2.5-7B-Instruct,bge-base-en-v1.5,BGE,{params}"
+    return f'{named},"{{""n"":4}}",1.0,128,{metric},{value},{queries},0.0,0.1,runs/x.json\n'
+
+
+def gym(root, *rows):
+    """QueryGym's repository: reproducibility/data/results.csv."""
+    path = root / "QueryGym" / "reproducibility" / "data" / "results.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(GYM + "".join(rows))
+    return root / "QueryGym"
+
+
+def measured(runs, **how):
+    folder = runs.evaluate("run", task="SciFact", documents=5183, queries=300, hops=False, modes=("direct",), **how)
+    evidence = read_runs([folder])
+    return table_rows(evidence), evidence
+
+
+def test_query_gym_stands_beside_ours_and_is_never_comparable(runs):
+    rows, evidence = measured(runs)
+    folder = gym(
+        runs.root, gym_row(0.7), gym_row(0.95, metric="recall_100"), gym_row(0.6, method="mugi"),
+        gym_row(0.3, dataset="beir-v1.0.0-nfcorpus"), gym_row(0.5, method="lamer", queries=299),
+    )  # fmt: skip
+    for place in (folder, folder / "reproducibility" / "data" / "results.csv"):
+        peers = read_peers(place, rows, evidence)
+        assert [(peer.model, peer.ndcg_at_10, peer.recall_at_10, peer.publisher) for peer in peers] == [
+            ("hyde, Qwen2.5-7B-Instruct + bge-base-en-v1.5", 0.7, None, "QueryGym"),
+            ("mugi, Qwen2.5-7B-Instruct + bge-base-en-v1.5", 0.6, None, "QueryGym"),
+            ("lamer, Qwen2.5-7B-Instruct + bge-base-en-v1.5", 0.5, None, "QueryGym"),
+        ]
+        assert not any(peer.comparable for peer in peers)
+    assert peers[2].why == "scored on 299 queries, ours on 300"
+    twice = gym(runs.root, gym_row(0.7), gym_row(0.8))
+    with pytest.raises(ValueError, match=r"line 3: a second nDCG@10 of .*0.8 beside 0.7"):
+        read_peers(twice, rows, evidence)
+    other = gym(runs.root, gym_row(0.7), gym_row(0.8, params="00000000"))
+    assert {peer.model.partition(" @ ")[2] for peer in read_peers(other, rows, evidence)} == {"c19ee8db", "00000000"}
+
+
+def test_mteb_results_folder_as_published_scores(runs):
+    rows, evidence = measured(runs)
+    root = runs.root / "theirs" / "results"
+    for model, revision, value in (("org__a", "1" * 40, 0.71), ("org__b", "2" * 40, 0.62)):
+        place = root / model / revision
+        place.mkdir(parents=True)
+        (place / "model_meta.json").write_text("{}")
+        (place / "SciFact.json").write_text(json.dumps(runs.mteb_result("SciFact", value)))
+        (place / "Banking77Classification.json").write_text("not opened")
+    (root / "org__b" / ("2" * 40) / "scifact.json").write_text("{}")
+    peers = read_peers(runs.root / "theirs", rows, evidence)
+    assert [(peer.model, peer.ndcg_at_10, peer.publisher, peer.comparable) for peer in peers] == [
+        ("org/a", 0.71, "MTEB", True), ("org/b", 0.62, "MTEB", True),
+    ]  # fmt: skip
+    assert any("scifact.json: is not an MTEB result file" in str(message) for message in evidence.messages)
+
+
+def test_published_scores_have_a_column_and_a_style_of_their_own(runs):
+    rows, evidence = measured(runs)
+    place = runs.root / "results" / "org__a" / ("1" * 40)
+    place.mkdir(parents=True)
+    (place / "SciFact.json").write_text(json.dumps(runs.mteb_result("SciFact", 0.71)))
+    peers = read_peers([runs.root / "results", gym(runs.root, gym_row(0.655))], rows, evidence)
+    frame = score_frame(rows, peers)
+    table = display_scores(frame, "md")
+    measured_rows = len(rows)
+    assert list(table["Published"]) == ["–"] * measured_rows + ["*0.710*", "*0.655*"]
+    assert list(table["nDCG@10"][measured_rows:]) == ["–", "–"]
+    assert not frame["best"][measured_rows:].any()
+    assert list(display_scores(frame, "latex")["Published"])[-1] == "\\textit{0.655}"
+    assert list(table["From"][measured_rows:]) == ["MTEB, same corpus", "QueryGym ‡ other corpus"]
+    notes = table_notes(peers, 0)
+    assert sum("not measured here" in note for note in notes) == 2
+    assert "Published" not in display_scores(score_frame(rows), "md").columns
+
+    page, markdown = runs.root / "page.html", runs.root / "page.md"
+    report([runs.root / "run"], page, "html", [runs.root / "results", runs.root / "QueryGym"])
+    report([runs.root / "run"], markdown, "md", [runs.root / "results"])
+    assert "*0.710*" in markdown.read_text()
+    html = page.read_text()
+    assert 'class="published' in html
+    assert ">Published<" in html or "Published</" in html

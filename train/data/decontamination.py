@@ -1,10 +1,10 @@
 """Decontamination: training rows that repeat evaluation texts are found, dropped and counted.
 
-A row is dropped when its query or its positive equals an evaluation text, or nearly (the package's near_duplicates.py). Each source
-says which texts count (`decontaminate`). The default is queries and documents for pairs; queries alone for BEIR
-folders, whose training and test judgements share one corpus by design; nothing for hopworld, whose splits share their
-phrasing by design and no entity: "the city that saw the birth of Karin Hagen" and "... of Karin Stark" have a Jaccard
-of 0.82 and are two questions.
+A row is dropped when its query or its positive equals an evaluation text, or nearly (the package's near_duplicates.py).
+Each source says which texts count (`decontaminate`). The default is queries and documents for pairs; queries alone for
+BEIR folders, whose training and test judgements share one corpus by design; nothing for hopworld, whose splits share
+their phrasing by design and no entity: "the city that saw the birth of Karin Hagen" and "... of Karin Stark" have a
+Jaccard of 0.82 and are two questions.
 
     python train/data/decontamination.py --config train/configs/X.toml --output report.json
 

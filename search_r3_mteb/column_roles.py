@@ -6,7 +6,7 @@ Ours, FlagEmbedding, sentence-transformers, Tevatron and DPR.
 import re
 from typing import Literal, TypeAlias
 
-Role: TypeAlias = Literal["query", "positive", "negative"]
+ColumnRole: TypeAlias = Literal["query", "positive", "negative"]
 QUERY_COLUMNS = ("query", "anchor", "question", "query_text")
 _TEXTS = r"(_(passages?|docs?|documents?|ctxs?|contexts?|texts?))?(_(?P<number>\d+))?"
 _POSITIVES = re.compile(rf"answer|(positives?|pos){_TEXTS}")
@@ -17,7 +17,7 @@ ID_COLUMNS = re.compile(
 _LISTED_IDS = re.compile(r"(positive|negative)_document_ids")  # Tevatron's
 
 
-def role_of(name: str) -> Role | None:
+def role_of(name: str) -> ColumnRole | None:
     """What a column of texts with this name holds in the formats that are known; None for any other name."""
     if name in QUERY_COLUMNS:
         return "query"
@@ -26,7 +26,7 @@ def role_of(name: str) -> Role | None:
     return "negative" if _NEGATIVES.fullmatch(name) else None
 
 
-def role_of_ids(name: str) -> Role | None:
+def role_of_ids(name: str) -> ColumnRole | None:
     """Whose ids a column with this name holds; a document of which no more is said counts as a positive."""
     if not (ID_COLUMNS.fullmatch(name) or _LISTED_IDS.fullmatch(name)):
         return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from search_r3_mteb.column_roles import Role, role_of, role_of_ids
+from search_r3_mteb.column_roles import ColumnRole, role_of, role_of_ids
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.json_files import kind, parse_json
 from search_r3_mteb.tasks.beir_folder import read_corpus, read_qrels, read_queries
@@ -28,7 +28,7 @@ class TrainingText:
     """
 
     number: int
-    role: Role
+    role: ColumnRole
     forms: tuple[str, ...]
     id: str | None = None
 
@@ -58,7 +58,7 @@ def _beir(folder: Path, split: str) -> Iterator[TrainingText]:
         if query.id in judged:
             yield TrainingText(number, "query", (query.text,), query.id)
     for number, document in enumerate(read_corpus(folder), start=1):
-        role: Role = "positive" if document.id in relevant else "negative"
+        role: ColumnRole = "positive" if document.id in relevant else "negative"
         yield TrainingText(number, role, _forms(document.title, document.text), document.id)
 
 
@@ -90,7 +90,7 @@ def row_texts(record: Any, place: str, number: int) -> list[TrainingText]:
     if not isinstance(record, Mapping):
         raise ValueError(f"{place}: a row is one JSON object, got {kind(record)}.")
     texts: list[TrainingText] = []
-    ids: list[tuple[Role, str]] = []
+    ids: list[tuple[ColumnRole, str]] = []
     for name, value in record.items():
         role = role_of(name)
         if role is not None:
@@ -109,7 +109,7 @@ def row_texts(record: Any, place: str, number: int) -> list[TrainingText]:
     return _with_ids(texts, ids, number)
 
 
-def _with_ids(texts: list[TrainingText], ids: list[tuple[Role, str]], number: int) -> list[TrainingText]:
+def _with_ids(texts: list[TrainingText], ids: list[tuple[ColumnRole, str]], number: int) -> list[TrainingText]:
     """The texts with the ids of the record's own columns; ids without a text of their own stand apart."""
     for role, id_ in ids:
         places = [row for row, each in enumerate(texts) if each.role == role]

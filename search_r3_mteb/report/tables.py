@@ -131,8 +131,8 @@ def display_scores(frame: pd.DataFrame, form: TextFormat) -> pd.DataFrame:
     for key, title in SCORE_COLUMNS.items() if len(frame) else ():
         if key == "published_ndcg":
             if frame["published"].any():  # never in one column with what was measured
-                cells = zip(frame["ndcg_at_10"], frame["published"], strict=True)
-                shown[title] = [italic(score(value), form) if other else "–" for value, other in cells]
+                values = zip(frame["ndcg_at_10"], frame["published"], strict=True)
+                shown[title] = [italic(score(value), form) if other else "–" for value, other in values]
         elif key == "ndcg_at_10":
             values = zip(frame[key], frame["published"], strict=True)
             cells = ["–" if other else score(value) for value, other in values]

@@ -19,19 +19,20 @@ def candidate_rows(
     Raises ValueError for a candidate that is not among the documents.
     """
     row_of = {document: row for row, document in enumerate(document_ids)}
-    known: dict[int, CandidateRows] = {}  # by list: BRIGHT's queries without excluded ids share one of all documents
+    # By list, which is kept: BRIGHT's queries without excluded ids share one of all documents.
+    known: dict[int, tuple[Sequence[str], CandidateRows]] = {}
     found = {}
     for query in query_ids:
         ids = top_ranked.get(query, ())
         if id(ids) not in known:
             try:
-                known[id(ids)] = np.unique(np.array([row_of[each] for each in ids], np.int32))
+                known[id(ids)] = ids, np.unique(np.array([row_of[each] for each in ids], np.int32))
             except KeyError as error:
                 raise ValueError(
                     f"Query {query!r} may find document {error.args[0]!r}, which the corpus lacks. The task's "
                     "candidates (top_ranked) belong to another corpus, or the corpus is incomplete."
                 ) from error
-        found[query] = known[id(ids)]
+        found[query] = known[id(ids)][1]
     return found
 
 

@@ -3,9 +3,11 @@
 import json
 import logging
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
+from search_r3_mteb import cli
 from search_r3_mteb.evaluation.benchmarks import benchmark_means, benchmark_tasks
 from search_r3_mteb.evaluation.diagnostics import diagnose
 from search_r3_mteb.evaluation.evaluate import evaluate
@@ -125,21 +127,29 @@ def test_what_cannot_be_one_task_or_a_benchmark_is_refused_by_name(monkeypatch):
         resolve_tasks(["BRIGHT"])
 
 
-def test_excluded_ids_are_left_out_of_scores_and_records(bright, tmp_path):
+def test_excluded_ids_are_left_out_of_scores_and_records(bright, tmp_path, capsys):
     """The score is compared with MTEB's inside `evaluate`; without the exclusion it is another."""
-    scores = {}
-    for name, excluded in (("with", True), ("without", False)):
+    first = {}
+    for name, excluded, tasks in (("with", True, "BRIGHT"), ("without", False, "BrightBiologyRetrieval")):
         bright(name, excluded=excluded)
-        rows = evaluate(["bm25"], ["BRIGHT"], output=tmp_path / f"out-{name}")
-        assert len(rows) == 12
-        scores[name] = rows[0]["ndcg_at_10"]
-        found = [{each["id"] for each in record["top"]} for record in records(tmp_path / f"out-{name}", rows[0])]
+        rows = evaluate(["bm25"], [tasks], output=tmp_path / name)
+        first[name] = rows[0]["ndcg_at_10"]
+        found = [{each["id"] for each in record["top"]} for record in records(tmp_path / name, rows[0])]
         assert [f"copy-{n}" in found[n] for n in range(3)] == [not excluded] * 3
         assert "copy-0" in found[3], "another query may find it"
-    assert scores["with"] > scores["without"] + 0.02
+    assert first["with"] > first["without"] + 0.02
+    rows = evaluate(["bm25"], ["BRIGHT"], output=tmp_path / "with")
+    assert len(rows) == 12
+    mean = fmean(row["ndcg_at_10"] for row in rows)
+    with pytest.raises(SystemExit) as end:  # all is there: the command only shows it
+        cli.main(["evaluate", "--model", "bm25", "--task", "BRIGHT", "--output", str(tmp_path / "with")])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert f"BRIGHT: mean nDCG@10 over 12 tasks {mean:.4f} (bm25, direct)" in shown
+    assert "published, not measured here" in shown
     ((name, sentence),) = benchmark_means(["BRIGHT"], rows)
     assert name == "BRIGHT"
-    assert sentence == f"BRIGHT: mean nDCG@10 over 12 tasks {scores['without']:.4f} (bm25, direct)"
+    assert sentence == f"BRIGHT: mean nDCG@10 over 12 tasks {mean:.4f} (bm25, direct)"
     assert list(benchmark_means(["BRIGHT"], rows[:11])) == [], "a part of the tasks has no mean"
 
 
@@ -179,3 +189,43 @@ def test_diagnosis_ranks_the_candidates_alone(bright, checkpoint):
     ranking = scorer._ranking(part, encoder.encode_query(scorer.texts))
     assert [f"copy-{n}" in ranking[str(n)] for n in range(4)] == [False, False, False, False]
     assert ["copy-0" in ranking[str(n)] for n in range(4)] == [False, True, True, True]
+
+
+def write_configs(root, rows):
+    """A folder of JSON lines per configuration, {configuration: (split, rows)}, as the hub's repositories describe."""
+    lines = []
+    for name, (split, each) in rows.items():
+        (root / name).mkdir(parents=True)
+        (root / name / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
+        lines.append(f"- config_name: {name}\n  data_files:\n  - split: {split}\n    path: {name}/rows.jsonl\n")
+    (root / "README.md").write_text(f"---\nconfigs:\n{''.join(lines)}---\n")
+    return root
+
+
+def test_bright_pro_and_litsearch_on_folders_of_their_layout(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    documents = [f"{WORDS[n]} {WORDS[(n + 3) % 8]} and a {WORDS[(n + 1) % 8]}" for n in range(8)]
+    pro = write_configs(
+        tmp_path / "pro",
+        {
+            "corpus": ("standard", [{"id": f"d{n}", "text": text} for n, text in enumerate(documents)]),
+            "queries": ("standard", [{"id": f"q{n}", "text": query(n)} for n in range(4)]),
+            "qrels": ("standard", [{"query-id": f"q{n}", "corpus-id": f"d{n}", "score": 1} for n in range(3)]),
+        },
+    )
+    papers = [{"corpusid": n, "title": text, "abstract": "about it"} for n, text in enumerate(documents)]
+    lit = write_configs(
+        tmp_path / "lit",
+        {
+            "query": ("full", [{"query": query(n), "corpusids": [n, n + 1]} for n in range(4)]),
+            "corpus_clean": ("full", papers),
+        },
+    )
+    for name, folder in (("BRIGHT-Pro", pro), ("LitSearch", lit)):
+        for task in resolve_tasks([name]):
+            monkeypatch.setitem(type(task).metadata.dataset, "path", str(folder))
+    rows = evaluate(["bm25"], ["BRIGHT-Pro", "LitSearch"], output=tmp_path / "out")
+    assert [row["queries"] for row in rows] == [3] * 7 + [4]
+    assert all(row["ndcg_at_10"] > 0.5 for row in rows)
+    (name,) = [name for name, _ in benchmark_means(["BRIGHT-Pro", "LitSearch"], rows)]
+    assert name == "BRIGHT-Pro", "one task has no mean of its own"

@@ -181,7 +181,7 @@ def test_links_as_the_hub_s_cache_has_them_and_folders_that_cannot_be_written(sa
         snapshot.chmod(0o755)
     (snapshot / MANIFEST_FILE).unlink()
     (snapshot / MANIFEST_FILE).symlink_to("nowhere")  # half of a download
-    with pytest.raises(ValueError, match="there is no search_r3_manifest.json"):
+    with pytest.raises(ValueError, match=r"there is no search_r3_manifest\.json"):
         load(snapshot)
     (snapshot / MANIFEST_FILE).unlink()
     (snapshot / MANIFEST_FILE).symlink_to(saved / MANIFEST_FILE)

@@ -77,7 +77,7 @@ def test_one_folder_one_training_and_a_stopped_one_goes_on(tmp_path):
     assert "Traceback" not in errors
     (run / ".last.123abc.unfinished").mkdir()  # of a killed one
     assert train(load_config(config, [f"output.folder={run}"], SftConfig)) == run / "last"
-    assert run.resolve() not in {place for _, place in locks._occupied}, "whoever is done leaves"
+    assert run.resolve() not in {place.parent for _, place in locks._occupied}, "whoever is done leaves"
     events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3]
     assert not list(run.rglob(".last*"))
@@ -91,14 +91,16 @@ def test_the_lock_dies_with_its_process(tmp_path, child):
         with pytest.raises(OccupiedError, match=f"process {owner.pid} on "):
             occupy(tmp_path, "training")
         occupy(tmp_path, "tuning")  # something else
-        leave(tmp_path)
+        leave(tmp_path, "tuning")
+        assert [path.name for path in tmp_path.iterdir()] == [".training.lock"]
         owner.kill()
         owner.wait()
         occupy(tmp_path, "training")
         occupy(tmp_path, "training")  # this process is in already
     finally:
-        leave(tmp_path)
+        leave(tmp_path, "training")
         owner.communicate("")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stop_without_a_checkpoint_and_with_resume_never(tmp_path):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _ADVICE = {
-    errno.ENOSPC: "no space is left there",
+    errno.ENOSPC: "there is not enough space",
     errno.EDQUOT: "the quota of this user is used up",
     errno.EFBIG: "the file became larger than this file system, or `ulimit -f`, allows",
     errno.EROFS: "the file system is read-only",

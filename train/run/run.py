@@ -39,6 +39,8 @@ from train.run.mining import mined_data
 from train.run.optimizer import learning_rate, make_optimizer
 from train.run.trackers import check_trackers
 
+_WHAT = "training"  # of which a folder has one
+
 
 @dataclass
 class Run:
@@ -237,7 +239,7 @@ class Run:
 
         collectives.on_main(write)
         self.log.close()
-        leave(self.folder)
+        leave(self.folder, _WHAT)
         return self.folder / "last"
 
     def _evaluate(self) -> None:
@@ -301,7 +303,7 @@ class Run:
 
 def _enter(folder: Path) -> None:
     """Refuse a folder in which another training works, and remove what killed ones left half-written in it."""
-    occupy(folder, "training")
+    occupy(folder, _WHAT)
     clean(*(path for path in (folder, folder / "checkpoints", folder / "mined") if path.is_dir()))
 
 

@@ -32,6 +32,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 
 
+class NoRoomError(OSError):
+    """A file of `needed` bytes that did not fit on its disk."""
+
+    needed = 0
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """In the block an error of the disk names `path`, also where what was written has a hidden name beside it."""
@@ -66,6 +72,8 @@ def explained(error: BaseException) -> str | None:
     else:
         place = Path(os.fsdecode(given))
         room, subject = _room(place), f"{place} could not be {'written' if number in _FULL else 'written or read'}"
+    if isinstance(error, NoRoomError):
+        room = f"{error.needed:,} bytes needed, {room}"
     if number in _FULL:
         advice = "Free some space, or name a place on another file system"
     else:

@@ -30,6 +30,14 @@ KINDS = {
     "browser": "**The report's page** in a real browser, with markup and code in every text, name and id: all of it "
     "must stay text.",
 }
+COUNTED = {
+    "kills": "kills",
+    "flips": "damages",
+    "full disk": "full disks",
+    "writers": "rounds of four writers",
+    "fuzz": "fuzzed inputs",
+    "browser": "hostile pages",
+}
 NOT_COUNTED = """Not counted, since nothing vouches for them: a user's own model folder without a manifest, BEIR
 folders, arrays that `search-r3 embed` has written, logs. A change there that can still be read is not found.
 """
@@ -55,7 +63,7 @@ def page(attack: Mapping[str, Any], texts: Mapping[str, Any]) -> str:
 def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     counts = {kind: sum(row["trials"] for row in rows if row["attack"].startswith(kind)) for kind in KINDS}
     failed = sum(len(row["failures"]) for row in rows)
-    said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+    said = ", ".join(f"{count:,} {COUNTED[kind]}" for kind, count in counts.items() if count)
     return f"{said}: {failed} failed." if failed else f"{said}: none failed."
 
 

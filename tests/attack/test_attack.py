@@ -47,6 +47,7 @@ HEAVY = (
     "flips/stage 1",
     "flips/stage 2",
     "flips/export",
+    "flips/model",
     "full disk/evaluation",
     "full disk/stage 1",
     "full disk/stage 2",

@@ -216,9 +216,10 @@ class SearchR3Encoder(EncoderDoors):
         """Every setting that decides a vector, as JSON scalars."""
         chosen = asdict(self._settings)
         keys = ("mode", "max_reasoning_tokens", "temperature", "seed", "task_prompts")
+        found = {key: chosen[key] for key in keys} | {"dtype": str(self.model.dtype), "max_length": self.max_length}
         if self.anchor is not None and self.mode == "reason":
-            chosen["anchor"], keys = float(self.anchor), (*keys, "anchor")
-        return {key: chosen[key] for key in keys} | {"dtype": str(self.model.dtype), "max_length": self.max_length}
+            found["anchor"] = float(self.anchor)
+        return found
 
     @property
     def fingerprint(self) -> str:

@@ -317,7 +317,7 @@ class WriterEncoder(EncoderDoors):
             return Written(given.texts, list(given.token_ids), given.finished)
         if hasattr(given, "token_ids"):
             return self.writer.given([given.text])
-        return self.writer.given(self.writer.texts_of([int(each) for each in given]))
+        return self.writer.given_ids([int(each) for each in given])
 
     def _combined(
         self,

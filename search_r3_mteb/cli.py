@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TextIO, cast
 
@@ -80,10 +81,18 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
     ignore_identical_ids: IdenticalIdsOption = False,
     cache_folder: CacheFolderOption = None,
+    reasoning: Annotated[
+        Path | None,
+        typer.Option(
+            help="Reasonings to read in place of the model's own, by query id: .jsonl or .tsv. Mode 'given'.",
+            show_default=False,
+        ),
+    ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
     """Score models on retrieval tasks through MTEB: nDCG@10, recall@10, cost; summary.json and per-query files."""
+    from search_r3_mteb.evaluation.abstaining import SearchSettings
     from search_r3_mteb.evaluation.evaluate import evaluate as run
     from search_r3_mteb.evaluation.summary import table
     from search_r3_mteb.evaluation.tasks import with_identical_ids_ignored
@@ -97,7 +106,8 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             output,
             split=split,
             cache_folder=cache_folder,
-            settings=_settings(setting, ExpansionSettings, max_reasoning_tokens=max_reasoning_tokens),
+            settings=_settings(setting, ExpansionSettings, SearchSettings, max_reasoning_tokens=max_reasoning_tokens),
+            reasoning=reasoning,
             command=shlex.join(["search-r3", *_arguments()]),
         )
     console = _console()
@@ -142,6 +152,9 @@ def explain(
     ],
     model: ModelOption = "nano",
     top: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 5,
+    reasoning: Annotated[
+        str | None, typer.Option(help="A reasoning to read in place of the model's own.", show_default=False)
+    ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
@@ -152,12 +165,15 @@ def explain(
 
     documents = read_documents(corpus)
     encoder = SearchR3Encoder(model, **_settings(setting, max_reasoning_tokens=max_reasoning_tokens))
-    found = look(encoder, documents, question, top)
+    found = look(encoder, documents, question, top, reasoning)
     console = _console()
     end = "" if found.thought.finished else ", token forced: the budget was spent or the model ended its turn"
+    what = "reasoning"
+    if found.thought.given:
+        what, end = "given reasoning", "" if found.thought.finished else ", cut to the budget"
     console.print(f"[bold]{escape(question)}[/bold]")
     console.print(
-        f"[dim]reasoning ({len(found.thought.token_ids)} tokens{end}):[/dim] {escape(found.thought.text.strip())}"
+        f"[dim]{what} ({len(found.thought.token_ids)} tokens{end}):[/dim] {escape(found.thought.text.strip())}"
     )
     console.print(side_by_side(found))
 
@@ -273,6 +289,57 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
     console.print(table(result))
     console.print(result["verdict"]["text"], markup=False, highlight=False)
     console.print(f"Written to {escape(result['file'])}")
+
+
+@app.command()
+def tune(  # noqa: PLR0913  an option is a parameter
+    task: Annotated[
+        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
+    ],
+    split: Annotated[str, typer.Option(help="The split to choose on: one that is not reported.")] = "dev",
+    model: ModelOption = "nano",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of tune.json. [default: runs/tune/TASK__MODEL]", show_default=False),
+    ] = None,
+    anchors: Annotated[
+        list[float] | None, typer.Option("--anchor", help="A weight to try. May be repeated.", show_default=False)
+    ] = None,
+    write_profile: Annotated[
+        bool, typer.Option("--write-profile", help="Recommend the chosen anchor in the model folder's search_r3.json.")
+    ] = False,
+    max_queries: Annotated[int, typer.Option(help="Queries drawn at random; 0 for all.", min=0)] = 0,
+    max_reasoning_tokens: BudgetOption = None,
+    setting: SetOption = None,
+) -> None:
+    """Choose on a dev split how much the reasoned vector weighs, and which queries need to reason at all."""
+    from search_r3_mteb.evaluation.systems import split_label
+    from search_r3_mteb.evaluation.tuning import TuningPlan, tables, write_anchor
+    from search_r3_mteb.evaluation.tuning import tune as run
+
+    plan = TuningPlan(max_queries=max_queries or None)
+    with _progress_lines():
+        found = run(
+            model,
+            task,
+            split,
+            output,
+            settings=_settings(setting, max_reasoning_tokens=max_reasoning_tokens),
+            plan=replace(plan, anchors=tuple(anchors)) if anchors else plan,
+            command=shlex.join(["search-r3", *_arguments()]),
+        )
+    console, chosen = _console(), found["chosen"]
+    for each in tables(found):
+        console.print(each)
+    pairs = " ".join(f"--set {name}={'none' if value is None else value}" for name, value in chosen.items())
+    console.print(
+        f"Chosen on {found['queries']:,} queries of {found['task']} ({found['split']}): {pairs}", markup=False
+    )
+    if found["split"] == "test":
+        console.print("Chosen on the test split: what is reported there with these settings is too good.")
+    console.print(f"Written to {escape(found['file'])}")
+    if write_profile:
+        console.print(f"Written to {escape(str(write_anchor(split_label(model)[1], chosen['anchor'])))}: the anchor")
 
 
 @app.command()

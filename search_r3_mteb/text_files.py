@@ -19,6 +19,7 @@ from search_r3_mteb.json_files import kind, parse_json
 
 JSON_LINES = (".jsonl", ".ndjson", ".jl")
 _JSON = ".json"
+JSON_ENDINGS = (*JSON_LINES, _JSON)
 _DELIMITED = (".csv", ".tsv", ".tab", ".psv")
 _FOREIGN = (
     ".parquet",
@@ -72,23 +73,7 @@ def read_rows(source: Path) -> list[FileText]:
     Empty lines are texts of a plain file, and are skipped between JSON objects. Raises FileNotFoundError, and
     ValueError, with file and line, for other formats and for malformed rows.
     """
-    ending = _ending(source)
-    text = _read(source)
-    if ending == _JSON and text.lstrip().startswith("["):
-        records = _array(source, text)
-    elif ending in (*JSON_LINES, _JSON):
-        records = _objects(source, split_lines(text))
-    else:
-        lines = split_lines(text)
-        check_lines(lines, source)
-        return [FileText(number, line) for number, line in enumerate(lines, start=1)]
-    return [_row(source, *record) for record in records]
-
-
-def _ending(source: Path) -> str:
-    """The suffix that tells the format, in lower case and without .gz. Raises ValueError for formats not read here."""
-    suffixes = [suffix.lower() for suffix in source.suffixes]
-    ending = "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+    ending = ending_of(source)
     if ending in _DELIMITED:
         raise ValueError(
             f"{source} is a table in columns ({ending}), which is not read: its rows would be embedded with their ids "
@@ -96,10 +81,32 @@ def _ending(source: Path) -> str:
         )
     if ending in (*_FOREIGN, *_PACKED):
         raise ValueError(f"{source} is not a file of texts ({ending}). {_CONVERT}; either may be packed as .gz.")
-    return ending
+    text = content(source)
+    if ending in JSON_ENDINGS:
+        return [_row(source, *record) for record in json_records(source, text, ending)]
+    lines = split_lines(text)
+    check_lines(lines, source)
+    return [FileText(number, line) for number, line in enumerate(lines, start=1)]
 
 
-def _read(path: Path) -> str:
+def ending_of(source: Path) -> str:
+    """The suffix that tells the format, in lower case and without .gz."""
+    suffixes = [suffix.lower() for suffix in source.suffixes]
+    return "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
+def json_records(source: Path, text: str, ending: str) -> Iterator[tuple[str, int, Any]]:
+    """The JSON values of a file's text with the word for their places ("line", "row") and the number, from 1.
+
+    Raises ValueError, with file and line, for what is not JSON.
+    """
+    if ending == _JSON and text.lstrip().startswith("["):
+        return _array(source, text)
+    return _objects(source, split_lines(text))
+
+
+def content(path: Path) -> str:
+    """A file's text, unpacked. Raises FileNotFoundError, and ValueError for what is no text or a damaged .gz."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Check the path.")
     data = path.read_bytes()

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.atomic import write_json, write_jsonl
 from search_r3_mteb.checksums import described
+from search_r3_mteb.evaluation.given_file import read_given
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.queries import CUTOFF, query_records
-from search_r3_mteb.evaluation.recording import SplitRecord
+from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, SplitRecord
 from search_r3_mteb.evaluation.summary import (
     SummaryRow,
     by_identity,
@@ -36,7 +37,16 @@ from search_r3_mteb.evaluation.summary import (
     replace_rows,
     with_checksum,
 )
-from search_r3_mteb.evaluation.systems import MODE_CHOICES, ModeChoice, ModelSpec, System, check_settings, open_systems
+from search_r3_mteb.evaluation.systems import (
+    GIVEN,
+    MODE_CHOICES,
+    UNSURE,
+    ModeChoice,
+    ModelSpec,
+    System,
+    check_settings,
+    open_systems,
+)
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
 from search_r3_mteb.evaluation.unit_files import (
     existing,
@@ -59,7 +69,7 @@ SUMMARY_FILE = "summary.json"
 _AGREE = 1e-4
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913  what a run is made of
     models: Sequence[ModelSpec],
     tasks: Sequence[TaskSpec],
     mode: ModeChoice = "both",
@@ -68,6 +78,7 @@ def evaluate(
     split: str | None = None,
     cache_folder: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
+    reasoning: Path | str | None = None,
     command: str | None = None,
 ) -> list[SummaryRow]:
     """Evaluate every model on every task; returns the rows of these models and tasks, in order.
@@ -75,8 +86,9 @@ def evaluate(
     `models`: a Search-R3 checkpoint (bundled name, folder, LoRA folder, hub id, or one in memory), an ordinary
     sentence-transformers folder, or "bm25"; NAME=PATH names a folder. An encoder in memory is evaluated in its own
     mode. `tasks`: see `resolve_task`. `cache_folder` is the encoder's store, OUTPUT/store unless given. `settings` are
-    those of SearchR3Encoder. `command` is noted in the rows. Raises ValueError and FileNotFoundError, before anything
-    long starts, for models, tasks and modes that do not exist.
+    those of SearchR3Encoder. `reasoning` is a file of reasonings by query id (`given_file`): mode "given", which reads
+    them, then takes the place of "reason". `command` is noted in the rows. Raises ValueError and FileNotFoundError,
+    before anything long starts, for models, tasks and modes that do not exist, and for a query without a reasoning.
     """
     if mode not in MODE_CHOICES:
         raise ValueError(f"mode must be one of {', '.join(MODE_CHOICES)}, got {mode!r}.")
@@ -85,12 +97,13 @@ def evaluate(
             f"Nothing to evaluate: {len(models)} models and {len(tasks)} tasks. Name at least one of each."
         )
     output = Path(output)
-    check_settings(models, settings or {})
+    given = None if reasoning is None else read_given(reasoning)
+    check_settings(models, settings or {}, mode, given)
     resolved = [resolve_task(task, split) for task in tasks]
     rows: list[SummaryRow] = []
     store = output / "store" if cache_folder is None else cache_folder
     for spec in models:
-        for system in open_systems(spec, mode, settings or {}, store):
+        for system in open_systems(spec, mode, settings or {}, store, given):
             for task in resolved:
                 rows.extend(_evaluate_unit(system, task, output, command))
     return rows
@@ -106,12 +119,13 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
         return done
     logger.info("%s: running", what)
     task.load_data()
+    _prepare(system, task)
     with tempfile.TemporaryDirectory(prefix="search-r3-") as folder:
         rankings, scores, taken = _run(system, task, Path(folder))
         measured: dict[str, tuple[SummaryRow, dict[str, Any]]] = {}
         for split in task.eval_splits:
             parts = {subset: splits[split] for subset, splits in rankings.items() if split in splits}
-            records = query_records(task, split, parts, taken[split].thoughts, reasoned=system.mode == "reason")
+            records = query_records(task, split, parts, taken[split].thoughts, reasoned=system.mode != "direct")
             row = _row(system, task, split, quality(records), taken[split], command)
             _check_against_mteb(row, scores[split])
             logger.info("%s, %s: nDCG@10 %.4f in %.1f s", what, split, row["ndcg_at_10"], row["seconds"])
@@ -120,6 +134,15 @@ def _evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comma
             rows = _keep_unit(system, task, output, measured, rankings, Path(folder) / "mteb")
     task.unload_data()
     return rows
+
+
+def _prepare(system: System, task: "AbsTaskRetrieval") -> None:
+    """Tell the system what it needs to know of the loaded task; ValueError for a query without a given reasoning."""
+    if isinstance(system.model, RecordedEncoder) and system.model.given is not None:
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+        system.model.given.check(task)
+    if system.mode == UNSURE and isinstance(system.model, RecordedSearch):
+        system.model.search_model.ignore_identical_ids = task.ignore_identical_ids
 
 
 def _keep_unit(
@@ -215,8 +238,16 @@ def _row(
         row["unreachable_judgements"] = task.unreachable
     if "interval" in measured:
         row["interval"] = measured["interval"]
-    if system.mode == "reason":
+    if system.mode != "direct":
         row["max_reasoning_tokens"] = system.settings.get("max_reasoning_tokens")
+    if system.mode == UNSURE:
+        spoken = [each for thoughts in record.thoughts.values() for each in thoughts]
+        row["abstain_margin"] = system.settings["abstain_margin"]
+        row["reasoned_share"] = round(sum(text is not None for text, *_ in spoken) / max(1, len(spoken)), 6)
+    if "anchor" in system.settings and system.mode != "direct":
+        row["anchor"] = system.settings["anchor"]
+    if system.mode == GIVEN:
+        row |= {key: system.settings[key] for key in ("reasoning_file", "reasoning")}
     if command is not None:
         row["command"] = command
     return row

@@ -40,10 +40,16 @@ class Explanation:
     documents: int
 
 
-def explain(encoder: "SearchR3Encoder", documents: list[tuple[str, str]], question: str, top: int = 5) -> Explanation:
+def explain(
+    encoder: "SearchR3Encoder",
+    documents: list[tuple[str, str]],
+    question: str,
+    top: int = 5,
+    reasoning: str | None = None,
+) -> Explanation:
     """Search `documents` (id, text) with the direct vector of `question` and with the one after reasoning.
 
-    `encoder` must be in mode "reason". Raises ValueError for an empty corpus.
+    `encoder` must be in mode "reason"; `reasoning` stands for its own. Raises ValueError for an empty corpus.
     """
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
@@ -51,7 +57,7 @@ def explain(encoder: "SearchR3Encoder", documents: list[tuple[str, str]], questi
         raise ValueError("The corpus holds no documents, so nothing can be found in it.")
     texts = [text for _, text in documents]
     vectors = encoder.encode_document(texts)
-    [thought] = encoder.think([question])
+    [thought] = encoder.think([question], reasoning=[reasoning])
     without = SearchR3Encoder(encoder.checkpoint, mode="direct", max_length=encoder.max_length)
     [direct] = without.encode_query([question])
     return Explanation(

@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from search_r3_mteb.encoder.settings import Mode, Statistics
 from search_r3_mteb.encoder.thoughts import Thought
+
+if TYPE_CHECKING:
+    from search_r3_mteb.evaluation.given_file import GivenFile
 
 Spoken: TypeAlias = tuple[str | None, int | None, bool | None]
 """A query's reasoning, its number of tokens, and whether the model ended it itself."""
@@ -37,7 +40,7 @@ class Thinker(Protocol):
 
 def spoken(thought: Thought) -> Spoken:
     """The part of a thought that is recorded."""
-    return thought.text, len(thought.token_ids), thought.finished
+    return (None, 0, None) if thought.abstained else (thought.text, len(thought.token_ids), thought.finished)
 
 
 @dataclass
@@ -66,12 +69,15 @@ class SplitRecord:
 class RecordedEncoder:
     """An encoder for MTEB; `encoder` is ours or any other that MTEB takes.
 
+    With `given`, queries are read with the reasonings of a file, by their ids, and nothing is reasoned.
+
     The seconds of ours are those of its statistics: what comes from the store counts with the time that computing it
     took.
     """
 
-    def __init__(self, encoder: Any, mteb_model_meta: Any) -> None:
+    def __init__(self, encoder: Any, mteb_model_meta: Any, given: "GivenFile | None" = None) -> None:
         self.encoder = encoder
+        self.given = given
         self.mteb_model_meta = mteb_model_meta
         self.records: dict[str, SplitRecord] = {}
 
@@ -94,9 +100,13 @@ class RecordedEncoder:
         before = seconds_of(self.encoder, query) if ours else 0.0
         start = time.perf_counter()
         if ours and query and self.encoder.mode == "reason":
-            texts, instructions = read_queries(inputs, task_metadata if self.encoder.task_prompts else None)
+            batches = list(inputs)
+            texts, instructions = read_queries(batches, task_metadata if self.encoder.task_prompts else None)
             show = keywords.get("show_progress_bar")
-            thoughts = self.encoder.think(texts, instruction=instructions, show_progress_bar=show)
+            said = {}
+            if self.given is not None:
+                said["reasoning"] = self.given.of([id_ for batch in batches for id_ in batch["id"]], hf_subset)
+            thoughts = self.encoder.think(texts, instruction=instructions, show_progress_bar=show, **said)
             kept = record.thoughts.setdefault(hf_subset, [])
             kept += map(spoken, thoughts)
             vectors = np.stack([thought.vector for thought in thoughts])

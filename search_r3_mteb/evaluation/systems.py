@@ -1,18 +1,20 @@
-"""The systems that can be evaluated: Search-R3 checkpoints in both modes, writers with encoders, and baselines.
+"""The systems that can be evaluated: Search-R3 checkpoints in each mode, writers with encoders, and baselines.
 
-Baselines are sentence-transformers folders and BM25.
+Baselines are sentence-transformers folders and BM25. The modes of a system are "reason", "direct", "given" (queries are
+read with the reasonings of a file), and "if-unsure" (a query reasons where its direct ranking is unsure).
 
 Each has a model that `mteb.evaluate` takes and an identity that no other checkpoint shares.
 """
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from search_r3_mteb.encoder.store import fingerprint_of
+from search_r3_mteb.evaluation.abstaining import AbstainingSearch, SearchSettings
 from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, Thinker
 from search_r3_mteb.expansion.names import SETTINGS, open_expansion, parse_name
 
@@ -20,12 +22,16 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.settings import Mode
+    from search_r3_mteb.evaluation.given_file import GivenFile
     from search_r3_mteb.expansion.writer_encoder import WriterEncoder
 
 BM25 = "bm25"
 _BM25_IN_MTEB = "mteb/baseline-bm25s"
 ModeChoice: TypeAlias = 'Mode | Literal["both"]'
 MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
+GIVEN: Literal["given"] = "given"
+UNSURE: Literal["if-unsure"] = "if-unsure"
+SystemMode: TypeAlias = 'Mode | Literal["given", "if-unsure"]'
 ModelKind = Literal["bm25", "sentence-transformers", "search-r3", "expansion"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
 _TYPED = ("device", "trust_remote_code")
@@ -41,21 +47,28 @@ class System:
     """
 
     label: str
-    mode: "Mode"
+    mode: SystemMode
     model: RecordedEncoder | RecordedSearch
     fingerprint: str
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> None:
+def check_settings(
+    models: Sequence[ModelSpec],
+    settings: Mapping[str, Any],
+    mode: ModeChoice = "both",
+    given: "GivenFile | None" = None,
+) -> None:
     """Raise FileNotFoundError for a missing model, and ValueError for settings that none of the models would use.
 
-    TypeError is raised for a setting that is not what it must be, such as the text "false".
+    So are `given` reasonings where nothing reasons. TypeError is raised for a setting that is not what it must be, such
+    as the text "false".
     """
     from search_r3_mteb.encoder.settings import EncoderSettings
 
     EncoderSettings.from_keywords({name: value for name, value in settings.items() if name in _TYPED})
+    margin = SearchSettings(settings.get("abstain_margin")).abstain_margin
     names = [split_label(spec)[1] if isinstance(spec, str | Path) else None for spec in models]
     kinds = ["search-r3" if name is None else kind_of(name) for name in names]
     expansions = [parsed for parsed in map(parse_name, names) if parsed is not None]
@@ -70,6 +83,13 @@ def check_settings(models: Sequence[ModelSpec], settings: Mapping[str, Any]) -> 
             f"{'writer with an encoder that uses it' if ours or expansions else 'Search-R3 checkpoint'}, and baselines "
             "run as they were made. Leave it out."
         )
+    if margin is not None and (mode == "direct" or "search-r3" not in kinds):
+        why = "the mode is 'direct'" if "search-r3" in kinds else "none of the models is a Search-R3 checkpoint"
+        raise ValueError(f"abstain_margin={margin} would change nothing: {why}. Leave it out.")
+    readers = [kind for kind in kinds if kind == "expansion" or (kind == "search-r3" and mode != "direct")]
+    if given is not None and not readers:
+        why = "the mode is 'direct'" if "search-r3" in kinds else "none of the models is a Search-R3 checkpoint"
+        raise ValueError(f"The reasonings in {given.name} would change nothing: {why}. Leave them out.")
 
 
 def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
@@ -115,20 +135,25 @@ def kind_of(path: str | Path) -> ModelKind:
 
 
 def open_systems(
-    spec: ModelSpec, mode: ModeChoice, settings: Mapping[str, Any], cache_folder: Path | str | None
+    spec: ModelSpec,
+    mode: ModeChoice,
+    settings: Mapping[str, Any],
+    cache_folder: Path | str | None,
+    given: "GivenFile | None" = None,
 ) -> Iterator[System]:
     """The systems of one model, one after the other; both modes share the weights.
 
     Baselines do not reason, so they run directly whatever `mode` is, and a writer with an encoder always writes.
-    `settings` are those of SearchR3Encoder, and of `ExpansionSettings`.
+    `settings` are those of SearchR3Encoder, and of `ExpansionSettings`. With `given` reasonings, mode "given" takes the
+    place of "reason", but where the corpus decides what is written.
     """
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
     if isinstance(spec, Thinker) and not isinstance(spec, SearchR3Encoder):
-        yield _expansion(spec, None)
+        yield _expansion(spec, None, given)
         return
     if not isinstance(spec, str | Path):
-        yield from _search_r3(spec, None, mode, settings, cache_folder)
+        yield from _search_r3(spec, None, mode, settings, cache_folder, given)
         return
     label, path = split_label(spec)
     kind = kind_of(path)
@@ -137,37 +162,59 @@ def open_systems(
     elif kind == "sentence-transformers":
         yield _sentence_transformer(path, label, settings)
     elif (expansion := parse_name(path)) is not None:
-        yield _expansion(open_expansion(expansion, {**settings, "cache_folder": cache_folder}), label)
+        yield _expansion(open_expansion(expansion, {**settings, "cache_folder": cache_folder}), label, given)
     else:
-        yield from _search_r3(path, label, mode, settings, cache_folder)
+        yield from _search_r3(path, label, mode, settings, cache_folder, given)
 
 
 def _search_r3(
-    spec: ModelSpec, label: str | None, mode: ModeChoice, settings: Mapping[str, Any], cache_folder: Path | str | None
+    spec: ModelSpec,
+    label: str | None,
+    mode: ModeChoice,
+    settings: Mapping[str, Any],
+    cache_folder: Path | str | None,
+    given: "GivenFile | None",
 ) -> Iterator[System]:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.settings import EncoderSettings
 
     if isinstance(spec, SearchR3Encoder):
-        yield _system(spec, label)
+        if given is not None and spec.mode == "direct":
+            raise ValueError(
+                f"The reasonings in {given.name} have no place in an encoder of mode 'direct'. Make it with "
+                "mode='reason'."
+            )
+        yield _system(spec, label, given)
         return
     model: Any = spec
     own = {each.name for each in fields(EncoderSettings)}
-    given = {name: value for name, value in settings.items() if name in own or name not in SETTINGS}
-    given["cache_folder"] = cache_folder
-    revision = given.pop("revision", None)
+    chosen = {name: value for name, value in settings.items() if name in own or name not in SETTINGS}
+    chosen["cache_folder"] = cache_folder
+    margin = chosen.pop("abstain_margin", None)
+    if margin is not None and given is not None:
+        raise ValueError(
+            f"abstain_margin={margin} decides which queries reason, but with {given.name} none does. Leave one out."
+        )
+    revision = chosen.pop("revision", None)
     for each in ("reason", "direct") if mode == "both" else (mode,):
-        encoder = SearchR3Encoder(model, revision=revision, **{**given, "mode": each})
+        encoder = SearchR3Encoder(model, revision=revision, **{**chosen, "mode": each})
         model = encoder.checkpoint  # the second mode runs on the weights that the first one loaded
-        yield _system(encoder, label)
+        if margin is not None and each == "reason":
+            direct = SearchR3Encoder(model, **{**chosen, "mode": "direct", "max_length": encoder.max_length})
+            yield _unsure(AbstainingSearch(encoder, direct, margin), label)
+        else:
+            yield _system(encoder, label, given if each == "reason" else None)
 
 
-def _system(encoder: "SearchR3Encoder", label: str | None) -> System:
+def _system(encoder: "SearchR3Encoder", label: str | None, given: "GivenFile | None" = None) -> System:
     settings = encoder.settings
     if encoder.mode == "direct":
         # Budget, temperature and seed change nothing here: two direct runs that differ only in them are one system.
         settings = {key: value for key, value in settings.items() if key not in SAMPLING}
-    return System(
+    elif given is not None:  # nothing is sampled
+        settings = {key: value for key, value in settings.items() if key not in SAMPLING[1:]}
+        settings |= {"mode": GIVEN, "reasoning": given.digest}
+    found = System(
         label=label or short_name(encoder.name),
         mode=encoder.mode,
         model=RecordedEncoder(encoder, encoder.mteb_model_meta),
@@ -175,12 +222,32 @@ def _system(encoder: "SearchR3Encoder", label: str | None) -> System:
         seed=int(encoder.settings["seed"]),
         settings=settings,
     )
+    return found if given is None else _reading(found, given)
 
 
-def _expansion(encoder: "WriterEncoder", label: str | None) -> System:
+def _unsure(search: AbstainingSearch, label: str | None) -> System:
+    """The same encoder where a query reasons only if its direct ranking is unsure."""
+    found = _system(search.encoder, label)
+    settings = {**found.settings, "mode": UNSURE, "abstain_margin": float(search.abstain_margin)}
+    fingerprint = fingerprint_of({"checkpoint": search.encoder.checkpoint.fingerprint(), **settings})
+    model = RecordedSearch(search, search.mteb_model_meta)
+    return replace(found, mode=UNSURE, model=model, fingerprint=fingerprint, settings=settings)
+
+
+def _reading(system: System, given: "GivenFile") -> System:
+    """The same system in mode "given"; its fingerprint holds the reasonings, and so does MTEB's identity of it."""
+    meta = system.model.mteb_model_meta
+    experiment = {**(meta.experiment_kwargs or {}), "mode": GIVEN, "reasoning": given.digest[:16]}
+    meta = meta.model_copy(update={"experiment_kwargs": experiment})
+    encoder = cast("RecordedEncoder", system.model).encoder
+    settings = {**system.settings, "mode": GIVEN, "reasoning": given.digest, "reasoning_file": given.name}
+    return replace(system, mode=GIVEN, model=RecordedEncoder(encoder, meta, given), settings=settings)
+
+
+def _expansion(encoder: "WriterEncoder", label: str | None, given: "GivenFile | None") -> System:
     """A writer with an encoder; one that looks at the corpus is a search model for MTEB."""
     record = RecordedSearch if encoder.method.needs_corpus else RecordedEncoder
-    return System(
+    found = System(
         label=label or encoder.name,
         mode=encoder.mode,
         model=record(encoder, encoder.mteb_model_meta),
@@ -188,6 +255,9 @@ def _expansion(encoder: "WriterEncoder", label: str | None) -> System:
         seed=int(encoder.settings.get("seed", 0)),
         settings=encoder.settings,
     )
+    if given is None or encoder.method.needs_corpus:
+        return found
+    return _reading(replace(found, fingerprint=fingerprint_of({"is": found.fingerprint, "reads": given.digest})), given)
 
 
 def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping[str, Any]) -> System:

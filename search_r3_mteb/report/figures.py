@@ -119,7 +119,9 @@ def _cost_points(rows: Sequence[ScoreRow]) -> dict[str, list[tuple[float, ScoreR
     """(tokens, row) by model; variants of a model without a direct row of their own share the model's."""
     points: dict[str, list[tuple[float, ScoreRow]]] = {}
     for row in rows:
-        tokens = 0.0 if row.first.mode != "reason" else row.average("reasoning_tokens_per_query")
+        if row.first.mode == "given":  # its tokens were generated elsewhere
+            continue
+        tokens = 0.0 if row.first.mode == "direct" else row.average("reasoning_tokens_per_query")
         if tokens is not None and not math.isnan(tokens) and _is_number(row.ndcg_at_10):
             points.setdefault(row.first.label, []).append((tokens, row))
     for items in points.values():

@@ -13,7 +13,6 @@ from search_r3_mteb.encoder.inputs import documents_of, read_queries
 from search_r3_mteb.encoder.tables import cells, column, column_names
 from search_r3_mteb.expansion.methods import ROCCHIO_WEIGHT
 from search_r3_mteb.expansion.rules import rocchio
-from search_r3_mteb.expansion.writer import Written
 from search_r3_mteb.expansion.writer_encoder import ExpandedThought, WriterEncoder
 from search_r3_mteb.search.arrays import Vectors
 from search_r3_mteb.search.exact import exact_search
@@ -160,11 +159,12 @@ class FeedbackEncoder(WriterEncoder):
                 self._read(each)  # raises: there is no place for it
         vectors = self._indexed().vectors
         anchor = ROCCHIO_WEIGHT if self._settings.anchor is None else self._settings.anchor
-        nothing = Written((), [], True)
-        return [
-            ExpandedThought("", nothing.token_ids, True, rocchio(query, vectors[rows], anchor), query_vector=query)
-            for query, rows in zip(queries, self.nearest(texts, queries), strict=True)
-        ], 0.0
+        thoughts = []
+        for query, rows in zip(queries, self.nearest(texts, queries), strict=True):
+            mean = vectors[rows].mean(axis=0) if rows else query
+            vector = rocchio(query, vectors[rows], anchor)
+            thoughts.append(ExpandedThought("", [], True, vector, direct=query, reasoned=mean))
+        return thoughts, 0.0
 
 
 def _ids_and_titles(corpus: Any, count: int) -> tuple[list[str], list[Any]]:

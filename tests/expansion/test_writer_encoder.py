@@ -158,7 +158,7 @@ def test_a_search_r3_checkpoint_embeds_directly(writer, tiny_folder):
     made = make(writer, tiny_folder, max_length=300)
     np.testing.assert_allclose(made.encode_document(QUERIES), direct.encode_document(QUERIES), atol=1e-6)
     (thought,) = made.think(["the query"], instruction="Find it")
-    np.testing.assert_allclose(thought.query_vector, direct.encode_query("the query", instruction="Find it"), atol=1e-6)
+    np.testing.assert_allclose(thought.direct, direct.encode_query("the query", instruction="Find it"), atol=1e-6)
     want = direct.encode_query(f"the query {thought.text}", instruction="Find it")
     np.testing.assert_allclose(thought.vector, want, atol=1e-6)
     assert made.task_prompts

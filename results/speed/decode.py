@@ -148,8 +148,8 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# A decode step on one core",
         "",
-        f"`OMP_NUM_THREADS=1 python results/speed/decode.py --before {found['before']}`, after: commit {found['after']}.",
-        f"Two processes in turns, beside other work, medians of {ROUNDS} rounds; a ratio above 1: the new code is faster.",
+        f"`OMP_NUM_THREADS=1 python results/speed/decode.py --before {found['before']}`; after: {found['after']}.",
+        f"Two processes in turns, beside other work, medians of {ROUNDS} rounds. A ratio above 1: the new code is faster.",
         "",
         *("| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *rows, ""),
     ]

@@ -173,7 +173,7 @@ def page(found: dict[str, Any]) -> str:
 NOTES = (
     "",
     "`attention` and `products` are the shares of torch's attention kernel and of the linear layers in a step of the",
-    "new code (torch.profiler). The aim, at most 1.5 times, is missed where attention is most of a step: the kernel reads",
+    "new code (torch.profiler). The aim, at most 1.5 times, is missed where attention is most of a step: it reads",
     "each row's keys and values, and takes several times as long as memory needs for them. Tried, by scripts that were",
     "not kept, and slower: plain matrix products around a softmax, one call per row, products in float32; huge pages",
     "changed nothing. A better kernel would have to be compiled, which the base installation cannot do.",

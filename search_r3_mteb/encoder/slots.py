@@ -46,7 +46,7 @@ class Window:
         self._flat.clear()
 
     def flat(self, heads: int) -> Int[Tensor, " rows_heads"]:
-        """Where the next token's states lie in a buffer that is seen as rows of one head's numbers; made once a pass."""
+        """Where the next token's states lie in a buffer seen as rows of one head's numbers; made once per pass."""
         if self.index is None:
             raise ValueError("A window that prefills has no places of single tokens.")
         if heads not in self._flat:

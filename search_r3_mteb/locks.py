@@ -78,7 +78,7 @@ def leave(folder: Path, what: str) -> None:
         os.close(descriptor)
 
 
-class Claim:
+class Marker:
     """A new file, locked by this process until it ends or `release`s it, which also removes the file if it is there."""
 
     def __init__(self, path: Path) -> None:

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -318,7 +318,7 @@ def _enter(folder: Path) -> None:
 def _leave(folder: Path) -> None:
     """Let other trainings in; a folder into which nothing was written goes."""
     leave(folder, _WHAT)
-    if folder.is_dir() and not any(folder.iterdir()):
+    with suppress(OSError):  # it is not empty, or another process of this run has removed it
         folder.rmdir()
 
 

@@ -1,7 +1,7 @@
 """Locks between processes that die with their process: nothing has to be cleaned up after a kill.
 
 `locked` waits, for changes of shared files. `occupy` refuses, for a folder that only one process may work in. A
-`claim` marks what a process is making, so that others see whether the process still lives (`abandoned`).
+`Marker` stands for what a process is making, so that others see whether the process still lives (`abandoned`).
 """
 
 import errno
@@ -78,7 +78,7 @@ def leave(folder: Path, what: str) -> None:
         os.close(descriptor)
 
 
-class Claim:
+class Marker:
     """A new file, locked by this process until it ends or `release`s it, which also removes the file if it is there."""
 
     def __init__(self, path: Path) -> None:

@@ -103,6 +103,14 @@ def test_the_lock_dies_with_its_process(tmp_path, child):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_start_that_fails_leaves_nothing_and_nobody_in_the_folder(tmp_path):
+    config = sft_config(tmp_path / "run", model=tmp_path / "no model")
+    with pytest.raises(FileNotFoundError):
+        train(config)
+    assert not (tmp_path / "run").exists()
+    assert tmp_path / "run" not in {place.parent for _, place in locks._occupied}
+
+
 def test_a_stop_without_a_checkpoint_and_with_resume_never(tmp_path):
     from train.run import command
 

@@ -92,6 +92,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     setting: SetOption = None,
 ) -> None:
     """Score models on retrieval tasks through MTEB: nDCG@10, recall@10, cost; summary.json and per-query files."""
+    from search_r3_mteb.evaluation.abstaining import SearchSettings
     from search_r3_mteb.evaluation.costs import cost_sentences
     from search_r3_mteb.evaluation.evaluate import evaluate as run
     from search_r3_mteb.evaluation.summary import table
@@ -106,7 +107,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             output,
             split=split,
             cache_folder=cache_folder,
-            settings=_settings(setting, ExpansionSettings, max_reasoning_tokens=max_reasoning_tokens),
+            settings=_settings(setting, ExpansionSettings, SearchSettings, max_reasoning_tokens=max_reasoning_tokens),
             reasoning=reasoning,
             command=shlex.join(["search-r3", *_arguments()]),
         )
@@ -148,9 +149,11 @@ def compare(
     """Compare systems at equal cost: quality, differences, controls, tokens and time; one page."""
     from search_r3_mteb.compare import compare as run
     from search_r3_mteb.compare.plan import plan_of, read_plan
+    from search_r3_mteb.evaluation.abstaining import SearchSettings
     from search_r3_mteb.evaluation.summary import table
+    from search_r3_mteb.expansion.settings import ExpansionSettings
 
-    settings = _settings(setting)
+    settings = _settings(setting, ExpansionSettings, SearchSettings)
     named = plan_of(models or [], task or [], budget or [], control, split, settings) if file is None else None
     if file is not None and (models or task or budget or control or split or settings):
         raise ValueError(f"{file} names systems, tasks and settings: give the file, or the options, not both.")
@@ -342,6 +345,57 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
     console.print(table(result))
     console.print(result["verdict"]["text"], markup=False, highlight=False)
     console.print(f"Written to {escape(result['file'])}")
+
+
+@app.command()
+def tune(  # noqa: PLR0913  an option is a parameter
+    task: Annotated[
+        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
+    ],
+    split: Annotated[str, typer.Option(help="The split to choose on: one that is not reported.")] = "dev",
+    model: ModelOption = "nano",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of tune.json. [default: runs/tune/TASK__MODEL]", show_default=False),
+    ] = None,
+    anchors: Annotated[
+        list[float] | None, typer.Option("--anchor", help="A weight to try. May be repeated.", show_default=False)
+    ] = None,
+    write_profile: Annotated[
+        bool, typer.Option("--write-profile", help="Recommend the chosen anchor in the model folder's search_r3.json.")
+    ] = False,
+    max_queries: Annotated[int, typer.Option(help="Queries drawn at random; 0 for all.", min=0)] = 0,
+    max_reasoning_tokens: BudgetOption = None,
+    setting: SetOption = None,
+) -> None:
+    """Choose on a dev split how much the reasoned vector weighs, and which queries need to reason at all."""
+    from search_r3_mteb.evaluation.systems import split_label
+    from search_r3_mteb.evaluation.tuning import TuningPlan, tables, write_anchor
+    from search_r3_mteb.evaluation.tuning import tune as run
+
+    plan = TuningPlan(max_queries=max_queries or None)
+    with _progress_lines():
+        found = run(
+            model,
+            task,
+            split,
+            output,
+            settings=_settings(setting, max_reasoning_tokens=max_reasoning_tokens),
+            plan=replace(plan, anchors=tuple(anchors)) if anchors else plan,
+            command=shlex.join(["search-r3", *_arguments()]),
+        )
+    console, chosen = _console(), found["chosen"]
+    for each in tables(found):
+        console.print(each)
+    pairs = " ".join(f"--set {name}={'none' if value is None else value}" for name, value in chosen.items())
+    console.print(
+        f"Chosen on {found['queries']:,} queries of {found['task']} ({found['split']}): {pairs}", markup=False
+    )
+    if found["split"] == "test":
+        console.print("Chosen on the test split: what is reported there with these settings is too good.")
+    console.print(f"Written to {escape(found['file'])}")
+    if write_profile:
+        console.print(f"Written to {escape(str(write_anchor(split_label(model)[1], chosen['anchor'])))}: the anchor")
 
 
 @app.command()

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import numpy as np
 
+from search_r3_mteb.encoder.anchoring import anchored
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load
 from search_r3_mteb.encoder.chunks import CHUNK, one_ahead, progress_bar
 from search_r3_mteb.encoder.documents import Documents
@@ -163,6 +164,8 @@ class SearchR3Encoder(EncoderDoors):
         a single text. The vector is the one that the model would have had, had it written that within its budget. Each
         is a text, a `Thought`, or token ids without the embed token (see `given`). Raises TypeError and ValueError for
         what is none of these, another number of them, and ids of another model.
+
+        With an `anchor`, `vector` is anchored in the text's direct vector, and both parts are there.
         """
         refuse_keywords(self.think, unknown)
         check_flag("show_progress_bar", show_progress_bar, optional=True)
@@ -183,6 +186,11 @@ class SearchR3Encoder(EncoderDoors):
                 found = self._computed(*chosen, "query", sampling, show_progress_bar, said)
                 for row, thought in zip(part, found, strict=True):
                     thoughts[row] = thought
+        if self.anchor is not None and rows:
+            direct = self._computed(rows, instructions, "query", None, show_progress_bar)
+            reasoned = np.stack([thought.vector for thought in thoughts])
+            parts = zip(self.unit(anchored(direct, reasoned, self.anchor), rows), direct, thoughts, strict=True)
+            thoughts = [replace(each, vector=row, direct=own, reasoned=each.vector) for row, own, each in parts]
         self.statistics.count(thoughts)
         return thoughts
 
@@ -194,6 +202,11 @@ class SearchR3Encoder(EncoderDoors):
         return self._settings.mode
 
     @property
+    def anchor(self) -> float | None:
+        """The weight of the reasoned vector beside the direct one; None where the reasoned one is a query's vector."""
+        return self._settings.anchor_of(self.checkpoint)
+
+    @property
     def task_prompts(self) -> bool:
         """Whether an MTEB task's own instruction is put before the query."""
         return self._settings.task_prompts
@@ -203,7 +216,10 @@ class SearchR3Encoder(EncoderDoors):
         """Every setting that decides a vector, as JSON scalars."""
         chosen = asdict(self._settings)
         keys = ("mode", "max_reasoning_tokens", "temperature", "seed", "task_prompts")
-        return {key: chosen[key] for key in keys} | {"dtype": str(self.model.dtype), "max_length": self.max_length}
+        found = {key: chosen[key] for key in keys} | {"dtype": str(self.model.dtype), "max_length": self.max_length}
+        if self.anchor is not None and self.mode == "reason":
+            found["anchor"] = float(self.anchor)
+        return found
 
     @property
     def fingerprint(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from search_r3_mteb.encoder.settings import EncoderSettings
 
@@ -31,6 +31,8 @@ def parse_settings(pairs: Sequence[str], *further: type) -> dict[str, Any]:
 
 def _parsed(pair: str, text: str, hint: Any) -> Any:
     kinds = {hint, *get_args(hint)}
+    if text in {value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)}:
+        return text
     if type(None) in kinds and text.lower() == "none":
         return None
     if bool in kinds:

@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from search_r3_mteb.encoder.anchoring import check_anchor
 from search_r3_mteb.json_files import kind, read_json
 
 PROFILE_FILE = "search_r3.json"
@@ -60,6 +61,8 @@ class Profile:
     `tokenization` "whole" gives the ids of the rendered prompt tokenised as one text, as models that were trained
     elsewhere read it. "apart" tokenises the user's text alone, as earlier versions of this package did. None stands for
     a file of such a version, which does not say: it is read "apart", and refused where that gives other ids.
+
+    `anchor` is recommended for queries that reason, see `anchoring`: an encoder whose own is "auto" takes it.
     """
 
     embed_token: str = EMBED_TOKEN
@@ -71,6 +74,7 @@ class Profile:
     thinking: bool | None = None
     date: str | None = None
     tokenization: Tokenization | None = "whole"
+    anchor: float | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -113,6 +117,11 @@ class Profile:
             raise ValueError(f"'thinking' of a profile must be true, false or null, got {reprlib.repr(self.thinking)}.")
         if self.date is not None:
             _check_date(self.date)
+        if self.anchor is not None:
+            try:
+                check_anchor("anchor", self.anchor)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"'anchor' of a profile: {error}") from error
         if self.tokenization not in (*get_args(Tokenization), None):
             raise ValueError(f"'tokenization' of a profile must be 'whole' or 'apart', got {self.tokenization!r}.")
 
@@ -158,20 +167,24 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, without what was not decided."""
-        undecided = {name for name in ("thinking", "date", "tokenization") if getattr(self, name) is None}
+        undecided = {name for name in ("thinking", "date", "tokenization", "anchor") if getattr(self, name) is None}
         return {name: value for name, value in asdict(self).items() if name not in undecided}
 
     def identity(self) -> dict[str, Any]:
         """The JSON form of what decides token ids; prompts as in earlier versions keep the identity that they had."""
         found = self.to_dict()
+        found.pop("anchor", None)
         if self.tokenization != "whole":
             found.pop("tokenization", None)
         return found
 
     def save(self, folder: Path | str) -> None:
         """Write `folder`/search_r3.json."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        (Path(folder) / PROFILE_FILE).write_text(text + "\n", encoding="utf-8")
+        (Path(folder) / PROFILE_FILE).write_text(self.to_text(), encoding="utf-8")
+
+    def to_text(self) -> str:
+        """The content of search_r3.json."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _check_date(text: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
+from search_r3_mteb.encoder.anchoring import Anchor, check_anchor
 from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype
 from search_r3_mteb.encoder.setting_types import (
     check_device_name,
@@ -31,6 +32,9 @@ class EncoderSettings:
     `task_prompts`: an MTEB task's own instruction is put before the query. `cache_folder`: thoughts and vectors are
     kept there and a killed run resumes (off by default). `show_progress_bar` None: on a terminal only. `probe`: a
     checkpoint that is loaded is first run on a few tokens, and refused where the result is not the model's own.
+
+    `anchor`: the weight of the reasoned vector in a query's normalise(direct + anchor x reasoned) (see `anchoring`),
+    None for the reasoned vector alone, "auto" for what the checkpoint's profile recommends: None unless it says more.
     """
 
     mode: Mode = "reason"
@@ -41,6 +45,7 @@ class EncoderSettings:
     max_reasoning_tokens: int = 256
     temperature: float = 0.0
     seed: int = 0
+    anchor: Anchor = "auto"
     task_prompts: bool = True
     cache_folder: Path | str | None = None
     show_progress_bar: bool | None = None
@@ -54,6 +59,8 @@ class EncoderSettings:
             check_whole_number(name, getattr(self, name))
         check_whole_number("max_length", self.max_length, optional=True)
         check_number("temperature", self.temperature)
+        if self.anchor not in ("auto", None):
+            check_anchor("anchor", self.anchor)
         for name in ("task_prompts", "trust_remote_code", "probe"):
             check_flag(name, getattr(self, name))
         check_flag("show_progress_bar", self.show_progress_bar, optional=True)
@@ -83,6 +90,10 @@ class EncoderSettings:
                     f"{name}={given!r} was given, but the checkpoint in memory has {has!r}. Load it with "
                     f"search_r3_mteb.encoder.checkpoints.load(..., {name}={given!r}), or leave {name} out."
                 )
+
+    def anchor_of(self, checkpoint: Checkpoint) -> float | None:
+        """The anchor of this checkpoint's queries, None for none."""
+        return checkpoint.profile.anchor if self.anchor == "auto" else self.anchor
 
     def fit_max_length(self, checkpoint: Checkpoint) -> int:
         """The prompt's length in tokens: the given one, or what fits; both modes have one, as they share documents."""

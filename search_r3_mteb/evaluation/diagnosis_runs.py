@@ -191,6 +191,7 @@ def again(encoder: "SearchR3Encoder", store: Path, **changed: Any) -> "SearchR3E
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
     kept = {key: value for key, value in encoder.settings.items() if key not in ("dtype", "mode")}
+    kept["anchor"] = encoder.anchor  # also where that is none, but its profile recommends one
     mode = changed.get("mode", "reason")
     return SearchR3Encoder(
         encoder.checkpoint,

@@ -24,7 +24,7 @@ from search_r3_mteb.checksums import described
 from search_r3_mteb.evaluation.given_file import read_given
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.queries import CUTOFF, query_records
-from search_r3_mteb.evaluation.recording import SplitRecord
+from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, SplitRecord
 from search_r3_mteb.evaluation.summary import (
     SummaryRow,
     by_identity,
@@ -41,6 +41,7 @@ from search_r3_mteb.evaluation.summary import (
 from search_r3_mteb.evaluation.systems import (
     GIVEN,
     MODE_CHOICES,
+    UNSURE,
     ModeChoice,
     ModelSpec,
     System,
@@ -119,10 +120,7 @@ def evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comman
         return done
     logger.info("%s: running", what)
     task.load_data()
-    given = getattr(system.model, "given", None)
-    if given is not None:
-        task.convert_v1_dataset_format_to_v2(num_proc=None)
-        given.check(task)
+    _prepare(system, task)
     with tempfile.TemporaryDirectory(prefix="search-r3-") as folder:
         rankings, scores, taken = _run(system, task, Path(folder))
         measured: dict[str, tuple[SummaryRow, dict[str, Any]]] = {}
@@ -137,6 +135,15 @@ def evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comman
             rows = _keep_unit(system, task, output, measured, rankings, Path(folder) / "mteb")
     task.unload_data()
     return rows
+
+
+def _prepare(system: System, task: "AbsTaskRetrieval") -> None:
+    """Tell the system what it needs to know of the loaded task; ValueError for a query without a given reasoning."""
+    if isinstance(system.model, RecordedEncoder) and system.model.given is not None:
+        task.convert_v1_dataset_format_to_v2(num_proc=None)
+        system.model.given.check(task)
+    if system.mode == UNSURE and isinstance(system.model, RecordedSearch):
+        system.model.search_model.ignore_identical_ids = task.ignore_identical_ids
 
 
 def _keep_unit(
@@ -235,6 +242,12 @@ def _row(
         row["interval"] = measured["interval"]
     if system.mode != "direct":
         row["max_reasoning_tokens"] = system.settings.get("max_reasoning_tokens")
+    if system.mode == UNSURE:
+        spoken = [each for thoughts in record.thoughts.values() for each in thoughts]
+        row["abstain_margin"] = system.settings["abstain_margin"]
+        row["reasoned_share"] = round(sum(text is not None for text, *_ in spoken) / max(1, len(spoken)), 6)
+    if "anchor" in system.settings and system.mode != "direct":
+        row["anchor"] = system.settings["anchor"]
     if system.mode == GIVEN:
         row |= {key: system.settings[key] for key in ("reasoning_file", "reasoning")}
     if command is not None:

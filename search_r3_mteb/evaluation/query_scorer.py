@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.evaluation.abstaining import top_margins
 from search_r3_mteb.evaluation.queries import CUTOFF, as_scored, hops_of_query, query_text, score
 from search_r3_mteb.search.exact import exact_search
 
@@ -93,6 +94,14 @@ class QueryScorer:
             ndcg[part.rows] = [scores[query]["ndcg_cut_10"] for query in part.ids]
             margin[part.rows] = self._margins(part, vectors[part.rows], ranking)
         return Quality(ndcg, margin)
+
+    def top_margins(self, vectors: Float32[np.ndarray, "queries dim"]) -> Float[np.ndarray, " queries"]:
+        """How sure each ranking is: the cosine of its first document minus that of the second (see `abstaining`)."""
+        found = np.zeros(len(self))
+        for part in self._parts:
+            ranking = as_scored(self.task, self._ranking(part, vectors[part.rows]))
+            found[part.rows] = top_margins([ranking[query] for query in part.ids])
+        return found
 
     def _add(self, prefix: str, data: Any, rows: Sequence[int], encoder: "SearchR3Encoder") -> None:
         from search_r3_mteb.encoder.inputs import read_queries

@@ -40,7 +40,7 @@ class Thinker(Protocol):
 
 def spoken(thought: Thought) -> Spoken:
     """The part of a thought that is recorded."""
-    return thought.text, len(thought.token_ids), thought.finished
+    return (None, 0, None) if thought.abstained else (thought.text, len(thought.token_ids), thought.finished)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The systems that can be evaluated: Search-R3 checkpoints in each mode, writers with encoders, and baselines.
 
-Baselines are sentence-transformers folders and BM25. The modes of a system are "reason", "direct", and "given": queries
-read with the reasonings of a file.
+Baselines are sentence-transformers folders and BM25. The modes of a system are "reason", "direct", "given" (queries are
+read with the reasonings of a file), and "if-unsure" (a query reasons where its direct ranking is unsure).
 
 Each has a model that `mteb.evaluate` takes and an identity that no other checkpoint shares.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from search_r3_mteb.encoder.store import fingerprint_of
+from search_r3_mteb.evaluation.abstaining import AbstainingSearch, SearchSettings
 from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, Thinker
 from search_r3_mteb.expansion.names import SETTINGS, open_expansion, parse_name
 
@@ -29,7 +30,8 @@ _BM25_IN_MTEB = "mteb/baseline-bm25s"
 ModeChoice: TypeAlias = 'Mode | Literal["both"]'
 MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
 GIVEN: Literal["given"] = "given"
-SystemMode: TypeAlias = 'Mode | Literal["given"]'
+UNSURE: Literal["if-unsure"] = "if-unsure"
+SystemMode: TypeAlias = 'Mode | Literal["given", "if-unsure"]'
 ModelKind = Literal["bm25", "sentence-transformers", "search-r3", "expansion"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
 _TYPED = ("device", "trust_remote_code")
@@ -66,6 +68,7 @@ def check_settings(
     from search_r3_mteb.encoder.settings import EncoderSettings
 
     EncoderSettings.from_keywords({name: value for name, value in settings.items() if name in _TYPED})
+    margin = SearchSettings(settings.get("abstain_margin")).abstain_margin
     names = [split_label(spec)[1] if isinstance(spec, str | Path) else None for spec in models]
     kinds = ["search-r3" if name is None else kind_of(name) for name in names]
     expansions = [parsed for parsed in map(parse_name, names) if parsed is not None]
@@ -80,6 +83,9 @@ def check_settings(
             f"{'writer with an encoder that uses it' if ours or expansions else 'Search-R3 checkpoint'}, and baselines "
             "run as they were made. Leave it out."
         )
+    if margin is not None and (mode == "direct" or "search-r3" not in kinds):
+        why = "the mode is 'direct'" if "search-r3" in kinds else "none of the models is a Search-R3 checkpoint"
+        raise ValueError(f"abstain_margin={margin} would change nothing: {why}. Leave it out.")
     readers = [kind for kind in kinds if kind == "expansion" or (kind == "search-r3" and mode != "direct")]
     if given is not None and not readers:
         why = "the mode is 'direct'" if "search-r3" in kinds else "none of the models is a Search-R3 checkpoint"
@@ -94,7 +100,7 @@ def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
     if isinstance(spec, Path):
         return None, spec
     label, sign, path = spec.partition("=")
-    if not sign or Path(spec).exists():
+    if not sign or Path(spec).exists() or parse_name(spec) is not None:
         return None, spec
     if label and (not label.strip(". ") or not label.isprintable() or "\\" in label):
         raise ValueError(
@@ -184,11 +190,20 @@ def _search_r3(
     own = {each.name for each in fields(EncoderSettings)}
     chosen = {name: value for name, value in settings.items() if name in own or name not in SETTINGS}
     chosen["cache_folder"] = cache_folder
+    margin = chosen.pop("abstain_margin", None)
+    if margin is not None and given is not None:
+        raise ValueError(
+            f"abstain_margin={margin} decides which queries reason, but with {given.name} none does. Leave one out."
+        )
     revision = chosen.pop("revision", None)
     for each in ("reason", "direct") if mode == "both" else (mode,):
         encoder = SearchR3Encoder(model, revision=revision, **{**chosen, "mode": each})
         model = encoder.checkpoint  # the second mode runs on the weights that the first one loaded
-        yield _system(encoder, label, given if each == "reason" else None)
+        if margin is not None and each == "reason":
+            direct = SearchR3Encoder(model, **{**chosen, "mode": "direct", "max_length": encoder.max_length})
+            yield _unsure(AbstainingSearch(encoder, direct, margin), label)
+        else:
+            yield _system(encoder, label, given if each == "reason" else None)
 
 
 def _system(encoder: "SearchR3Encoder", label: str | None, given: "GivenFile | None" = None) -> System:
@@ -208,6 +223,15 @@ def _system(encoder: "SearchR3Encoder", label: str | None, given: "GivenFile | N
         settings=settings,
     )
     return found if given is None else _reading(found, given)
+
+
+def _unsure(search: AbstainingSearch, label: str | None) -> System:
+    """The same encoder where a query reasons only if its direct ranking is unsure."""
+    found = _system(search.encoder, label)
+    settings = {**found.settings, "mode": UNSURE, "abstain_margin": float(search.abstain_margin)}
+    fingerprint = fingerprint_of({"checkpoint": search.encoder.checkpoint.fingerprint(), **settings})
+    model = RecordedSearch(search, search.mteb_model_meta)
+    return replace(found, mode=UNSURE, model=model, fingerprint=fingerprint, settings=settings)
 
 
 def _reading(system: System, given: "GivenFile") -> System:

@@ -9,7 +9,8 @@ type. There are three ways to load it:
 
 `encode_query` reasons, within `max_reasoning_tokens` of the call or else of the folder; `encode_document` and plain
 `encode` are direct (`encode(..., task="query")` reasons). `prompt` is the profile's instruction before the text.
-`SentenceTransformer(folder, config_kwargs={"max_reasoning_tokens": 64})` changes the folder's budget. Training: see
+`SentenceTransformer(folder, config_kwargs={"max_reasoning_tokens": 64})` changes the folder's budget. With an anchor,
+the direct prompt of a text that is cut holds what its reasoning prompt has kept. Training: see
 `transformers_model`.
 
 In MTEB, a SentenceTransformer gets its own `prompts`, never the task's: for the score of `SearchR3Encoder` on a task
@@ -148,6 +149,7 @@ def _encoder(model: Any, max_reasoning_tokens: int | None, max_length: int | Non
             )
         kept = ("max_reasoning_tokens", "temperature", "seed", "max_length")
         settings = {name: model.settings[name] for name in kept} | {"batch_tokens": model.engine.token_budget}
+        settings["anchor"] = model.anchor
         return SearchR3Encoder(model.checkpoint, **(settings | chosen))
     # The weights are only written, so they are not loaded onto a device that may lack room for them.
     place: dict[str, Any] = {} if isinstance(model, Checkpoint) else {"device": "cpu"}
@@ -159,6 +161,7 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
     from search_r3_mteb.encoder.merging import merged
+    from search_r3_mteb.encoder.profiles import TEMPLATES
     from search_r3_mteb.integrations.transformers_model import SearchR3Config, SearchR3Model
     from search_r3_mteb.integrations.transformers_tokenizer import SearchR3Tokenizer
 
@@ -171,6 +174,8 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
         reasoning_temperature=encoder.settings["temperature"],
         reasoning_seed=encoder.settings["seed"],
         batch_tokens=encoder.engine.token_budget,
+        anchor=encoder.anchor,
+        frames=None if encoder.anchor is None else {name: encoder.renderer.frame_ids(name) for name in TEMPLATES},
         hidden_size=encoder.dim,
         tie_word_embeddings=bool(getattr(causal.config, "tie_word_embeddings", False)),
         dtype=causal.dtype,

@@ -9,6 +9,7 @@ which no gradient flows; in training mode it is refused rather than silently det
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ class SearchR3Config(PreTrainedConfig):
     """A causal LM's configuration and reasoning settings. `batch_tokens` bounds rows x length of what runs at once.
 
     `reasoning_temperature` 0 is greedy (transformers refuses plain `temperature`, a generation setting, here).
-    `backbone_config` is the causal LM's own configuration, of any model type.
+    `backbone_config` is the causal LM's own configuration, of any model type. `anchor`: see `encoder/anchoring.py`;
+    `frames` are then the token ids before and after a text in both prompts, by which one is made of the other.
     """
 
     model_type = MODEL_TYPE
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  # transformers' own form
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  transformers' own form
         self,
         backbone_config: dict[str, Any] | PreTrainedConfig | None = None,
         embed_token_id: int | None = None,
@@ -47,6 +49,8 @@ class SearchR3Config(PreTrainedConfig):
         reasoning_temperature: float = 0.0,
         reasoning_seed: int = 0,
         batch_tokens: int = 16384,
+        anchor: float | None = None,
+        frames: dict[str, Sequence[Sequence[int]]] | None = None,
         **keywords: Any,
     ) -> None:
         if isinstance(backbone_config, dict):
@@ -58,6 +62,8 @@ class SearchR3Config(PreTrainedConfig):
         self.reasoning_temperature = reasoning_temperature
         self.reasoning_seed = reasoning_seed
         self.batch_tokens = batch_tokens
+        self.anchor = anchor
+        self.frames = None if frames is None else {name: list(map(list, ids)) for name, ids in frames.items()}
         super().__init__(**keywords)
         self.auto_map = dict(AUTO_MAP)  # a folder that came from a hub has the hub's name in front of each
 
@@ -152,6 +158,10 @@ class SearchR3Model(PreTrainedModel):
             vectors[settled] = engine.embed([prompts[row] for row in settled])
         if thinking:
             vectors[thinking] = engine.reason([prompts[row] for row in thinking], sampling).vectors
+            if config.anchor is not None:
+                direct_ones = engine.embed([self._direct_prompt(prompts[row]) for row in thinking])
+                units = (torch.nn.functional.normalize(each.double()) for each in (direct_ones, vectors[thinking]))
+                vectors[thinking] = (next(units) + config.anchor * next(units)).float()
         norms = vectors.norm(dim=1)
         bad = (~(norms.isfinite() & (norms > 0))).nonzero()[:, 0].tolist()
         if bad:
@@ -161,6 +171,19 @@ class SearchR3Model(PreTrainedModel):
                 "model_kwargs={'dtype': 'float32'} and look again."
             )
         return vectors
+
+    def _direct_prompt(self, prompt: list[int]) -> list[int]:
+        """The direct prompt of the text in a prompt that leaves the assistant's turn open."""
+        before, after = self.config.frames["reason"]
+        end = len(prompt) - len(after)
+        if prompt[: len(before)] != before or prompt[end:] != after:
+            raise ValueError(
+                f"The anchor {self.config.anchor} needs the direct prompt of a text as well, but this text has joined "
+                "a token of the template around it, so that its own tokens are not known. Strip white space and "
+                "punctuation from its ends, or use SearchR3Encoder."
+            )
+        first, last = self.config.frames["direct"]
+        return [*first, *prompt[len(before) : end], *last]
 
     def _hidden_states(
         self, input_ids: Int[Tensor, "rows positions"], mask: Int[Tensor, "rows positions"]

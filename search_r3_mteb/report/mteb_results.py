@@ -12,7 +12,7 @@ from search_r3_mteb.json_files import read_json
 from search_r3_mteb.report.records import EvaluationRecord, QueryOutcome, mean
 from search_r3_mteb.report.run_file import RunFile
 
-_MODE = re.compile(r"(?:^|_)mode_(reason|direct|given)(?:_|$)")
+_MODE = re.compile(r"(?:^|_)mode_(reason|direct|given|if-unsure)(?:_|$)")
 _BUDGET = re.compile(r"(?:^|_)max_reasoning_tokens_(\d+)(?:_|$)")
 
 
@@ -66,7 +66,7 @@ def read_predictions(file: RunFile) -> list[EvaluationRecord]:
     path = file.path
     meta = data.get("mteb_model_meta")
     named = str(meta.get("model_name")) if isinstance(meta, dict) and meta.get("model_name") else path.parent.name
-    mode = path.parent.name if path.parent.name in ("reason", "direct", "given") else "direct"
+    mode = path.parent.name if path.parent.name in ("reason", "direct", "given", "if-unsure") else "direct"
     task = path.name.removesuffix("_predictions.json")
     _, mark = split_mark(path.parent.parent.name)
     found = []

@@ -288,6 +288,19 @@ def test_queries_reason_and_the_rest_is_direct(model, monkeypatch):
     assert calls == [("reason", 3, 6), ("reason", 1, 3), ("embed", 2, None), ("embed", 1, None), ("reason", 1, 6)]
 
 
+def test_an_anchor_is_exported(tiny_checkpoint, encoder, tmp_path):
+    anchored = make_encoder(tiny_checkpoint, anchor=0.5)
+    model = open_folder(export(anchored, tmp_path / "anchored"))
+    assert_same_vectors(model, anchored, TEXTS[:6])  # of the long one, the direct prompt has what the other one kept
+    assert np.abs(model.encode_query(TEXTS[:6]) - encoder.encode_query(TEXTS[:6])).max() > 1e-2
+    assert model.encode_query(LONG).shape == (32,)
+    features = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    with torch.no_grad(), pytest.raises(ValueError, match=r"The anchor 0\.5 needs the direct prompt of a text as well"):
+        model[0].model(**features)
+    plain = json.loads((export(encoder, tmp_path / "plain") / "config.json").read_text())
+    assert plain["anchor"] is plain["frames"] is None
+
+
 def test_the_class_is_the_librarys(model):
     import sentence_transformers
 

@@ -1,0 +1,124 @@
+"""Tuning: every row is what an evaluation with these settings gives, and the best is chosen."""
+
+import json
+
+import numpy as np
+import pytest
+
+from search_r3_mteb.encoder.checkpoints import save
+from search_r3_mteb.encoder.encoder import SearchR3Encoder
+from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.profiles import Profile
+from search_r3_mteb.evaluation.evaluate import evaluate
+from search_r3_mteb.evaluation.tuning import TuningPlan, _best, _Cost, tune, write_anchor
+from search_r3_mteb.tasks.beir_folder import write_beir
+
+SETTINGS = {"max_reasoning_tokens": 4, "max_length": 256}
+WORDS = ["silver", "river", "garden", "stone", "winter", "harbour"]
+
+
+@pytest.fixture
+def beir(tmp_path):
+    folder = tmp_path / "little"
+    texts = [f"the {WORDS[n % 6]} and the {WORDS[n // 6]} number {n}" for n in range(18)]
+    write_beir(
+        folder,
+        corpus=[(f"d{n}", "", texts[n]) for n in range(18)],
+        queries=[(f"q{n}", f"where is the {WORDS[n]}") for n in range(6)],
+        qrels={"dev": [(f"q{n}", f"d{n}", 1) for n in range(6)]},
+    )
+    return folder
+
+
+def test_rows_are_what_evaluations_give(checkpoint, beir, tmp_path, monkeypatch):
+    plan = TuningPlan(anchors=(1.0, 0.25), shares=(0.5,))
+    found = tune(checkpoint, f"beir:{beir}", "dev", tmp_path / "tune", settings=SETTINGS, plan=plan)
+    assert json.loads((tmp_path / "tune" / "tune.json").read_text()) == {k: v for k, v in found.items() if k != "file"}
+    assert (found["split"], found["queries"], found["documents"]) == ("dev", 6, 18)
+    assert [row["anchor"] for row in found["anchors"]] == [0.25, 1.0, None]
+
+    def evaluated(mode="reason", **settings):
+        arguments = {"split": "dev", "settings": SETTINGS | settings}
+        return evaluate([checkpoint], [f"beir:{beir}"], mode, tmp_path / "out", **arguments)[0]
+
+    direct = evaluated("direct")
+    assert found["direct"]["ndcg_at_10"] == direct["ndcg_at_10"]
+    for row in found["anchors"]:
+        wanted = evaluated(anchor=row["anchor"])
+        assert row["ndcg_at_10"] == wanted["ndcg_at_10"]
+        assert row["difference"] == pytest.approx(wanted["ndcg_at_10"] - direct["ndcg_at_10"], abs=2e-6)
+        assert row["tokens_per_query"] == pytest.approx(wanted["reasoning_tokens_per_query"], abs=1e-3)
+    chosen = found["chosen"]
+    best = max(row["ndcg_at_10"] for row in found["anchors"])
+    assert chosen["anchor"] == next(row["anchor"] for row in found["anchors"] if row["ndcg_at_10"] == best)
+    assert [row["reasoned_share"] for row in found["margins"]] == [0.0, 0.5, 1.0]
+    assert found["margins"][0]["difference"] == 0
+    assert found["margins"][0]["tokens_per_query"] == 0
+    assert found["margins"][-1]["abstain_margin"] is None
+    assert found["margins"][-1]["ndcg_at_10"] == best
+    middle = found["margins"][1]
+    row = evaluated(anchor=chosen["anchor"], abstain_margin=middle["abstain_margin"])
+    assert (row["ndcg_at_10"], row["reasoned_share"]) == (middle["ndcg_at_10"], middle["reasoned_share"])
+    assert row["reasoning_tokens_per_query"] == pytest.approx(middle["tokens_per_query"], abs=1e-3)
+
+    monkeypatch.setattr(Engine, "embed", None)  # a run that was killed goes on from the store
+    monkeypatch.setattr(Engine, "reason", None)
+    again = tune(checkpoint, f"beir:{beir}", "dev", tmp_path / "tune", settings=SETTINGS, plan=plan)
+    assert again["anchors"] == found["anchors"]
+
+
+def test_of_equal_means_the_first_is_chosen():
+    assert _best([0.1, 0.3, 0.3]) == 1
+    assert _best([0.3, 0.3 + 1e-9, 0.2]) == 0
+
+
+def test_cost_by_hand():
+    cost = _Cost(np.array([10, 20, 30, 40]), direct=2.0, reasoned=100.0)
+    half = np.array([True, False, True, False])
+    assert cost.of(half, None) == {"tokens_per_query": 10.0, "milliseconds_per_query": 52.0}
+    assert cost.of(~half & False, None) == {"tokens_per_query": 0.0, "milliseconds_per_query": 2.0}
+    assert cost.of(half | True, 0.5) == {"tokens_per_query": 25.0, "milliseconds_per_query": 102.0}
+    assert cost.of(half | True, None) == {"tokens_per_query": 25.0, "milliseconds_per_query": 100.0}
+
+
+def test_the_profile_is_written_where_there_is_a_folder(tiny_checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    save(tiny_checkpoint, folder)
+    before = json.loads((folder / "search_r3.json").read_text())
+    assert write_anchor(folder, 0.25) == folder / "search_r3.json"
+    assert json.loads((folder / "search_r3.json").read_text()) == {**before, "anchor": 0.25}
+    assert SearchR3Encoder(folder, max_length=600).anchor == 0.25
+    write_anchor(folder, None)
+    assert Profile.load(folder).anchor is None
+    with pytest.raises(FileNotFoundError, match="nano is not a folder, so no profile can be written there"):
+        write_anchor("nano", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"settings": {"anchor": 0.5}}, "anchor=0.5: what is tuned decides that itself"),
+        ({"settings": {"mode": "direct"}}, "mode='direct'"),
+        ({"split": "train"}, "no split 'train'"),
+        ({"model": "bm25"}, "bm25 is not a Search-R3 checkpoint"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(checkpoint, beir, tmp_path, arguments, message):
+    chosen = {"model": checkpoint, "task": f"beir:{beir}", "split": "dev", "output": tmp_path / "tune"} | arguments
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        tune(**chosen)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        TuningPlan(shares=(1.5,))
+    with pytest.raises(ValueError, match="anchors=-1 must be 0"):
+        TuningPlan(anchors=(-1,))
+
+
+def test_the_command_line(call, tiny_folder, beir, tmp_path):
+    arguments = ["tune", "--model", tiny_folder, "--task", f"beir:{beir}", "--output", tmp_path / "tune"]
+    code, out, _ = call(*arguments, "--anchor", 0.5, "--max-reasoning-tokens", 4, "--write-profile")
+    assert code == 0
+    assert "Chosen on 6 queries of" in out
+    assert "--set anchor=" in out
+    assert "against direct" in out
+    chosen = json.loads((tmp_path / "tune" / "tune.json").read_text())["chosen"]
+    assert Profile.load(tiny_folder).anchor == chosen["anchor"]

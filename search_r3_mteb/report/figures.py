@@ -118,9 +118,10 @@ def cost_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
 def time_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None:
     """Quality over milliseconds per query, on a logarithmic axis: one point per method and budget.
 
-    Rows whose time was not measured are left out. None below two points.
+    Rows whose time was not measured are left out, and so are given reasonings. None below two points.
     """
-    points = [(time, row) for row in rows if (time := row.average("milliseconds")) and _is_number(row.ndcg_at_10)]
+    own = [row for row in rows if row.first.mode != "given"]  # the writing of others was not timed
+    points = [(time, row) for row in own if (time := row.average("milliseconds")) and _is_number(row.ndcg_at_10)]
     if len(points) < 2:
         return None
     plot = blank_plot("Time per query, milliseconds (logarithmic)", "nDCG@10")

@@ -180,8 +180,8 @@ def page(found: dict[str, Any]) -> str:
 
 NOTES = (
     "",
-    "The float32 rows were measured while float32 columns were written by index too, with ratios on both sides of 1 that",
-    "three rounds on a loaded machine cannot tell apart; since then float32 is written as before (`slots.py`).",
+    "The float32 rows were measured while float32 columns were written by index too: ratios on both sides of 1, which",
+    "three rounds on a loaded machine cannot tell apart. Since then float32 is written as before (`slots.py`).",
     "",
     "`attention` and `products` are the shares of torch's attention kernel and of the linear layers in a step of the",
     "new code (torch.profiler). The aim, at most 1.5 times, is missed where attention is most of a step: it reads",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 End = dict[str, str]
-TIMES = ("seconds", "queries_per_second", "documents_per_second", "refresh_seconds")
+TIMES = ("seconds", "milliseconds_per_query", "queries_per_second", "documents_per_second", "refresh_seconds")
 _DIM = 8
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from search_r3_mteb.disk import naming
-from search_r3_mteb.locks import Claim, abandoned
+from search_r3_mteb.locks import Marker, abandoned
 
 _KINDS = ("unfinished", "replaced", "removed")
 _LEFT = re.compile(r"\.(?P<name>.+)\.(?P<tag>[0-9a-f]{6})(?:~|\.(?:unfinished|replaced|removed|lock))", re.DOTALL)
@@ -203,11 +203,11 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def _claimed(place: Callable[[str], Path]) -> Iterator[Claim]:
+def _claimed(place: Callable[[str], Path]) -> Iterator[Marker]:
     """A claim of this process on a name that nobody has, by a function of a random tag."""
     while True:
         try:
-            claim = Claim(place(uuid.uuid4().hex[:6]))
+            claim = Marker(place(uuid.uuid4().hex[:6]))
             break
         except FileExistsError:
             continue
@@ -242,7 +242,7 @@ def _literal(name: str) -> str:
     return re.sub(r"([\[*?])", r"[\1]", name)
 
 
-def _asides(claim: Claim) -> tuple[Path, Path, Path]:
+def _asides(claim: Marker) -> tuple[Path, Path, Path]:
     unfinished, replaced, removed = (claim.path.with_suffix(f".{kind}") for kind in _KINDS)
     return unfinished, replaced, removed
 

@@ -207,9 +207,11 @@ def compare(
     """Compare systems at equal cost: quality, differences, controls, tokens and time; one page."""
     from search_r3_mteb.compare import compare as run
     from search_r3_mteb.compare.plan import plan_of, read_plan
+    from search_r3_mteb.evaluation.abstaining import SearchSettings
     from search_r3_mteb.evaluation.summary import table
+    from search_r3_mteb.expansion.settings import ExpansionSettings
 
-    settings = _settings(setting)
+    settings = _settings(setting, ExpansionSettings, SearchSettings)
     named = plan_of(models or [], task or [], budget or [], control, split, settings) if file is None else None
     if file is not None and (models or task or budget or control or split or settings):
         raise ValueError(f"{file} names systems, tasks and settings: give the file, or the options, not both.")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _ADVICE = {
-    errno.ENOSPC: "no space is left there",
+    errno.ENOSPC: "there is not enough space",
     errno.EDQUOT: "the quota of this user is used up",
     errno.EFBIG: "the file became larger than this file system, or `ulimit -f`, allows",
     errno.EROFS: "the file system is read-only",
@@ -30,6 +30,12 @@ _PLACES = {
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
+
+
+class NoRoomError(OSError):
+    """A file of `needed` bytes that did not fit on its disk."""
+
+    needed = 0
 
 
 @contextmanager
@@ -66,6 +72,8 @@ def explained(error: BaseException) -> str | None:
     else:
         place = Path(os.fsdecode(given))
         room, subject = _room(place), f"{place} could not be {'written' if number in _FULL else 'written or read'}"
+    if isinstance(error, NoRoomError):
+        room = f"{error.needed:,} bytes needed, {room}"
     if number in _FULL:
         advice = "Free some space, or name a place on another file system"
     else:

@@ -1,11 +1,12 @@
 """Locks between processes that die with their process: nothing has to be cleaned up after a kill.
 
 `locked` waits, for changes of shared files. `occupy` refuses, for a folder that only one process may work in. A
-`claim` marks what a process is making, so that others see whether the process still lives (`abandoned`).
+`Marker` stands for what a process is making, so that others see whether the process still lives (`abandoned`).
 """
 
 import errno
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 LOCK_FILE = ".lock"
+_log = logging.getLogger(__name__)
 _occupied: dict[tuple[int, Path], int] = {}  # by process: a forked child has the table, and not the locks
 
 
@@ -38,40 +40,45 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def occupy(folder: Path, what: str) -> None:
-    """Keep other processes out of `folder` until this one ends, or `leave`s it. This process may occupy it again.
+    """Keep other processes that do `what` out of `folder` until this one ends, or `leave`s it.
 
-    Raises OccupiedError, which names the other process, its host and the folder; `what` says what it does there. The
-    lock is the process's own (POSIX record locks): children that it forks neither hold nor lose it.
+    This process may occupy it again. Raises OccupiedError, which names the other process, its host and the folder. The
+    lock is the process's own (POSIX record locks): children that it forks neither hold nor lose it. Where the file
+    system has no locks, a warning says that nothing keeps others out.
     """
-    place = (os.getpid(), folder.resolve())
-    if place in _occupied:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / f".{what}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock_of_process(descriptor)
-    except OSError as error:
-        said = os.pread(descriptor, 4096, 0) if hasattr(os, "pread") else b""
-        os.close(descriptor)
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise
-        raise OccupiedError(
-            f"{folder}: another {what} works in this folder, {_owner(said)}. Two of them would destroy each other's "
-            "files. Wait for it, stop it, or name another folder."
-        ) from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
-    _occupied[place] = descriptor
+    path = folder.resolve() / f".{what}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while (os.getpid(), path) not in _occupied:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock_of_process(descriptor)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                said = os.read(descriptor, 4096)
+                os.close(descriptor)
+                raise OccupiedError(
+                    f"{folder}: another {what} works in this folder, {_owner(said)}. Two of them would destroy each "
+                    "other's files. Wait for it, stop it, or name another folder."
+                ) from error
+            _log.warning("%s: there are no locks here (%s). Start no second %s in this folder.", folder, error, what)
+        if not _same(descriptor, path):  # its process has just left, and removed it
+            os.close(descriptor)
+            continue
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
+        _occupied[os.getpid(), path] = descriptor
 
 
-def leave(folder: Path) -> None:
+def leave(folder: Path, what: str) -> None:
     """Let other processes work in a folder that this one has occupied."""
-    descriptor = _occupied.pop((os.getpid(), folder.resolve()), None)
+    path = folder.resolve() / f".{what}.lock"
+    descriptor = _occupied.pop((os.getpid(), path), None)
     if descriptor is not None:
+        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-class Claim:
+class Marker:
     """A new file, locked by this process until it ends or `release`s it, which also removes the file if it is there."""
 
     def __init__(self, path: Path) -> None:

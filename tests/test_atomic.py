@@ -1,8 +1,10 @@
 """Files and folders are complete or not there, at whichever step the process dies."""
 
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from threading import Thread
 
@@ -192,3 +194,35 @@ def test_a_stop_leaves_the_old_and_nothing_beside_it(tmp_path, way):
             stop(write, tmp_path / path)
     assert (tmp_path / "model" / "file").read_text() == "old"
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "file"]
+
+
+FOR_EVER = """
+import itertools, pathlib, sys
+from search_r3_mteb import atomic
+place = pathlib.Path(sys.argv[1])
+if sys.argv[2] == "renamed":
+    atomic._exchanged = lambda one, other: False
+for number in itertools.count():
+    with atomic.replaced_folder(place / "model") as folder:
+        for name in "ab":
+            (folder / name).write_text(str(number))
+    atomic.write_text(place / "file", str(number) * 5000)
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_leave_one_whole_folder(tmp_path, way):
+    draw = random.Random(7)
+    for _ in range(100):
+        process = started("-c", FOR_EVER, tmp_path, way)
+        process.stdout.readline()
+        time.sleep(draw.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        if way == "renamed":
+            put_back(tmp_path / "model")
+        assert (tmp_path / "model" / "a").read_text() == (tmp_path / "model" / "b").read_text()
+        assert len((tmp_path / "file").read_text()) % 5000 == 0
+    clean(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]

@@ -135,7 +135,7 @@ def test_errors_of_libraries_in_rust_are_known_and_others_are_none(tmp_path):
     with pytest.raises(OSError) as raised, naming(tmp_path / "a"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     assert raised.value.errno == errno.ENOSPC
-    assert explained(raised.value).startswith(f"{tmp_path / 'a'} could not be written: no space is left there")
+    assert explained(raised.value).startswith(f"{tmp_path / 'a'} could not be written: there is not enough space")
     assert "of temporary files" in explained(RuntimeError("No space left on device (os error 28)")), "no name is known"
     with pytest.raises(FileNotFoundError) as missing, naming(tmp_path / "a"):
         Path(tmp_path / "other").read_bytes()

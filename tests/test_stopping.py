@@ -1,8 +1,10 @@
 """Ctrl-C and SIGTERM end a program with one line and its exit code, wherever they come. Processes are real."""
 
 import os
+import random
 import signal
 import sys
+import time
 
 import pytest
 
@@ -198,3 +200,26 @@ def test_programs_are_ready_before_they_import_what_takes_time(module, command, 
     assert errors.startswith(said)
     assert errors.endswith(f"{command[-1]}\n")
     assert errors.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", CODES)
+def test_twenty_moments_of_starting_and_training_each_give_one_line(number, tmp_path):
+    """From the first line of the script to its steps; before it Python itself starts, which says nothing of ours."""
+    from tests.train.loops import sft_config
+    from train.config.loading import dump
+
+    config = tmp_path / "config.toml"
+    config.write_text(dump(sft_config(tmp_path / "unused", "optimization.steps=100000", "checkpoint.every=0")))
+    draw = random.Random(int(number))
+    for moment in range(20):
+        code = "import runpy\nprint('ready', flush=True)\nrunpy.run_path('train/sft.py', run_name='__main__')"
+        given = ["--config", config, "--set", f"output.folder={tmp_path / str(moment)}"]
+        process = started("-c", AS_IN_A_TERMINAL, "-c", code, *given)
+        process.stdout.readline()
+        time.sleep(draw.uniform(0.2, 6))
+        process.send_signal(number)
+        errors = process.communicate(timeout=300)[1]
+        said = [line for line in errors.splitlines() if line.startswith("sft.py: stopped by ")]
+        assert (process.returncode, len(said)) == (CODES[number], 1), errors
+        assert "Traceback" not in errors

@@ -38,6 +38,7 @@ FRAMES = ("{}", "{} in humans and mice", "a review of {} with examples and a com
 MODELS = ("nano", "mini", "random")
 RANDOM = Shape(256, 512, 4, 8, 2, 4096)
 TOKENS, ROUNDS = 32, 3
+THREADS = "two threads"
 COLUMNS = ("model", "weights", "batch_invariant", "run", "queries with other words", "lowest cosine")
 COLUMNS += ("largest difference, queries", "documents")
 
@@ -81,7 +82,7 @@ def compared(name: str, dtype: Any, invariant: bool) -> Iterator[dict[str, Any]]
     }
     ways |= {"reverse order": (everything[::-1], {}), "every third text": (everything[::3], {})}
     ways |= {f"text {i} alone": ([i], {}) for i in (7, 20)}
-    ways["two threads"] = (everything, {"threads": 2})
+    ways[THREADS] = (everything, {"threads": 2})
     for way, (rows, settings) in ways.items():
         said, queries, found = run(rows, **settings)
         other = sum(one != words[row] for one, row in zip(said, rows, strict=True))
@@ -127,17 +128,37 @@ def costs(name: str, dtype: str) -> dict[str, Any]:
     return {"model": name, "weights": dtype} | {what: round(float(np.median(all_)), 2) for what, all_ in ratios.items()}
 
 
+def summarised(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The worst of all batches, and of two threads, for each model, type and setting."""
+    rows = []
+    for key in dict.fromkeys(tuple(run[column] for column in COLUMNS[:3]) for run in runs):
+        for threads in (False, True):
+            chosen = [run for run in runs if tuple(run[column] for column in COLUMNS[:3]) == key]
+            chosen = [run for run in chosen if (run["run"] == THREADS) == threads]
+            worst = max(chosen, key=lambda run: int(run[COLUMNS[4]].split()[0]))
+            rows.append(
+                dict(zip(COLUMNS[:3], key, strict=True))
+                | {"other": THREADS if threads else f"batches ({len(chosen)} ways)"}
+                | {f"{COLUMNS[4]}, at most": worst[COLUMNS[4]], COLUMNS[5]: min(run[COLUMNS[5]] for run in chosen)}
+                | {column: max(run[column] for run in chosen) for column in COLUMNS[6:]}
+            )
+    return rows
+
+
 def page(found: dict[str, Any]) -> str:
     """The tables with what they say."""
+    summary = summarised(found["runs"])
     lines = [
         "# What a batch changes",
         "",
         f"`OMP_NUM_THREADS=1 python results/batches/batches.py` at commit {found['commit']}, on {found['machine']}.",
-        f"{len(QUESTIONS) * len(FRAMES)} queries, at most {TOKENS} tokens of reasoning, and the same texts as documents,",
-        "each run compared with the defaults (`batch_tokens` 16,384, one thread). Differences are of a vector of length 1.",
+        f"{len(QUESTIONS) * len(FRAMES)} queries, at most {TOKENS} tokens of reasoning; the texts also as documents.",
+        "Each run is compared with the defaults (`batch_tokens` 16,384, one thread), by vectors of length 1.",
         "`random` is a Qwen2 shape of 4 layers and width 256 with random weights.",
         "",
-        _table(found["runs"], COLUMNS),
+        _table(summary, tuple(summary[0])),
+        "",
+        "Every run: [batches.json](batches.json).",
         "",
         "Time with `batch_invariant` as a multiple of the time without it, medians of "
         f"{ROUNDS} rounds, one thread, beside other work:",
@@ -145,12 +166,13 @@ def page(found: dict[str, Any]) -> str:
         _table(found["costs"], tuple(found["costs"][0])),
         "",
         "A matrix product adds in an order that its kernel chooses by the number of rows. In float32 this shows in the",
-        "seventh digit of a vector. In bfloat16 it shows in the third, and where the next token hangs on it, in the words.",
-        "With `batch_invariant` every pass has a shape that depends on a row alone (`search_r3_mteb/encoder/fixed_shapes.py`),",
-        "and the bits are equal. Another number of threads is another order: in bfloat16 it is in the fingerprint.",
+        "seventh digit of a vector. In bfloat16 it shows in the third, and where the next token hangs on it, in the",
+        "words. With `batch_invariant` every pass has a shape that depends on a row alone",
+        "(`search_r3_mteb/encoder/fixed_shapes.py`), and the bits are equal. Another number of threads",
+        "is another order: in bfloat16 it is in the fingerprint.",
         "",
-        "Not enough, and not built: a head and sampling in float32 over bfloat16 layers. The states that reach the head",
-        "differ already, as the documents show, which never see it.",
+        "Not enough, and not built: a head and sampling in float32 over bfloat16 layers. States that reach the head",
+        "differ already: the documents show it, which never see a head.",
         "",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""results/reliability/README.md, from attack.json and long_texts.json beside it; `--check` compares.
+"""results/reliability/README.md, from the JSON files beside it; `--check` compares.
 
 make attack ATTACK=full OUTPUT=results/reliability/attack.json
 python results/reliability/page.py
@@ -30,12 +30,20 @@ KINDS = {
     "browser": "**The report's page** in a real browser, with markup and code in every text, name and id: all of it "
     "must stay text.",
 }
+COUNTED = {
+    "kills": "kills",
+    "flips": "damages",
+    "full disk": "full disks",
+    "writers": "rounds of four writers",
+    "fuzz": "fuzzed inputs",
+    "browser": "hostile pages",
+}
 NOT_COUNTED = """Not counted, since nothing vouches for them: a user's own model folder without a manifest, BEIR
 folders, arrays that `search-r3 embed` has written, logs. A change there that can still be read is not found.
 """
 
 
-def page(attack: Mapping[str, Any], texts: Mapping[str, Any]) -> str:
+def page(attack: Mapping[str, Any], texts: Mapping[str, Any], checksums: Mapping[str, Any]) -> str:
     """The whole page."""
     rows = attack["attacks"]
     parts = [
@@ -48,14 +56,15 @@ def page(attack: Mapping[str, Any], texts: Mapping[str, Any]) -> str:
         mine = [row for row in rows if row["attack"].partition("/")[0] == kind]
         if mine:
             parts += [text + "\n", _table(mine)]
-    parts += [NOT_COUNTED, _failures(rows), _commits(rows), "## Long texts\n", _long_texts(texts)]
+    parts += [NOT_COUNTED, _failures(rows), _commits(rows), "## What checksums cost\n", _checksums(checksums)]
+    parts += ["## Long texts\n", _long_texts(texts)]
     return "\n".join(parts)
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     counts = {kind: sum(row["trials"] for row in rows if row["attack"].startswith(kind)) for kind in KINDS}
     failed = sum(len(row["failures"]) for row in rows)
-    said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+    said = ", ".join(f"{count:,} {COUNTED[kind]}" for kind, count in counts.items() if count)
     return f"{said}: {failed} failed." if failed else f"{said}: none failed."
 
 
@@ -91,6 +100,23 @@ def _commits(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _checksums(found: Mapping[str, Any]) -> str:
+    """The share of an evaluation that its checksums take; those of a refresh are in results/corpus_cache."""
+    lines = [
+        "| an evaluation of nano | seconds | inside of checksums | at most | with / without | quartiles |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for case, row in found["cases"].items():
+        low, high = row["quartiles"]
+        cells = f"{row['seconds']} | {row['share_inside']:.2%} | {row['largest_share']:.2%} | {row['ratio']:.3f}"
+        lines.append(f"| {case} | {cells} | {low:.3f} to {high:.3f} |")
+    said = (
+        f"`{found['command']}`, commit {found['commit']}, {found['machine']}; seconds of the processor, medians of "
+        f"{found['rounds']} rounds. A refresh of the corpus cache: [`../corpus_cache`](../corpus_cache/README.md)."
+    )
+    return "\n".join(lines) + f"\n\n{said}\n"
+
+
 def _long_texts(texts: Mapping[str, Any]) -> str:
     """Peak memory and time of rendering, before and after texts were cut before they are tokenised."""
     before, after = texts["before"], texts["after"]
@@ -117,8 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=HERE)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(arguments)
-    attack, texts = (json.loads((given.folder / name).read_text()) for name in ("attack.json", "long_texts.json"))
-    text, target = page(attack, texts), given.folder / "README.md"
+    names = ("attack.json", "long_texts.json", "checksums.json")
+    text, target = page(*(json.loads((given.folder / name).read_text()) for name in names)), given.folder / "README.md"
     if not given.check:
         target.write_text(text, encoding="utf-8")
         return 0

@@ -88,12 +88,12 @@ def _chosen(
 ) -> dict[Family, list[tuple[SystemScores, SystemScores]]]:
     plain = [(row, scores) for row, scores in mine if row.control is None]
     direct = {row.system: scores for row, scores in plain if row.row["mode"] == "direct"}
-    own = {(row.system, row.budget): scores for row, scores in plain if row.row["mode"] == "reason"}
+    own = {(row.system, row.budget): scores for row, scores in plain if row.row["mode"] != "direct"}
     first = {row.system: scores for row, scores in reversed(plain)}
     base = direct.get(baseline, first.get(baseline))
     pairs: dict[Family, list[tuple[SystemScores, SystemScores]]] = {"reasoning": [], "control": [], "baseline": []}
     for row, scores in mine:
-        reasons = row.row["mode"] == "reason"
+        reasons = row.row["mode"] != "direct"
         if row.control is None and reasons and row.system in direct:
             pairs["reasoning"].append((scores, direct[row.system]))
         elif row.control == PERCEPTRON and row.system in direct:

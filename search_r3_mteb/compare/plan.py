@@ -217,11 +217,13 @@ def _settings(table: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def setting_names() -> list[str]:
-    """The settings that systems take: those of our encoders, and of writers with encoders."""
+    """The settings that systems take: those of our encoders, of a search, and of writers with encoders."""
     from search_r3_mteb.encoder.settings import EncoderSettings
+    from search_r3_mteb.evaluation.abstaining import SearchSettings
     from search_r3_mteb.expansion.names import SETTINGS
 
-    return sorted({*(each.name for each in fields(EncoderSettings)), *SETTINGS, "revision"})
+    own = {each.name for kind in (EncoderSettings, SearchSettings) for each in fields(kind)}
+    return sorted({*own, *SETTINGS, "revision"})
 
 
 def _not_among(value: str, valid: Sequence[str]) -> str:

@@ -88,7 +88,7 @@ def run_plan(plan: ComparisonPlan, command: str | None = None) -> ComparedRuns:
     names = [entry.name for entry in plan.systems]
 
     def order(each: ComparedRow) -> tuple[int, int, bool, int]:
-        reasons = each.row["mode"] == "reason"
+        reasons = each.row["mode"] != "direct"
         return places.index(each.place), names.index(each.system), reasons, each.budget or 0
 
     runs.rows.sort(key=order)  # within a budget as they were run: the system, then its controls
@@ -141,7 +141,7 @@ def _opened(entry: ComparedSystem, plan: ComparisonPlan) -> Iterator[_Opened]:
                 continue  # it was run with the first budget
             label = system.label if label is None else label
             named = replace(system, label=label)
-            yield _Opened(named, None, budget if system.mode == "reason" else None)
+            yield _Opened(named, None, budget if system.mode != "direct" else None)
             yield from _controls(named, entry, plan, budget)
             encoder = getattr(system.model, "encoder", None)
             if isinstance(encoder, SearchR3Encoder):

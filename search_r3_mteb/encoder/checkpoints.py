@@ -144,7 +144,6 @@ def load(
     check_flag("trainable", trainable)
     dtype, device = check_dtype(dtype), _check_device(device or default_device())
     name = str(path_or_id)
-    put_back(Path(name))  # a kill while the folder was replaced has left it under another name
     folder = resolve(path_or_id, revision)
     if revision is None and folder.resolve().parent.name == "snapshots":
         revision = folder.resolve().name  # the hub's commit
@@ -192,6 +191,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     A `Path` is always the folder. Raises ValueError for a string that means both a bundled model and a folder here.
     """
     name = str(path_or_id)
+    put_back(Path(name))  # a kill while the folder was replaced has left it under another name
     is_folder = bool(name) and Path(name).is_dir()
     if isinstance(path_or_id, Path) and not is_folder:
         raise FileNotFoundError(

@@ -35,11 +35,12 @@ def document_texts(documents: Documents) -> list[str]:
             )
         rows = _from_columns({name: column(documents, name) for name in _COLUMNS if name in names})
     elif isinstance(documents, Mapping):
-        rows = _from_columns(documents) if _has_columns(documents) else _values(documents)
+        rows = _from_columns(documents) if has_columns(documents) else _values(documents)
     return [document_text(document, position) for position, document in enumerate(rows)]
 
 
-def _has_columns(documents: Mapping[str, Any]) -> bool:
+def has_columns(documents: Mapping[str, Any]) -> bool:
+    """Whether a mapping holds columns {"text": [...], ...}, and not documents by id."""
     column_of_texts = documents.get("text")
     return hasattr(column_of_texts, "__iter__") and not isinstance(column_of_texts, str | bytes | Mapping)
 

@@ -227,11 +227,11 @@ class SearchR3Encoder(EncoderDoors):
     def settings(self) -> dict[str, Any]:
         """Every setting that decides a vector, as JSON scalars."""
         chosen = asdict(self._settings)
-        keys: tuple[str, ...] = ("mode", "max_reasoning_tokens", "temperature", "seed", "task_prompts")
+        keys = ("mode", "max_reasoning_tokens", "temperature", "seed", "task_prompts")
+        found = {key: chosen[key] for key in keys} | {"dtype": str(self.model.dtype), "max_length": self.max_length}
         if self.anchor is not None and self.mode == "reason":
-            chosen["anchor"], keys = float(self.anchor), (*keys, "anchor")
-        lengths = {"dtype": str(self.model.dtype), "max_length": self.max_length}
-        return {key: chosen[key] for key in keys} | lengths | batching(self.engine)
+            found["anchor"] = float(self.anchor)
+        return found | batching(self.engine)
 
     @property
     def fingerprint(self) -> str:

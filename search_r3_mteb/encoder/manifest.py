@@ -31,7 +31,8 @@ _SOUGHT = (
     *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
     *("processor_config.json", "preprocessor_config.json"),
 )
-# What other files name: code, and the folders of sentence-transformers' modules ("1_Pooling"). New ones change nothing.
+# What other files name: code (by "auto_map"), and the folders of sentence-transformers' modules ("1_Pooling"). New ones
+# change nothing.
 _NAMED = ("*.py", "[0-9]*_*/*.json", "[0-9]*_*/*.safetensors")
 
 
@@ -47,7 +48,10 @@ def write_manifest(folder: Path) -> None:
 
 def deciding_files(folder: Path) -> list[str]:
     """Names of the files in a model folder that decide its vectors, as the manifest has them."""
-    return _matching(folder, (*_SOUGHT, *_NAMED))
+    names = _matching(folder, (*_SOUGHT, *_NAMED))
+    configs = [folder / name for name in ("config.json", "tokenizer_config.json") if name in names]
+    coded = any(b'"auto_map"' in path.read_bytes() for path in configs)
+    return [name for name in names if coded or not name.endswith(".py")]
 
 
 def check_files(folder: Path, *, verify: bool = False, partial: bool = False) -> None:
@@ -55,7 +59,7 @@ def check_files(folder: Path, *, verify: bool = False, partial: bool = False) ->
 
     `verify`: weights are read, too, and a folder without a manifest is refused. `partial`: files may be missing.
     """
-    if not (folder / MANIFEST_FILE).exists():
+    if not (folder / MANIFEST_FILE).exists() and not (folder / MANIFEST_FILE).is_symlink():
         _refuse_unreadable(folder)
         if not verify:
             return

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from search_r3_mteb.atomic import replaced_folder
+from search_r3_mteb.atomic import put_back, replaced_folder
 from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype, load, save
 from search_r3_mteb.encoder.comparison import (
@@ -28,6 +28,7 @@ def merge(adapter: str | Path, output: str | Path, *, dtype: Dtype = "auto", tru
     Raises FileExistsError for an `output` that is not empty, ValueError for a folder that holds no adapter, and where
     the merged model gives other vectors or logits.
     """
+    put_back(Path(output))
     if Path(output).exists() and any(Path(output).iterdir()):
         raise FileExistsError(f"{output} is not empty, and merging would replace it. Name another output.")
     checkpoint = load(adapter, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)

@@ -46,7 +46,7 @@ class Window:
         self._flat.clear()
 
     def flat(self, heads: int) -> Int[Tensor, " rows_heads"]:
-        """Where the next token's states lie in a buffer that is seen as rows of one head's numbers; made once a pass."""
+        """Where the next token's states lie in a buffer seen as rows of one head's numbers; made once per pass."""
         if self.index is None:
             raise ValueError("A window that prefills has no places of single tokens.")
         if heads not in self._flat:
@@ -86,8 +86,8 @@ class SlotLayer(CacheLayerMixin):
         rows = buffer[: window.rows]
         if window.aligned:
             rows[:, :, window.width - 1 : window.width] = states
-        elif buffer.device.type == "cpu":
-            # On a processor, torch's scatter_ copies the whole window in bfloat16, for one column.
+        elif buffer.device.type == "cpu" and buffer.element_size() < 4:
+            # On a processor, torch's scatter_ copies the whole window in half precision, for one column.
             dim = buffer.shape[3]
             buffer.view(-1, dim).index_copy_(0, window.flat(buffer.shape[1]), states.reshape(-1, dim))
         else:

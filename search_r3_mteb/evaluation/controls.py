@@ -94,7 +94,7 @@ class ControlledEncoder:
     def _rewritten(self, thought: Any, rng: np.random.Generator) -> Any:
         """A writer's thought with other texts; its tokens are as many, and none for "empty"."""
         if self.control == "empty":
-            return replace(thought, text="", texts=("",) * len(thought.texts), token_ids=[])
+            return replace(thought, text="", texts=("",) * len(thought.texts), token_ids=[], finished=True)
         if self.control == "filler":
             tokens = len(thought.token_ids) // len(thought.texts)
             texts = (filler_text(tokens),) * len(thought.texts)

@@ -68,7 +68,12 @@ class SystemPair:
 
     def sentence(self, task: str) -> str:
         """The pair in one sentence: difference of nDCG@10, its 95 % interval, ratio of the times per query."""
-        said = "reasoning" if self.first.mode == "reason" else "given reasoning, whose writing is not timed,"
+        words = {
+            "reason": "reasoning",
+            "if-unsure": "reasoning if unsure",
+            "given": "given reasoning, whose writing is not timed,",
+        }
+        said = words.get(self.first.mode, self.first.mode)
         what = f"{task}, {self.first.name}: {said}{self.first.most}" if self.same_model else ""
         what = what or f"{task}: {self.first.label} against {self.second.label}"
         found = self.result

@@ -101,7 +101,7 @@ def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
     if isinstance(spec, Path):
         return None, spec
     label, sign, path = spec.partition("=")
-    if not sign or Path(spec).exists():
+    if not sign or Path(spec).exists() or parse_name(spec) is not None:
         return None, spec
     if label and (not label.strip(". ") or not label.isprintable() or "\\" in label):
         raise ValueError(

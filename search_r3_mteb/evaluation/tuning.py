@@ -18,6 +18,7 @@ import numpy as np
 
 from search_r3_mteb.atomic import write_json, write_text
 from search_r3_mteb.encoder.anchoring import anchored, check_anchor
+from search_r3_mteb.encoder.manifest import MANIFEST_FILE, check_files, write_manifest
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.evaluation.abstaining import is_unsure
 from search_r3_mteb.evaluation.diagnosis_runs import again
@@ -185,9 +186,10 @@ def _best(means: Sequence[float]) -> int:
 
 
 def write_anchor(folder: Path | str, anchor: float | None) -> Path:
-    """Recommend `anchor` in the profile of a model folder, None for none; the profile's file.
+    """Recommend `anchor` in the profile of a model folder, None for none; the profile's file. Its manifest follows.
 
-    Raises FileNotFoundError for what is not a local folder: bundled models and the hub's are not changed.
+    Raises FileNotFoundError for what is not a local folder: bundled models and the hub's are not changed; ValueError
+    for a folder that already differs from its manifest.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -195,8 +197,11 @@ def write_anchor(folder: Path | str, anchor: float | None) -> Path:
             f"{folder} is not a folder, so no profile can be written there: bundled models and the hub's stay as they "
             "are. Use --set anchor=..., or a copy of the model."
         )
+    check_files(folder)
     path = folder / PROFILE_FILE
     write_text(path, replace(Profile.load(folder), anchor=anchor).to_text())
+    if (folder / MANIFEST_FILE).exists():  # else the folder would be refused for the change that was asked for
+        write_manifest(folder)
     return path
 
 

@@ -22,7 +22,7 @@ from search_r3_mteb.expansion.chunked import chunked
 from search_r3_mteb.expansion.settings import ExpansionSettings
 from search_r3_mteb.search.arrays import Vectors
 
-Role = Literal["query", "document"]
+VectorRole = Literal["query", "document"]
 _UNIT = 1e-3  # by which the length of a vector may differ from 1
 
 
@@ -49,7 +49,7 @@ class BesideWriter(ABC):
 
     @abstractmethod
     def vectors(
-        self, texts: Sequence[str], role: Role, instructions: Sequence[str | None] | None, show: bool | None
+        self, texts: Sequence[str], role: VectorRole, instructions: Sequence[str | None] | None, show: bool | None
     ) -> tuple[Vectors, float]:
         """Vectors (n, dim) and the seconds that computing them took, in whichever run."""
 
@@ -90,7 +90,7 @@ class DirectEncoder(BesideWriter):
         return sum(each.numel() for each in self.encoder.model.parameters())
 
     def vectors(
-        self, texts: Sequence[str], role: Role, instructions: Sequence[str | None] | None, show: bool | None
+        self, texts: Sequence[str], role: VectorRole, instructions: Sequence[str | None] | None, show: bool | None
     ) -> tuple[Vectors, float]:
         """Vectors (n, dim) and seconds."""
         done, encoder = self.encoder.statistics, self.encoder
@@ -124,7 +124,7 @@ class SentenceEncoder(BesideWriter):
         self.name = name_for_mteb(display_name(str(path), folder))
         self.settings = settings
         self.dim = int(self.model.get_embedding_dimension())
-        self._stores: dict[Role, Store | None] = {}
+        self._stores: dict[VectorRole, Store | None] = {}
         self._check_cosine()
         special = getattr(self.model.tokenizer, "sep_token", None)
         self.separator = f" {special} " if special else " "
@@ -140,7 +140,7 @@ class SentenceEncoder(BesideWriter):
         return sum(each.numel() for each in self.model.parameters())
 
     def vectors(
-        self, texts: Sequence[str], role: Role, instructions: Sequence[str | None] | None, show: bool | None
+        self, texts: Sequence[str], role: VectorRole, instructions: Sequence[str | None] | None, show: bool | None
     ) -> tuple[Vectors, float]:
         """Vectors (n, dim) and seconds. An instruction follows the query after a space, as MTEB joins them."""
         given = list(instructions) if instructions is not None else [None] * len(texts)
@@ -180,7 +180,7 @@ class SentenceEncoder(BesideWriter):
             "directions, so its own ranking would be lost. Use an encoder that compares by cosine."
         )
 
-    def _store(self, role: Role) -> Store | None:
+    def _store(self, role: VectorRole) -> Store | None:
         if self.settings.cache_folder is None:
             return None
         if role not in self._stores:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from search_r3_mteb.encoder.documents import has_columns
 from search_r3_mteb.encoder.inputs import documents_of, read_queries
-from search_r3_mteb.encoder.tables import column, column_names
+from search_r3_mteb.encoder.tables import cells, column, column_names
 from search_r3_mteb.expansion.methods import ROCCHIO_WEIGHT
 from search_r3_mteb.expansion.rules import rocchio
-from search_r3_mteb.expansion.writer import Written
 from search_r3_mteb.expansion.writer_encoder import ExpandedThought, WriterEncoder
 from search_r3_mteb.search.arrays import Vectors
 from search_r3_mteb.search.candidates import CandidateRows, candidate_rows, rank_candidates
@@ -59,8 +59,8 @@ class FeedbackEncoder(WriterEncoder):
         Ids are those of MTEB's column "id" or of a BEIR corpus {id: document}, else "0", "1" and so on. `place` is what
         MTEB says of task, split and subset; nothing depends on it.
         """
-        texts, _ = documents_of(corpus)
-        ids, given = _ids_and_titles(corpus, len(texts))
+        texts, single = documents_of(corpus)
+        ids, given = _ids_and_titles([corpus] if single else corpus, len(texts))
         titles = [
             str(title).strip() if title else " ".join(text.split()[:_TITLE_WORDS])
             for title, text in zip(given, texts, strict=True)
@@ -178,22 +178,26 @@ class FeedbackEncoder(WriterEncoder):
                 self._read(each)  # raises: there is no place for it
         vectors = self._indexed().vectors
         anchor = ROCCHIO_WEIGHT if self._settings.anchor is None else self._settings.anchor
-        nothing = Written((), [], True)
-        return [
-            ExpandedThought("", nothing.token_ids, True, rocchio(query, vectors[rows], anchor), query_vector=query)
-            for query, rows in zip(queries, self.nearest(texts, queries), strict=True)
-        ], 0.0
+        thoughts = []
+        for query, rows in zip(queries, self.nearest(texts, queries), strict=True):
+            mean = vectors[rows].mean(axis=0) if rows else query
+            vector = rocchio(query, vectors[rows], anchor)
+            thoughts.append(ExpandedThought("", [], True, vector, direct=query, reasoned=mean))
+        return thoughts, 0.0
 
 
 def _ids_and_titles(corpus: Any, count: int) -> tuple[list[str], list[Any]]:
     """Ids and titles (or None) of documents in any form that `document_texts` reads."""
-    names = column_names(corpus)
+    names, columns = column_names(corpus), None
     if names is not None:
-        ids = [str(each) for each in column(corpus, "id")] if "id" in names else list(map(str, range(count)))
-        return ids, list(column(corpus, "title")) if "title" in names else [None] * count
-    by_id = isinstance(corpus, Mapping) and len(corpus) == count and "text" not in corpus
+        columns = {name: column(corpus, name) for name in ("id", "title") if name in names}
+    elif isinstance(corpus, Mapping) and has_columns(corpus):
+        columns = {name: cells(corpus[name]) for name in ("id", "title") if name in corpus}
+    if columns is not None:
+        return [str(each) for each in columns.get("id", range(count))], columns.get("title", [None] * count)
+    by_id = isinstance(corpus, Mapping)
     rows = list(corpus.values()) if by_id else corpus
-    ids = [str(each) for each in corpus] if by_id else list(map(str, range(count)))
+    ids = [str(each) for each in (corpus if by_id else range(count))]
     return ids, [each.get("title") if isinstance(each, Mapping) else None for each in rows]
 
 

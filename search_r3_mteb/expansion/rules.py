@@ -57,10 +57,17 @@ def combined(
     if len(rows) == 0:
         return query.astype(np.float32)
     if anchor is not None:
-        return _unit(own + anchor * _unit(rows.mean(axis=0)))
+        return _unit(own + anchor * mean_direction(query, expanded).astype(np.float64))
     if rule == "passages":
         return _unit((1.0 if weight is None else weight) * own + rows.sum(axis=0))
     return _unit(rows.mean(axis=0))
+
+
+def mean_direction(
+    query: Float[np.ndarray, " dim"], expanded: Float[np.ndarray, "texts dim"]
+) -> Float[np.ndarray, " dim"]:
+    """The e of the anchored rule, of unit length; without texts the query's own vector."""
+    return query.astype(np.float32) if len(expanded) == 0 else _unit(expanded.astype(np.float64).mean(axis=0))
 
 
 def rocchio(

@@ -92,11 +92,11 @@ class ExpansionSettings:
 
     def check_method(self, method: Method) -> None:
         """Raises ValueError for settings that this method would not use, or uses in another form."""
-        self.samples_of(method)
         changed = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
         found = sorted(changed & unused_by(method))
         if found:
             raise ValueError(f"The method {method.name!r} does not use {', '.join(found)}. Leave it out.")
+        self.samples_of(method)
         if self.weight is not None and method.rule != "passages" and self.weight != int(self.weight):
             raise ValueError(
                 f"weight={self.weight!r}: the method {method.name!r} repeats the query so many times before a text, so "

@@ -160,15 +160,24 @@ class Writer:
         whole = all(len(ids) <= budget for ids in found)
         return Written(tuple(text.strip() for text in kept), self._joined([ids[:budget] for ids in found]), whole)
 
+    def given_ids(self, token_ids: Sequence[int]) -> Written:
+        """The same for `Written.token_ids`, which are taken as they are."""
+        budget, parts = self.settings.max_reasoning_tokens, self._parts(token_ids)
+        whole = all(len(part) <= budget for part in parts)
+        return self._written([part[:budget] for part in parts], whole)
+
     def texts_of(self, token_ids: Sequence[int]) -> tuple[str, ...]:
         """The texts of `Written.token_ids`."""
+        return tuple(self._text(part) for part in self._parts(token_ids))
+
+    def _parts(self, token_ids: Sequence[int]) -> list[list[int]]:
         parts: list[list[int]] = [[]]
         for each in token_ids:
             if each == self.end_id:
                 parts.append([])
             else:
                 parts[-1].append(each)
-        return tuple(self._text(part) for part in parts)
+        return parts
 
     def _written(self, rows: Sequence[list[int]], finished: bool) -> Written:
         return Written(tuple(self._text(ids) for ids in rows), self._joined(rows), finished)

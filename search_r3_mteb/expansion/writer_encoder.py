@@ -1,7 +1,7 @@
 """WriterEncoder: any causal LM writes about a query, any encoder embeds the result; nothing is trained."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from search_r3_mteb.encoder.thoughts import Thought
 from search_r3_mteb.expansion.chunked import chunked
 from search_r3_mteb.expansion.encoders import BesideWriter, open_encoder
 from search_r3_mteb.expansion.methods import method_named
-from search_r3_mteb.expansion.rules import combined, embedded_texts, keywords_of
+from search_r3_mteb.expansion.rules import combined, embedded_texts, keywords_of, mean_direction
 from search_r3_mteb.expansion.settings import ExpansionSettings
 from search_r3_mteb.expansion.writer import Writer, Written
 from search_r3_mteb.search.arrays import Vectors
@@ -33,12 +33,11 @@ CHUNK_QUERIES = 64  # written and stored together; a killed run loses one chunk 
 class ExpandedThought(Thought):
     """What was written about one query. `text` is all of it, `texts` are the samples apart.
 
-    `token_ids` are the writer's, with the id of its ending token between two samples. `query_vector` (dim,) is that of
-    the query alone.
+    `token_ids` are the writer's, with the id of its ending token between two samples. `direct` (dim,) is the vector of
+    the query alone and `reasoned` that of the texts, or Rocchio's mean of the documents: an anchor weighs these two.
     """
 
     texts: tuple[str, ...] = ()
-    query_vector: Float32[np.ndarray, " dim"] | None = field(default=None, repr=False)
 
 
 class WriterEncoder(EncoderDoors):
@@ -266,11 +265,12 @@ class WriterEncoder(EncoderDoors):
                 finished=each.finished,
                 vector=vector,
                 given=given[row] is not None,
+                direct=queries[row],
+                reasoned=reasoned,
                 texts=each.texts,
-                query_vector=query,
             )
-            for row, (each, vector, query) in enumerate(
-                zip((written[row] for row in range(len(texts))), vectors, queries, strict=True)
+            for row, (each, (vector, reasoned)) in enumerate(
+                zip((written[row] for row in range(len(texts))), vectors, strict=True)
             )
         ]
         return thoughts, seconds + took
@@ -317,7 +317,7 @@ class WriterEncoder(EncoderDoors):
             return Written(given.texts, list(given.token_ids), given.finished)
         if hasattr(given, "token_ids"):
             return self.writer.given([given.text])
-        return self.writer.given(self.writer.texts_of([int(each) for each in given]))
+        return self.writer.given_ids([int(each) for each in given])
 
     def _combined(
         self,
@@ -326,8 +326,8 @@ class WriterEncoder(EncoderDoors):
         written: Sequence[Written],
         queries: Vectors,
         show: bool | None,
-    ) -> tuple[list[Float32[np.ndarray, " dim"]], float]:
-        """The queries' vectors with their texts, and the seconds that embedding took."""
+    ) -> tuple[list[tuple[Float32[np.ndarray, " dim"], Float32[np.ndarray, " dim"]]], float]:
+        """Each query's vector with its texts and that of the texts alone, and the seconds that embedding took."""
         method, settings = self.method, self._settings
         weight = method.weight if settings.weight is None else settings.weight
         parts: list[list[str]] = []
@@ -343,7 +343,7 @@ class WriterEncoder(EncoderDoors):
         vectors, first = [], 0
         for query, part in zip(queries, parts, strict=True):
             own = rows[first : first + len(part)]
-            vectors.append(combined(method.rule, query, own, weight, settings.anchor))
+            vectors.append((combined(method.rule, query, own, weight, settings.anchor), mean_direction(query, own)))
             first += len(part)
         return vectors, seconds
 

@@ -118,9 +118,10 @@ def cost_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
 def time_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None:
     """Quality over milliseconds per query, on a logarithmic axis: one point per method and budget.
 
-    Rows whose time was not measured are left out. None below two points.
+    Rows whose time was not measured are left out, and so are given reasonings. None below two points.
     """
-    points = [(time, row) for row in rows if (time := row.average("milliseconds")) and _is_number(row.ndcg_at_10)]
+    own = [row for row in rows if row.first.mode != "given"]  # the writing of others was not timed
+    points = [(time, row) for row in own if (time := row.average("milliseconds")) and _is_number(row.ndcg_at_10)]
     if len(points) < 2:
         return None
     plot = blank_plot("Time per query, milliseconds (logarithmic)", "nDCG@10")
@@ -159,7 +160,9 @@ def _cost_points(rows: Sequence[ScoreRow]) -> dict[str, list[tuple[float, ScoreR
     """(tokens, row) by model; variants of a model without a direct row of their own share the model's."""
     points: dict[str, list[tuple[float, ScoreRow]]] = {}
     for row in rows:
-        tokens = 0.0 if row.first.mode != "reason" else row.average("reasoning_tokens_per_query")
+        if row.first.mode == "given":  # its tokens were generated elsewhere
+            continue
+        tokens = 0.0 if row.first.mode == "direct" else row.average("reasoning_tokens_per_query")
         if tokens is not None and not math.isnan(tokens) and _is_number(row.ndcg_at_10):
             points.setdefault(row.first.label, []).append((tokens, row))
     for items in points.values():

@@ -78,7 +78,7 @@ def score_table(frame: pd.DataFrame, further: set[tuple[str, str]]) -> PageTable
         budget = row["max_reasoning_tokens"]
         mode = row["mode"] if budget is None else f"{row['mode']} ≤ {budget}"
         interval = "" if row["low"] is None else f"[{span(row['low'], row['high']).replace(' to ', ', ')}]"
-        forced = row["forced_share"] if row["mode"] == "reason" else None
+        forced = row["forced_share"] if row["mode"] not in ("direct", "published") else None
         seeds = f"{row['seeds']} seeds" if (row["seeds"] or 1) > 1 else ""
         cells = [
             Cell(row["task"], row["task"]),

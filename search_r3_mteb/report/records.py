@@ -108,7 +108,7 @@ class EvaluationRecord:
             self.hops,
             self.label,
             self.mode,
-            self.max_reasoning_tokens if self.mode == "reason" else None,
+            self.max_reasoning_tokens if self.mode != "direct" else None,
         )
 
     def values(self) -> dict[str, float] | None:

@@ -212,7 +212,7 @@ def _score_record(row: ScoreRow) -> dict[str, Any]:
         "task": run.task_label,
         "model": run.label,
         "mode": run.mode,
-        "max_reasoning_tokens": run.max_reasoning_tokens if run.mode == "reason" else None,
+        "max_reasoning_tokens": run.max_reasoning_tokens if run.mode != "direct" else None,
         "ndcg_at_10": row.ndcg_at_10,
         "low": low,
         "high": high,

@@ -98,7 +98,7 @@ def _keep(path: Path, tally: Tally, seconds: float, size: str) -> None:
         one["detail"] = one["detail"][-400:]
     rows[tally.attack] = row
     content = {
-        "command": "make attack ATTACK=full",
+        "command": f"make attack ATTACK={size}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "attacks": [*rows.values()],
     }

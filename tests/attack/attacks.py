@@ -11,7 +11,7 @@ from tests.attack.fuzzed_files import FuzzedBeir, FuzzedConfigs, FuzzedModels
 from tests.attack.fuzzed_texts import FuzzedTexts
 from tests.attack.fuzzed_types import FuzzedSettings, FuzzedTypes
 from tests.attack.kills import Kills
-from tests.attack.subjects import NAMES, Subject, subject
+from tests.attack.subjects import WRITERS, Subject, subject
 from tests.attack.trials import Attack
 from tests.attack.writers import SharedOutput, SharedStore
 
@@ -38,8 +38,9 @@ _DAMAGES = {
     "cache": sizes(4, 60, 1300),
     "store": sizes(4, 60, 1300),
     "export": sizes(2, 25, 700),
+    "model": sizes(2, 25, 600),
 }
-_FULL = {name: sizes(1, 5, 30) for name in NAMES}
+_FULL = {name: sizes(1, 5, 30) for name in WRITERS}
 
 
 def every(folder: Path, chosen: Callable[[str], bool] = lambda name: True) -> list[Attack]:

@@ -215,9 +215,10 @@ class FuzzedModels:
         import shutil
 
         from search_r3_mteb import SearchR3Encoder
+        from search_r3_mteb.encoder.manifest import MANIFEST_FILE
 
         shutil.copytree(self.model, place / "model")
-        (place / "model/search_r3_manifest.json").unlink(missing_ok=True)
+        (place / "model" / MANIFEST_FILE).unlink()
         files = sorted(path for path in (place / "model").iterdir() if path.suffix != ".safetensors")
         path = files[int(case["file"] * len(files))]
         path.write_bytes(mutated(random.Random(case["seed"]), path.read_bytes()))

@@ -7,6 +7,7 @@ events on the clock, the number of a generation). Two ends are equal when vector
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 End = dict[str, str]
-TIMES = ("seconds", "queries_per_second", "documents_per_second", "refresh_seconds")
+TIMES = ("seconds", "milliseconds_per_query", "queries_per_second", "documents_per_second", "refresh_seconds")
 _DIM = 8
 
 
@@ -37,7 +38,7 @@ class Subject:
 
 
 def subject(name: str, folder: Path) -> Subject:
-    """One of NAMES; the tiny model and texts that it needs are made in `folder`, once."""
+    """One of WRITERS, or `model`; the tiny model and texts that it needs are made in `folder`, once."""
     made: dict[str, Callable[[], Subject]] = {
         "evaluation": lambda: evaluation(_model(folder / "model"), _beir(folder / "texts")),
         "stage 1": stage1,
@@ -46,11 +47,13 @@ def subject(name: str, folder: Path) -> Subject:
         "store": store,
         "export": lambda: export(_model(folder / "model")),
         "embed": lambda: embedding(_model(folder / "model"), folder),
+        "model": lambda: loading(_model(folder / "model")),
     }
     return made[name]()
 
 
-NAMES = ("evaluation", "stage 1", "stage 2", "cache", "store", "export", "embed")
+WRITERS = ("evaluation", "stage 1", "stage 2", "cache", "store", "export", "embed")
+"""Those that are killed, and find a full disk; `model` is only read."""
 
 
 def ended(one: Subject, place: Path) -> End:
@@ -359,3 +362,27 @@ def embedding(model: Path, folder: Path) -> Subject:
         cli.main(["embed", "--model", str(model), "--input", str(texts), "--output", str(place / "v.npy"), *settings])
 
     return Subject("embed", work, lambda place: _digests(place), work, lambda place: [], work)
+
+
+def loading(model: Path) -> Subject:
+    """A saved model, loaded by the encoder with its weights compared: vectors of a query and of a document."""
+
+    def part(place: Path) -> None:
+        shutil.copytree(model, place / "model")
+
+    def used(place: Path) -> None:
+        from search_r3_mteb import SearchR3Encoder
+
+        encoder = SearchR3Encoder(place / "model", verify=True, max_reasoning_tokens=4, show_progress_bar=False)
+        texts = ["a storm over the harbour", "<|im_start|> é"]
+        np.savez(place / "vectors.npz", queries=encoder.encode_query(texts), documents=encoder.encode_document(texts))
+
+    def work(place: Path) -> None:
+        part(place)
+        used(place)
+
+    def end(place: Path) -> End:
+        with np.load(place / "vectors.npz") as found:
+            return _arrays({name: found[name] for name in found.files})
+
+    return Subject("model", work, end, part, lambda place: files_of(place / "model"), used)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.attack import rehearsal
 from tests.attack.attacks import every
+from tests.attack.subjects import ended, subject
 from tests.attack.trials import Outcome, Tally, again, run, save_failures
 from tests.programs import python
 
@@ -47,6 +48,7 @@ HEAVY = (
     "flips/stage 1",
     "flips/stage 2",
     "flips/export",
+    "flips/model",
     "full disk/evaluation",
     "full disk/stage 1",
     "full disk/stage 2",
@@ -91,6 +93,23 @@ def test_kills_damages_full_disks_and_writers(light, name):
 @pytest.mark.parametrize("name", ["kills/store", "flips/store", "full disk/store", "writers/store"])
 def test_a_planted_fault_is_noticed(light, name):
     assert check(light[name])["planted"]
+
+
+def test_two_undisturbed_evaluations_end_alike(tmp_path, monkeypatch):
+    """A column that holds a time, and is not in TIMES, would call every killed evaluation another one."""
+    from search_r3_mteb.encoder import chunks
+
+    for name, size in chunks.CHUNK.items():
+        monkeypatch.setitem(chunks.CHUNK, name, size)  # the work makes them small
+    one = subject("evaluation", tmp_path)
+    ends = []
+    for place in (tmp_path / "first", tmp_path / "second"):
+        place.mkdir()
+        with pytest.raises(SystemExit, match="0"):  # of the command line
+            one.work(place)
+        ends.append(ended(one, place))
+    assert ends[0] == ends[1]
+    assert "cannot be read" not in ends[0]
 
 
 @pytest.mark.slow

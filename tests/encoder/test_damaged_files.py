@@ -53,10 +53,10 @@ def saved(tmp_path_factory):
     return {"base": base, "adapter": adapter, "sharded": sharded}
 
 
-def damaged(folder, name, place, count, *, manifest=False):
-    """(what was done, a copy of the folder) for each damage of one of its files; the copies lie at one place."""
+def damaged(folder, name, place, count, *, manifest=False, every=1):
+    """(what was done, a copy of the folder) for damages of one of its files; the copies lie at one place."""
     content = (folder / name).read_bytes()
-    for what, write in drawn(name, content, SEED, count):
+    for what, write in drawn(name, content, SEED, count)[::every]:
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(folder, place)
         write(place / name)
@@ -108,7 +108,7 @@ def test_commands_show_one_message(saved, tmp_path, call, kind, name):
     embed = ("embed", "--input", texts, "--output", tmp_path / "a.npy", "--max-reasoning-tokens", 2, "--model")
     assert call(*embed, saved[kind])[0] == call("verify", saved[kind])[0] == 0
     done = []
-    for what, folder in damaged(saved[kind], name, tmp_path / "copy", 1, manifest=True):
+    for what, folder in damaged(saved[kind], name, tmp_path / "copy", 1, manifest=True, every=3):
         code, out, err = call("verify", folder)
         assert (code, err) == (1, ""), what
         assert out.startswith(f"{name} "), what
@@ -116,7 +116,7 @@ def test_commands_show_one_message(saved, tmp_path, call, kind, name):
         weights = name.endswith(".safetensors") and code == 0
         assert weights or one_message(code, err, name), (what, err)
         done.append(code)
-    assert done.count(2) >= 10
+    assert done.count(2) >= 3
 
 
 def code_of(run):
@@ -149,15 +149,15 @@ def test_a_dry_run_shows_one_message(saved, tmp_path, capsys, name):
     sft.main(arguments)  # control
     capsys.readouterr()
     refused = 0
-    for manifest in (True, False):
-        for what, _ in damaged(saved["base"], name, copy, 1, manifest=manifest):
+    for manifest, every in ((True, 6), (False, 2)):
+        for what, _ in damaged(saved["base"], name, copy, 1, manifest=manifest, every=every):
             code = code_of(lambda: sft.main(arguments))
             err = capsys.readouterr().err
             assert code in (None, 2), what
             if code == 2:
                 assert re.search(rf"^sft\.py: .*{re.escape(name)}", err, re.MULTILINE | re.DOTALL), (what, err)
                 refused += 1
-    assert refused >= (1 if name == "model.safetensors" else 8)
+    assert refused >= (1 if name == "model.safetensors" else 4)
 
 
 @pytest.fixture(scope="module")
@@ -182,14 +182,14 @@ def test_the_door_of_sentence_transformers(library_folders, tmp_path, kind, name
     [system] = open_systems(str(folder), "both", {"device": "cpu"}, None)
     assert system.fingerprint
     refused = 0
-    for what, copy in damaged(folder, name, tmp_path / "copy", 1, manifest=kind == "export"):
+    for what, copy in damaged(folder, name, tmp_path / "copy", 1, manifest=kind == "export", every=2):
         message = message_of(lambda: list(open_systems(str(copy), "both", {"device": "cpu"}, None)))  # noqa: B023
         if message is None:
             assert kind == "ordinary", what
         else:
             assert Path(name).name in message, (what, message)
             refused += 1
-    assert refused >= 8
+    assert refused >= 4
 
 
 def test_the_library_s_own_class_refuses_an_export_that_lost_a_file(library_folders, tmp_path):

@@ -159,6 +159,8 @@ def test_cards_notes_copies_and_names_are_free(folder, tmp_path):
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-5" / "config.json").write_text("{}")
     os.utime(folder / "config.json", (0, 0))
+    accept(folder)
+    (folder / "run.py").write_text("print(1)")  # a script of one's own: no configuration names it
     moved = folder.rename(tmp_path / "another name")
     assert load(moved, verify=True).verified
     assert verify(moved).differences == {}
@@ -177,6 +179,12 @@ def test_links_as_the_hub_s_cache_has_them_and_folders_that_cannot_be_written(sa
         assert differences(snapshot) == {}
     finally:
         snapshot.chmod(0o755)
+    (snapshot / MANIFEST_FILE).unlink()
+    (snapshot / MANIFEST_FILE).symlink_to("nowhere")  # half of a download
+    with pytest.raises(ValueError, match=r"there is no search_r3_manifest\.json"):
+        load(snapshot)
+    (snapshot / MANIFEST_FILE).unlink()
+    (snapshot / MANIFEST_FILE).symlink_to(saved / MANIFEST_FILE)
     flip(blobs / str(sorted(path.name for path in saved.iterdir()).index("tokenizer.json")), 100)
     with pytest.raises(ValueError, match=r"tokenizer.json does not match its checksum"):
         load(snapshot)

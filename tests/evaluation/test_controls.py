@@ -77,7 +77,7 @@ class Writer:
         self.read = reasoning
         self.statistics.query_seconds += 5.0 if reasoning is None else 1.0
         text = " ".join(self.texts)
-        own = ExpandedThought(text, [7, 8, 9, 7], True, np.ones(2, np.float32), texts=self.texts)
+        own = ExpandedThought(text, [7, 8, 9, 7], False, np.ones(2, np.float32), texts=self.texts)
         return [own] * len(texts) if reasoning is None else list(reasoning)
 
     def encode(self, inputs, **keywords):
@@ -93,7 +93,9 @@ class Writer:
 
 
 def read_by(writer, control):
-    return [(each.texts, len(each.token_ids)) for each in ControlledEncoder(writer, control).think(["x", "y"])]
+    thoughts = ControlledEncoder(writer, control).think(["x", "y"])
+    assert [each.finished for each in thoughts] == [control == "empty"] * 2  # nothing was cut where nothing is read
+    return [(each.texts, len(each.token_ids)) for each in thoughts]
 
 
 def test_a_writer_is_given_thoughts_with_other_texts():

@@ -57,6 +57,13 @@ def test_tasks_are_not_mixed_and_hop_rows_are_no_systems(output):
     assert cost_sentences([], output) == []
 
 
+def test_a_given_reasoning_is_said_to_be_one(output):
+    assert cost_sentences([REASON | {"mode": "given"}, ROW], output) == [
+        "SciFact, mini: given reasoning, whose writing is not timed, +0.100 (+0.100 to +0.100) at 21 times the time "
+        "per query."
+    ]
+
+
 def test_a_mean_over_subsets_has_no_interval_over_queries(output):
     pooled = {key: value for key, value in REASON.items() if key != "interval"}
     assert cost_sentences([pooled, ROW], output) == [

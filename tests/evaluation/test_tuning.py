@@ -90,6 +90,9 @@ def test_the_profile_is_written_where_there_is_a_folder(tiny_checkpoint, tmp_pat
     assert SearchR3Encoder(folder, max_length=600).anchor == 0.25
     write_anchor(folder, None)
     assert Profile.load(folder).anchor is None
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    with pytest.raises(ValueError, match=r"config.json"):
+        write_anchor(folder, 0.5)  # a manifest that is written again would accept what nobody looked at
     with pytest.raises(FileNotFoundError, match="nano is not a folder, so no profile can be written there"):
         write_anchor("nano", 0.5)
 

@@ -33,8 +33,10 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sentences(tmp_path_factory):
-    """A tiny sentence-transformers model."""
-    return save_sentence_transformer(build_tokenizer(), tmp_path_factory.mktemp("sentences") / "bert", 0)
+    """A tiny sentence-transformers model; padding on the right, as real ones, so that no vector depends on company."""
+    tokenizer = build_tokenizer()
+    tokenizer.padding_side = "right"
+    return save_sentence_transformer(tokenizer, tmp_path_factory.mktemp("sentences") / "bert", 0)
 
 
 @pytest.fixture(scope="session")

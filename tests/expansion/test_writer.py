@@ -14,7 +14,9 @@ from tests.expansion.conftest import QUERIES, save_writer
 
 
 def make(folder, method="hyde", **settings):
-    return Writer(folder, METHODS[method], ExpansionSettings(**{"max_reasoning_tokens": 12, "temperature": 0} | settings))
+    return Writer(
+        folder, METHODS[method], ExpansionSettings(**{"max_reasoning_tokens": 12, "temperature": 0} | settings)
+    )
 
 
 def prompts_of(writer, queries=QUERIES, contexts=None):
@@ -25,8 +27,8 @@ def test_the_prompt_of_a_chat_model_is_the_papers_in_its_template(writer):
     made = make(writer)
     found = [made.tokenizer.decode(ids) for ids in prompts_of(made)]
     assert found == [
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nPlease write a passage to answer "
-        f"the question.\nQuestion: {query}\nPassage:<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nPlease write a passage to "
+        f"answer the question.\nQuestion: {query}\nPassage:<|im_end|>\n<|im_start|>assistant\n"
         for query in QUERIES
     ]
 

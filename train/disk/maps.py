@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from search_r3_mteb.disk import NoRoomError
+
 FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.ENODEV}
 _BLOCK = 4 << 20
@@ -88,13 +90,15 @@ def no_room(path: Path, size: int, error: OSError) -> OSError:
     """The error for a file of `size` bytes that did not fit."""
     there = next(folder for folder in path.absolute().parents if folder.exists())
     free = f"{shutil.disk_usage(there).free:,} bytes are free on its file system"
-    return OSError(
+    found = NoRoomError(
         error.errno,
         f"{os.strerror(error.errno or errno.ENOSPC)}: the file needs {size:,} bytes, and {free} (a quota or a limit of "
         "file sizes may allow less). Nothing that was there before has changed. Free space, or name a folder on "
         "another disk (output.folder, corpus_cache.tokens_folder)",
         str(path),
     )
+    found.needed = size
+    return found
 
 
 def described_array(path: Path, array: Array) -> dict[str, Any]:

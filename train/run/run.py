@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -38,6 +38,8 @@ from train.run.log import RunLog, due
 from train.run.mining import mined_data
 from train.run.optimizer import learning_rate, make_optimizer
 from train.run.trackers import check_trackers
+
+_WHAT = "training"  # of which a folder has one
 
 
 @dataclass
@@ -78,11 +80,19 @@ class Run:
         written, or in which another process trains, a tracker that is not installed, a model, source or split that is
         not there, a malformed first row, or too small a max_length or window.
         """
-        optimization, shards = config.optimization, sharding.wanted()
         check_trackers(config.output.trackers)
-        notes = check_start(config)
-        accelerator = new_accelerator(optimization.mixed_precision)
-        collectives.on_main(lambda: _enter(Path(config.output.folder)))
+        notes, folder = check_start(config), Path(config.output.folder)
+        accelerator = new_accelerator(config.optimization.mixed_precision)
+        collectives.on_main(lambda: _enter(folder))
+        try:
+            return cls._opened(config, accelerator, notes, unit)
+        except BaseException:
+            _leave(folder)
+            raise
+
+    @classmethod
+    def _opened(cls, config: Any, accelerator: Any, notes: list[str], unit: Unit) -> "Run":
+        optimization, shards = config.optimization, sharding.wanted()
         check_processes(config, collectives.world_size())
         checkpoint = prepare(config.model, optimization.seed, accelerator.device)
         if unit == "query":
@@ -237,7 +247,7 @@ class Run:
 
         collectives.on_main(write)
         self.log.close()
-        leave(self.folder)
+        _leave(self.folder)
         return self.folder / "last"
 
     def _evaluate(self) -> None:
@@ -301,8 +311,15 @@ class Run:
 
 def _enter(folder: Path) -> None:
     """Refuse a folder in which another training works, and remove what killed ones left half-written in it."""
-    occupy(folder, "training")
+    occupy(folder, _WHAT)
     clean(*(path for path in (folder, folder / "checkpoints", folder / "mined") if path.is_dir()))
+
+
+def _leave(folder: Path) -> None:
+    """Let other trainings in; a folder into which nothing was written goes."""
+    leave(folder, _WHAT)
+    with suppress(OSError):  # it is not empty, or another process of this run has removed it
+        folder.rmdir()
 
 
 def _extended(before: int, optimization: Any) -> list[str]:

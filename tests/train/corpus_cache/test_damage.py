@@ -12,7 +12,7 @@ from tests.train.corpus_cache.test_cache import N, build, everything, load, run
 from train.corpus_cache import files, state
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.files import MANIFEST
-from train.disk.row_sums import changed_sum, row_sum, whole_sum
+from train.disk.row_sums import _odd, changed_sum, row_sum, whole_sum
 
 KINDS = {  # a saved cache, and one with changes in its log; values that are computed from originals, and that are not
     "map": {"policy": "local+map"},
@@ -92,6 +92,18 @@ def test_a_log_that_lost_its_end_is_noticed(made, tmp_path):
     data = log.read_bytes()
     errors = [opened(folder, tmp_path / "copy", log.name, data[:at])[1] for at in spots(len(data), 3, 1)]
     assert all(error is not None and "is damaged" in str(error) for error in errors)
+
+
+def test_every_byte_of_a_record_s_header_counts(tmp_path):
+    """A length that is too large looks like a record that a kill has cut off, but for the header's own checksum."""
+    cache = build(tmp_path / "cache")
+    run(cache, [1])
+    log = next((tmp_path / "cache").glob("*.log"))
+    data = log.read_bytes()
+    for at in range(files._HEADER.size):
+        flipped = data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+        _, error = opened(tmp_path / "cache", tmp_path / "copy", log.name, flipped)
+        assert f"{log.name} is damaged at byte 0" in str(error)
 
 
 def test_exchanged_files_are_refused(made, tmp_path):
@@ -249,6 +261,13 @@ def test_sums_by_hand(dtype, shape):
     expected[rows] = values
     assert changed_sum(whole, array, rows, values) == whole_sum(expected)
     assert row_sum(rows[:0], values[:0]) == 0
+
+
+def test_the_numbers_of_rows_and_words_are_odd_and_differ():
+    """An even one could lose the highest bits of a difference."""
+    numbers = _odd(np.arange(100_000, dtype=np.uint64))
+    assert (numbers % 2 == 1).all()
+    assert len(np.unique(numbers)) == len(numbers)
 
 
 def test_sums_do_not_depend_on_the_size_of_blocks(monkeypatch):

@@ -11,7 +11,10 @@ import sys
 import numpy as np
 import pytest
 
+from search_r3_mteb.disk import explained
 from tests.programs import ROOT, python
+from train.corpus_cache import files
+from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.files import create_arrays
 from train.disk import maps
 from train.disk.maps import new_map, reserve
@@ -106,6 +109,9 @@ def test_the_error_names_path_need_room_and_remedy(tmp_path, monkeypatch):
         new_map(tmp_path / "map.npy", (10, 100), FLOAT)
     assert (failed.value.errno, failed.value.filename) == (errno.ENOSPC, str(tmp_path / "map.npy"))
     assert "another disk (output.folder, corpus_cache.tokens_folder)" in str(failed.value)
+    said = explained(failed.value) or ""  # what the command line says
+    assert said.startswith(f"{tmp_path / 'map.npy'} could not be written: no space is left there (4,128 bytes needed, ")
+    assert "bytes free). Free some space" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,6 +126,27 @@ def test_of_several_arrays_none_is_left(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"1-b\.npy"):
         create_arrays(tmp_path, {"a": ((4,), FLOAT), "b": ((4,), FLOAT), "c": ((4,), FLOAT)})
     assert (len(calls), list(tmp_path.iterdir())) == (2, [])
+
+
+def test_of_a_copy_that_does_not_fit_nothing_is_left(tmp_path, monkeypatch):
+    def encode(texts):
+        return np.eye(4)[[len(text) for text in texts]]
+
+    cache = CorpusCache.build(["a", "bb", "ccc"], encode, folder=tmp_path / "cache")
+    cache.save(tmp_path / "copy")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "copy").iterdir()}
+    calls = []
+
+    def third_fails(source, target):
+        calls.append(target)
+        if len(calls) == 3:
+            full(0, 0, 0)
+        maps.copy_file(source, target)
+
+    monkeypatch.setattr(files, "copy_file", third_fails)
+    with pytest.raises(OSError, match="No space left"):
+        cache.save(tmp_path / "copy")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "copy").iterdir()} == before
 
 
 @pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, None])

@@ -4,26 +4,29 @@ import json
 import os
 import signal
 import socket
+import subprocess
 
 import pytest
 
+from search_r3_mteb import locks
 from search_r3_mteb.locks import OccupiedError, leave, occupy
-from tests.programs import printed, started
+from tests.programs import started
 from tests.test_stopping import AS_IN_A_TERMINAL, stopped
 from tests.train.loops import sft_config
-from train.config.loading import dump
+from train.config.loading import dump, load_config
+from train.config.stages import SftConfig
+from train.sft import train
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
-# A training whose third step waits for what stands in its way: no test of this file depends on speed.
+# A training that never gets beyond its second step: no test of this file depends on speed.
 TRAINING = """
-import pathlib, runpy, sys
+import runpy, time
 import train.run.run as module
 before = module.Run.after_step
 def after_step(run, number, values):
     before(run, number, values)
-    if number == 2 and not pathlib.Path("{gate}").exists():
+    if number == 2:
         print("ready", flush=True)
-        import time
         while True:
             time.sleep(0.01)
 module.Run.after_step = after_step
@@ -46,10 +49,10 @@ sys.stdin.read()
 
 
 def test_one_folder_one_training_and_a_stopped_one_goes_on(tmp_path):
-    run, gate, config = tmp_path / "run", tmp_path / "gate", tmp_path / "config.toml"
+    run, config = tmp_path / "run", tmp_path / "config.toml"
     config.write_text(dump(sft_config(tmp_path / "unused", "checkpoint.every=1", "optimization.steps=3")))
     given = ["--config", config, "--set", f"output.folder={run}"]
-    first = started("-c", AS_IN_A_TERMINAL, "-c", TRAINING.format(gate=gate), *given)
+    first = started("-c", AS_IN_A_TERMINAL, "-c", TRAINING, *given)
     try:
         assert first.stdout.readline() == "ready\n", first.communicate()[1][-3000:]
         files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -72,11 +75,9 @@ def test_one_folder_one_training_and_a_stopped_one_goes_on(tmp_path):
     )
     assert first.returncode == 143
     assert "Traceback" not in errors
-    half = run / "last"
     (run / ".last.123abc.unfinished").mkdir()  # of a killed one
-    gate.touch()
-    printed(started("-c", TRAINING.format(gate=gate), *given))
-    assert half.is_dir()
+    assert train(load_config(config, [f"output.folder={run}"], SftConfig)) == run / "last"
+    assert run.resolve() not in {place.parent for _, place in locks._occupied}, "whoever is done leaves"
     events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3]
     assert not list(run.rglob(".last*"))
@@ -84,26 +85,33 @@ def test_one_folder_one_training_and_a_stopped_one_goes_on(tmp_path):
 
 @pytest.mark.parametrize("child", [False, True], ids=["", "whose child lives on"])
 def test_the_lock_dies_with_its_process(tmp_path, child):
-    import subprocess
-
     owner = started("-c", HOLDING, tmp_path, *["child"] * child, stdin=subprocess.PIPE)
     try:
         assert owner.stdout.readline() == "ready\n"
         with pytest.raises(OccupiedError, match=f"process {owner.pid} on "):
             occupy(tmp_path, "training")
         occupy(tmp_path, "tuning")  # something else
-        leave(tmp_path)
+        leave(tmp_path, "tuning")
+        assert [path.name for path in tmp_path.iterdir()] == [".training.lock"]
         owner.kill()
         owner.wait()
         occupy(tmp_path, "training")
         occupy(tmp_path, "training")  # this process is in already
     finally:
-        leave(tmp_path)
+        leave(tmp_path, "training")
         owner.communicate("")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_start_that_fails_leaves_nothing_and_nobody_in_the_folder(tmp_path):
+    config = sft_config(tmp_path / "run", model=tmp_path / "no model")
+    with pytest.raises(FileNotFoundError):
+        train(config)
+    assert not (tmp_path / "run").exists()
+    assert tmp_path / "run" not in {place.parent for _, place in locks._occupied}
 
 
 def test_a_stop_without_a_checkpoint_and_with_resume_never(tmp_path):
-    from train.config.stages import SftConfig
     from train.run import command
 
     config = sft_config(tmp_path / "run", 'checkpoint.resume="never"')
@@ -114,7 +122,6 @@ def test_a_stop_without_a_checkpoint_and_with_resume_never(tmp_path):
     (tmp_path / "run" / "checkpoints" / "step-000004").mkdir(parents=True)
     assert command._kept("sft.py", given).endswith("--set checkpoint.resume=auto")
     assert command._kept("sft.py", command.Command(config, dry_run=True)).startswith("A dry run writes nothing.")
-    assert isinstance(config, SftConfig)
 
 
 def test_evaluate_stopped_by_ctrl_c_goes_on_with_the_command_that_it_names(tmp_path):

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from search_r3_mteb.encoder.documents import join_title
-from search_r3_mteb.evaluation.recording import Spoken
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    from search_r3_mteb.evaluation.recording import Spoken
 
 DocumentScores: TypeAlias = Mapping[str, Mapping[str, float]]  # {query id: {document id: score}}
 CUTOFF = 10
@@ -18,7 +19,7 @@ def query_records(
     task: "AbsTaskRetrieval",
     split: str,
     rankings: Mapping[str, DocumentScores],
-    thoughts: Mapping[str, Sequence[Spoken]],
+    thoughts: "Mapping[str, Sequence[Spoken]]",
     *,
     reasoned: bool,
 ) -> dict[str, list[dict[str, Any]]]:
@@ -45,7 +46,7 @@ def _subset_records(
     task: "AbsTaskRetrieval",
     data: Any,
     ranking: DocumentScores,
-    thoughts: Sequence[Spoken],
+    thoughts: "Sequence[Spoken]",
     prefix: str,
 ) -> list[dict[str, Any]]:
     judgements = data["relevant_docs"]

@@ -440,7 +440,9 @@ def tune(  # noqa: PLR0913  an option is a parameter
         str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
     ],
     split: Annotated[str, typer.Option(help="The split to choose on: one that is not reported.")] = "dev",
-    model: ModelOption = "nano",
+    model: Annotated[
+        str, typer.Option("--model", help="A Search-R3 model, METHOD:WRITER+ENCODER, or rocchio:ENCODER.")
+    ] = "nano",
     output: Annotated[
         Path | None,
         typer.Option(help="Folder of tune.json. [default: runs/tune/TASK__MODEL]", show_default=False),
@@ -452,14 +454,21 @@ def tune(  # noqa: PLR0913  an option is a parameter
         bool, typer.Option("--write-profile", help="Recommend the chosen anchor in the model folder's search_r3.json.")
     ] = False,
     max_queries: Annotated[int, typer.Option(help="Queries drawn at random; 0 for all.", min=0)] = 0,
+    cache_folder: CacheFolderOption = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
-    """Choose on a dev split how much the reasoned vector weighs, and which queries need to reason at all."""
+    """Choose on a dev split how much a reasoning or a writer's text weighs, and which queries need to reason at all."""
     from search_r3_mteb.evaluation.systems import split_label
     from search_r3_mteb.evaluation.tuning import TuningPlan, tables, write_anchor
     from search_r3_mteb.evaluation.tuning import tune as run
+    from search_r3_mteb.expansion.names import parse_name
+    from search_r3_mteb.expansion.settings import ExpansionSettings
 
+    if write_profile and parse_name(split_label(model)[1]) is not None:
+        raise ValueError(
+            f"--write-profile: {model} is not one folder with a profile. Leave it out, and set the anchor."
+        )
     plan = TuningPlan(max_queries=max_queries or None)
     with _progress_lines():
         found = run(
@@ -467,7 +476,9 @@ def tune(  # noqa: PLR0913  an option is a parameter
             task,
             split,
             output,
-            settings=_settings(setting, max_reasoning_tokens=max_reasoning_tokens),
+            settings=_settings(
+                setting, ExpansionSettings, max_reasoning_tokens=max_reasoning_tokens, cache_folder=cache_folder
+            ),
             plan=replace(plan, anchors=tuple(anchors)) if anchors else plan,
             command=shlex.join(["search-r3", *_arguments()]),
         )

@@ -2,10 +2,10 @@
 
 reasoning   a system's reasoning minus its own direct vectors, at each budget
 control     a system's reasoning minus each of its controls; a perceptron minus the direct vectors it stands on
-baseline    every other system minus the baseline, without reasoning where the baseline was run so
+baseline    every other system minus its baseline, without reasoning where the baseline was run so
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -20,7 +20,7 @@ Family: TypeAlias = Literal["reasoning", "control", "baseline"]
 FAMILIES: dict[Family, str] = {
     "reasoning": "Reasoning against direct vectors",
     "control": "Reasoning against its controls",
-    "baseline": "Every system against the baseline",
+    "baseline": "Every system against its baseline",
 }
 
 
@@ -66,13 +66,13 @@ class FamilyPair:
         }
 
 
-def family_pairs(rows: Sequence[ComparedRow], output: Path, baseline: str) -> list[FamilyPair]:
-    """The pairs of all tasks, from the rows and their per-query files; `baseline` is a system's name."""
+def family_pairs(rows: Sequence[ComparedRow], output: Path, baselines: Mapping[str, str]) -> list[FamilyPair]:
+    """The pairs of all tasks, from the rows and their per-query files; `baselines`: of each system's name a name."""
     found: list[FamilyPair] = []
     for place in dict.fromkeys(each.place for each in rows):
         mine = [(each, _scores(each, rows, output)) for each in rows if each.place == place]
         task = place[0] if place[1] == "test" else f"{place[0]} ({place[1]})"
-        for family, chosen in _chosen(mine, baseline).items():
+        for family, chosen in _chosen(mine, baselines).items():
             pairs = [compared(first, second) for first, second in chosen]
             adjusted = iter(holm([each.result.p for each in pairs if each.result is not None]))
             tested = sum(each.result is not None for each in pairs)
@@ -84,13 +84,12 @@ def family_pairs(rows: Sequence[ComparedRow], output: Path, baseline: str) -> li
 
 
 def _chosen(
-    mine: Sequence[tuple[ComparedRow, SystemScores]], baseline: str
+    mine: Sequence[tuple[ComparedRow, SystemScores]], baselines: Mapping[str, str]
 ) -> dict[Family, list[tuple[SystemScores, SystemScores]]]:
     plain = [(row, scores) for row, scores in mine if row.control is None]
     direct = {row.system: scores for row, scores in plain if row.row["mode"] == "direct"}
     own = {(row.system, row.budget): scores for row, scores in plain if row.row["mode"] != "direct"}
     first = {row.system: scores for row, scores in reversed(plain)}
-    base = direct.get(baseline, first.get(baseline))
     pairs: dict[Family, list[tuple[SystemScores, SystemScores]]] = {"reasoning": [], "control": [], "baseline": []}
     for row, scores in mine:
         reasons = row.row["mode"] != "direct"
@@ -101,6 +100,8 @@ def _chosen(
             pairs["control"] += [(each, scores) for (system, _), each in own.items() if system == row.system]
         elif row.control is not None and (row.system, row.budget) in own:
             pairs["control"].append((own[row.system, row.budget], scores))
+        baseline = baselines[row.system]
+        base = direct.get(baseline, first.get(baseline))
         if row.control is None and base is not None and row.system != baseline:
             pairs["baseline"].append((scores, base))
     return pairs

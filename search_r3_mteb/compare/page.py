@@ -43,8 +43,7 @@ class ComparisonResult:
 
 def write_comparison(plan: ComparisonPlan, runs: ComparedRuns, command: str | None = None) -> ComparisonResult:
     """Write the three files into the plan's output."""
-    baseline = plan.systems[0].name if plan.baseline is None else plan.baseline
-    pairs = family_pairs(runs.rows, plan.output, baseline)
+    pairs = family_pairs(runs.rows, plan.output, plan.baselines())
     files = [plan.output / f"comparison.{ending}" for ending in ("json", "md", "html")]
     write_json(files[0], _record(plan, runs, pairs, command))
     write_text(files[1], _markdown(plan, runs, pairs, command).encode("utf-8", "replace").decode())

@@ -16,6 +16,7 @@ mode = "both"                    # both, reason or direct
 budgets = [16, 64]               # max_reasoning_tokens, one run for each; in place of those above
 control = ["filler"]             # in place of those above (evaluation/controls.py)
 settings = {temperature = 0.5}   # beside those above
+baseline = "mini"                # in place of the one above: another encoder's expansions have another baseline
 
 [[systems]]
 model = "minilm=FOLDER"
@@ -53,6 +54,7 @@ class ComparedSystem:
     budgets: tuple[int, ...] = ()
     train: str | None = None
     train_split: str = "train"
+    baseline: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODE_CHOICES:
@@ -117,8 +119,14 @@ class ComparisonPlan:
         twice = sorted({each for each in names if names.count(each) > 1})
         if twice:
             raise ValueError(f"Two systems are called {', '.join(twice)}. Give each a label of its own.")
-        if self.baseline is not None and self.baseline not in names:
-            raise ValueError(f"baseline = {self.baseline!r} {_not_among(self.baseline, names)}")
+        for name in (self.baseline, *(each.baseline for each in self.systems)):
+            if name is not None and name not in names:
+                raise ValueError(f"baseline = {name!r} {_not_among(name, names)}")
+
+    def baselines(self) -> dict[str, str]:
+        """For each system's name that of the one it is compared with, which may be itself."""
+        general = self.baseline or self.systems[0].name
+        return {each.name: each.baseline or general for each in self.systems}
 
 
 def read_plan(path: Path) -> ComparisonPlan:

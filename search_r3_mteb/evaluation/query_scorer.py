@@ -1,6 +1,6 @@
 """A scorer of query vectors on one split of a task, which holds its judged queries and encoded documents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.expansion.writer_encoder import WriterEncoder
 
 _KEPT = 50  # documents per query that are scored at least: ten, and those that some tasks leave out
 _DECIDING = CUTOFF + 2  # of these places two may be left out: the query itself, and the first document
@@ -39,6 +40,7 @@ class _Part:
     """One subset: its documents, and the chosen queries that belong to it."""
 
     rows: Int[np.ndarray, " part"]
+    corpus: Any  # as the task has it
     ids: Sequence[str]
     judgements: Mapping[str, Mapping[str, int]]
     documents: Sequence[str]
@@ -57,7 +59,11 @@ class QueryScorer:
     """
 
     def __init__(
-        self, task: "AbsTaskRetrieval", encoder: "SearchR3Encoder", max_queries: int | None = None, seed: int = 0
+        self,
+        task: "AbsTaskRetrieval",
+        encoder: "SearchR3Encoder | WriterEncoder",
+        max_queries: int | None = None,
+        seed: int = 0,
     ) -> None:
         splits = list(task.eval_splits)
         if len(splits) != 1:
@@ -86,6 +92,10 @@ class QueryScorer:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def corpora(self) -> Iterator[tuple[Int[np.ndarray, " part"], Any]]:
+        """For each subset the rows of its queries, and its documents as the task has them (MTEB's dataset)."""
+        return ((part.rows, part.corpus) for part in self._parts)
+
     def quality(self, vectors: Float32[np.ndarray, "queries dim"]) -> Quality:
         """nDCG@10 (pytrec_eval, as in `search-r3 evaluate`) and margin of unit vectors, one for each query."""
         ndcg, margin = np.zeros(len(self)), np.full(len(self), np.nan)
@@ -104,7 +114,7 @@ class QueryScorer:
             found[part.rows] = top_margins([ranking[query] for query in part.ids])
         return found
 
-    def _add(self, prefix: str, data: Any, rows: Sequence[int], encoder: "SearchR3Encoder") -> None:
+    def _add(self, prefix: str, data: Any, rows: Sequence[int], encoder: "SearchR3Encoder | WriterEncoder") -> None:
         from search_r3_mteb.encoder.inputs import read_queries
 
         queries = data["queries"].select(rows)
@@ -127,6 +137,7 @@ class QueryScorer:
         candidates = data.get("top_ranked")
         part = _Part(
             rows=np.arange(start, len(self)),
+            corpus=corpus,
             ids=ids,
             judgements={query: data["relevant_docs"][query] for query in ids},
             documents=documents,

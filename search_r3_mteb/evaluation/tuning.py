@@ -3,9 +3,10 @@
     for each anchor of the grid:   nDCG@10 of normalise(direct + anchor x reasoned), against the direct vectors
     for each share of the queries: nDCG@10 when only so many reason, those whose direct ranking is least sure
 
-Every row is computed from one run of the model: each query's direct vector and the one after its reasoning. Chosen are
-the anchor, then the margin, of the highest mean nDCG@10; of equal ones the smaller anchor, and the margin with which
-fewer queries reason. Margin 0 means that nothing helped: no query reasons.
+Every row is computed from one run of the model: each query's direct vector and the one after its reasoning, or that of
+what a writer wrote, or of Rocchio's documents. Chosen are the anchor, then the margin, of the highest mean nDCG@10; of
+equal ones the smaller anchor, and the margin with which fewer queries reason. Margin 0 means that nothing helped: no
+query reasons. Writers with encoders and Rocchio have an anchor only: `evaluate` does not let them abstain.
 """
 
 import logging
@@ -17,17 +18,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from search_r3_mteb.atomic import write_json, write_text
-from search_r3_mteb.encoder.anchoring import anchored, check_anchor
+from search_r3_mteb.encoder.anchoring import check_anchor
+from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.manifest import MANIFEST_FILE, check_files, write_manifest
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.evaluation.abstaining import is_unsure
-from search_r3_mteb.evaluation.diagnosis_runs import again
 from search_r3_mteb.evaluation.movement import PerQuery
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.query_scorer import QueryScorer
 from search_r3_mteb.evaluation.significance import compare
-from search_r3_mteb.evaluation.systems import kind_of, short_name, split_label
+from search_r3_mteb.evaluation.systems import check_settings, kind_of, short_name, split_label
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
+from search_r3_mteb.evaluation.tuning_runs import Cost, SystemRun, run_expansion, run_search_r3
+from search_r3_mteb.expansion.names import parse_name
+from search_r3_mteb.search.arrays import Vectors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,87 +75,83 @@ def tune(
 ) -> TuningRecord:
     """The table of anchors and margins, and the chosen ones; written to OUTPUT/tune.json.
 
-    `settings` are those of SearchR3Encoder, but for `mode` and `anchor`. What is computed is kept in OUTPUT/store, so
-    that a killed run goes on. Raises ValueError for a model that does not reason, and for a split that does not exist.
+    `settings` are those of SearchR3Encoder, or of `ExpansionSettings` for METHOD:WRITER+ENCODER, but for `mode` and
+    `anchor`. What is computed is kept in `cache_folder`, by default OUTPUT/store, so that a killed run goes on. Raises
+    ValueError for a model that has nothing to weigh, for settings that it does not use, and for a split that does not
+    exist.
     """
-    from search_r3_mteb.encoder.encoder import SearchR3Encoder
-
     plan, settings = plan or TuningPlan(), dict(settings or {})
     for name in {"mode", "anchor"} & set(settings):
         raise ValueError(f"{name}={settings[name]!r}: what is tuned decides that itself. Leave it out.")
     resolved = resolve_task(task, split)
+    cache = settings.pop("cache_folder", None)
     label, spec = split_label(model) if isinstance(model, str | Path) else (None, model)
-    if isinstance(spec, str | Path) and kind_of(spec) != "search-r3":
-        raise ValueError(f"{spec} is not a Search-R3 checkpoint, so it has no reasoned vector to weigh.")
-    encoder = SearchR3Encoder(spec, **settings, mode="reason", anchor=None)
-    name = label or short_name(encoder.name)
-    folder = (
-        Path("runs/tune", f"{resolved.metadata.name}__{name.replace('/', '__')}") if output is None else Path(output)
-    )
-    store = folder / "store"
-    direct = again(encoder, store, mode="direct", anchor=None)
-    reason = again(encoder, store, anchor=None)
-    scorer = QueryScorer(resolved, direct, plan.max_queries, plan.seed)
-    _log.info("%d queries of %d: direct, then with reasoning", len(scorer), scorer.queries_in_task)
-    first = direct.encode_query(scorer.texts, instruction=scorer.instructions)
-    thoughts = reason.think(scorer.texts, instruction=scorer.instructions)
-    second = np.stack([thought.vector for thought in thoughts])
-    tokens = np.array([len(thought.token_ids) for thought in thoughts])
-    base = scorer.quality(first).ndcg_at_10
-    cost = _Cost(
-        tokens,
-        1000 * direct.statistics.query_seconds / len(scorer),
-        1000 * reason.statistics.query_seconds / len(scorer),
-    )
-    rows, scores = [], []
-    for anchor in (*sorted(set(plan.anchors)), None):
-        vectors = second if anchor is None else encoder.unit(anchored(first, second, anchor), scorer.texts)
-        scores.append(scorer.quality(vectors).ndcg_at_10)
-        rows.append({"anchor": anchor, **_against(scores[-1], base), **cost.of(np.ones(len(scorer), bool), anchor)})
-    best = _best([score.mean() for score in scores])
-    found: TuningRecord = {
-        "task": resolved.metadata.name,
-        "split": scorer.split,
-        "model": name,
-        "queries": len(scorer),
-        "documents": scorer.documents,
-        "settings": encoder.settings,
-        "fingerprint": encoder.fingerprint,
-        "direct": {"ndcg_at_10": round(float(base.mean()), _DIGITS), **cost.of(np.zeros(len(scorer), bool), 0.0)},
-        "anchors": rows,
-        "margins": _margins(plan, scorer.top_margins(first), scores[best], base, cost, rows[best]["anchor"]),
-        "commit": commit(),
-    }
-    chosen = _best([row["ndcg_at_10"] for row in found["margins"]])
-    found["chosen"] = {
-        "anchor": rows[best]["anchor"],
-        "abstain_margin": found["margins"][chosen]["abstain_margin"],
-    }
+    expansion = parse_name(spec)
+    kind = kind_of(spec) if isinstance(spec, str | Path) else "search-r3"
+    if kind not in ("search-r3", "expansion"):
+        raise ValueError(f"{spec} neither reasons nor expands queries, so it has no vector to weigh.")
+
+    def places(name: str) -> tuple[Path, Path]:
+        folder = Path("runs/tune", f"{resolved.metadata.name}__{name.replace('/', '__')}")
+        folder = folder if output is None else Path(output)
+        return folder, folder / "store" if cache is None else Path(cache)
+
+    def scorer_of(encoder: Any) -> QueryScorer:
+        scorer = QueryScorer(resolved, encoder, plan.max_queries, plan.seed)
+        _log.info("%d queries of %d: direct, then with reasoning", len(scorer), scorer.queries_in_task)
+        return scorer
+
+    if expansion is None:
+        encoder = SearchR3Encoder(spec, **settings, mode="reason", anchor=None)
+        name = label or short_name(encoder.name)
+        folder, store = places(name)
+        run = run_search_r3(encoder, store, scorer_of)
+    else:
+        check_settings([str(spec)], {**settings, "anchor": 0.0})  # with a weight that excludes an anchor, for example
+        name = label or expansion.short
+        folder, store = places(name)
+        run = run_expansion(expansion, settings, store, scorer_of)
+    found = {**_record(run, plan, abstains=expansion is None), "model": name, "commit": commit()}
     if command is not None:
         found["command"] = command
     write_json(folder / FILE, found)
     return {**found, "file": str(folder / FILE)}
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """Tokens of each query's reasoning, and milliseconds per query without it and of it."""
-
-    tokens: PerQuery
-    direct: float
-    reasoned: float
-
-    def of(self, unsure: Any, anchor: float | None) -> dict[str, float]:
-        """Tokens and milliseconds per query when these queries reason; all of them alone need no direct vector."""
-        needs_direct = anchor is not None or not unsure.all()
-        return {
-            "tokens_per_query": round(float((self.tokens * unsure).mean()), 3),
-            "milliseconds_per_query": round(self.direct * needs_direct + self.reasoned * float(unsure.mean()), 3),
-        }
+def _record(run: SystemRun, plan: TuningPlan, abstains: bool) -> TuningRecord:
+    """Every row, and the chosen ones; no margins where the system cannot abstain."""
+    scorer, cost = run.scorer, run.cost
+    every, base = np.ones(len(scorer), bool), scorer.quality(run.direct).ndcg_at_10
+    candidates: list[tuple[float | None, Vectors]] = [(each, run.at(each)) for each in sorted(set(plan.anchors))]
+    if run.own is not None:
+        candidates.append((None, run.own))
+    scores = [scorer.quality(vectors).ndcg_at_10 for _, vectors in candidates]
+    rows = [
+        {"anchor": anchor, **_against(score, base), **cost.of(every, anchor)}
+        for (anchor, _), score in zip(candidates, scores, strict=True)
+    ]
+    best = _best([score.mean() for score in scores])
+    found: TuningRecord = {
+        "task": scorer.task.metadata.name,
+        "split": scorer.split,
+        "queries": len(scorer),
+        "documents": scorer.documents,
+        "settings": dict(run.settings),
+        "fingerprint": run.fingerprint,
+        "direct": {"ndcg_at_10": round(float(base.mean()), _DIGITS), **cost.of(~every, 0.0)},
+        "anchors": rows,
+        "chosen": {"anchor": rows[best]["anchor"]},
+    }
+    if abstains:
+        margins = _margins(plan, scorer.top_margins(run.direct), scores[best], base, cost, rows[best]["anchor"])
+        chosen = _best([row["ndcg_at_10"] for row in margins])
+        found["margins"] = margins
+        found["chosen"]["abstain_margin"] = margins[chosen]["abstain_margin"]
+    return found
 
 
 def _margins(
-    plan: TuningPlan, margins: PerQuery, reasoned: PerQuery, base: PerQuery, cost: _Cost, anchor: float | None
+    plan: TuningPlan, margins: PerQuery, reasoned: PerQuery, base: PerQuery, cost: Cost, anchor: float | None
 ) -> list[TuningRecord]:
     """From none to all: the queries of the smallest margins reason; None is no bound."""
     order, many = np.sort(margins), len(margins)
@@ -206,12 +206,15 @@ def write_anchor(folder: Path | str, anchor: float | None) -> Path:
 
 
 def tables(found: TuningRecord) -> "list[Table]":
-    """The two tables; the chosen row of each is marked."""
+    """The table of anchors and, where there is one, of margins; the chosen row of each is marked."""
     from rich import box
     from rich.table import Table
 
     made = []
+    own = "alone" if "margins" in found else "method's"  # the row without an anchor
     for name, key in (("anchor", "anchors"), ("abstain_margin", "margins")):
+        if key not in found:
+            continue
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column(name.replace("abstain_", ""), justify="right")
         for column in ("nDCG@10", "against direct", "reasoned", "tokens/query", "ms/query"):
@@ -220,7 +223,7 @@ def tables(found: TuningRecord) -> "list[Table]":
             table.add_row("direct", f"{found['direct']['ndcg_at_10']:.4f}", "", "0 %", *_costs(found["direct"]))
         for row in found[key]:
             low, high = row["interval"]
-            value = {None: "alone" if key == "anchors" else "none"}.get(row[name], "")
+            value = {None: own if key == "anchors" else "none"}.get(row[name], "")
             table.add_row(
                 f"{'* ' * (row[name] == found['chosen'][name])}{value or format(row[name], '.4g')}",
                 f"{row['ndcg_at_10']:.4f}",

@@ -21,6 +21,12 @@ class ExpansionName:
     writer: str | None
     encoder: str
 
+    @property
+    def short(self) -> str:
+        """METHOD-WRITER+ENCODER, with the last parts of the names: may be a part of a file's name."""
+        models = [Path(model).name for model in (self.writer, self.encoder) if model is not None]
+        return f"{self.method.name}-{'+'.join(models)}"
+
     def check(self, settings: Mapping[str, Any]) -> set[str]:
         """The names of the settings that this method uses; those of a run may be meant for its other models.
 

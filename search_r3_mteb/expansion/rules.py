@@ -79,6 +79,11 @@ def rocchio(
     return _unit(query.astype(np.float64) + anchor * documents.astype(np.float64).mean(axis=0))
 
 
+def unit_rows(vectors: Float[np.ndarray, "rows dim"]) -> Vectors:
+    """The rows at unit length, as float32. Raises ValueError for one without a direction."""
+    return np.stack([_unit(vector) for vector in vectors])
+
+
 def _unit(vector: Float[np.ndarray, " dim"]) -> Vectors:
     norm = float(np.linalg.norm(vector))
     if not np.isfinite(norm) or norm < 1e-12:

@@ -233,7 +233,7 @@ def test_families_are_corrected_apart(tmp_path):
         row(tmp_path, "m-filler", "reason", low, system="a", control="filler", budget=8, milliseconds=2.0),
         row(tmp_path, "b", "direct", noise, system="b"),
     ]
-    pairs = family_pairs(rows, tmp_path, "a")
+    pairs = family_pairs(rows, tmp_path, {"a": "a", "b": "a"})
     assert [(each.family, each.pair.first.label, each.pair.second.label) for each in pairs] == [
         ("reasoning", "m (reason, at most 8 tokens)", "m (direct)"),
         ("reasoning", "m (reason, at most 16 tokens)", "m (direct)"),
@@ -259,8 +259,13 @@ def test_another_baseline_and_none_that_was_run(tmp_path):
     rows = [
         row(tmp_path, "m", "reason", [0.5] * 4, system="a"),
         row(tmp_path, "b", "direct", [0.4] * 4, system="b"),
+        row(tmp_path, "c", "direct", [0.3] * 4, system="c"),
     ]
-    pairs = family_pairs(rows, tmp_path, "b")
-    assert [(each.pair.first.label, each.pair.second.label) for each in pairs] == [("m (reason)", "b (direct)")]
-    assert [each.pair.second.label for each in family_pairs(rows, tmp_path, "a")] == ["m (reason)"]
-    assert family_pairs(rows, tmp_path, "failed") == []
+
+    def compared(**baselines):
+        return [(each.pair.first.label, each.pair.second.label) for each in family_pairs(rows, tmp_path, baselines)]
+
+    assert compared(a="b", b="b", c="b") == [("m (reason)", "b (direct)"), ("c (direct)", "b (direct)")]
+    assert compared(a="a", b="a", c="a") == [("b (direct)", "m (reason)"), ("c (direct)", "m (reason)")]
+    assert compared(a="c", b="b", c="b") == [("m (reason)", "c (direct)"), ("c (direct)", "b (direct)")]  # each its own
+    assert compared(a="failed", b="failed", c="failed") == []

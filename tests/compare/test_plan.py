@@ -1,6 +1,6 @@
 """Plans of comparisons: every key is known, of its kind, and read."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ control = ["filler", "perceptron"]
 settings = {temperature = 0.5, seed = 1}
 train = "data/own"
 train_split = "dev"
+baseline = "our nano"
 
 [[systems]]
 model = "bm25"
@@ -42,12 +43,14 @@ def test_a_whole_plan_is_read(tmp_path):
     plan = read_plan(written(tmp_path, WHOLE))
     first = ComparedSystem(
         *("nano", "our nano", "both", {"temperature": 0.5, "seed": 1}, ("filler", "perceptron"), (16, 64)),
-        *("data/own", "dev"),
+        *("data/own", "dev", "our nano"),
     )
     common = {"settings": {"dtype": "float32"}, "budgets": (8,), "control": ("other",)}
     assert plan == ComparisonPlan(
         (first, ComparedSystem("bm25")), ("hopworld", "stdlib"), "dev", Path("runs/x"), "bm25", seed=3, **common
     )
+    assert plan.baselines() == {"our nano": "our nano", "bm25": "bm25"}
+    assert replace(plan, baseline=None).baselines() == {"our nano": "our nano", "bm25": "our nano"}
     for each in fields(ComparedSystem):  # every key stands in the plan above, with another value than the default
         assert getattr(first, each.name) != each.default or each.name == "mode"
 
@@ -74,6 +77,11 @@ def test_a_whole_plan_is_read(tmp_path):
         ('model = "bm25"', 'label = "x"', "entry 2: has no model"),
         ('model = "bm25"', 'model = "our nano"', "Two systems are called our nano"),
         ('baseline = "bm25"', 'baseline = "bm52"', r"baseline = 'bm52' does not exist: did you mean 'bm25'\?"),
+        (
+            'baseline = "our nano"',
+            'baseline = "my nano"',
+            r"baseline = 'my nano' does not exist: did you mean 'our nano'",
+        ),
         ('tasks = ["hopworld", "stdlib"]', "", "2 systems and 0 tasks"),
         ('tasks = ["hopworld", "stdlib"]', "tasks = [1]", r"tasks = \[1\] is not a list of texts"),
         ("seed = 3", "seed = -3", "seed = -3 is not a whole number from 0"),

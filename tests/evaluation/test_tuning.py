@@ -10,8 +10,13 @@ from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.evaluation.evaluate import evaluate
-from search_r3_mteb.evaluation.tuning import TuningPlan, _best, _Cost, tune, write_anchor
+from search_r3_mteb.evaluation.tuning import TuningPlan, _best, tune, write_anchor
+from search_r3_mteb.evaluation.tuning_runs import Cost
+from search_r3_mteb.expansion import writer_encoder
+from search_r3_mteb.expansion.writer import Writer
 from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.conftest import build_tokenizer, save_sentence_transformer
+from tests.expansion.conftest import save_writer
 
 SETTINGS = {"max_reasoning_tokens": 4, "max_length": 256}
 WORDS = ["silver", "river", "garden", "stone", "winter", "harbour"]
@@ -73,12 +78,14 @@ def test_of_equal_means_the_first_is_chosen():
 
 
 def test_cost_by_hand():
-    cost = _Cost(np.array([10, 20, 30, 40]), direct=2.0, reasoned=100.0)
+    cost = Cost(np.array([10, 20, 30, 40]), direct=2.0, reasoned=100.0)
     half = np.array([True, False, True, False])
     assert cost.of(half, None) == {"tokens_per_query": 10.0, "milliseconds_per_query": 52.0}
     assert cost.of(~half & False, None) == {"tokens_per_query": 0.0, "milliseconds_per_query": 2.0}
     assert cost.of(half | True, 0.5) == {"tokens_per_query": 25.0, "milliseconds_per_query": 102.0}
     assert cost.of(half | True, None) == {"tokens_per_query": 25.0, "milliseconds_per_query": 100.0}
+    writes = Cost(cost.tokens, direct=2.0, reasoned=100.0, always_direct=True)
+    assert writes.of(half | True, None) == {"tokens_per_query": 25.0, "milliseconds_per_query": 102.0}
 
 
 def test_the_profile_is_written_where_there_is_a_folder(tiny_checkpoint, tmp_path):
@@ -103,7 +110,10 @@ def test_the_profile_is_written_where_there_is_a_folder(tiny_checkpoint, tmp_pat
         ({"settings": {"anchor": 0.5}}, "anchor=0.5: what is tuned decides that itself"),
         ({"settings": {"mode": "direct"}}, "mode='direct'"),
         ({"split": "train"}, "no split 'train'"),
-        ({"model": "bm25"}, "bm25 is not a Search-R3 checkpoint"),
+        ({"model": "bm25"}, "bm25 neither reasons nor expands queries"),
+        ({"model": "hyde:nano+mini", "settings": {"weight": 2.0}}, "weight=2.0 and anchor=0.0 both say"),
+        ({"model": "rocchio:mini", "settings": {"samples": 2}}, "samples would change nothing"),
+        ({"model": "rocchio:mini", "settings": {"anchor": 1.0}}, "anchor=1.0: what is tuned decides that itself"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(checkpoint, beir, tmp_path, arguments, message):
@@ -125,3 +135,77 @@ def test_the_command_line(call, tiny_folder, beir, tmp_path):
     assert "against direct" in out
     chosen = json.loads((tmp_path / "tune" / "tune.json").read_text())["chosen"]
     assert Profile.load(tiny_folder).anchor == chosen["anchor"]
+
+
+# ---- writers with encoders, and Rocchio ----
+
+WRITING = {"max_reasoning_tokens": 4}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A writer and an encoder, side by side."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = build_tokenizer()
+    tokenizer.padding_side = "right"
+    save_sentence_transformer(tokenizer, folder / "minis", 0)
+    save_writer(folder / "smol")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("method", "further"), [("hyde", {"samples": 2}), ("query2doc", {}), ("feedback", {}), ("rocchio", {})]
+)
+def test_rows_of_writers_are_what_evaluations_give(models, beir, tmp_path, monkeypatch, method, further):
+    writes, writer = method != "rocchio", models / "smol"
+    model = f"{method}:{f'{writer}+' if writes else ''}{models / 'minis'}"
+    settings = (WRITING if writes else {}) | further
+    plan = TuningPlan(anchors=(4.0, 0.0, 0.5))
+    found = tune(model, f"beir:{beir}", "dev", tmp_path / "tune", settings=settings, plan=plan)
+    assert [row["anchor"] for row in found["anchors"]] == [0.0, 0.5, 4.0, *([None] if writes else [])]
+    assert "margins" not in found
+    assert found["chosen"].keys() == {"anchor"}
+
+    def evaluated(name, **changed):
+        return evaluate([name], [f"beir:{beir}"], "both", tmp_path / "out", split="dev", settings=changed)[0]
+
+    direct = evaluated(str(models / "minis"))["ndcg_at_10"]
+    assert found["direct"]["ndcg_at_10"] == direct
+    assert found["direct"]["tokens_per_query"] == 0
+    for row in found["anchors"]:
+        wanted = evaluated(model, **settings, anchor=row["anchor"])
+        assert row["ndcg_at_10"] == wanted["ndcg_at_10"]
+        assert row["difference"] == pytest.approx(wanted["ndcg_at_10"] - direct, abs=2e-6)
+        assert row["tokens_per_query"] == pytest.approx(wanted["reasoning_tokens_per_query"], abs=1e-3)
+        assert (row["tokens_per_query"] > 0) == writes
+    assert found["anchors"][0]["difference"] == 0  # the control: with no weight nothing is added
+    assert len({row["ndcg_at_10"] for row in found["anchors"]}) > 1  # and a weight does something
+
+    monkeypatch.setattr(Writer, "write", None)  # a run that was killed goes on from the store
+    again = tune(model, f"beir:{beir}", "dev", tmp_path / "tune", settings=settings, plan=plan)
+    assert again["anchors"] == found["anchors"]
+
+
+def test_texts_are_taken_from_a_store_that_is_named(models, beir, tmp_path, monkeypatch, call):
+    model = f"query2doc:{models / 'smol'}+{models / 'minis'}"
+    arguments = {"split": "dev", "settings": WRITING}
+    evaluate([model], [f"beir:{beir}"], "both", tmp_path / "out", cache_folder=tmp_path / "kept", **arguments)
+    monkeypatch.setattr(Writer, "write", None)
+    named = ["tune", "--model", model, "--task", f"beir:{beir}", "--max-reasoning-tokens", 4, "--anchor", 1]
+    named += ["--set", "weight=2"]  # the texts do not depend on it
+    code, out, _ = call(*named, "--output", tmp_path / "tune", "--cache-folder", tmp_path / "kept")
+    assert code == 0
+    assert json.loads((tmp_path / "tune" / "tune.json").read_text())["settings"]["weight"] == 2
+    assert "method's" in out
+    assert "--set anchor=" in out
+    assert not (tmp_path / "tune" / "store").exists()
+    code, _, _ = call(*named, "--output", tmp_path / "other")  # the control: elsewhere there are no texts
+    assert code != 0
+
+
+def test_a_writer_has_no_profile_to_be_written(models, beir, tmp_path, monkeypatch, call):
+    monkeypatch.setattr(writer_encoder, "Writer", None)  # nothing is run before it is refused
+    model = f"query2doc:{models / 'smol'}+{models / 'minis'}"
+    code, _, said = call("tune", "--model", model, "--task", f"beir:{beir}", "--write-profile")
+    assert code == 2
+    assert "is not one folder with a profile" in said

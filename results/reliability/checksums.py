@@ -56,7 +56,7 @@ WITHOUT: dict[str, Callable[..., Any]] = {
 }
 
 
-class Timer:
+class Stopwatch:
     """Seconds of the processor inside of the functions that it wraps; what one of them calls counts once."""
 
     def __init__(self) -> None:
@@ -79,9 +79,9 @@ class Timer:
 
 
 @contextmanager
-def hashing(wanted: bool) -> Iterator[Timer]:
+def hashing(wanted: bool) -> Iterator[Stopwatch]:
     """The checksums as they are, timed, or without the hashing."""
-    timer = Timer()
+    timer = Stopwatch()
     with ExitStack() as stack:
         for name, modules in HASHING.items():
             for module in modules:

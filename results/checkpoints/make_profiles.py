@@ -31,6 +31,8 @@ KEYS = {
     "elsewhere was prompted. `apart`: the user's text is tokenised by itself, as earlier versions of this package did; "
     "for a model trained with one of them. Absent: as `apart`, and refused where the two differ on an ordinary text. "
     "Without any file: `whole`.",
+    "anchor": "The recommended weight of the reasoned vector in normalise(direct + anchor x reasoned), as `search-r3 "
+    "tune --write-profile` has found it. null: the reasoned vector alone.",
 }
 SURENESS = {"authors": "from the authors' own files", "partly": "only partly: what could be read of them"}
 BEFORE = f"""# Profiles
@@ -39,7 +41,7 @@ Written by `python results/checkpoints/make_profiles.py`; do not edit.
 
 A *profile* says how a checkpoint is prompted and where its vector is read. It is the file `{PROFILE_FILE}` beside the
 weights; `search-r3 init` writes one, and training keeps it. A key that is absent has the value of the file below, but
-for the last three, which are then null. The file is Search-R3's own profile, complete, with thinking and date as `init`
+for `thinking`, `date` and `tokenization`, which are then null. The file is Search-R3's own profile, complete, with thinking and date as `init`
 decides them for a chat template that has both.
 
 """
@@ -59,7 +61,7 @@ error says what is missing.
 
 def page() -> str:
     """The whole page."""
-    complete = Profile(thinking=False, date=DATE).to_dict()
+    complete = Profile(thinking=False, date=DATE).to_dict() | {"anchor": None}
     names = [field.name for field in fields(Profile)]
     if list(KEYS) != names or list(complete) != names:
         raise ValueError(f"The keys explained here are {list(KEYS)}, those of a profile are {names}. Explain each one.")

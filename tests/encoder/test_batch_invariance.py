@@ -199,7 +199,7 @@ def test_a_fingerprint_knows_what_decides_a_vector(half, tiny_checkpoint, monkey
 
     def prints(checkpoint, **settings):
         encoder = SearchR3Encoder(checkpoint, cache_folder=tmp_path, **SETTINGS, **settings)
-        return encoder.fingerprint, encoder._store("document", "direct", None).fingerprint
+        return encoder.fingerprint, encoder._store("document", "direct", None, given=False).fingerprint
 
     for one, two in zip(prints(tiny_checkpoint), prints(tiny_checkpoint, batch_tokens=99), strict=True):
         assert one == two

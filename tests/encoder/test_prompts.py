@@ -388,7 +388,7 @@ def test_what_a_profile_leaves_undecided_is_not_part_of_its_identity():
     [
         (
             '{"embed_tokn": "x"}',
-            "'embed_tokn', which no profile has. The valid keys are date, direct, embed_token",
+            "'embed_tokn', which no profile has. The valid keys are anchor, date, direct, embed_token",
         ),
         ("[1]", "must hold an object"),
         ('{"embed', "line 1: not JSON"),

@@ -10,6 +10,7 @@ from search_r3_mteb.encoder import checkpoints
 from search_r3_mteb.encoder.comparison import SAME, refuse_difference
 from search_r3_mteb.encoder.merging import outputs_of
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, token_layers
+from tests.conftest import without_manifest
 from tests.train.loops import byte_folder, events, sft_config, weights
 from train.config.model import LoraSettings, ModelSettings
 from train.model import model as models
@@ -39,7 +40,7 @@ def said(folder):
 
 def as_peft_wrote_it(folder):
     """Loaded without the file of the rows under the adapter."""
-    (folder / ROWS_FILE).unlink()
+    (without_manifest(folder) / ROWS_FILE).unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return outputs_of(checkpoints.load(folder))

@@ -81,18 +81,18 @@ class Run:
         not there, a malformed first row, or too small a max_length or window.
         """
         check_trackers(config.output.trackers)
-        notes, folder = check_start(config), Path(config.output.folder)
+        notes, folder, shards = check_start(config), Path(config.output.folder), sharding.wanted()
         accelerator = new_accelerator(config.optimization.mixed_precision)
         collectives.on_main(lambda: _enter(folder))
         try:
-            return cls._opened(config, accelerator, notes, unit)
+            return cls._opened(config, accelerator, notes, unit, shards)
         except BaseException:
             _leave(folder)
             raise
 
     @classmethod
-    def _opened(cls, config: Any, accelerator: Any, notes: list[str], unit: Unit) -> "Run":
-        optimization, shards = config.optimization, sharding.wanted()
+    def _opened(cls, config: Any, accelerator: Any, notes: list[str], unit: Unit, shards: bool) -> "Run":
+        optimization = config.optimization
         check_processes(config, collectives.world_size())
         checkpoint = prepare(config.model, optimization.seed, accelerator.device)
         if unit == "query":

@@ -110,7 +110,9 @@ def test_the_error_names_path_need_room_and_remedy(tmp_path, monkeypatch):
     assert (failed.value.errno, failed.value.filename) == (errno.ENOSPC, str(tmp_path / "map.npy"))
     assert "another disk (output.folder, corpus_cache.tokens_folder)" in str(failed.value)
     said = explained(failed.value) or ""  # what the command line says
-    assert said.startswith(f"{tmp_path / 'map.npy'} could not be written: no space is left there (4,128 bytes needed, ")
+    assert said.startswith(
+        f"{tmp_path / 'map.npy'} could not be written: there is not enough space (4,128 bytes needed, "
+    )
     assert "bytes free). Free some space" in said
     assert list(tmp_path.iterdir()) == []
 

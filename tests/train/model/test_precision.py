@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.conftest import without_manifest
 from tests.train.loops import FORCED, LORA, byte_folder, rl_config, sft_config, weights
 from train.config.model import ModelSettings
 from train.model.model import prepare, trainable
@@ -15,7 +16,7 @@ def half_folder(folder, dtype):
     """A checkpoint whose weights are of that type."""
     from transformers import AutoModelForCausalLM
 
-    byte_folder(folder)
+    without_manifest(byte_folder(folder))
     AutoModelForCausalLM.from_pretrained(folder).to(dtype).save_pretrained(folder)
     return folder
 
@@ -58,7 +59,7 @@ def test_stage_2_of_an_adapter_over_bfloat16(tmp_path):
 def test_dropout_of_the_model_itself_is_refused_in_stage_2(tmp_path):
     base = byte_folder(tmp_path / "base")
     Run.begin(rl_config(tmp_path / "run", base), unit="query")
-    config = base / "config.json"
+    config = without_manifest(base) / "config.json"
     config.write_text(config.read_text().replace('"attention_dropout": 0.0', '"attention_dropout": 0.1'))
     assert "0.1" in config.read_text()
     with pytest.raises(ValueError, match=r"attention_dropout = 0.1: stage 2 samples without dropout"):

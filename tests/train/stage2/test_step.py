@@ -194,9 +194,9 @@ def test_frozen_documents_with_lora(tmp_path):
 def test_positives_are_encoded_once(tmp_path, model, monkeypatch):
     """The cache takes the vectors of the gradient's forward: the engine is never asked for them."""
     asked = []
-    original = models.embed
+    original = models.embed_prompts
     monkeypatch.setattr(
-        "train.stage2.documents.embed", lambda e, r, texts: asked.extend(texts) or original(e, r, texts)
+        "train.stage2.documents.embed_prompts", lambda e, ids: asked.extend(map(tuple, ids)) or original(e, ids)
     )
     one = OneStep(rl_config(tmp_path / "run", model, "optimization.learning_rate=1e-3"))
     assert len(asked) == 500  # the first cache
@@ -210,7 +210,8 @@ def test_positives_are_encoded_once(tmp_path, model, monkeypatch):
     one.environment.encoder.know(documents.texts, documents.vectors)
     judged = one.environment.judge(one.groups, 2)
     assert asked, "the budget was spent on nothing"
-    assert not set(asked) & {row.positive for row in one.rows}
+    positives = one.environment.encoder.tokenize([row.positive for row in one.rows])
+    assert not set(asked) & set(map(tuple, positives))
     rows = one.environment.cache.rows_of([one.environment.corpus.positive_id(row) for row in one.rows])
     assert set(rows.tolist()) <= set(judged.refresh.rows.tolist())
     vectors = torch.nn.functional.normalize(documents.vectors.detach(), dim=-1).numpy()

@@ -4,7 +4,7 @@ from search_r3_mteb.stopping import command_line, end_on_signals
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C and SIGTERM end it with one line from its first moment on."""
+    """Run the command line; Ctrl-C and SIGTERM end it with one line from here on."""
     end_on_signals("search-r3", lambda: f"Nothing had begun. Start it again: {command_line('search-r3')}")
     from search_r3_mteb.cli import main as run
 

@@ -15,6 +15,7 @@ what killed ones left is removed by the next write to the same place, by `recove
 """
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -88,9 +89,11 @@ class _Plain:
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` when the block ends; after an error `folder` is as it was.
 
-    Where `folder` is a symbolic link, the folder that it leads to is replaced, and the link stays.
+    Where `folder` is a symbolic link, the folder that it leads to is replaced, and the link stays. What is written may
+    be read by whoever may read the folder. Raises ValueError for a folder that cannot be exchanged as a whole.
     """
     folder = _followed(folder)
+    _check_exchange(folder)
     with naming(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         recover(folder)
@@ -99,12 +102,40 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
             unfinished.mkdir()
             try:
                 yield unfinished
+                _open_to_readers(unfinished)
                 flush(unfinished)
                 _take_place(unfinished, folder, replaced)
             finally:
                 if replaced.is_dir() and not folder.exists():
                     replaced.rename(folder)
                 _remove(unfinished, replaced)
+
+
+def _check_exchange(folder: Path) -> None:
+    """Raise for the folder in which this process works, for a mount point, and for one in a folder that is closed."""
+    if not folder.is_dir():
+        return
+    with suppress(OSError):  # a working directory that is gone is not in it
+        if Path.cwd().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{folder}: this command runs in that folder, which is replaced as a whole, so that the shell would be "
+                "left in one that is gone. Start it from another place, or name another folder."
+            )
+    if folder.is_mount():
+        raise ValueError(
+            f"{folder} is a mount point, which cannot be replaced as a whole. Name a folder in it, such as "
+            f"{folder / 'model'}."
+        )
+    if not os.access(folder.parent, os.W_OK):  # the new folder is written beside the old one
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder.parent))
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give files the permissions that the folder has: safetensors writes them for their owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
+            path.chmod(mode)
 
 
 @contextmanager

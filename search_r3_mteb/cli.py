@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
@@ -581,6 +583,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if arguments is None:
         end_on_signals("search-r3", lambda: _kept(sys.argv[1:]))
+    _find_place_for_mteb()
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     sys.argv[1:] = [each for each in given if each != "--debug"]
@@ -595,6 +598,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"[red]Error:[/red] {escape(message or str(error))}", highlight=False
         )
         raise SystemExit(2) from None
+
+
+def _find_place_for_mteb() -> None:
+    """Where nothing can be written at home, as in many containers, importing mteb would fail: it makes its cache there.
+
+    Nothing of ours is kept in it.
+    """
+    place = Path("~/.cache/mteb").expanduser()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        os.environ.setdefault("MTEB_CACHE", str(Path(tempfile.gettempdir()) / "search-r3-mteb-cache"))
 
 
 def _kept(arguments: Sequence[str]) -> str:

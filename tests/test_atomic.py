@@ -226,3 +226,41 @@ def test_a_hundred_kills_leave_one_whole_folder(tmp_path, way):
         assert len((tmp_path / "file").read_text()) % 5000 == 0
     clean(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
+
+
+def test_the_working_directory_and_a_mount_point_are_not_exchanged_under_their_users(tmp_path, monkeypatch):
+    place = tmp_path / "new"
+    (place / "below").mkdir(parents=True)
+    for here, name in ((place, "."), (place / "below", ".."), (place, place)):
+        monkeypatch.chdir(here)
+        with pytest.raises(ValueError, match="this command runs in that folder"), replaced_folder(Path(name)):
+            pass
+    monkeypatch.chdir(tmp_path)
+    with replaced_folder(place) as folder:
+        write_text(folder / "a", "there")
+    assert [path.name for path in place.iterdir()] == ["a"], "the control"
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == place)
+    with (
+        pytest.raises(ValueError, match="is a mount point, which cannot be replaced as a whole"),
+        replaced_folder(place),
+    ):
+        pass
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != place.parent)
+    with pytest.raises(PermissionError) as closed, replaced_folder(place):
+        pass
+    assert closed.value.filename == str(tmp_path), "the parent, in which the new folder is made, is what is closed"
+
+
+def test_who_may_read_the_folder_may_read_its_weights(tmp_path):
+    """safetensors writes files for their owner alone; a colleague could read the configuration only."""
+    from safetensors.numpy import save_file
+
+    with replaced_folder(tmp_path / "model") as folder:
+        save_file({"a": np.zeros(1, np.float32)}, folder / "a.safetensors")
+        (folder / "a.safetensors").chmod(0o600)
+        write_text(folder / "open", "")
+        (folder / "open").chmod(0o640)
+    wanted = (tmp_path / "model").stat().st_mode & 0o666
+    assert (tmp_path / "model" / "a.safetensors").stat().st_mode & 0o777 == wanted
+    assert (tmp_path / "model" / "open").stat().st_mode & 0o777 == 0o640, "what was chosen stays"

@@ -1,6 +1,7 @@
 """The command line: what it prints and writes, and how it fails."""
 
 import json
+import os
 import re
 import sys
 
@@ -317,3 +318,17 @@ def test_a_report_needs_the_name_of_a_file(call, tmp_path, monkeypatch):
 def test_the_folder_that_one_stands_in_has_a_name(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert f"Error: {tmp_path.name}: there is no " in call("init", ".", "--output", "made")[2]
+
+
+def test_a_home_that_cannot_be_written_is_no_reason_to_stop(monkeypatch, tmp_path):
+    """mteb makes its cache there when it is imported; `docker --user` gives such a home."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MTEB_CACHE", raising=False)
+    cli._find_place_for_mteb()
+    assert "MTEB_CACHE" not in os.environ, "the control: it can be made"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    cli._find_place_for_mteb()
+    assert os.environ.pop("MTEB_CACHE").endswith("search-r3-mteb-cache")
+    monkeypatch.setenv("MTEB_CACHE", "mine")
+    cli._find_place_for_mteb()
+    assert os.environ["MTEB_CACHE"] == "mine"

@@ -41,8 +41,8 @@ Written by `python results/checkpoints/make_profiles.py`; do not edit.
 
 A *profile* says how a checkpoint is prompted and where its vector is read. It is the file `{PROFILE_FILE}` beside the
 weights; `search-r3 init` writes one, and training keeps it. A key that is absent has the value of the file below, but
-for `thinking`, `date` and `tokenization`, which are then null. The file is Search-R3's own profile, complete, with thinking and date as `init`
-decides them for a chat template that has both.
+for `thinking`, `date` and `tokenization`, which are then null. The file is Search-R3's own profile, complete, with
+thinking and date as `init` decides them for a chat template that has both.
 
 """
 AFTER = """

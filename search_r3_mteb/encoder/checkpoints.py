@@ -32,6 +32,7 @@ from search_r3_mteb.encoder.folders import (
     check_safetensors,
     check_tokenizer,
     check_weights,
+    refuse_export,
     unknown_rotary,
 )
 from search_r3_mteb.encoder.manifest import MANIFEST_FILE, check_files, write_manifest
@@ -147,6 +148,7 @@ def load(
     folder = resolve(path_or_id, revision)
     if revision is None and folder.resolve().parent.name == "snapshots":
         revision = folder.resolve().name  # the hub's commit
+    refuse_export(folder)
     check_files(folder, verify=verify)
     if dtype == "auto" and folder.parent == ASSETS and str(device).startswith("cpu") and not cpu_multiplies_bfloat16():
         dtype = "float32"

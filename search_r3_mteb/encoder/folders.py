@@ -13,6 +13,8 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "chat_template.jinja"),
 )
+EXPORT_TYPE = "search_r3"
+"""The model type of an export, in its config.json."""
 _MOST_LAYERS = 10_000  # our choice: libraries make one after the other, so that a damaged number takes hours
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -163,6 +165,22 @@ def check_tokenizer(folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if name.endswith(".json") and (folder / name).exists():
             read_object(folder / name)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `search-r3 export` wrote the folder, for sentence-transformers."""
+    config = folder / "config.json"
+    return config.is_file() and f'"model_type": "{EXPORT_TYPE}"'.encode() in config.read_bytes()
+
+
+def refuse_export(folder: Path) -> None:
+    """Raise ValueError for an export, where a checkpoint is meant."""
+    if is_export(folder):
+        raise ValueError(
+            f"{folder.name} is an export for sentence-transformers, not a checkpoint. Load it with "
+            f"`from search_r3_mteb import SentenceTransformer; SentenceTransformer({str(folder)!r})`, or name the "
+            "checkpoint that it was exported from."
+        )
 
 
 def built_from(folder: Path, names: Sequence[str]) -> str:

@@ -146,7 +146,8 @@ def _difference(path: Path, entry: dict[str, Any], *, size_only: bool) -> str | 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[str]:
     # Links to files, as the hub's cache has them, are files.
     paths = [*folder.glob("*"), *folder.glob("*/*")]
-    names = {path.relative_to(folder).as_posix() for path in paths if path.is_file()}
+    # Hidden files, such as macOS' ._model.safetensors, are read by nobody.
+    names = {p.relative_to(folder).as_posix() for p in paths if p.is_file() and not p.name.startswith(".")}
     return sorted(name for name in names if any(_matches(name, pattern) for pattern in patterns))
 
 

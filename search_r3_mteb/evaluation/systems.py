@@ -170,7 +170,7 @@ def open_systems(
     if kind == "bm25":
         yield _bm25(label or BM25)
     elif kind == "sentence-transformers":
-        yield _sentence_transformer(path, label, settings)
+        yield _sentence_transformer(path, label, mode, settings)
     elif (expansion := parse_name(path)) is not None:
         yield _expansion(open_expansion(expansion, {**settings, "cache_folder": cache_folder}), label, given)
     else:
@@ -270,7 +270,7 @@ def _expansion(encoder: "WriterEncoder", label: str | None, given: "GivenFile | 
     return _reading(replace(found, fingerprint=fingerprint_of({"is": found.fingerprint, "reads": given.digest})), given)
 
 
-def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping[str, Any]) -> System:
+def _sentence_transformer(path: str | Path, label: str | None, mode: ModeChoice, settings: Mapping[str, Any]) -> System:
     """A sentence-transformers model, run by MTEB's own wrapper; an export of ours reasons there too.
 
     MTEB gives every local folder the same identity, so that a second checkpoint would get the first one's scores (mteb
@@ -284,6 +284,11 @@ def _sentence_transformer(path: str | Path, label: str | None, settings: Mapping
 
     chosen = {name: settings[name] for name in _SHARED if name in settings}
     folder, model, exported, fingerprint = open_sentence_transformer(path, **chosen)
+    if exported and mode == "direct":
+        raise ValueError(
+            f"mode='direct': {folder.name} is an export, which always reasons about queries. Evaluate the checkpoint "
+            "that it was exported from."
+        )
     name = label or short_name(name_for_mteb(display_name(str(path), folder)))
     with warnings.catch_warnings():
         # mteb 2.26 calls sentence-transformers' method by its old name.

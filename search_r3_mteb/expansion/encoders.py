@@ -13,6 +13,7 @@ import numpy as np
 from search_r3_mteb.encoder.checkpoints import Checkpoint, display_name, resolve
 from search_r3_mteb.encoder.chunks import CHUNK
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
+from search_r3_mteb.encoder.folders import is_export
 from search_r3_mteb.encoder.identity import name_for_mteb
 from search_r3_mteb.encoder.manifest import MANIFEST_FILE
 from search_r3_mteb.encoder.processes import process_device
@@ -208,7 +209,7 @@ def open_sentence_transformer(
 
     `settings` and errors: see `load_library_model`.
     """
-    from search_r3_mteb.integrations.sentence_transformers import is_export, load_library_model
+    from search_r3_mteb.integrations.sentence_transformers import load_library_model
 
     folder = resolve(path, revision)
     library = version("sentence-transformers")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.atomic import replaced_folder, write_json, write_text
+from search_r3_mteb.encoder.folders import is_export
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer as SentenceTransformer
@@ -70,10 +71,11 @@ def register() -> None:
     """Register the model type of exported folders with transformers; calling it again is harmless."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    from search_r3_mteb.integrations.transformers_model import MODEL_TYPE, SearchR3Config, SearchR3Model
+    from search_r3_mteb.encoder.folders import EXPORT_TYPE
+    from search_r3_mteb.integrations.transformers_model import SearchR3Config, SearchR3Model
     from search_r3_mteb.integrations.transformers_tokenizer import SearchR3Tokenizer
 
-    AutoConfig.register(MODEL_TYPE, SearchR3Config, exist_ok=True)
+    AutoConfig.register(EXPORT_TYPE, SearchR3Config, exist_ok=True)
     AutoModel.register(SearchR3Config, SearchR3Model, exist_ok=True)
     AutoTokenizer.register(SearchR3Config, tokenizer_class=SearchR3Tokenizer, exist_ok=True)
 
@@ -151,14 +153,6 @@ def load_library_model(
             f"{folder.name}: sentence-transformers {version('sentence-transformers')} cannot load this folder: "
             f"{type(error).__name__}: {error}. {built_from(folder, deciding_files(folder))}"
         ) from error
-
-
-def is_export(folder: Path) -> bool:
-    """Whether `export` wrote the folder."""
-    from search_r3_mteb.integrations.transformers_model import MODEL_TYPE
-
-    config = folder / "config.json"
-    return config.is_file() and f'"model_type": "{MODEL_TYPE}"'.encode() in config.read_bytes()
 
 
 def _check_output(output: Path) -> None:

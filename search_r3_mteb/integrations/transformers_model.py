@@ -21,10 +21,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from search_r3_mteb.encoder.architecture import Architecture, first_position, positions_of
 from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.folders import EXPORT_TYPE
 from search_r3_mteb.encoder.manifest import check_files
 from search_r3_mteb.encoder.sampling import Sampling
 
-MODEL_TYPE = "search_r3"
 # The few lines that travel with a folder, for processes that never import this package.
 CODE_FILE = Path(__file__).with_name("modeling_search_r3.py")
 AUTO_MAP = {"AutoConfig": "modeling_search_r3.SearchR3Config", "AutoModel": "modeling_search_r3.SearchR3Model"}
@@ -38,7 +38,7 @@ class SearchR3Config(PreTrainedConfig):
     `frames` are then the token ids before and after a text in both prompts, by which one is made of the other.
     """
 
-    model_type = MODEL_TYPE
+    model_type = EXPORT_TYPE
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012  # transformers' own form
 
     def __init__(  # noqa: PLR0913  transformers' own form

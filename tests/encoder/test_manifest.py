@@ -362,3 +362,11 @@ def test_names_of_files_do_not_act_on_a_terminal(folder, call):
 def test_accepting_is_a_function_too(folder):
     torch.save({}, folder / "training_args.bin")  # is never read, so it does not matter
     assert accept(folder).differences == {}
+
+
+def test_hidden_files_of_a_system_are_no_model_files(folder):
+    """macOS leaves ._NAME beside every file on a foreign disk, and no library reads it."""
+    (folder / "._model.safetensors").write_bytes(b"x")
+    assert differences(folder) == {}
+    (folder / "model-2.safetensors").write_bytes(b"x")
+    assert differences(folder) == {"model-2.safetensors": "was added"}, "the control"

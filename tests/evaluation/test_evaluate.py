@@ -321,6 +321,10 @@ def test_an_exported_folder_reasons_and_scores_as_its_checkpoint(tiny_folder, be
     [ours] = evaluate([tiny_folder], [f"beir:{beir}"], "reason", tmp_path / "out", settings=SETTINGS)
     assert theirs["mode"] == "reason"
     assert theirs["ndcg_at_10"] == ours["ndcg_at_10"]
+    with pytest.raises(ValueError, match="exported is an export, which always reasons about queries"):
+        evaluate([str(exported)], [f"beir:{beir}"], "direct", tmp_path / "direct")
+    with pytest.raises(ValueError, match="exported is an export for sentence-transformers, not a checkpoint"):
+        SearchR3Encoder(exported)
     # sentence-transformers returns only vectors: the number of reasoning tokens is unknown, not zero.
     assert theirs["reasoning_tokens_per_query"] is None
 

@@ -3,7 +3,7 @@
     python results/comparison/run.py             # or --task nfcorpus; the same command goes on after a kill
     python results/comparison/run.py --gather    # what is finished, into this folder, and the page
 
-Everything is computed and kept in runs/comparison. The models and data must be there first: "Run it again" in README.md.
+Everything is computed and kept in runs/comparison. Models and data must be there first: "Run it again" in README.md.
 """
 
 import argparse

@@ -158,14 +158,13 @@ def _verdict(found: Found) -> str:
     sure = [(name, pair["difference"]) for name, pair in tested if pair["p_adjusted"] < SIGNIFICANT]
     better, worse = ([name for name, difference in sure if (difference > 0) == sign] for sign in (True, False))
     return (
-        f"Of {len(tested)} rows that add something to an encoder, {len(better)} are better than it after Holm's "
-        f"correction{_named(better)}, {len(worse)} are worse{_named(worse)}, and of the other "
-        f"{len(tested) - len(sure)} these queries do not decide it."
+        f"Of {len(tested)} rows that add something to an encoder, better than it after Holm's correction: "
+        f"{_named(better)}; worse: {_named(worse)}; not decided by these queries: {len(tested) - len(sure)}."
     )
 
 
 def _named(names: Sequence[str]) -> str:
-    return f" ({'; '.join(names)})" if names else ""
+    return f"{len(names)} ({'; '.join(names)})" if names else "none"
 
 
 def _trial(found: Mapping[str, Found]) -> str:

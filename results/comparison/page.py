@@ -14,7 +14,7 @@ from results.comparison.plans import BUDGET, HERE, OWN, TASKS, Task, read_anchor
 from results.pages import read_json, table, with_interval
 from search_r3_mteb.evaluation.costs import ratio_text
 
-Record = Mapping[str, Any]
+Finished = Mapping[str, Any]
 SIGNIFICANT = 0.05
 INTRODUCTION = f"""# Comparisons
 
@@ -50,7 +50,7 @@ sampled titles beside the query's own vector at weight 1 raised it by 0.014 (0.0
 and Rocchio by 0.016."""
 
 
-def page(found: Mapping[str, Record], anchors: Mapping[str, Mapping[str, Record]], own: str) -> str:
+def page(found: Mapping[str, Finished], anchors: Mapping[str, Mapping[str, Finished]], own: str) -> str:
     """The whole page; `found` are comparisons by the task's name, only of finished ones; `own` is its last section."""
     waiting = [task.title for name, task in TASKS.items() if name not in found]
     parts = [INTRODUCTION]
@@ -64,7 +64,7 @@ def page(found: Mapping[str, Record], anchors: Mapping[str, Mapping[str, Record]
     return "\n".join([*parts, AGAIN, own])
 
 
-def _task(task: Task, found: Record, anchors: Mapping[str, Record]) -> list[str]:
+def _task(task: Task, found: Finished, anchors: Mapping[str, Finished]) -> list[str]:
     rows = found["systems"]
     plain = [row for row in rows if row["control"] is None]
     head = (
@@ -100,7 +100,7 @@ def _task(task: Task, found: Record, anchors: Mapping[str, Record]) -> list[str]
     return parts
 
 
-def _quality(row: Record, found: Record) -> list[str]:
+def _quality(row: Finished, found: Finished) -> list[str]:
     pair = _pair(row, found)
     name = f"{row['model']}, own reasoning" if row["model"] == "mini" and row["mode"] == "reason" else row["model"]
     name = "mini's own reasoning anchored" if name == OWN else name
@@ -111,42 +111,42 @@ def _quality(row: Record, found: Record) -> list[str]:
     ]
 
 
-def _cost(row: Record, found: Record) -> list[str]:
+def _cost(row: Finished, found: Finished) -> list[str]:
     pair = _pair(row, found)
     ratio = "–" if pair is None or pair["time_ratio"] is None else f"× {ratio_text(pair['time_ratio'])}"
     tokens, milliseconds = row["reasoning_tokens_per_query"], row["milliseconds_per_query"]
     return [f"{row['recall_at_10']:.3f}", f"{tokens:,.1f}", f"{milliseconds:,.1f}", ratio]
 
 
-def _difference(pair: Record) -> list[str]:
+def _difference(pair: Finished) -> list[str]:
     text = with_interval(pair["difference"], pair["interval"], "+.3f")
     bold = pair["p_adjusted"] is not None and pair["p_adjusted"] < SIGNIFICANT
     return [f"**{text}**" if bold else text, f"{pair['p_adjusted']:.2g}"]
 
 
-def _weight(each: Record) -> list[str]:
+def _weight(each: Finished) -> list[str]:
     weight = "none: its own rule was better" if each["anchor"] is None else f"{each['anchor']:g}"
     where = f"{each['queries']} ({each['split']})"
     return [weight, with_interval(each["difference"], each["interval"], "+.3f"), where]
 
 
-def _label(row: Record) -> str:
+def _label(row: Finished) -> str:
     return f"{row['model']} ({row['mode']})"
 
 
-def _pair(row: Record, found: Record) -> Record | None:
+def _pair(row: Finished, found: Finished) -> Finished | None:
     """The row against its encoder's direct vectors."""
     families = ("reasoning", "baseline")
     mine = (pair for pair in found["pairs"] if pair["family"] in families and pair["first"] == _label(row))
     return next(mine, None)
 
 
-def _control(row: Record, found: Record) -> Record | None:
+def _control(row: Finished, found: Finished) -> Finished | None:
     mine = (pair for pair in found["pairs"] if pair["family"] == "control" and pair["second"] == _label(row))
     return next(mine, None)
 
 
-def _verdict(found: Record) -> str:
+def _verdict(found: Finished) -> str:
     """Which rows differ from their encoder after the correction."""
     tested = [
         (row["model"], pair)
@@ -167,7 +167,7 @@ def _named(names: Sequence[str]) -> str:
     return f"{len(names)} ({'; '.join(names)})" if names else "none"
 
 
-def _trial(found: Mapping[str, Record]) -> str:
+def _trial(found: Mapping[str, Finished]) -> str:
     """One paragraph: what the trial said, and what came out here."""
     said = [TRIAL]
     for name, task in TASKS.items():
@@ -193,11 +193,11 @@ def _trial(found: Mapping[str, Record]) -> str:
     return "\n".join([*said, *([f"{', '.join(missing)} are still to come."] if missing else []), ""])
 
 
-def _row(found: Record, model: str) -> Record:
+def _row(found: Finished, model: str) -> Finished:
     return next(row for row in found["systems"] if row["model"] == model)
 
 
-def _said(found: Record, models: Iterable[str]) -> str:
+def _said(found: Finished, models: Iterable[str]) -> str:
     pairs = [(model, _pair(_row(found, model), found)) for model in models]
     return ", ".join(
         with_interval(pair["difference"], pair["interval"], "+.3f")
@@ -207,18 +207,18 @@ def _said(found: Record, models: Iterable[str]) -> str:
     )
 
 
-def _other(found: Record) -> str:
+def _other(found: Finished) -> str:
     """Another query's titles against the encoder alone: of the two means, so without an interval."""
     row = _row(found, "six titles at 1, MiniLM-other")
     return f"{row['ndcg_at_10'] - _row(found, 'MiniLM')['ndcg_at_10']:+.3f}"
 
 
-def _inside(found: Record, model: str, value: float) -> str:
+def _inside(found: Finished, model: str, value: float) -> str:
     pair = _pair(_row(found, model), found)
     return "inside" if pair is not None and pair["interval"][0] <= value <= pair["interval"][1] else "outside"
 
 
-def _reading(found: Mapping[str, Record]) -> str:
+def _reading(found: Mapping[str, Finished]) -> str:
     """How the numbers are to be read, and where they come from."""
     lines = ["## How to read this", ""]
     lines += [

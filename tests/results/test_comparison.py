@@ -48,9 +48,12 @@ def test_every_plan_has_every_row(task):
     controlled = {each.name for each in plan.systems if each.control == plans.CONTROLS}
     assert controlled == {"mini", "HyDE, MiniLM", "six titles at 1, MiniLM"}
     assert plan.budgets == (48,)
-    (titles,) = (each.settings for each in plan.systems if each.name == "six titles at 1, MiniLM")
-    assert (titles["samples"], titles["temperature"], titles["anchor"]) == (6, 0.7, 1.0)
-    assert titles["prompt"].count("Title and sentence:") == 3
+    titles = {each.name: each for each in plan.systems if each.name.startswith("six titles")}
+    plain, chat = titles["six titles at 1, MiniLM"], titles["six titles at 1 in a chat, MiniLM"]
+    assert plain.settings == {"samples": 6, "temperature": 0.7, "anchor": 1.0}
+    assert chat.settings == {**plain.settings, "prompt": plans.TITLES_PROMPT}
+    assert plain.model == chat.model.replace("Instruct", "Instruct-plain")
+    assert plans.TITLES_PROMPT.count("Title and sentence:") == 3
     assert plan.split != plans.TASKS[task].tuned_on
 
 

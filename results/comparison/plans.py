@@ -82,7 +82,7 @@ EXPANSIONS = (
     Expansion("Rocchio", "rocchio"),
     Expansion("title", "gar"),
     Expansion("query2doc", "query2doc"),
-    # The quick trial's row: two examples, six samples beside the query's own vector at weight 1, which nobody chose here.
+    # The quick trial's row: two examples, six samples beside the query's own vector at weight 1, which nobody chose.
     Expansion(
         "six titles at 1",
         "gar",

@@ -24,8 +24,8 @@ Does a reasoning matter, and would the same tokens spent on plain query expansio
 model that was trained for nothing of this, SmolLM2-135M-Instruct (Q4_1 weights dequantised to bfloat16), writes by each
 published method, at most {BUDGET} tokens per text; all-MiniLM-L6-v2 (float32) and mini's direct vectors embed. Beside
 them stand Rocchio, which needs no language model, and mini's own reasoning. Every row went through MTEB. Rows that are
-called anchored are normalise(query + weight x texts), the weight chosen by `search-r3 tune` on queries that are not
-scored; the other rows follow their method's own rule. HyDE has four samples, MuGI two. "Six titles at 1" are those of
+called anchored are normalise(query + weight x texts), the weight chosen by `search-r3 tune` from 0.1 to 2 on queries that
+are not scored; the other rows follow their method's own rule. HyDE has four samples, MuGI two. "Six titles at 1" are those of
 the quick trial below: six samples at weight 1, after two examples, which the writer continues without a chat template,
 or is shown in a chat.
 """

@@ -13,10 +13,12 @@ from search_r3_mteb.evaluation.evaluate import evaluate
 from search_r3_mteb.evaluation.tuning import TuningPlan, _best, tune, write_anchor
 from search_r3_mteb.evaluation.tuning_runs import Cost
 from search_r3_mteb.expansion import writer_encoder
+from search_r3_mteb.expansion.feedback import FeedbackEncoder
 from search_r3_mteb.expansion.writer import Writer
 from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.conftest import build_tokenizer, save_sentence_transformer
 from tests.expansion.conftest import save_writer
+from tests.mteb_running import made_task
 
 SETTINGS = {"max_reasoning_tokens": 4, "max_length": 256}
 WORDS = ["silver", "river", "garden", "stone", "winter", "harbour"]
@@ -184,6 +186,28 @@ def test_rows_of_writers_are_what_evaluations_give(models, beir, tmp_path, monke
     monkeypatch.setattr(Writer, "write", None)  # a run that was killed goes on from the store
     again = tune(model, f"beir:{beir}", "dev", tmp_path / "tune", settings=settings, plan=plan)
     assert again["anchors"] == found["anchors"]
+
+
+@pytest.mark.parametrize("seen", ["own", "first"])
+def test_feedback_looks_at_the_documents_of_each_subset(models, tmp_path, monkeypatch, seen):
+    def rows(word):
+        documents = [{"id": f"d{n}", "title": f"{word} {n}", "text": f"the {WORDS[n]} {word} {n}"} for n in range(6)]
+        queries = [{"id": f"q{n}", "text": f"{word} to the {WORDS[n]}"} for n in range(3)]
+        return documents, queries, {f"q{n}": {f"d{n}": 1} for n in range(3)}
+
+    def task():
+        return made_task("TwoLanguages", {"en": rows("road"), "de": rows("weg")}, split="dev")
+
+    if seen == "first":  # the control: with the other subset's documents the prompts differ, and so do the texts
+        index = FeedbackEncoder.index
+        monkeypatch.setattr(FeedbackEncoder, "index", lambda self, corpus: self._corpus or index(self, corpus))
+    model = f"feedback:{models / 'smol'}+{models / 'minis'}"
+    asked = []
+    prompts = Writer.prompts
+    monkeypatch.setattr(Writer, "prompts", lambda self, *parts: asked.extend(parts[2]) or prompts(self, *parts))
+    tune(model, task(), "dev", tmp_path / "tune", settings=WRITING, plan=TuningPlan(anchors=(1.0,)))
+    german = [any("weg" in line for line in lines) for lines in asked]
+    assert german == [False] * 3 + [seen == "own"] * 3
 
 
 def test_texts_are_taken_from_a_store_that_is_named(models, beir, tmp_path, monkeypatch, call):

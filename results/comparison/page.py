@@ -97,7 +97,10 @@ def _task(task: Task, found: Finished, anchors: Mapping[str, Finished]) -> list[
         )
         parts += table(head, lines)
     if anchors:
-        parts += ["Weights, and what they brought against the encoder alone where they were chosen:", ""]
+        parts += [
+            "Weights, and what they brought where they were chosen, as the best of those tried (so it is too good):",
+            "",
+        ]
         lines = ([label, *_weight(each)] for label, each in anchors.items())
         parts += table(("system", "weight", "difference there", "queries there"), lines)
     return parts
@@ -225,10 +228,12 @@ def _reading(found: Mapping[str, Finished]) -> str:
     """How the numbers are to be read, and where they come from."""
     lines = ["## How to read this", ""]
     lines += [
-        "Brackets are 95 %, by a bootstrap over queries, paired for differences; p is Holm's over the pairs of one",
-        "kind on one task, and a difference is bold where it is below 0.05. Tokens are generated per query, of all",
-        "samples. Times are the model's work on the queries without the search, on one thread of a machine that did",
-        "other work at the same time: their ratios are rough. Seed 0 everywhere: samples, controls, chosen queries.",
+        "Brackets are 95 %, by a bootstrap over queries, paired for differences; p is Holm's over the pairs of",
+        "one kind on one task, and a difference is bold where it is below 0.05. Tokens are generated per query,",
+        "of all samples; for a control, read. Times are the model's work on the queries without the search, on",
+        "one thread of a machine that did other work at the same time, now more and now less: their ratios are",
+        "rough, and one below 1 says that the encoder alone ran at a busier moment. Seed 0 everywhere: samples,",
+        "controls, chosen queries.",
         "",
     ]
     for name, each in found.items():

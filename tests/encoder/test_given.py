@@ -80,7 +80,7 @@ def test_given_is_own(kind, tokenization, monkeypatch):
     assert distance(elsewhere, own) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["nano", "mini"])
+@pytest.mark.parametrize("name", ["nano", pytest.param("mini", marks=pytest.mark.slow)])
 def test_bundled_models_read_their_own_text(name):
     encoder = SearchR3Encoder(name, dtype="float32")
     texts = ["Who founded the river town near the old mill?", "a short note on harbours", "x"]

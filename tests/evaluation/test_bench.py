@@ -82,7 +82,9 @@ def test_work_that_is_not_the_same_has_no_ratio():
         module.measure(case(difference=0.01))
 
 
-@pytest.mark.parametrize(("kind", "least"), [("reason", 3), ("encode", 9), ("rollout", 2)])
+@pytest.mark.parametrize(
+    ("kind", "least"), [("reason", 3), pytest.param("encode", 9, marks=pytest.mark.slow), ("rollout", 2)]
+)
 def test_the_peers_do_the_same_work(kind, least):
     """The real libraries on nano: `measure` raises where a side's vectors or lengths are not the other's."""
     timed = (one for one in cases(kind, Subject("nano"), quick=True) if isinstance(one, Case))
@@ -138,6 +140,7 @@ print(rise(lambda: np.ones(8 << 20).sum()), rise(lambda: [np.ones(1 << 20).sum()
     assert parts < (64 << 20) / 2
 
 
+@pytest.mark.slow
 @only_on_linux
 def test_memory_is_measured_in_a_process_of_its_own():
     work = {"work": "reason", "size": "nano", "batch": 2}

@@ -285,6 +285,7 @@ def test_light_dark_narrow_wide(driver, page, dark, width):
     assert driver.execute_script(wider) == 0
 
 
+@pytest.mark.slow
 def test_ten_thousand_queries_stay_usable(driver, runs):
     path = runs.root / "large.html"
     report([runs.evaluate("large", queries=10_000, documents=2000)], path, "html")

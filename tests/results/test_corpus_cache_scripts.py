@@ -21,6 +21,7 @@ def test_cost_on_a_missing_gpu_runs_its_blocks_and_says_so():
     assert all(case["map_seconds"] > 0 for case in found["cases"])
 
 
+@pytest.mark.slow
 def test_cost_of_checksums():
     found = json.loads(python("results/corpus_cache/checksums.py", "--rows", "500", "--rounds", "2"))
     assert [case["policy"] for case in found["cases"]] == ["local", "local+map"]

@@ -37,6 +37,7 @@ def test_twenty_kills(tmp_path, trained, stage):
     assert len(set(found["steps_at_death"])) > 2, "all kills fell at the same place"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_two_processes_are_one(tmp_path, trained, stage):
     """Half of the batch each: the same loss, gradient and scores; and one process takes over a run of two."""

@@ -29,7 +29,10 @@ def started(command, decoys):
     return dict(line.split()[1:] for line in said.splitlines() if line.startswith("FOUND "))
 
 
-@pytest.mark.parametrize(("how", "script"), [("file", "sft"), ("file", "rl"), ("module", "rl"), ("accelerate", "rl")])
+@pytest.mark.parametrize(
+    ("how", "script"),
+    [("file", "sft"), ("file", "rl"), pytest.param("module", "rl", marks=pytest.mark.slow), ("accelerate", "rl")],
+)
 def test_each_way_to_start_finds_the_libraries_own_modules(how, script, tmp_path):
     file = str(ROOT / "train" / f"{script}.py")
     command = {"file": [file], "module": ["-m", f"train.{script}"], "accelerate": [*ACCELERATE, file]}

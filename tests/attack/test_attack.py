@@ -126,7 +126,9 @@ def test_a_planted_fault_of_an_evaluation_is_noticed(heavy, name):
     assert check(heavy[name])["planted"]
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("browser") else name for name in HERE]
+)
 def test_fuzzed_inputs_and_that_a_planted_fault_is_noticed(tmp_path, name):
     [attack] = every(tmp_path / "shared", lambda each: each == name)
     found = check(rehearsal.rehearse(attack, tmp_path / "attack"))

@@ -8,6 +8,7 @@ import torch
 from tests.programs import python, started
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, which the script would use")
 def test_cost_on_a_missing_gpu_runs_its_blocks_and_says_so():
     arguments = ("--dim", "8", "--documents", "300", "--rounds", "1", "--device", "cuda")

@@ -31,7 +31,12 @@ def started(command, decoys):
 
 @pytest.mark.parametrize(
     ("how", "script"),
-    [("file", "sft"), ("file", "rl"), pytest.param("module", "rl", marks=pytest.mark.slow), ("accelerate", "rl")],
+    [
+        pytest.param("file", "sft", marks=pytest.mark.slow),
+        ("file", "rl"),
+        pytest.param("module", "rl", marks=pytest.mark.slow),
+        ("accelerate", "rl"),
+    ],
 )
 def test_each_way_to_start_finds_the_libraries_own_modules(how, script, tmp_path):
     file = str(ROOT / "train" / f"{script}.py")

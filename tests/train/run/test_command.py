@@ -217,8 +217,10 @@ start("sft.py", SftConfig, train, sys.argv[1:])
 
 @pytest.mark.parametrize(
     ("seed", "said"),
-    [(1, "sft.py: Process 0 of 2 waited for the others in a barrier"), (2, "sft.py: Process 1 could not encode")],
-    ids=["collective", "share"],
+    [
+        pytest.param(1, "sft.py: Process 0 of 2 waited for the others in a barrier", id="collective"),
+        pytest.param(2, "sft.py: Process 1 could not encode", id="share", marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_whose_partner_failed_says_so_in_one_line(path, seed, said):
     """Regression: forty lines of traceback, below which the one line that says why was lost."""

@@ -212,6 +212,7 @@ def share(rank, size):
     return sorted([rows[i][0], ROWS[j][1]] for i, j in mask.nonzero().tolist())
 
 
+@pytest.mark.slow
 def test_two_processes_know_what_one_knows(tmp_path):
     processes = [started(__file__, rank, tmp_path / "meeting") for rank in (0, 1)]
     found = [json.loads(output.splitlines()[-1]) for output in printed(*processes)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from search_r3_mteb import cli
+from search_r3_mteb.cli import program
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.options import parse_settings
 from search_r3_mteb.text_files import read_texts
@@ -324,11 +325,11 @@ def test_a_home_that_cannot_be_written_is_no_reason_to_stop(monkeypatch, tmp_pat
     """mteb makes its cache there when it is imported; `docker --user` gives such a home."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MTEB_CACHE", raising=False)
-    cli._find_place_for_mteb()
+    program._find_place_for_mteb()
     assert "MTEB_CACHE" not in os.environ, "the control: it can be made"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    cli._find_place_for_mteb()
+    program._find_place_for_mteb()
     assert os.environ.pop("MTEB_CACHE").endswith("search-r3-mteb-cache")
     monkeypatch.setenv("MTEB_CACHE", "mine")
-    cli._find_place_for_mteb()
+    program._find_place_for_mteb()
     assert os.environ["MTEB_CACHE"] == "mine"

@@ -1,0 +1,168 @@
+"""Commands beside an evaluation: compare, tune, contamination."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+from rich.markup import escape
+
+from search_r3_mteb.cli.options import BudgetOption, CacheFolderOption, SetOption, app
+from search_r3_mteb.cli.shared import arguments_given, console_here, progress_lines, settings_of
+
+
+@app.command()
+def compare(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE.toml]", help="The systems and their settings.", show_default=False)
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--models", "--model", help="As in evaluate. May be repeated; the first is the baseline."),
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="As in evaluate. May be repeated.")] = None,
+    budget: Annotated[
+        list[int] | None, typer.Option("--budget", help="Tokens of a query's reasoning. May be repeated.", min=0)
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            help="filler, other, shuffled or empty reasoning, or none. May be repeated. [default: all four]",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="An interrupted comparison resumes there. [default: runs/compare]", show_default=False),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    setting: SetOption = None,
+) -> None:
+    """Compare systems at equal cost: quality, differences, controls, tokens and time; one page."""
+    from search_r3_mteb.compare import compare as run
+    from search_r3_mteb.compare.plan import plan_of, read_plan
+    from search_r3_mteb.evaluation.abstaining import SearchSettings
+    from search_r3_mteb.evaluation.summary import table
+    from search_r3_mteb.expansion.settings import ExpansionSettings
+
+    settings = settings_of(setting, ExpansionSettings, SearchSettings)
+    named = plan_of(models or [], task or [], budget or [], control, split, settings) if file is None else None
+    if file is not None and (models or task or budget or control or split or settings):
+        raise ValueError(f"{file} names systems, tasks and settings: give the file, or the options, not both.")
+    plan = named or read_plan(cast("Path", file))
+    plan = plan if output is None else replace(plan, output=output)
+    with progress_lines():
+        result = run(plan, shlex.join(["search-r3", *arguments_given()]))
+    console = console_here()
+    if result.rows:
+        console.print(table(result.shown_rows()))
+    for sentence in [each.sentence() for each in result.pairs] + [str(each) for each in result.failures]:
+        console.print(sentence, markup=False, highlight=False)
+    console.print(f"Written to {escape(str(plan.output))}: {', '.join(path.name for path in result.files)}")
+    if result.failures:
+        raise SystemExit(1)
+
+
+@app.command()
+def tune(  # noqa: PLR0913  an option is a parameter
+    task: Annotated[
+        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
+    ],
+    split: Annotated[str, typer.Option(help="The split to choose on: one that is not reported.")] = "dev",
+    model: Annotated[
+        str, typer.Option("--model", help="A Search-R3 model, METHOD:WRITER+ENCODER, or rocchio:ENCODER.")
+    ] = "nano",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of tune.json. [default: runs/tune/TASK__MODEL]", show_default=False),
+    ] = None,
+    anchors: Annotated[
+        list[float] | None, typer.Option("--anchor", help="A weight to try. May be repeated.", show_default=False)
+    ] = None,
+    write_profile: Annotated[
+        bool, typer.Option("--write-profile", help="Recommend the chosen anchor in the model folder's search_r3.json.")
+    ] = False,
+    max_queries: Annotated[int, typer.Option(help="Queries drawn at random; 0 for all.", min=0)] = 0,
+    cache_folder: CacheFolderOption = None,
+    max_reasoning_tokens: BudgetOption = None,
+    setting: SetOption = None,
+) -> None:
+    """Choose on a dev split how much a reasoning or a writer's text weighs, and which queries need to reason at all."""
+    from search_r3_mteb.evaluation.systems import split_label
+    from search_r3_mteb.evaluation.tuning import TuningPlan, tables, write_anchor
+    from search_r3_mteb.evaluation.tuning import tune as run
+    from search_r3_mteb.expansion.names import parse_name
+    from search_r3_mteb.expansion.settings import ExpansionSettings
+
+    if write_profile and parse_name(split_label(model)[1]) is not None:
+        raise ValueError(
+            f"--write-profile: {model} is not one folder with a profile. Leave it out, and set the anchor."
+        )
+    plan = TuningPlan(max_queries=max_queries or None)
+    with progress_lines():
+        found = run(
+            model,
+            task,
+            split,
+            output,
+            settings=settings_of(
+                setting, ExpansionSettings, max_reasoning_tokens=max_reasoning_tokens, cache_folder=cache_folder
+            ),
+            plan=replace(plan, anchors=tuple(anchors)) if anchors else plan,
+            command=shlex.join(["search-r3", *arguments_given()]),
+        )
+    console, chosen = console_here(), found["chosen"]
+    for each in tables(found):
+        console.print(each)
+    pairs = " ".join(f"--set {name}={'none' if value is None else value}" for name, value in chosen.items())
+    console.print(
+        f"Chosen on {found['queries']:,} queries of {found['task']} ({found['split']}): {pairs}", markup=False
+    )
+    if found["split"] == "test":
+        console.print("Chosen on the test split: what is reported there with these settings is too good.")
+    console.print(f"Written to {escape(found['file'])}")
+    if write_profile:
+        console.print(f"Written to {escape(str(write_anchor(split_label(model)[1], chosen['anchor'])))}: the anchor")
+
+
+@app.command()
+def contamination(
+    train: Annotated[
+        Path,
+        typer.Option(help="The training set: .jsonl (.gz) with queries, positives, negatives, ids; or a BEIR folder."),
+    ],
+    task: Annotated[list[str], typer.Option("--task", help="As in evaluate. May be repeated.")],
+    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    train_split: Annotated[
+        str | None, typer.Option(help="The training folder's judgements. [default: train]", show_default=False)
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Jaccard of word shingles from which a text is a near copy.")] = 0.8,
+    examples: Annotated[int, typer.Option(help="Copies to show, for each part and sort.", min=0)] = 3,
+    json: Annotated[Path | None, typer.Option("--json", help="A file for the whole report.")] = None,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            help="Exit with 1 if more than this share (0 to 1) of a task's queries or relevant documents is there.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
+) -> None:
+    """How much of a task's test data a training set holds: exactly, nearly, and by id."""
+    from search_r3_mteb.evaluation.contamination import contamination as run
+    from search_r3_mteb.evaluation.contamination import sentences, table
+
+    with progress_lines():
+        reports = run(
+            train, task, split=split, train_split=train_split, threshold=threshold, examples=examples, output=json
+        )
+    console = console_here()
+    console.print(table(reports))
+    for sentence in sentences(reports):
+        console.print(sentence, markup=False, highlight=False)
+    if json is not None:
+        console.print(f"Written to {escape(str(json))}")
+    if fail_above is not None and any(each.share > fail_above for each in reports):
+        raise typer.Exit(1)

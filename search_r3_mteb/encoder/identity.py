@@ -17,30 +17,38 @@ def model_meta(checkpoint: Checkpoint, dim: int, experiment: Mapping[str, Any]) 
     MTEB stores a result under name, revision and `experiment_kwargs` only; the fingerprint in the latter keeps two
     checkpoints, modes or budgets apart even where names and revisions are the same.
     """
-    from mteb.models import ModelMeta
-    from mteb.models.model_meta import ScoringFunction
-
     parameters = list(checkpoint.model.parameters())  # tied ones count once
-    return ModelMeta(
-        loader=None,
-        name=name_for_mteb(checkpoint.name),
+    return local_meta(
+        name_for_mteb(checkpoint.name),
+        dim,
+        experiment,
         revision=checkpoint.revision or experiment["fingerprint"],
-        release_date=None,
-        languages=None,
         n_parameters=sum(p.numel() for p in parameters),
         n_embedding_parameters=int(checkpoint.model.get_input_embeddings().weight.numel()),
         memory_usage_mb=round(sum(p.numel() * p.element_size() for p in parameters) / 2**20, 1),
         max_tokens=getattr(checkpoint.model.config, "max_position_embeddings", None),
+        use_instructions=True,
+    )
+
+
+def local_meta(name: str, dim: int, experiment: Mapping[str, Any], **known: Any) -> "ModelMeta":
+    """MTEB's description of a model of this machine; `known` are the fields that are known, the others are None."""
+    from mteb.models import ModelMeta
+    from mteb.models.model_meta import ScoringFunction
+
+    unknown = (
+        *("release_date", "languages", "memory_usage_mb", "max_tokens", "license"),
+        *("public_training_code", "public_training_data", "training_datasets"),
+    )
+    return ModelMeta(
+        loader=None,
+        name=name,
         embed_dim=dim,
-        license=None,
         open_weights=True,
-        public_training_code=None,
-        public_training_data=None,
         framework=["PyTorch", "Transformers", "safetensors"],
         similarity_fn_name=ScoringFunction.COSINE,
-        use_instructions=True,
-        training_datasets=None,
         experiment_kwargs=dict(experiment),
+        **(dict.fromkeys(unknown) | known),
     )
 
 

@@ -3,6 +3,8 @@
 In Python "false" and "no" are true, and 1 is a bool of a kind: a setting that runs code must not be decided by that.
 """
 
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 
@@ -33,6 +35,14 @@ def check_kind(name: str, value: Any, kinds: tuple[type, ...], wanted: str) -> N
     """TypeError unless `value` is of one of `kinds`, which `wanted` says in words."""
     if not isinstance(value, kinds):
         raise TypeError(f"{name}={value!r:.60} is of type {type(value).__name__}; it must be {wanted}.")
+
+
+def check_names(keywords: Iterable[str], cls: type, owner: str) -> None:
+    """TypeError for a keyword that is no field of the settings `cls`, with the valid ones; `owner` has the settings."""
+    valid = [each.name for each in fields(cls)]
+    unknown = sorted(set(keywords) - set(valid))
+    if unknown:
+        raise TypeError(f"{owner} has no setting {', '.join(unknown)}. The valid ones are {', '.join(valid)}.")
 
 
 def check_device_name(device: Any) -> None:

@@ -1,7 +1,7 @@
 """Settings of an encoder, and statistics of what it has done."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import NoneType
@@ -13,6 +13,7 @@ from search_r3_mteb.encoder.setting_types import (
     check_device_name,
     check_flag,
     check_kind,
+    check_names,
     check_number,
     check_whole_number,
 )
@@ -135,12 +136,7 @@ class EncoderSettings:
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> "EncoderSettings":
         """Settings from keyword arguments; TypeError for an unknown one, with the valid ones."""
-        valid = [f.name for f in fields(cls)]
-        unknown = sorted(set(keywords) - set(valid))
-        if unknown:
-            raise TypeError(
-                f"SearchR3Encoder has no setting {', '.join(unknown)}. The valid ones are {', '.join(valid)}."
-            )
+        check_names(keywords, cls, "SearchR3Encoder")
         return cls(**keywords)
 
 

@@ -12,6 +12,7 @@ from search_r3_mteb.encoder.setting_types import (
     check_device_name,
     check_flag,
     check_kind,
+    check_names,
     check_number,
     check_whole_number,
 )
@@ -116,12 +117,7 @@ class ExpansionSettings:
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> "ExpansionSettings":
         """Settings from keyword arguments; TypeError for an unknown one, with the valid ones."""
-        valid = [f.name for f in fields(cls)]
-        unknown = sorted(set(keywords) - set(valid))
-        if unknown:
-            raise TypeError(
-                f"Query expansion has no setting {', '.join(unknown)}. The valid ones are {', '.join(valid)}."
-            )
+        check_names(keywords, cls, "Query expansion")
         return cls(**keywords)
 
 

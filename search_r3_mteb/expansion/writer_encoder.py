@@ -12,7 +12,7 @@ from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.documents import Documents
 from search_r3_mteb.encoder.doors import EncoderDoors
 from search_r3_mteb.encoder.given import Reasonings, reasonings_of
-from search_r3_mteb.encoder.identity import name_for_mteb
+from search_r3_mteb.encoder.identity import local_meta, name_for_mteb
 from search_r3_mteb.encoder.inputs import check_batch_size, documents_of, instructions_of, refuse_keywords, texts_of
 from search_r3_mteb.encoder.setting_types import check_flag
 from search_r3_mteb.encoder.settings import Mode, Statistics
@@ -186,29 +186,14 @@ class WriterEncoder(EncoderDoors):
         )
 
     def _described(self, experiment: dict[str, Any]) -> Any:
-        from mteb.models import ModelMeta
-        from mteb.models.model_meta import ScoringFunction
-
         writer = 0 if self.writer is None else sum(p.numel() for p in self.writer.checkpoint.model.parameters())
-        return ModelMeta(
-            loader=None,
-            name=name_for_mteb(self.name),
+        return local_meta(
+            name_for_mteb(self.name),
+            self.dim,
+            experiment,
             revision=experiment["fingerprint"],
-            release_date=None,
-            languages=None,
             n_parameters=writer + self.encoder.parameters,
-            memory_usage_mb=None,
-            max_tokens=None,
-            embed_dim=self.dim,
-            license=None,
-            open_weights=True,
-            public_training_code=None,
-            public_training_data=None,
-            framework=["PyTorch", "Transformers", "safetensors"],
-            similarity_fn_name=ScoringFunction.COSINE,
             use_instructions=self.task_prompts,
-            training_datasets=None,
-            experiment_kwargs=dict(experiment),
         )
 
     def _writer_parts(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from tests.attack.fuzzing import LIMIT, HangError, limited, text, value
+from tests.attack.fuzzing import LIMIT, HangError, OnModel, limited, text, value
 from tests.attack.trials import Case, Outcome, failure
 
 PLACES = (
@@ -119,20 +119,11 @@ CONFIG_KEYS = (
 )
 
 
-class FuzzedCommands:
+class FuzzedCommands(OnModel):
     """Command lines of `search-r3`, and of both stages with --dry-run, from valid ones by random changes."""
 
     def __init__(self, counts: dict[str, int]) -> None:
-        self.name, self.counts = "fuzz/command lines", counts
-        self.model = Path()
-
-    def absent(self) -> str:
-        return ""
-
-    def prepare(self, folder: Path) -> None:
-        from tests.train.loops import byte_folder
-
-        self.model = byte_folder(folder / "model")
+        super().__init__("fuzz/command lines", counts)
 
     def draw(self, rng: random.Random) -> Case:
         command = rng.choice(COMMANDS)

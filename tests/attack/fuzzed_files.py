@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.attack.fuzzing import ask, mutated, text, value
+from tests.attack.fuzzing import OnModel, ask, mutated, text, value
 from tests.attack.trials import Case, Outcome, failure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,20 +193,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.strip()]
 
 
-class FuzzedModels:
+class FuzzedModels(OnModel):
     """A model folder without a manifest, with changes in one of its text files: it loads, or one message."""
 
     def __init__(self, counts: dict[str, int]) -> None:
-        self.name, self.counts = "fuzz/model folders", counts
-        self.model = Path()
-
-    def absent(self) -> str:
-        return ""
-
-    def prepare(self, folder: Path) -> None:
-        from tests.train.loops import byte_folder
-
-        self.model = byte_folder(folder / "model")
+        super().__init__("fuzz/model folders", counts)
 
     def draw(self, rng: random.Random) -> Case:
         return {"file": rng.random(), "seed": rng.randrange(1 << 30)}

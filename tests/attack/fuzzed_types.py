@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from tests.attack.fuzzing import ask, text, value
+from tests.attack.fuzzing import OnModel, ask, text, value
 from tests.attack.trials import Case, Outcome, failure
 
 _CLOSE = 2e-5
@@ -142,20 +142,11 @@ class FuzzedTypes:
         return self.encoder.encode_document(given) if entry in DOCUMENTS else self.encoder.encode_query(given)
 
 
-class FuzzedSettings:
+class FuzzedSettings(OnModel):
     """Values of every type for the encoder's settings: kept as they are, or an error."""
 
     def __init__(self, counts: dict[str, int]) -> None:
-        self.name, self.counts = "fuzz/settings", counts
-        self.model = Path()
-
-    def absent(self) -> str:
-        return ""
-
-    def prepare(self, folder: Path) -> None:
-        from tests.train.loops import byte_folder
-
-        self.model = byte_folder(folder / "model")
+        super().__init__("fuzz/settings", counts)
 
     def draw(self, rng: random.Random) -> Case:
         from search_r3_mteb.encoder.settings import EncoderSettings

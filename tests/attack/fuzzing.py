@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.attack.trials import Outcome, failure
@@ -204,3 +205,19 @@ def ask(call: Callable[[], Any]) -> Answer:
         return Answer(message=str(error))
     except Exception:  # noqa: BLE001  this is what is looked for
         return Answer(failed=failure("traceback", traceback.format_exc()))
+
+
+class OnModel:
+    """An attack on, or with, the folder of a tiny model, that every machine can run."""
+
+    def __init__(self, name: str, counts: dict[str, int]) -> None:
+        self.name, self.counts = name, counts
+        self.model = Path()
+
+    def absent(self) -> str:
+        return ""
+
+    def prepare(self, folder: Path) -> None:
+        from tests.train.loops import byte_folder
+
+        self.model = byte_folder(folder / "model")

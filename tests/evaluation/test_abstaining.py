@@ -9,7 +9,7 @@ from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.evaluation.abstaining import AbstainingSearch, SearchSettings, is_unsure, top_margins
 from search_r3_mteb.evaluation.evaluate import evaluate
-from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.evaluation.conftest import write_little
 
 SETTINGS = {"max_reasoning_tokens": 4, "max_length": 256}
 WORDS = ["silver", "river", "garden", "stone", "winter", "harbour"]
@@ -17,15 +17,7 @@ WORDS = ["silver", "river", "garden", "stone", "winter", "harbour"]
 
 @pytest.fixture
 def beir(tmp_path):
-    folder = tmp_path / "little"
-    texts = [f"the {WORDS[n % 6]} and the {WORDS[n // 6]} number {n}" for n in range(18)]
-    write_beir(
-        folder,
-        corpus=[(f"d{n}", "", texts[n]) for n in range(18)],
-        queries=[(f"q{n}", f"where is the {WORDS[n]}") for n in range(6)],
-        qrels={"test": [(f"q{n}", f"d{n}", 1) for n in range(6)]},
-    )
-    return folder
+    return write_little(tmp_path / "little", WORDS, 18)
 
 
 def margins_by_hand(checkpoint, beir):

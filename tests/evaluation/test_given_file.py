@@ -13,7 +13,7 @@ from search_r3_mteb.evaluation.evaluate import evaluate
 from search_r3_mteb.evaluation.given_file import GivenFile, read_given
 from search_r3_mteb.evaluation.systems import open_systems
 from search_r3_mteb.report import report
-from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.evaluation.conftest import write_little
 from tests.mteb_running import made_task
 
 SAID = {
@@ -29,15 +29,7 @@ WORDS = ["silver", "river", "garden", "stone"]
 
 @pytest.fixture
 def beir(tmp_path):
-    folder = tmp_path / "little"
-    texts = [f"the {WORDS[n % 4]} and the {WORDS[n // 4]} number {n}" for n in range(12)]
-    write_beir(
-        folder,
-        corpus=[(f"d{n}", "", texts[n]) for n in range(12)],
-        queries=[(f"q{n}", f"where is the {WORDS[n]}") for n in range(4)],
-        qrels={"test": [(f"q{n}", f"d{n}", 1) for n in range(4)]},
-    )
-    return folder
+    return write_little(tmp_path / "little", WORDS, 12)
 
 
 @pytest.fixture

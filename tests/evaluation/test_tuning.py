@@ -15,9 +15,7 @@ from search_r3_mteb.evaluation.tuning_runs import Cost
 from search_r3_mteb.expansion import writer_encoder
 from search_r3_mteb.expansion.feedback import FeedbackEncoder
 from search_r3_mteb.expansion.writer import Writer
-from search_r3_mteb.tasks.beir_folder import write_beir
-from tests.conftest import build_tokenizer, save_sentence_transformer
-from tests.expansion.conftest import save_writer
+from tests.evaluation.conftest import write_little
 from tests.mteb_running import made_task
 
 SETTINGS = {"max_reasoning_tokens": 4, "max_length": 256}
@@ -26,15 +24,7 @@ WORDS = ["silver", "river", "garden", "stone", "winter", "harbour"]
 
 @pytest.fixture
 def beir(tmp_path):
-    folder = tmp_path / "little"
-    texts = [f"the {WORDS[n % 6]} and the {WORDS[n // 6]} number {n}" for n in range(18)]
-    write_beir(
-        folder,
-        corpus=[(f"d{n}", "", texts[n]) for n in range(18)],
-        queries=[(f"q{n}", f"where is the {WORDS[n]}") for n in range(6)],
-        qrels={"dev": [(f"q{n}", f"d{n}", 1) for n in range(6)]},
-    )
-    return folder
+    return write_little(tmp_path / "little", WORDS, 18, "dev")
 
 
 def test_rows_are_what_evaluations_give(checkpoint, beir, tmp_path, monkeypatch):
@@ -142,17 +132,6 @@ def test_the_command_line(call, tiny_folder, beir, tmp_path):
 # ---- writers with encoders, and Rocchio ----
 
 WRITING = {"max_reasoning_tokens": 4}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A writer and an encoder, side by side."""
-    folder = tmp_path_factory.mktemp("models")
-    tokenizer = build_tokenizer()
-    tokenizer.padding_side = "right"
-    save_sentence_transformer(tokenizer, folder / "minis", 0)
-    save_writer(folder / "smol")
-    return folder
 
 
 @pytest.mark.parametrize(

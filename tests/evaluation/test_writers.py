@@ -9,22 +9,9 @@ from search_r3_mteb.evaluation.systems import check_settings, kind_of, split_lab
 from search_r3_mteb.expansion.names import parse_name
 from search_r3_mteb.expansion.writer import Writer
 from search_r3_mteb.expansion.writer_encoder import WriterEncoder
-from tests.conftest import build_tokenizer, save_sentence_transformer
-from tests.expansion.conftest import save_writer
 from tests.mteb_running import made_task
 
 SETTINGS = {"max_reasoning_tokens": 4, "samples": 2, "temperature": 1.0}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Folders of a writer and of an encoder, side by side."""
-    folder = tmp_path_factory.mktemp("models")
-    tokenizer = build_tokenizer()
-    tokenizer.padding_side = "right"
-    save_sentence_transformer(tokenizer, folder / "minis", 0)
-    save_writer(folder / "smol")
-    return folder
 
 
 @pytest.fixture
@@ -110,7 +97,11 @@ def test_an_encoder_in_memory_is_evaluated_as_it_is(models, tmp_path):
 
 def test_names_are_read(models, tmp_path, monkeypatch):
     found = parse_name(f"hyde:{models / 'smol'}+{models / 'minis'}")
-    assert (found.method.name, found.writer, found.encoder) == ("hyde", str(models / "smol"), str(models / "minis"))
+    assert (found.method.name, found.writer, found.encoder) == (
+        "hyde",
+        str(models / "smol"),
+        str(models / "minis"),
+    )
     assert parse_name("rocchio:mini").writer is None
     assert parse_name("mini") is None
     assert parse_name("bm25") is None

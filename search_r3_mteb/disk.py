@@ -28,14 +28,18 @@ _PLACES = {
     errno.EEXIST: "something of that name is there already",
     errno.EISDIR: "it is a folder, and a file is meant",
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
 
 
 class NoRoomError(OSError):
-    """A file of `needed` bytes that did not fit on its disk."""
+    """A file of `needed` bytes that did not fit on its disk; `remedy` says what to do, but for freeing space."""
 
     needed = 0
+    remedy = "name a place on another file system"
+
+    def __str__(self) -> str:
+        return explained(self) or super().__str__()
 
 
 @contextmanager
@@ -71,11 +75,11 @@ def explained(error: BaseException) -> str | None:
         subject = "A file could not be written or read"
     else:
         place = Path(os.fsdecode(given))
-        room, subject = _room(place), f"{place} could not be {'written' if number in _FULL else 'written or read'}"
+        room, subject = _room(place), f"{place} could not be {'written' if number in FULL else 'written or read'}"
     if isinstance(error, NoRoomError):
         room = f"{error.needed:,} bytes needed, {room}"
-    if number in _FULL:
-        advice = "Free some space, or name a place on another file system"
+    if number in FULL:
+        advice = f"Free some space, or {error.remedy if isinstance(error, NoRoomError) else NoRoomError.remedy}"
     else:
         advice = "Name a place that this user may use, or change its permissions"
     return (

@@ -96,7 +96,10 @@ def advise(advice: Advice) -> None:
 
 def command_line(program: str) -> str:
     """The command that started this process, to be copied; `program` stands for its beginning."""
-    return shlex.join([*shlex.split(program), *sys.argv[1:]])
+    line = shlex.join([*shlex.split(program), *sys.argv[1:]])
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # of torchrun and `accelerate launch`
+        return f"the same launcher, {line.removeprefix('python ')}"
+    return line
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

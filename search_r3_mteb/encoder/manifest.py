@@ -7,13 +7,15 @@ records and notes are not in it; a folder without a manifest loads as it is. It 
 on purpose can also change the manifest.
 """
 
+import json
 import os
 import shlex
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from search_r3_mteb.atomic import write_json
+from search_r3_mteb.atomic import write_text
 from search_r3_mteb.checksums import described, difference
 from search_r3_mteb.json_files import read_object
 
@@ -43,7 +45,7 @@ class ManifestError(ValueError):
 def write_manifest(folder: Path) -> None:
     """Write the manifest of the files that are in `folder` now; the last step of saving."""
     files = {name: described(folder / name) for name in deciding_files(folder)}
-    write_json(folder / MANIFEST_FILE, {"format": _FORMAT, "version": _VERSION, "files": files})
+    write_text(folder / MANIFEST_FILE, _text({"format": _FORMAT, "version": _VERSION, "files": files}))
 
 
 def deciding_files(folder: Path) -> list[str]:
@@ -114,7 +116,13 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
             f"{path} has format version {manifest.get('version')!r:.20}, not {_VERSION}. Install a newer "
             f"search-r3-mteb. {write}"
         )
+    if path.read_bytes().replace(b"\r\n", b"\n") != _text(manifest).encode():  # other ends of lines are no damage
+        raise ManifestError(f"{path} is not as it was written. Restore the file. {write}")
     return files
+
+
+def _text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, allow_nan=False) + "\n"
 
 
 def _refuse_unreadable(folder: Path) -> None:

@@ -40,7 +40,7 @@ _DAMAGES = {
     "export": sizes(2, 25, 700),
     "model": sizes(2, 25, 600),
 }
-_FULL = {name: sizes(1, 5, 30) for name in WRITERS}
+_FULL = {name: sizes(8 if name in ("store", "cache") else 3, 8, 30) for name in WRITERS}
 
 
 def every(folder: Path, chosen: Callable[[str], bool] = lambda name: True) -> list[Attack]:

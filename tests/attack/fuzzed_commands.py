@@ -77,7 +77,6 @@ MODELS = (
     "..=bm25",
     "nano2",
 )
-WITH_TASKS = ("evaluate", "diagnose", "reproduce")
 COMMANDS = (
     "evaluate",
     "embed",

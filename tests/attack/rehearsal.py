@@ -1,4 +1,4 @@
-"""A program: some attacks with a few trials each, and each of them again with a planted fault, which it must notice.
+"""A program: some attacks with a few trials each, and those of PLANTED and FAULTY again with a fault to be noticed.
 
     python -m tests.attack.rehearsal ATTACK ...
 
@@ -28,6 +28,8 @@ from tests.attack.subjects import Subject, files_of
 from tests.attack.trials import Attack, attempted, drawn
 
 SEED = 1
+_MOST = 60
+"""Trials with a planted fault, until one fails."""
 
 
 def lines(name: str, *, resumes: bool, complains: bool) -> Subject:
@@ -128,6 +130,9 @@ def _breaks(module: str, name: str) -> Callable[[Attack], AbstractContextManager
 
 PLANTED: dict[str, Callable[[Attack], AbstractContextManager[Any]]] = {
     "flips/store": _no_check("search_r3_mteb.encoder.stored_chunks.StoredChunk", "check", lambda self: None),
+    "flips/cache": _no_check("train.corpus_cache.state.CacheState", "_intact", lambda self, name: True),
+    "flips/export": _no_check("search_r3_mteb.encoder.verification", "differences", lambda *_, **__: {}),
+    "flips/model": _no_check("search_r3_mteb.encoder.manifest", "differences", lambda *_, **__: {}),
     "flips/evaluation": _no_check("search_r3_mteb.evaluation.evaluate", "set_aside_damaged", lambda *arguments: []),
     "writers/summary rows": _no_check("search_r3_mteb.evaluation.evaluate", "replace_rows", lambda rows, new: [*new]),
     "writers/store": _exchanged,
@@ -140,8 +145,8 @@ PLANTED: dict[str, Callable[[Attack], AbstractContextManager[Any]]] = {
     "fuzz/command lines": _breaks("search_r3_mteb.cli", "main"),
     "browser/report page": _markup,
 }
-"""A fault of the program for each attack. Kills and full disks have work of their own, right and wrong: their faults
-would otherwise be met by chance only."""
+"""A fault of the program for at least one attack of each kind. Kills and full disks have work of their own, right and
+wrong: their faults would otherwise be met by chance only."""
 FAULTY: dict[str, Attack] = {
     "kills/store": Kills(lines("again from the beginning", resumes=False, complains=True), {"tiny": 4}),
     "full disk/store": FullDisk(lines("silent", resumes=True, complains=False), {"tiny": 4}),
@@ -153,6 +158,14 @@ def tried(attack: Attack, place: Path) -> list[Any]:
     return [attempted(attack, drawn(attack, SEED, number), place) for number in range(attack.counts["tiny"])]
 
 
+def noticed(attack: Attack, place: Path) -> list[Any]:
+    """Outcomes until the first failure: not every damage is one that the missing check would have found."""
+    outcomes: list[Any] = []
+    while len(outcomes) < _MOST and not any(outcome.failed for outcome in outcomes):
+        outcomes.append(attempted(attack, drawn(attack, SEED, len(outcomes)), place))
+    return outcomes
+
+
 def rehearse(attack: Attack, folder: Path) -> dict[str, Any]:
     """Its outcomes as the program is, and with the planted fault."""
     if attack.absent():
@@ -162,7 +175,7 @@ def rehearse(attack: Attack, folder: Path) -> dict[str, Any]:
     right = tried(attack, folder / "place")
     if attack.name in PLANTED:
         with PLANTED[attack.name](attack):
-            wrong = tried(attack, folder / "place")
+            wrong = noticed(attack, folder / "place")
     elif attack.name in FAULTY:
         other = FAULTY[attack.name]
         (folder / "faulty").mkdir()

@@ -89,7 +89,7 @@ def test_the_manifest_is_the_last_file(monkeypatch, saved, tmp_path):
     folder = tmp_path / "model"
     save(load(saved), folder)
     other = Checkpoint(build_model(seed=1), build_tokenizer(), Profile(plain="{system} {text}"), "tests/other")
-    monkeypatch.setattr(module, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(module, "write_text", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         save(other, folder)
     with pytest.raises(ValueError, match=r"model: .*search_r3.json has \d+ bytes instead of"):
@@ -362,6 +362,18 @@ def test_names_of_files_do_not_act_on_a_terminal(folder, call):
 def test_accepting_is_a_function_too(folder):
     torch.save({}, folder / "training_args.bin")  # is never read, so it does not matter
     assert accept(folder).differences == {}
+
+
+def test_a_manifest_that_was_touched_vouches_for_nothing(folder):
+    """It has no checksum of its own, so it must be as it was written; other ends of lines, as git makes them, are."""
+    path = folder / MANIFEST_FILE
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\n", b"\r\n"))
+    assert differences(folder) == {}
+    for touched in (content + b"\t", content[:-1], content.replace(b'"version": 1', b'"version":  1')):
+        path.write_bytes(touched)
+        with pytest.raises(ValueError, match="is not as it was written"):
+            differences(folder)
 
 
 def test_hidden_files_of_a_system_are_no_model_files(folder):

@@ -81,7 +81,10 @@ class CacheFolder:
                 os.fsync(self._log.fileno())
         except OSError as error:
             os.ftruncate(self._log.fileno(), length)  # half of a record would hide those after it
-            raise no_room(log, length + len(frame), error) if error.errno in FULL else error from error
+            if error.errno in FULL:
+                raise no_room(log, length + len(frame), error) from error
+            error.filename = error.filename or str(log)
+            raise
 
     @property
     def log_bytes(self) -> int:

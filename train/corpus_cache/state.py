@@ -248,6 +248,7 @@ class CacheState:
         `everything`: also where all rows of a block are as encoded.
         """
         if self.device is not None:
+            assert not everything, "a device maps what is not as encoded"
             self.device.map_rows(self.drift, self.row_step)
             return
         vectors, originals = self.vectors, self.folder.arrays["originals"]

@@ -137,12 +137,11 @@ class CorpusTexts:
             _check_texts(texts, start)
             if self.token_counts is None:
                 found: Any = [1 + len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN for text in texts]
-            elif isinstance(self.token_counts, CorpusTokenizer):
-                found = [len(ids) for ids in self.token_counts.tokenize(texts)]
             elif callable(self.token_counts):
                 found = self.token_counts(texts)
             else:
-                found = self.token_counts[start : start + len(texts)]
+                counted: Any = self.token_counts  # a tokenizer is measured before, with what it keeps on disk
+                found = counted[start : start + len(texts)]
             if len(found) != len(texts) or min(found) < 1:
                 raise ValueError(
                     f"token_counts gives {len(found)} numbers for the {len(texts)} documents from row {start}, the "

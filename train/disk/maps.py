@@ -10,7 +10,6 @@ ever parsed, and no shortened file is lengthened by zeros (which `np.memmap` doe
 import errno
 import io
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,16 +87,9 @@ def copy_file(source: Path, target: Path) -> None:
 
 def no_room(path: Path, size: int, error: OSError) -> OSError:
     """The error for a file of `size` bytes that did not fit."""
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    free = f"{shutil.disk_usage(there).free:,} bytes are free on its file system"
-    found = NoRoomError(
-        error.errno,
-        f"{os.strerror(error.errno or errno.ENOSPC)}: the file needs {size:,} bytes, and {free} (a quota or a limit of "
-        "file sizes may allow less). Nothing that was there before has changed. Free space, or name a folder on "
-        "another disk (output.folder, corpus_cache.tokens_folder)",
-        str(path),
-    )
+    found = NoRoomError(error.errno, error.strerror, str(path))
     found.needed = size
+    found.remedy = "name a folder on another disk (output.folder, corpus_cache.tokens_folder)"
     return found
 
 

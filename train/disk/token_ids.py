@@ -166,7 +166,9 @@ class TokenIds:
                 with written_file(self._file(number)) as stream:
                     stream.write(data)
             except OSError as error:
-                raise no_room(self._file(number), len(data), error) if error.errno in FULL else error from error
+                if error.errno in FULL:
+                    raise no_room(self._file(number), len(data), error) from error
+                raise
         return {}
 
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from train.losses.stage1 import LOSS_DEFAULTS, info_nce, negative_mask
+from train.losses.stage1 import LOSS_DEFAULTS, info_nce, negative_mask, no_negative
 from train.processes import collectives
 
 
@@ -33,17 +33,22 @@ def gathered_info_nce(
     every_id = collectives.gather_rows(document_ids)
     if taught is not None:
         queries, positives, query_ids = queries[taught], positives[taught], query_ids[taught]
-    return shared_info_nce(
-        queries,
-        collectives.gather_rows(documents),
-        positives,
-        negative_mask(positives, every_id, query_ids=query_ids, relevant=pairs),
-        temperature=temperature,
-        count=count,
+    negatives = negative_mask(positives, every_id, query_ids=query_ids, relevant=pairs)
+    require_negatives(negatives)
+    return own_info_nce(
+        queries, collectives.gather_rows(documents), positives, negatives, temperature=temperature, count=count
     )
 
 
-def shared_info_nce(
+def require_negatives(negatives: Bool[Tensor, "queries documents"]) -> None:
+    """Raise ValueError, on every process alike, where there are queries and none of any process has a negative."""
+    shape, device = negatives.shape, negatives.device
+    queries, pairs = (collectives.shared_count(number, device) for number in (shape[0], int(negatives.sum())))
+    if queries and not pairs:
+        raise ValueError(no_negative("No query of any process", shape[1]))
+
+
+def own_info_nce(
     queries: Float[Tensor, "queries dim"],
     documents: Float[Tensor, "documents dim"],
     positives: Int[Tensor, " queries"],
@@ -52,17 +57,7 @@ def shared_info_nce(
     temperature: float,
     count: float,
 ) -> Float[Tensor, ""]:
-    """`info_nce` of this process's queries against gathered documents; 0 where only other processes have negatives.
-
-    Raises ValueError, on every process alike, where there are queries and none of any process has a negative.
-    """
-    device = queries.device
-    everywhere = [collectives.shared_count(number, device) for number in (len(queries), int(negatives.sum()))]
-    if everywhere[0] and not everywhere[1]:
-        raise ValueError(
-            f"No query of any process has a negative among the {len(documents)} documents: the loss is 0 whatever the "
-            "vectors are. Take a larger batch, add hard negatives, or allow in-batch negatives."
-        )
+    """`info_nce` of this process's queries against gathered documents; 0 where only other processes have negatives."""
     if not negatives.any():
         return (queries.sum() + documents.sum()) * 0  # a backward pass, as on the other processes
     return info_nce(queries, documents, positives=positives, negatives=negatives, temperature=temperature, count=count)

@@ -232,15 +232,20 @@ def info_nce(
     own.scatter_(1, positives[:, None], True)
     negatives = ~own if negatives is None else negatives & ~own
     if len(queries) and not bool(negatives.any()):
-        raise ValueError(
-            f"None of the {len(queries)} queries has a negative among the {len(documents)} documents: the loss is 0 "
-            "whatever the vectors are. Take a larger batch, add hard negatives, or allow in-batch negatives."
-        )
+        raise ValueError(no_negative(f"None of the {len(queries)} queries", len(documents)))
     with torch.autocast(queries.device.type, enabled=False):  # it would compute these cosines in bfloat16
         scores = unit(queries) @ unit(documents).T / temperature
     positive = scores.gather(1, positives[:, None])[:, 0]
     losses = scores.masked_fill(~(negatives | own), -torch.inf).logsumexp(dim=1) - positive
     return losses.sum() / share(count, len(queries))
+
+
+def no_negative(who: str, documents: int) -> str:
+    """The message for a batch that teaches nothing."""
+    return (
+        f"{who} has a negative among the {documents} documents: the loss is 0 whatever the vectors are. Take a larger "
+        "batch, add hard negatives, or allow in-batch negatives."
+    )
 
 
 def triplet_margin(
@@ -254,7 +259,8 @@ def triplet_margin(
 ) -> Float[Tensor, ""]:
     """L_TripletMargin: max(0, margin + cos(query, negative) - cos(query, positive)), mean over the triplets.
 
-    `mask` is False where a query has fewer hard negatives than others. Raises ValueError for NaN and without a triplet.
+    `mask` is False where a query has fewer hard negatives than others. Raises ValueError for NaN, and without a triplet
+    where no `count` is given.
     """
     require_finite(queries=queries, positives=positives, negatives=negatives)
     queries = unit(queries)

@@ -75,7 +75,14 @@ def describe(config: SftConfig | RlConfig, options: DryRun | None = None, corpus
         size = CacheSize.of(config.corpus_cache, documents, dim, config.checkpoint.keep, lengths.document)
         lines += size.lines(texts, bound=not lengths.measured)
         lines += _work(planned.model, config, lengths, machine, documents)
-        lines += _on_a_processor(config, documents, dim, encoding(planned.model, documents, lengths))
+        lines += _on_a_processor(
+            config,
+            documents,
+            dim,
+            encoding(planned.model, documents, lengths),
+            gpus=machine.gpus,
+            assumed=texts is None,
+        )
     else:
         lines += _work(planned.model, config, lengths, machine, 0)
     lines += [one.line() for one in first]
@@ -254,16 +261,19 @@ def _no_count(texts: Sequence[str]) -> list[int]:
     return [1] * len(texts)
 
 
-def _on_a_processor(config: RlConfig, documents: int, dim: int, flops: float) -> Iterator[str]:
-    """What the start would say of the corpus on a machine without a GPU, where that is slow or refused."""
-    cached, rollouts = config.corpus_cache, config.rollout.prompts_per_step * config.rollout.group_size
+def _on_a_processor(
+    config: RlConfig, documents: int, dim: int, flops: float, *, gpus: int, assumed: bool
+) -> Iterator[str]:
+    """What the start would say of the corpus without a GPU in `gpus` processes, where that is slow or refused."""
+    estimated = "if the corpus has the assumed size" if assumed else "by this estimate"
+    cached, rollouts = config.corpus_cache, config.rollout.prompts_per_step * config.rollout.group_size // gpus
     try:
         said = check_processor(documents, dim, rollouts, cached, torch.get_num_threads(), flops)
     except ValueError as error:
-        yield f"without a GPU this run is refused at its start: {error}"
+        yield f"without a GPU, {estimated}, this run would be refused at its start: {error}"
     else:
         if said:
-            yield f"without a GPU: {said}"
+            yield f"without a GPU, {estimated}: {said}"
 
 
 def _work(

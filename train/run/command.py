@@ -1,7 +1,6 @@
 """The command line that both stages share."""
 
 import argparse
-import os
 import sys
 import threading
 import tomllib
@@ -65,10 +64,11 @@ def start(
 
 
 def _known_to_all(before: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Errors of threads are shown, but for those of the disk: TensorBoard's writer hands them to its next caller."""
+    """Errors of threads are shown, but for the disk's in TensorBoard's writer, which hands them to its next caller."""
 
     def hook(error: Any) -> None:
-        if error.exc_value is None or explained(error.exc_value) is None:
+        handed_on = type(error.thread).__module__.startswith("tensorboard.")
+        if not handed_on or error.exc_value is None or explained(error.exc_value) is None:
             before(error)
 
     return hook
@@ -77,8 +77,6 @@ def _known_to_all(before: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _kept(program: str, command: Command) -> str:
     """What a run that is stopped has kept, and how to go on."""
     again = command_line(f"python train/{program}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        again = f"the same launcher, {again.removeprefix('python ')}"
     if command.dry_run:
         return f"A dry run writes nothing. Start it again: {again}"
     folder = Path(command.config.output.folder)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from train.config.loss import LossSettings
 from train.losses.checks import unit
-from train.losses.gathered import shared_info_nce
+from train.losses.gathered import own_info_nce, require_negatives
 from train.losses.stage1 import negative_mask, triplet_margin
 from train.processes import collectives
 
@@ -52,10 +52,11 @@ class BatchContrast:
         positives = self.positives.to(queries.device)[torch.cat(rows)] + before
         negatives = self._negatives(rows, before)
         count = collectives.shared_count(len(queries), queries.device)
+        require_negatives(negatives)
         loss = queries.new_zeros(())
         if settings.infonce:
             temperature = settings.temperature
-            term = shared_info_nce(queries, documents, positives, negatives, temperature=temperature, count=count)
+            term = own_info_nce(queries, documents, positives, negatives, temperature=temperature, count=count)
             self.parts["infonce"] = float(term.detach())
             loss = loss + settings.infonce * term
         if settings.triplet:

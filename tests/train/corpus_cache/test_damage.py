@@ -232,7 +232,7 @@ def test_a_record_that_could_not_be_written_hides_none_that_follows(tmp_path, mo
     folder = cache._state.folder
     stream = folder._log
     folder._log = Full(stream)
-    with pytest.raises(OSError, match=r"the file needs [\d,]+ bytes, and [\d,]+ bytes are free") as failed:
+    with pytest.raises(OSError, match=r"[\d,]+ bytes needed, [\d,]+ bytes free") as failed:
         run(cache, [2])
     assert failed.value.filename == str(log)
     assert log.stat().st_size == size

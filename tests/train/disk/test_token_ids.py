@@ -84,7 +84,7 @@ def test_a_killed_process_goes_on_with_the_parts_that_are_missing(tmp_path):
 
 
 def test_any_damage_is_named_and_made_again(tmp_path, caplog):
-    """Every byte of a part, flipped; and the part cut at every eighth byte."""
+    """Every third byte of a part, flipped; and the part cut at every sixteenth."""
     measured(tmp_path)
     file = part(tmp_path, 1)
     data = file.read_bytes()
@@ -180,7 +180,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(token_ids, "written_file", full)
-    with pytest.raises(OSError, match=r"the file needs [\d,]+ bytes, and [\d,]+ bytes are free") as failed:
+    with pytest.raises(OSError, match=r"[\d,]+ bytes needed, [\d,]+ bytes free") as failed:
         measured(tmp_path)
     assert failed.value.filename.endswith("00000.tokens")
 

@@ -67,12 +67,13 @@ def test_a_process_without_negatives_takes_part_and_all_raise_where_none_has_one
             return (here + elsewhere) / 2
 
     monkeypatch.setattr(gathered, "collectives", Counting())
-    given = queries, documents, torch.tensor([0]), torch.zeros(1, 2, dtype=torch.bool)
+    negatives = torch.zeros(1, 2, dtype=torch.bool)
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
-            gathered.shared_info_nce(*given, temperature=0.5, count=2.0)
+            gathered.require_negatives(negatives)
         return
-    loss = gathered.shared_info_nce(*given, temperature=0.5, count=2.0)
+    gathered.require_negatives(negatives)
+    loss = gathered.own_info_nce(queries, documents, torch.tensor([0]), negatives, temperature=0.5, count=2.0)
     loss.backward()
     assert loss.item() == expected
     assert documents.grad is not None, "a backward pass through the gathered documents, as on the other processes"

@@ -157,7 +157,10 @@ def test_a_public_set_that_is_not_here_comes_with_the_command_that_makes_it(tmp_
 def test_what_a_processor_would_refuse_is_said_before_anything_is_rented(only_bases, capsys):
     rl.main(["--config", str(CONFIGS / "rl_qwen2.5-1.5b.toml"), "--dry-run"])
     shown = capsys.readouterr().out
-    assert "# without a GPU this run is refused at its start: 1,000,000 documents of 1,536 dimensions" in shown
+    assert (
+        "# without a GPU, if the corpus has the assumed size, this run would be refused at its start: 1,000,000"
+        in shown
+    )
     assert "python -m train.prepare hotpotqa makes it" in shown
     rl.main(["--config", str(CONFIGS / "rl_nano.toml"), "--dry-run"])
     assert "without a GPU" not in capsys.readouterr().out, "the control: 2,000 documents"

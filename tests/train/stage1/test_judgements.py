@@ -225,13 +225,14 @@ def test_two_processes_know_what_one_knows(tmp_path):
 def test_a_process_without_negatives_has_a_backward_pass_too(tmp_path, monkeypatch):
     """All documents are relevant to this process's queries: its share is 0, and the others are not left waiting."""
     queries, documents = text_ids(["q"]), text_ids([A])
-    contrast = BatchContrast(
-        settings=LossSettings(triplet=0.0), rows={"direct": torch.arange(1)}, query_ids=queries,
-        document_ids=documents, positives=torch.arange(1), owners=torch.arange(1),
-    )  # fmt: skip
+    shared = {"rows": {"direct": torch.arange(1)}, "query_ids": queries, "document_ids": documents}
+    shared |= {"positives": torch.arange(1), "owners": torch.arange(1)}
+    contrast = BatchContrast(settings=LossSettings(triplet=0.0), **shared)
+    triplet_alone = BatchContrast(settings=LossSettings(infonce=0.0), **shared)
     vectors = {"documents": torch.ones(1, 2, requires_grad=True), "direct": torch.ones(1, 2, requires_grad=True)}
-    with pytest.raises(ValueError, match="No query of any process has a negative"):
-        contrast(vectors)
+    for one in (contrast, triplet_alone):  # which would be a loss of 0, step after step
+        with pytest.raises(ValueError, match="No query of any process has a negative"):
+            one(vectors)
     monkeypatch.setattr(collectives, "shared_count", lambda here, device=None: 1.0)
     loss = contrast(vectors)
     loss.backward()

@@ -65,7 +65,7 @@ audit: install  ## known vulnerabilities of what is installed, by pip-audit; say
 	$(RUN) tests/resolved.py > $(VENV)/resolved.txt
 	$(RUN) tests/audit.py $(AUDIT)/bin/pip-audit $(VENV)/resolved.txt --ignore $(IGNORE)
 
-constraints: install  ## constraints.txt: exactly the versions that are installed, which the suite has passed on
+constraints: install  ## constraints.txt: exactly the versions that are installed; give it after `make test` has passed
 	$(RUN) tests/resolved.py > $(VENV)/resolved.txt
 	cp $(VENV)/resolved.txt constraints.txt
 

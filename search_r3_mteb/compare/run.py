@@ -143,7 +143,8 @@ def _opened(entry: ComparedSystem, plan: ComparisonPlan) -> Iterator[_Opened]:
             named = replace(system, label=label)
             yield _Opened(named, None, budget if system.mode != "direct" else None)
             yield from _controls(named, entry, plan, budget)
-            encoder = getattr(system.model, "encoder", None)
+            searching = getattr(system.model, "search_model", None)
+            encoder = getattr(searching or system.model, "encoder", None)
             if isinstance(encoder, SearchR3Encoder):
                 spec = encoder.checkpoint
                 settings.setdefault("max_length", encoder.max_length)

@@ -11,7 +11,7 @@ and nothing is shared between prompts, because how many tokens they have in comm
 costs, and what it is worth: results/batches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ def fixed_shapes(config: Any, device_type: str, abreast: bool) -> FixedShapes:
 
     Raises ValueError for a mixture of experts: how many tokens an expert gets depends on all rows.
     """
-    experts = {name: value for name, value in config.to_dict().items() if name in _EXPERTS and value}
+    experts = _experts(config.to_dict())
     if any(isinstance(value, int) and value > 1 for value in experts.values()):
         raise ValueError(
             f"batch_invariant=True: {config.model_type} is a mixture of experts ({experts}), and how many tokens an "
@@ -69,6 +69,15 @@ def fixed_shapes(config: Any, device_type: str, abreast: bool) -> FixedShapes:
             "setting out, and use dtype='float32', where batches change little."
         )
     return ALONE if abreast else SHAPES.get(device_type, SHAPES["cpu"])
+
+
+def _experts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says of experts, in its parts too."""
+    found = {name: value for name, value in values.items() if name in _EXPERTS and value}
+    for part in values.values():
+        if isinstance(part, Mapping):
+            found |= _experts(part)
+    return found
 
 
 _EXPERTS = (

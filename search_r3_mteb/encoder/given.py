@@ -89,7 +89,7 @@ class GivenTurns:
             check_text(given, position, "Reasoning")
             return self._tokenized(given)
         thought = hasattr(given, "token_ids")
-        ids, finished = _ids_of(given.token_ids if thought else given, position), not thought or bool(given.finished)
+        ids, finished = ids_of(given.token_ids if thought else given, position), not thought or bool(given.finished)
         self._check_ids(ids, position)
         if thought and self._decoded([ids]) != [given.text]:
             raise ValueError(
@@ -138,7 +138,8 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _ids_of(given: Any, position: int) -> list[int]:
+def ids_of(given: Any, position: int) -> list[int]:
+    """Token ids, of whatever integer type. Raises TypeError for anything else, a float among them."""
     ids: list[Any] = list(given) if hasattr(given, "__iter__") and not isinstance(given, bytes | dict | set) else [None]
     wrong = next((each for each in ids if not _is_id(each)), given)
     if not all(map(_is_id, ids)):

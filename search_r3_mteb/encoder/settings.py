@@ -168,7 +168,7 @@ class Statistics:
 
     @property
     def forced_share(self) -> float:
-        """Share of reasoned queries whose embed token was forced; 0 when none was reasoned."""
+        """Share of the queries, those that did not reason among them, whose embed token was forced; 0 of none."""
         return self.forced / self.queries if self.queries else 0.0
 
     def count(self, thoughts: Sequence[Thought]) -> None:

@@ -11,7 +11,6 @@ has the tokens that were read, not generated, and the time of reading them; what
 
 import inspect
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -132,9 +131,7 @@ class ControlledSearch(ControlledEncoder):
 
     def search(self, queries: Any, **keywords: Any) -> Any:
         """MTEB's search with the controls in the place of what the model writes."""
-        model = copy(self.encoder)
-        vars(model)["think"] = self.think
-        return model.search(queries, **keywords)
+        return self.encoder.search(queries, think=self.think, **keywords)
 
 
 def controlled(system: System, control: ControlName, seed: int = 0) -> System:

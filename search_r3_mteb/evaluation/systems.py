@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from search_r3_mteb.encoder.arithmetic import arithmetic
 from search_r3_mteb.encoder.store import fingerprint_of
 from search_r3_mteb.evaluation.abstaining import AbstainingSearch, SearchSettings
 from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, Thinker
@@ -71,7 +72,8 @@ def check_settings(
     EncoderSettings.from_keywords({name: value for name, value in settings.items() if name in _TYPED})
     margin = SearchSettings(settings.get("abstain_margin")).abstain_margin
     names = [split_label(spec)[1] if isinstance(spec, str | Path) else None for spec in models]
-    kinds = ["search-r3" if name is None else kind_of(name) for name in names]
+    kinds = [kind_of(name) for name in names if name is not None]
+    kinds += ["search-r3" for spec in models if _is_checkpoint(spec)]  # encoders in memory have settings of their own
     expansions = [parsed for parsed in map(parse_name, names) if parsed is not None]
     used = {*_SHARED}.union(*(each.check(settings) for each in expansions))
     unused = sorted(set(settings) - used)
@@ -87,10 +89,24 @@ def check_settings(
     if margin is not None and (mode == "direct" or "search-r3" not in kinds):
         why = "the mode is 'direct'" if "search-r3" in kinds else "none of the models is a Search-R3 checkpoint"
         raise ValueError(f"abstain_margin={margin} would change nothing: {why}. Leave it out.")
-    readers = [kind for kind in kinds if kind == "expansion" or (kind == "search-r3" and mode != "direct")]
+    readers: list[Any] = [kind for kind in kinds if kind == "search-r3" and mode != "direct"]
+    readers += [each for each in expansions if not each.method.needs_corpus]
+    readers += [spec for spec in models if _reads(spec)]
     if given is not None and not readers:
         why = "the mode is 'direct'" if "search-r3" in kinds else "none of the models is a Search-R3 checkpoint"
         raise ValueError(f"The reasonings in {given.name} would change nothing: {why}. Leave them out.")
+
+
+def _is_checkpoint(spec: ModelSpec) -> bool:
+    from search_r3_mteb.encoder.checkpoints import Checkpoint
+
+    return isinstance(spec, Checkpoint)
+
+
+def _reads(spec: ModelSpec) -> bool:
+    """Whether an encoder in memory has a place for given reasonings."""
+    method = getattr(spec, "method", None)
+    return isinstance(spec, Thinker) and spec.mode == "reason" and not getattr(method, "needs_corpus", False)
 
 
 def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
@@ -228,7 +244,9 @@ def _system(encoder: "SearchR3Encoder", label: str | None, given: "GivenFile | N
         label=label or short_name(encoder.name),
         mode=encoder.mode,
         model=RecordedEncoder(encoder, encoder.mteb_model_meta),
-        fingerprint=fingerprint_of({"checkpoint": encoder.checkpoint.fingerprint(), **settings}),
+        fingerprint=fingerprint_of(
+            {"checkpoint": encoder.checkpoint.fingerprint(), **settings, **arithmetic(encoder.engine)}
+        ),
         seed=int(encoder.settings["seed"]),
         settings=settings,
     )
@@ -239,7 +257,8 @@ def _unsure(search: AbstainingSearch, label: str | None) -> System:
     """The same encoder where a query reasons only if its direct ranking is unsure."""
     found = _system(search.encoder, label)
     settings = {**found.settings, "mode": UNSURE, "abstain_margin": float(search.abstain_margin)}
-    fingerprint = fingerprint_of({"checkpoint": search.encoder.checkpoint.fingerprint(), **settings})
+    parts = {"checkpoint": search.encoder.checkpoint.fingerprint(), **settings, **arithmetic(search.encoder.engine)}
+    fingerprint = fingerprint_of(parts)
     model = RecordedSearch(search, search.mteb_model_meta)
     return replace(found, mode=UNSURE, model=model, fingerprint=fingerprint, settings=settings)
 

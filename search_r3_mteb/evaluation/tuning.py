@@ -199,6 +199,11 @@ def write_anchor(folder: Path | str, anchor: float | None) -> Path:
         )
     check_files(folder)
     path = folder / PROFILE_FILE
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} has no {PROFILE_FILE}, so its prompts are another folder's (an adapter's base) or the default, "
+            "which one with an anchor alone would replace. Use --set anchor=..., or save the model first."
+        )
     write_text(path, replace(Profile.load(folder), anchor=anchor).to_text())
     if (folder / MANIFEST_FILE).exists():  # else the folder would be refused for the change that was asked for
         write_manifest(folder)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from search_r3_mteb.encoder.arithmetic import is_half
 from search_r3_mteb.encoder.checkpoints import Checkpoint, display_name, resolve
 from search_r3_mteb.encoder.chunks import CHUNK
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
@@ -73,17 +74,13 @@ class DirectEncoder(BesideWriter):
             "verify",
         )
         chosen = {name: getattr(settings, name) for name in names}
-        if isinstance(model, Checkpoint):
-            chosen |= {"dtype": "auto", "device": None}  # it is used as it is
         self.encoder = SearchR3Encoder(model, mode="direct", **chosen)
         self.name, self.dim = self.encoder.name, self.encoder.dim
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest over the checkpoint and the prompt's length."""
-        return fingerprint_of(
-            {"checkpoint": self.encoder.checkpoint.fingerprint(), "max_length": self.encoder.max_length}
-        )
+        """Hex digest over everything that decides a direct vector."""
+        return self.encoder.fingerprint
 
     @property
     def parameters(self) -> int:
@@ -185,7 +182,10 @@ class SentenceEncoder(BesideWriter):
         if self.settings.cache_folder is None:
             return None
         if role not in self._stores:
-            key = fingerprint_of({"encoder": self._fingerprint, "role": role, "normalised": True})
+            parts = {"encoder": self._fingerprint, "role": role, "normalised": True}
+            if is_half(self.model):
+                parts["device"] = str(self.model.device)
+            key = fingerprint_of(parts)
             self._stores[role] = Store(self.settings.cache_folder, key, role, self.dim)
         return self._stores[role]
 
@@ -224,7 +224,7 @@ def _content_hash(folder: Path) -> str:
         if (
             path.name != MANIFEST_FILE
             and path.is_file()
-            and path.suffix in (".json", ".safetensors", ".txt", ".model", ".py", ".jinja")
+            and path.suffix in (".json", ".safetensors", ".txt", ".model", ".tiktoken", ".py", ".jinja")
         ):
             digest.update(json.dumps([str(path.relative_to(folder)), path.stat().st_size]).encode())
             with path.open("rb") as stream:

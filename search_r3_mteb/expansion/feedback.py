@@ -78,11 +78,13 @@ class FeedbackEncoder(WriterEncoder):
         encode_kwargs: Any = None,
         top_ranked: Any = None,
         on_thoughts: Callable[[Sequence[ExpandedThought]], Any] | None = None,
+        think: Callable[..., list[ExpandedThought]] | None = None,
         **place: Any,
     ) -> dict[str, dict[str, float]]:
         """MTEB's search: by query id the cosines of the `top_k` nearest documents, or of the nearest candidates.
 
         `queries` is MTEB's dataset, or {id: text}. `on_thoughts` is called with what was written about the queries.
+        `think` stands in the place of the method of that name, which it may call.
         """
         corpus = self._indexed()
         ids, texts, instructions = self._queries(queries, task_metadata)
@@ -90,7 +92,7 @@ class FeedbackEncoder(WriterEncoder):
         allowed = None if top_ranked is None else candidate_rows(top_ranked, ids, corpus.ids)
         try:
             self._allowed = None if allowed is None else _by_text(texts, [allowed[each] for each in ids])
-            thoughts = self.think(texts, instruction=instructions, show_progress_bar=show)
+            thoughts = (think or self.think)(texts, instruction=instructions, show_progress_bar=show)
         finally:
             self._allowed = None
         if on_thoughts is not None:

@@ -124,4 +124,11 @@ class ExpansionSettings:
 def unused_by(method: Method) -> set[str]:
     """Names of settings that change nothing under this method, and are refused."""
     found = set() if method.needs_corpus else {"feedback_documents"}
-    return found if method.needs_writer else found | {"samples", "weight", "prompt"}
+    return (
+        found
+        if method.needs_writer
+        else found
+        | {
+            *("samples", "weight", "prompt", "temperature", "max_reasoning_tokens", "seed"),
+        }
+    )

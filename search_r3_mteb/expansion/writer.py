@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG
+from search_r3_mteb.encoder.arithmetic import arithmetic, is_half
 from search_r3_mteb.encoder.chat_templates import facts
 from search_r3_mteb.encoder.checkpoints import (
     Checkpoint,
@@ -25,6 +26,7 @@ from search_r3_mteb.encoder.checkpoints import (
     resolve,
 )
 from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.given import ids_of
 from search_r3_mteb.encoder.processes import process_device
 from search_r3_mteb.encoder.profiles import DATE, EMBED_TOKEN, PROFILE_FILE, Profile, Template
 from search_r3_mteb.encoder.prompts import Rendered, Renderer
@@ -96,6 +98,14 @@ class Writer:
         ]
 
     @property
+    def arithmetic(self) -> dict[str, Any]:
+        """What decides a text beside weights, prompt and sampling; see `encoder/arithmetic.py`."""
+        if self.engine is not None:
+            return arithmetic(self.engine)
+        model = self.checkpoint.model
+        return {"batch_tokens": self.settings.batch_tokens, "device": str(model.device)} if is_half(model) else {}
+
+    @property
     def prompt(self) -> str:
         """The user's turn with its slots."""
         return self.method.prompt if self.settings.prompt is None else self.settings.prompt
@@ -130,7 +140,7 @@ class Writer:
     # ---- writing ---------------------------------------------------------------------------------------------------
 
     def write(self, prompts: Sequence[Sequence[int]], on_rows: Callable[[int], None] | None = None) -> list[Written]:
-        """Texts for each prompt; no text depends on the others that are written beside it."""
+        """Texts for each prompt. In float32 no text depends on the others beside it; see `encoder/arithmetic.py`."""
         settings = self.settings
         sampling = Sampling(settings.max_reasoning_tokens, settings.temperature_of(self.method), settings.seed)
         samples = settings.samples_of(self.method)
@@ -161,8 +171,18 @@ class Writer:
         return Written(tuple(text.strip() for text in kept), self._joined([ids[:budget] for ids in found]), whole)
 
     def given_ids(self, token_ids: Sequence[int]) -> Written:
-        """The same for `Written.token_ids`, which are taken as they are."""
-        budget, parts = self.settings.max_reasoning_tokens, self._parts(token_ids)
+        """The same for `Written.token_ids`, which are taken as they are.
+
+        Raises TypeError for what is no id, and ValueError for one that the model lacks.
+        """
+        ids = ids_of(token_ids, 0)
+        vocabulary = int(self.checkpoint.model.get_input_embeddings().weight.shape[0])
+        if wrong := [each for each in ids if not 0 <= each < vocabulary]:
+            raise ValueError(
+                f"A reasoning holds the token id {wrong[0]}, and {self.name} has {vocabulary}: another model "
+                "wrote it. Give its text."
+            )
+        budget, parts = self.settings.max_reasoning_tokens, self._parts(ids)
         whole = all(len(part) <= budget for part in parts)
         return self._written([part[:budget] for part in parts], whole)
 

@@ -94,7 +94,7 @@ class WriterEncoder(EncoderDoors):
         convert_to_tensor: bool = False,
         **unknown: Any,
     ) -> Any:
-        """Vectors of expanded queries; the keywords are those of SearchR3Encoder."""
+        """Vectors of expanded queries; the keywords are those of SearchR3Encoder, without a budget of the call."""
         refuse_keywords(self.encode_query, unknown)
         check_batch_size(batch_size)
         check_flag("convert_to_tensor", convert_to_tensor)
@@ -212,7 +212,7 @@ class WriterEncoder(EncoderDoors):
             "max_reasoning_tokens": settings.max_reasoning_tokens,
             "temperature": settings.temperature_of(self.method),
             "seed": settings.seed,
-        }
+        } | writer.arithmetic
 
     # ---- the work --------------------------------------------------------------------------------------------------
 
@@ -302,7 +302,7 @@ class WriterEncoder(EncoderDoors):
             return Written(given.texts, list(given.token_ids), given.finished)
         if hasattr(given, "token_ids"):
             return self.writer.given([given.text])
-        return self.writer.given_ids([int(each) for each in given])
+        return self.writer.given_ids(given)
 
     def _combined(
         self,

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -157,6 +158,10 @@ def test_what_cannot_be_invariant_is_refused(model):
     with pytest.raises(ValueError, match=r"mixtral is a mixture of experts \(.*'num_local_experts': 4"):
         Engine(mixture, EMBED, batch_invariant=True)
     Engine(mixture, EMBED)
+    for part in ({"ffn_config": {"moe_num_experts": 4}}, {"text_config": {"part": {"num_experts": 4}}}):
+        with pytest.raises(ValueError, match="is a mixture of experts"):  # DBRX and others say so in a part
+            fixed_shapes.fixed_shapes(SimpleNamespace(model_type="x", to_dict=lambda part=part: part), "cpu", False)
+    fixed_shapes.fixed_shapes(SimpleNamespace(model_type="x", to_dict=lambda: {"a": {"num_experts": 1}}), "cpu", False)
     rows = fixed_shapes.SHAPES["cpu"].rows
     with pytest.raises(ValueError, match=f"group_size={rows + 1}: a batch-invariant engine decodes {rows} rows"):
         Engine(model(), EMBED, batch_invariant=True).reason([[5, 6]], SAMPLED, group_size=rows + 1)

@@ -216,6 +216,12 @@ def test_where_nothing_reasons_it_is_refused(given, tmp_path, models, mode, why)
         evaluate(models, ["stdlib"], mode, tmp_path / "out", reasoning=given)
 
 
+@pytest.mark.parametrize("name", ["rocchio:mini", "feedback:mini+mini"])
+def test_a_method_that_reads_the_corpus_has_no_place_for_it(given, tmp_path, name):
+    with pytest.raises(ValueError, match=r"said\.jsonl would change nothing"):
+        evaluate([name], ["stdlib"], output=tmp_path / "out", reasoning=given)
+
+
 def test_an_encoder_in_memory(tiny_checkpoint, given):
     read = read_given(given)
     [system] = open_systems(SearchR3Encoder(tiny_checkpoint), "both", {}, None, read)

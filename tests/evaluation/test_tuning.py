@@ -96,6 +96,13 @@ def test_the_profile_is_written_where_there_is_a_folder(tiny_checkpoint, tmp_pat
         write_anchor("nano", 0.5)
 
 
+def test_no_profile_is_written_beside_prompts_that_come_from_elsewhere(tmp_path):
+    """Of an adapter without a profile the base's holds; one with an anchor alone would replace it in silence."""
+    with pytest.raises(FileNotFoundError, match=r"has no search_r3.json, so its prompts are another folder's"):
+        write_anchor(tmp_path, 0.5)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

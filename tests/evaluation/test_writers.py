@@ -133,3 +133,13 @@ def test_settings_that_nobody_would_use_are_refused_and_those_of_others_passed_o
     with pytest.raises(ValueError, match="revision='main' would be that of the writer or of the encoder"):
         check_settings([names[0]], {"revision": "main"})
     check_settings([names[0], names[2]], {"samples": 2, "feedback_documents": 2})
+    for unused in ({"temperature": 0.5}, {"max_reasoning_tokens": 8}, {"seed": 1}):  # Rocchio writes nothing
+        with pytest.raises(ValueError, match=f"{next(iter(unused))} would change nothing"):
+            check_settings(["rocchio:mini"], unused)
+        check_settings(["rocchio:mini", names[0]], unused)
+
+
+def test_an_expansion_in_memory_is_no_checkpoint_that_could_abstain(models):
+    made = WriterEncoder(str(models / "smol"), str(models / "minis"), method="gar", max_reasoning_tokens=3)
+    with pytest.raises(ValueError, match="abstain_margin would change nothing: none of the models"):
+        check_settings([made], {"abstain_margin": 0.1})

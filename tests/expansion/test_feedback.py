@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from search_r3_mteb.evaluation.controls import ControlledSearch
 from search_r3_mteb.expansion.feedback import FeedbackEncoder
 from tests.expansion.conftest import QUERIES
 from tests.mteb_running import made_task, mteb_scores
@@ -220,3 +221,26 @@ def test_texts_that_were_written_with_other_feedback_are_not_read_from_the_store
         written[name] = seen[0].texts
     assert written["all"] == written["again"]
     assert len(made._stores) == 2
+
+
+def test_a_control_of_feedback_sees_only_what_its_query_may_find(writer, sentences):
+    """The control's own texts are those of the plain search: a document that is excluded is in no prompt."""
+    corpus = {"a": {"text": "the stone is here"}, "b": {"text": "the river is there"}, "c": {"text": "a garden"}}
+    seen = []
+
+    class Watched(FeedbackEncoder):
+        def nearest(self, texts, queries):
+            found = super().nearest(texts, queries)
+            seen.append(found)
+            return found
+
+    encoder = Watched(writer, sentences, method="feedback", max_reasoning_tokens=3, feedback_documents=2)
+    encoder.index(corpus)
+    keywords = {"top_k": 3, "top_ranked": {"q": ["b"], "r": ["b", "c"]}}
+    queries = {"q": "where is the stone", "r": "where is the river"}
+    encoder.search(queries, **keywords)
+    ControlledSearch(encoder, "empty").search(queries, **keywords)
+    assert seen[1] == seen[0]
+    assert seen[0][0] == [1], "document b alone"
+    encoder.search(queries, top_k=3)
+    assert seen[2] != seen[0], "the control: without candidates others are nearer"

@@ -185,3 +185,30 @@ def test_a_writer_that_nothing_ends_is_refused(tmp_path):
     assert load_tokenizer(tmp_path / "endless", False).eos_token_id is None
     with pytest.raises(ValueError, match="names a special token that ends a text"):
         make(tmp_path / "endless")
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ([5, 10**6], ValueError, "holds the token id 1000000, and"),
+        ([-1], ValueError, "holds the token id -1, and"),
+        ([5.0], TypeError, "5.0"),
+        ([True], TypeError, "True"),
+    ],
+)
+def test_what_is_no_token_of_the_writer_is_refused(writer, ids, error, message):
+    made = make(writer)
+    with pytest.raises(error, match=message):
+        made.given_ids(ids)
+    assert made.given_ids([5, 6]).token_ids == [5, 6]
+
+
+def test_what_decides_a_text_in_half_precision_is_known(writer, monkeypatch):
+    """Batches, instructions and threads; none of them in float32."""
+    half, single = (make(writer, dtype=dtype, device="cpu") for dtype in ("bfloat16", "float32"))
+    assert single.arithmetic == {}
+    before = half.arithmetic
+    assert before["batch_tokens"] == half.settings.batch_tokens
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert half.arithmetic != before
+    assert single.arithmetic == {}

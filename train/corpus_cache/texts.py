@@ -132,6 +132,8 @@ class CorpusTexts:
         ValueError for an empty text or a count below 1, TypeError for another type.
         """
         rows = range(len(self)) if rows is None else rows
+        if self.token_ids is not None:  # measured: the texts were read and checked then
+            return self.token_ids.counts()[rows.start : rows.stop]
         counts = np.empty(len(rows), dtype=np.int32)
         for start, texts in self._parts(rows):
             _check_texts(texts, start)
@@ -139,9 +141,10 @@ class CorpusTexts:
                 found: Any = [1 + len(text.encode("utf-8", "surrogatepass")) // _BYTES_PER_TOKEN for text in texts]
             elif callable(self.token_counts):
                 found = self.token_counts(texts)
+            elif isinstance(self.token_counts, CorpusTokenizer):
+                found = [len(ids) for ids in self.token_counts.tokenize(texts)]
             else:
-                counted: Any = self.token_counts  # a tokenizer is measured before, with what it keeps on disk
-                found = counted[start : start + len(texts)]
+                found = self.token_counts[start : start + len(texts)]
             if len(found) != len(texts) or min(found) < 1:
                 raise ValueError(
                     f"token_counts gives {len(found)} numbers for the {len(texts)} documents from row {start}, the "

@@ -52,7 +52,8 @@ class BatchContrast:
         positives = self.positives.to(queries.device)[torch.cat(rows)] + before
         negatives = self._negatives(rows, before)
         count = collectives.shared_count(len(queries), queries.device)
-        require_negatives(negatives)
+        if self.needed:
+            require_negatives(negatives)
         loss = queries.new_zeros(())
         if settings.infonce:
             temperature = settings.temperature

@@ -1,6 +1,10 @@
 """The command line of both stages."""
 
+import errno
 import json
+import os
+import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +13,7 @@ from tests.programs import free_port, launched, started
 from tests.train.loops import EVALUATION, RL, SFT, byte_folder
 from train import rl, sft
 from train.config.stages import SftConfig
-from train.run.command import parse, start
+from train.run.command import _known_to_all, parse, start
 
 
 @pytest.fixture
@@ -250,3 +254,19 @@ def test_debug_shows_the_traceback_of_a_process_that_waited(path):
     with pytest.raises(SystemExit) as end:
         start("sft.py", SftConfig, train, ["--config", str(path)])
     assert end.value.code == 1
+
+
+def test_a_full_disk_in_another_thread_is_not_hidden():
+    """TensorBoard's writer hands its error to the next caller; any other thread's would be lost."""
+    shown = []
+    hook = _known_to_all(shown.append)
+    full, other = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events"), ValueError("x")
+    handing = type("Writer", (threading.Thread,), {"__module__": "tensorboard.summary.writer"})()
+    for thread in (handing, threading.Thread()):
+        for value in (full, other):
+            hook(SimpleNamespace(exc_value=value, thread=thread))
+    assert [(each.thread is handing, each.exc_value) for each in shown] == [
+        (True, other),
+        (False, full),
+        (False, other),
+    ]

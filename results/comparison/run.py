@@ -27,11 +27,13 @@ def choose(task: Task) -> None:
     for label, (model, settings) in tuned().items():
         output = Path(RUNS, task.name, "tune", label)
         if not (output / "tune.json").exists():
-            given = {"max_length": LENGTH, **settings}.items()
-            pairs = [part for name, value in given for part in ("--set", f"{name}={value}")]
+            given = {"max_length": LENGTH, **settings}
+            if not model.startswith("rocchio:"):  # it writes nothing, and refuses a budget
+                given["max_reasoning_tokens"] = BUDGET
+            pairs = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
             search_r3(
                 *("tune", "--task", task.task, "--split", task.tuned_on, "--model", model),
-                *("--max-queries", str(QUERIES), "--max-reasoning-tokens", str(BUDGET), *pairs),
+                *("--max-queries", str(QUERIES), *pairs),
                 *("--cache-folder", f"{RUNS}/{task.name}/store", "--output", str(output)),
             )
         anchors = read_anchors(Path(RUNS))

@@ -125,6 +125,8 @@ def test_a_weight_that_was_chosen_is_not_chosen_again(tmp_path, monkeypatch):
     hyde = next(each for each in asked if any(part.startswith("hyde:") for part in each))
     assert hyde[:5] == ("tune", "--task", "beir:../shared/data/cosqa", "--split", "dev")
     assert "samples=4" in hyde
+    for each in asked:  # Rocchio writes nothing, and refuses a budget
+        assert ("max_reasoning_tokens=48" in each) != each[each.index("--model") + 1].startswith("rocchio:")
     assert plans.read_anchors(tmp_path / plans.RUNS)["cosqa"] == dict.fromkeys(plans.tuned(), CHOSEN)
     first = len(asked)
     run.choose(task)

@@ -56,6 +56,8 @@ def page(attack: Mapping[str, Any], texts: Mapping[str, Any], checksums: Mapping
         mine = [row for row in rows if row["attack"].partition("/")[0] == kind]
         if mine:
             parts += [text + "\n", _table(mine)]
+    if attack["not_run"]:
+        parts.append(f"Not run: {', '.join(attack['not_run'])}.\n")
     parts += [NOT_COUNTED, _failures(rows), _commits(rows), "## What checksums cost\n", _checksums(checksums)]
     parts += ["## Long texts\n", _long_texts(texts)]
     return "\n".join(parts)

@@ -27,7 +27,7 @@ from tests.attack.alone import one_thread_and_no_network
 
 one_thread_and_no_network()
 
-from tests.attack.attacks import every
+from tests.attack.attacks import every, every_name
 from tests.attack.trials import Tally, again, run, save_failures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(bool([path for path in given.case if _tried_again(path, folder)]))
         attacks = every(folder, lambda name: name.startswith(given.only))
         if not attacks:
-            parser.error(f"--only {given.only!r}: there are {', '.join(attack.name for attack in every(folder))}")
+            parser.error(f"--only {given.only!r}: there are {', '.join(every_name(folder))}")
         tallies = []
         for attack in attacks:
             numbers = range(attack.counts[given.size]) if given.number is None else [given.number]
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tallies.append(tally)
             _say(tally, seconds, save_failures(tally, given.failures))
             if given.output is not None:
-                _keep(given.output, tally, seconds, given.size)
+                _keep(given.output, tally, seconds, given.size, every_name(folder))
     return int(any(tally.failures for tally in tallies))
 
 
@@ -88,8 +88,8 @@ def _say(tally: Tally, seconds: float, files: list[Path]) -> None:
         print(f"  FAILED {one['what']}: {one['detail'][-300:]!r}\n    again: make attack CASE={path}", flush=True)
 
 
-def _keep(path: Path, tally: Tally, seconds: float, size: str) -> None:
-    """Put an attack's row into the file of results, in the order of the attacks."""
+def _keep(path: Path, tally: Tally, seconds: float, size: str, names: list[str]) -> None:
+    """Put an attack's row into the file of results, which names those of `names` that it has no row of."""
     kept = json.loads(path.read_text()) if path.exists() else {"attacks": []}
     rows = {row["attack"]: row for row in kept["attacks"]}
     row = asdict(tally) | {"size": size, "seconds": round(seconds, 1), "commit": _commit()}
@@ -101,6 +101,7 @@ def _keep(path: Path, tally: Tally, seconds: float, size: str) -> None:
         "command": f"make attack ATTACK={size}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "attacks": [*rows.values()],
+        "not_run": [name for name in names if name not in rows],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

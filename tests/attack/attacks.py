@@ -67,6 +67,13 @@ def every(folder: Path, chosen: Callable[[str], bool] = lambda name: True) -> li
     return found + [attack for attack in rest if chosen(attack.name)]
 
 
+def every_name(folder: Path) -> list[str]:
+    """The names of all attacks; none of them is made ready."""
+    names: list[str] = []
+    every(folder, lambda name: bool(names.append(name)))
+    return names
+
+
 def _on_disk(kind: str, attacked: Subject, counts: Counts) -> Attack:
     if kind == "flips":
         return Damages(attacked, counts, needed="verify" if attacked.name == "export" else "")

@@ -49,6 +49,9 @@ def test_a_failure_is_on_the_page_with_the_command_that_shows_it_again(module, f
 def test_an_attack_that_was_not_done_is_said(module, folder):
     content = json.loads((folder / "attack.json").read_text())
     content["attacks"] = [{**content["attacks"][0], "trials": 0, "outcomes": {}, "failures": [], "absent": "no root"}]
+    content["not_run"] = ["kills/stage 9"]
     (folder / "attack.json").write_text(json.dumps(content))
     module.main(["--folder", str(folder)])
-    assert "not done: no root" in (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
+    assert "not done: no root" in text
+    assert "Not run: kills/stage 9." in text

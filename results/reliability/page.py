@@ -136,7 +136,7 @@ def _long_texts(texts: Mapping[str, Any]) -> str:
     command = (
         f"`python results/reliability/long_texts.py`; before: commit {before['commit']}, after: {after['commit']}."
     )
-    return "\n".join(lines) + f"\n\n{command} Rise of peak memory in a process of its own.\n"
+    return "\n".join(lines) + f"\n\n{command} Rise of peak memory in a process of its own; seconds of the processor.\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

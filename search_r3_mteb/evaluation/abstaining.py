@@ -17,12 +17,15 @@ from search_r3_mteb.encoder.inputs import documents_of, read_queries
 from search_r3_mteb.encoder.setting_types import check_number
 from search_r3_mteb.encoder.thoughts import Thought
 from search_r3_mteb.search.arrays import Vectors
-from search_r3_mteb.search.candidates import candidate_rows, rank_candidates
-from search_r3_mteb.search.exact import exact_search
+from search_r3_mteb.search.candidates import candidate_rows, ranked_scores
 
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.settings import Mode, Statistics
+    from search_r3_mteb.evaluation.queries import DocumentScores
+
+_NEEDED = 4
+"""Documents that a margin is read from: two, after the query itself and the first were left out, where they are."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class AbstainingSearch:
     """MTEB's search model, in which a query reasons only where its direct ranking is unsure.
 
     `encoder` is of mode "reason"; what it reasons, and its anchor, are its own. All vectors of the documents stay in
-    memory. With `ignore_identical_ids`, a document with the query's own id does not count for the margin.
+    memory. `as_scored` takes from a ranking what the task does not score (the query itself, the first document): that
+    does not count for the margin either.
     """
 
     def __init__(self, encoder: "SearchR3Encoder", direct: "SearchR3Encoder", abstain_margin: float) -> None:
@@ -65,7 +69,7 @@ class AbstainingSearch:
             raise ValueError(f"An encoder of each mode is needed, got {encoder.mode!r} and {direct.mode!r}.")
         SearchSettings(abstain_margin)
         self.encoder, self.direct, self.abstain_margin = encoder, direct, abstain_margin
-        self.ignore_identical_ids = False
+        self.as_scored: Callable[[DocumentScores], DocumentScores] = lambda ranking: ranking
         direct.statistics = encoder.statistics  # one count of both
         self._ids: list[str] = []
         self._vectors: Vectors | None = None
@@ -145,13 +149,9 @@ class AbstainingSearch:
     def _margins(
         self, ids: Sequence[str], vectors: Vectors, top_ranked: Mapping[str, Sequence[str]] | None
     ) -> Float[np.ndarray, " queries"]:
-        rankings = self._ranked(ids, vectors, 3, top_ranked)
-        if self.ignore_identical_ids:
-            rankings = [
-                {document: score for document, score in ranking.items() if document != query}
-                for query, ranking in zip(ids, rankings, strict=True)
-            ]
-        return top_margins(rankings)
+        rankings = self._ranked(ids, vectors, _NEEDED, top_ranked)
+        scored = self.as_scored(dict(zip(ids, rankings, strict=True)))
+        return top_margins([scored[each] for each in ids])
 
     def _ranked(
         self, ids: Sequence[str], vectors: Vectors, top_k: int, top_ranked: Mapping[str, Sequence[str]] | None
@@ -162,18 +162,8 @@ class AbstainingSearch:
                 f"{self.encoder.name}: whether a query reasons depends on the documents, and there are none yet. Call "
                 "index(documents) first."
             )
+        allowed = None
         if top_ranked is not None:
-            allowed = candidate_rows(top_ranked, ids, self._ids)
-            ranked = [
-                rank_candidates(vector, self._vectors, allowed[query], top_k)
-                for query, vector in zip(ids, vectors, strict=True)
-            ]
-            return [
-                {self._ids[row]: float(score) for row, score in zip(rows[:top_k], scores[:top_k], strict=True)}
-                for rows, scores in ranked
-            ]
-        found = exact_search(vectors, self._vectors, top_k)
-        return [
-            {self._ids[row]: float(score) for row, score in zip(rows, scores, strict=True)}
-            for rows, scores in zip(found.rows, found.scores, strict=True)
-        ]
+            rows_of = candidate_rows(top_ranked, ids, self._ids)
+            allowed = [rows_of[each] for each in ids]
+        return ranked_scores(vectors, self._vectors, self._ids, top_k, allowed)

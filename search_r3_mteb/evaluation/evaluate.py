@@ -16,6 +16,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from search_r3_mteb.atomic import clean, temporary_folder, write_json, write_jso
 from search_r3_mteb.checksums import described
 from search_r3_mteb.evaluation.given_file import read_given
 from search_r3_mteb.evaluation.provenance import commit
-from search_r3_mteb.evaluation.queries import CUTOFF, query_records
+from search_r3_mteb.evaluation.queries import CUTOFF, as_scored, query_records
 from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, SplitRecord
 from search_r3_mteb.evaluation.summary import (
     SummaryRow,
@@ -149,7 +150,7 @@ def _prepare(system: System, task: "AbsTaskRetrieval") -> None:
         task.convert_v1_dataset_format_to_v2(num_proc=None)
         system.model.given.check(task)
     if system.mode == UNSURE and isinstance(system.model, RecordedSearch):
-        system.model.search_model.ignore_identical_ids = task.ignore_identical_ids
+        system.model.search_model.as_scored = partial(as_scored, task)
 
 
 def _keep_unit(

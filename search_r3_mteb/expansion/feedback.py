@@ -15,7 +15,7 @@ from search_r3_mteb.expansion.methods import ROCCHIO_WEIGHT
 from search_r3_mteb.expansion.rules import rocchio
 from search_r3_mteb.expansion.writer_encoder import ExpandedThought, WriterEncoder
 from search_r3_mteb.search.arrays import Vectors
-from search_r3_mteb.search.candidates import CandidateRows, candidate_rows, rank_candidates
+from search_r3_mteb.search.candidates import CandidateRows, candidate_rows, rank_candidates, ranked_scores
 from search_r3_mteb.search.exact import exact_search
 
 _TITLE_WORDS = 16  # of a document without a title, in the place of one (our choice)
@@ -98,20 +98,12 @@ class FeedbackEncoder(WriterEncoder):
         if on_thoughts is not None:
             on_thoughts(thoughts)
         vectors = np.array([thought.vector for thought in thoughts], np.float32).reshape(-1, self.dim)
-        if allowed is not None:
-            ranked = [
-                (query, *rank_candidates(vector, corpus.vectors, allowed[query], top_k))
-                for query, vector in zip(ids, vectors, strict=True)
-                if query in top_ranked
-            ]
-            return {
-                query: {corpus.ids[row]: float(value) for row, value in zip(rows[:top_k], values[:top_k], strict=True)}
-                for query, rows, values in ranked
-            }
-        found = exact_search(vectors, corpus.vectors, top_k)
+        rows = None if allowed is None else [allowed[each] for each in ids]
+        rankings = ranked_scores(vectors, corpus.vectors, corpus.ids, top_k, rows)
         return {
-            query: {corpus.ids[row]: float(value) for row, value in zip(rows, values, strict=True)}
-            for query, rows, values in zip(ids, found.rows, found.scores, strict=True)
+            query: ranking
+            for query, ranking in zip(ids, rankings, strict=True)
+            if top_ranked is None or query in top_ranked
         }
 
     def _indexed(self) -> Indexed:

@@ -4,9 +4,12 @@ MTEB calls both `top_ranked`: for each query the ids of the documents that it ma
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Int32
+
+from search_r3_mteb.search.exact import exact_search
 
 CandidateRows = Int32[np.ndarray, " candidates"]
 
@@ -53,3 +56,20 @@ def rank_candidates(
         rows, scores = rows[kept], scores[kept]
     order = np.lexsort((rows, -scores))
     return rows[order], scores[order]
+
+
+def ranked_scores(
+    queries: Float[np.ndarray, "queries dim"],
+    documents: Float[np.ndarray, "documents dim"],
+    ids: Sequence[str],
+    k: int,
+    allowed: Sequence[CandidateRows] | None = None,
+) -> list[dict[str, float]]:
+    """For each query the inner products of its `k` nearest documents by id, best first; of its `allowed` rows alone."""
+    if allowed is None:
+        found = exact_search(queries, documents, k)
+        pairs: Any = zip(found.rows, found.scores, strict=True)
+    else:
+        ranked = (rank_candidates(query, documents, rows, k) for query, rows in zip(queries, allowed, strict=True))
+        pairs = ((rows[:k], scores[:k]) for rows, scores in ranked)
+    return [{ids[row]: float(score) for row, score in zip(*pair, strict=True)} for pair in pairs]

@@ -1,6 +1,8 @@
 """Abstention: a query reasons exactly where the margin of its direct ranking is below the bound."""
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.evaluation.abstaining import AbstainingSearch, SearchSettings, is_unsure, top_margins
 from search_r3_mteb.evaluation.evaluate import evaluate
+from search_r3_mteb.evaluation.queries import as_scored
 from tests.evaluation.conftest import write_little
 
 SETTINGS = {"max_reasoning_tokens": 4, "max_length": 256}
@@ -91,7 +94,11 @@ def test_ends_of_the_scale(checkpoint, beir, tmp_path):
     assert anchored == score("reason", anchor=0.5)
 
 
-def test_the_query_itself_is_no_document_where_the_task_says_so(checkpoint):
+def left_out(*, identical_ids, first):
+    return partial(as_scored, SimpleNamespace(ignore_identical_ids=identical_ids, skip_first_result=first))
+
+
+def test_what_the_task_does_not_score_is_no_document_of_the_margin(checkpoint):
     encoder, direct = (SearchR3Encoder(checkpoint, mode=mode, **SETTINGS) for mode in ("reason", "direct"))
     search = AbstainingSearch(encoder, direct, 0.5)
     with pytest.raises(ValueError, match="there are none yet"):
@@ -100,12 +107,16 @@ def test_the_query_itself_is_no_document_where_the_task_says_so(checkpoint):
     search._vectors = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]], np.float32)
     query = np.array([[1.0, 0.0]], np.float32)
     assert search._margins(["a"], query, None).tolist() == pytest.approx([0.2])
-    search.ignore_identical_ids = True
+    search.as_scored = left_out(identical_ids=True, first=False)
     assert search._margins(["a"], query, None).tolist() == pytest.approx([0.2])
     search._vectors = np.array([[1.0, 0.0], [0.8, 0.6], [0.28, 0.96]], np.float32)
     assert search._margins(["a"], query, None).tolist() == pytest.approx([0.52])
     assert search._margins(["a"], query, {"a": ["c", "b"]}).tolist() == pytest.approx([0.52])
     assert search._margins(["z"], query, None).tolist() == pytest.approx([0.2])
+    search.as_scored = left_out(identical_ids=False, first=True)
+    assert search._margins(["z"], query, None).tolist() == pytest.approx([0.52])
+    search.as_scored = left_out(identical_ids=True, first=True)
+    assert search._margins(["b"], query, None).tolist() == [np.inf], "of a and c the first is left out"
 
 
 def test_identity_and_mistakes(checkpoint, tmp_path):

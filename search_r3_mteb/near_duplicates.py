@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from search_r3_mteb.keys import key_of
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
-# Letters and digits of all scripts. In scripts without spaces (Thai, Lao, Burmese, Khmer, kana, Han) each character
-# counts as a word, or a whole sentence would be one.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
-_ANY_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])+")
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""In scripts without spaces (Thai, Lao, Burmese, Khmer, kana, Han) each character counts as a word, or a whole sentence
+would be one. The inside of a character class."""
+_ANY_WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[^\W_])+")
 _CACHED_WORDS = 1 << 20
 
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
+from search_r3_mteb.near_duplicates import UNSPACED
+
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.prompts import Renderer
 
 Ids = Sequence[int]
 FILLER = " ."
-# In Thai and Lao, Burmese, Khmer, kana and Han each character is a word; elsewhere a word ends at white space.
-_SPACELESS = "\\u0e00-\\u0eff\\u1000-\\u109f\\u1780-\\u17ff\\u3040-\\u30ff\\u3400-\\u9fff\\uf900-\\ufaff"
-_WORD = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 
 def others(count: int, rng: np.random.Generator) -> Int[np.ndarray, " queries"]:

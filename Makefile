@@ -21,6 +21,8 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Threads sleep while they wait for each other: on a busy machine spinning ones are many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install evaluate test test-lowest test-slow mutants attack audit constraints lint format structure bench bench-cache \
 	results nano mini writer clean

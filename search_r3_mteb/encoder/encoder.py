@@ -1,5 +1,6 @@
 """SearchR3Encoder: reasons about queries and then embeds them, embeds documents directly."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -34,6 +35,9 @@ from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics, c
 from search_r3_mteb.encoder.store import Store, fingerprint_of
 from search_r3_mteb.encoder.thoughts import Thought as Thought
 from search_r3_mteb.search.arrays import Vectors
+from search_r3_mteb.threads import Pace
+
+_log = logging.getLogger(__name__)
 
 
 class SearchR3Encoder(EncoderDoors):
@@ -274,7 +278,7 @@ class SearchR3Encoder(EncoderDoors):
             def progress(rows: int) -> None:
                 bar.update(rows * process_count())  # every process reports its own rows only
 
-            bar.total, done, seconds, began = len(todo), 0, 0.0, time.perf_counter()
+            bar.total, done, seconds, began, pace = len(todo), 0, 0.0, time.perf_counter(), Pace()
             for chunk, prompts in self._chunks(texts, instructions, template, todo, CHUNK[role]):
                 own = [texts[i] for i in own_share(chunk)]
                 if sampling is None:
@@ -294,6 +298,9 @@ class SearchR3Encoder(EncoderDoors):
                     conditions = [keys[i] for i in chunk]
                     store.append([texts[i] for i in chunk], vectors, thoughts, instructions=conditions, seconds=took)
                 seconds, done = seconds + took, done + len(chunk)
+                written = 0 if sampling is None else sum(len(thought.token_ids) for thought in found)
+                if said := pace.hint(written + sum(map(len, prompts)), took):
+                    _log.warning("%s: %s", what, said)
                 bar.n = done
                 bar.refresh()
                 began = time.perf_counter()

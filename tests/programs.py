@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -38,6 +40,12 @@ def loaded_after(statement, names):
     """Which of the modules `names` a fresh interpreter has loaded after `statement`."""
     said = python("-c", f"{statement}\nimport sys\nprint(*(name for name in {names!r} if name in sys.modules))")
     return set(said.splitlines()[-1].split())
+
+
+def mostly_slow(values, *kept):
+    """The values as parameters of a test, all but those `kept` marked slow: in the suite these stand for their kind."""
+    marks = {value: [] if value in kept else [pytest.mark.slow] for value in values}
+    return [pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=marks[value]) for value in values]
 
 
 def free_port():

@@ -85,6 +85,7 @@ def without_our_files(folder):
 # ---- what is loaded is what was saved ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # in one process: the tests before
 @pytest.mark.filterwarnings("ignore:.*ied:UserWarning:peft.*")
 def test_every_kind_is_the_same_in_another_process(tmp_path):
     """Vectors, logits and fingerprint; also where the vocabulary was resized to a multiple of 64."""

@@ -13,6 +13,7 @@ from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.encoder.prompts import Renderer
 from tests.conftest import CHAT_TEMPLATE
 from tests.encoder import test_whole_texts as kinds
+from tests.programs import mostly_slow
 
 SPLIT = {"byte-level", "byte-level, prefix space", "byte-level, Qwen's pattern", "BERT", "Unigram"}
 SPLIT |= {"Metaspace first", "Metaspace always", "Metaspace never"}
@@ -76,7 +77,7 @@ def compare(tokenizer, monkeypatch, tokenization, texts, counts):
                 assert one.spans == other.spans
 
 
-@pytest.mark.parametrize("tokenization", ["whole", "apart"])
+@pytest.mark.parametrize("tokenization", mostly_slow(["whole", "apart"], "whole"))
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_long_texts_give_the_prompts_of_the_whole(kind, tokenization, monkeypatch):
     counts = []

@@ -19,6 +19,7 @@ from search_r3_mteb.evaluation.systems import open_systems
 from search_r3_mteb.integrations.sentence_transformers import export
 from tests.conftest import build_model, build_tokenizer, save_sentence_transformer
 from tests.encoder.damages import drawn
+from tests.programs import mostly_slow
 from train import sft
 
 SEED = 20
@@ -31,6 +32,7 @@ FILES = {
     "sharded": ("model.safetensors.index.json",),
 }
 EACH = [(kind, name) for kind, names in FILES.items() for name in names]
+FEW = [("base", "config.json"), ("base", "tokenizer.json"), ("adapter", "adapter_model.safetensors")]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def encode(folder):
     return encoder.encode_query(["the query"]), encoder.encode_document(["a document"])
 
 
-@pytest.mark.parametrize(("kind", "name"), EACH)
+@pytest.mark.parametrize(("kind", "name"), mostly_slow(EACH, *FEW))
 def test_every_damage_is_one_error_that_names_the_file_or_none(saved, tmp_path, kind, name):
     encode(saved[kind])  # control
     tried = damaged(saved[kind], name, tmp_path / "copy", 2)
@@ -101,7 +103,7 @@ def one_message(code, err, name):
     return code == 2 and err.count("Error: ") == 1 and "Traceback" not in err and name in err
 
 
-@pytest.mark.parametrize(("kind", "name"), EACH)
+@pytest.mark.parametrize(("kind", "name"), mostly_slow(EACH, *FEW))
 def test_commands_show_one_message(saved, tmp_path, call, kind, name):
     texts = tmp_path / "texts.txt"
     texts.write_text("the query\n")
@@ -137,7 +139,7 @@ def message_of(run):
     return None
 
 
-@pytest.mark.parametrize("name", FILES["base"])
+@pytest.mark.parametrize("name", mostly_slow(FILES["base"], "tokenizer.json", "search_r3.json"))
 def test_a_dry_run_shows_one_message(saved, tmp_path, capsys, name):
     copy = tmp_path / "copy"
     (tmp_path / "run.toml").write_text(

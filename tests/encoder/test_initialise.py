@@ -39,9 +39,9 @@ def base(tmp_path_factory):
     ("kind", "shape"),
     [
         ("qwen2", {}),
-        ("qwen2", {"vocab_size": USED}),
+        pytest.param("qwen2", {"vocab_size": USED}, marks=pytest.mark.slow),
         ("llama", {"tie_word_embeddings": False}),
-        ("llama", {"tie_word_embeddings": False, "vocab_size": USED}),
+        pytest.param("llama", {"tie_word_embeddings": False, "vocab_size": USED}, marks=pytest.mark.slow),
         ("gpt2", {}),
     ],
     ids=["tied, padded", "tied, full", "untied, padded", "untied, full", "another architecture"],
@@ -92,11 +92,11 @@ def test_the_options_reach_the_checkpoint(base, tmp_path):
 @pytest.mark.parametrize(
     ("template", "decided"),
     [
-        (CHAT_TEMPLATE, {}),
-        (GEMMA, {}),
+        pytest.param(CHAT_TEMPLATE, {}, marks=pytest.mark.slow),
+        pytest.param(GEMMA, {}, marks=pytest.mark.slow),
         (LLAMA, {"date": "2025-10-08"}),
         (QWEN3, {"thinking": False}),
-        (R1, {"thinking": False}),
+        pytest.param(R1, {"thinking": False}, marks=pytest.mark.slow),
         (None, {"plain": PLAIN}),
     ],
     ids=["chatml", "gemma", "llama", "qwen3", "r1", "none"],

@@ -19,6 +19,7 @@ import pytest
 from search_r3_mteb.encoder import store as store_module
 from search_r3_mteb.encoder.store import Store, StoredThought
 from search_r3_mteb.encoder.stored_chunks import CHUNK_FILE, StoredChunk, sealed
+from tests.programs import mostly_slow
 
 DIM, PRINT, OTHER = 4, "ab" * 32, "cd" * 32
 TEXTS = [f"text {number}" for number in range(6)]
@@ -117,7 +118,7 @@ def said(caplog):
     return since
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", mostly_slow(range(3), 0))
 def test_no_random_damage_is_accepted(tmp_path, said, seed):
     shaken(tmp_path, seed, 150, said)
 

@@ -20,7 +20,7 @@ from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.conftest import save_sentence_transformer
 from tests.dying import Killed
 from tests.mteb_running import made_task, mteb_scores
-from tests.programs import python, started
+from tests.programs import mostly_slow, python, started
 
 KEYS = {"task", "split", "model", "mode", "ndcg_at_10", "recall_at_10", "queries", "documents"} | {
     "reasoning_tokens_per_query",
@@ -168,7 +168,7 @@ def test_ndcg_by_hand():
     assert found["r"]["ndcg_cut_10"] == 0.0
 
 
-@pytest.mark.parametrize("chunks", range(1, 10))
+@pytest.mark.parametrize("chunks", mostly_slow(range(1, 10), 1, 5, 9))
 def test_killed_at_any_chunk_and_started_again_gives_the_same_files(
     tiny_checkpoint, beir, tmp_path, monkeypatch, chunks
 ):

@@ -58,6 +58,7 @@ def writers(folder, *, processes=4, rows, rounds, lock=True):
     return [line for line in said.splitlines() if line.startswith("found")]
 
 
+@pytest.mark.slow  # in the suite: tests/attack, "writers/summary rows"
 @pytest.mark.skipif(os.name != "posix", reason="fork")
 def test_four_evaluations_in_one_output_keep_every_row(tmp_path):
     assert writers(tmp_path, rows=3, rounds=2) == ["found 12 [0, 0, 0, 0]"] * 2

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tests.dying import killed_before
-from tests.programs import python
+from tests.programs import mostly_slow, python
 from tests.train.checkpoint.checkpoint_worker import CONFIG, Numbers, everything, new_state, one_step
 from train.checkpoint.folders import CheckpointError, best, checkpoints, read
 from train.checkpoint.save_load import TrainingState, load_latest, save
@@ -345,7 +345,7 @@ def worker(*arguments, timeout=100):
     return json.loads(python(WORKER, *arguments, timeout=timeout).splitlines()[-1])
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", mostly_slow([2, 50], 2))
 def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(tmp_path, count):
     result = worker("kills", tmp_path, count, timeout=300)
     assert result["kills"] == count

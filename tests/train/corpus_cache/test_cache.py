@@ -511,6 +511,7 @@ def test_kill_9_at_random_moments(tmp_path):
     assert python(KILLING, tmp_path, "random", "12").startswith("12 kills")
 
 
+@pytest.mark.slow
 def test_kill_9_at_every_60th_line(tmp_path):
     assert int(python(KILLING, tmp_path, "lines", "60").split()[0]) > 8
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import search_r3_mteb
+from search_r3_mteb.extensions import installed
 
 PACKAGES = (
     *("torch", "transformers", "sentence-transformers", "mteb", "beir"),
@@ -23,6 +24,7 @@ def examine(model: str = "nano") -> Iterator[tuple[str, str]]:
     yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for package in PACKAGES:
         yield package, _installed(package)
+    yield from installed()
     yield from _devices()
     yield from _model(model)
 

@@ -9,20 +9,33 @@ from rich.markup import escape
 
 from search_r3_mteb.cli.options import BudgetOption, ModelOption, app
 from search_r3_mteb.cli.shared import console_here
-from search_r3_mteb.encoder.profiles import EMBED_TOKEN
+from search_r3_mteb.encoder.profiles import EMBED_TOKEN, named_profile
 
 
 @app.command()
 def init(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A causal LM: a folder or a hub id.")],
     output: Annotated[Path, typer.Option(help="The folder to write; an earlier result there is replaced.")],
-    embed_token: Annotated[str, typer.Option(help="The token whose hidden state is the vector.")] = EMBED_TOKEN,
+    embed_token: Annotated[
+        str | None,
+        typer.Option(
+            help=f"The token whose hidden state is the vector. [default: the profile's, {EMBED_TOKEN}]",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto (the base's own), float32, bfloat16 or float16.")] = "auto",
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts that another package brings (docs/extend.md). [default: Search-R3's]", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Make an ordinary causal LM ready to train: adds the embed token and search_r3.json, and says what it found."""
     from search_r3_mteb.encoder.initialise import initialise
 
-    done = initialise(base, output, embed_token=embed_token, dtype=cast("Any", dtype))
+    chosen = None if profile is None else named_profile(profile)
+    done = initialise(base, output, embed_token=embed_token, dtype=cast("Any", dtype), profile=chosen)
     console = console_here()
     for name, value in done.lines():
         console.print(f"{name:>22}  {value}", markup=False, highlight=False)

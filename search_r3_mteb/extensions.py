@@ -52,7 +52,7 @@ class Extension:
         return ExtensionError(f"The {self} {what.rstrip('.')}. Mend that package, or leave {self.name!r} out.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Registry:
     """The extensions of one kind, from the entry points of `group` and from this process. `reserved` names are ours."""
 
@@ -142,6 +142,8 @@ class Registry:
             )
 
     def _unknown(self, name: str) -> str:
+        if name in self.reserved:
+            return f"The {self.kind} {name!r} is one of this package's own, not an extension: name it where ours stand."
         near = difflib.get_close_matches(name, [*self.names(), *self.reserved], n=1)
         advice = f"Did you mean {near[0]!r}? " if near else ""
         own = f"Ours are {', '.join(self.reserved)}; " if self.reserved else ""

@@ -1,9 +1,9 @@
 """The explanation of one question: its reasoning, and the documents found without and with it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -38,6 +38,13 @@ class Explanation:
     without: list[Hit]
     with_reasoning: list[Hit]
     documents: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        thought = {"reasoning": self.thought.text, "finished": self.thought.finished, "given": self.thought.given}
+        hits = {"without": self.without, "with_reasoning": self.with_reasoning}
+        found = {name: [{**asdict(hit), "score": float(hit.score)} for hit in part] for name, part in hits.items()}
+        return {**thought, "tokens": len(self.thought.token_ids), "documents": self.documents, **found}
 
 
 def explain(

@@ -254,13 +254,12 @@ def choices_of(path: Sequence[str], cls: type[Settings]) -> list[str]:
         field = _field_at(tuple(path), cls)
     except (KeyError, StopIteration, ExtensionError):
         return []
-    names = [name for each in field.metadata if isinstance(each, Names) for name in each.known]
-    return names or _literals(field.annotation)
+    return [name for each in (*field.metadata, field.annotation) for name in _literals(each)]
 
 
 def _literals(annotation: Any) -> list[str]:
-    """The values of the Literal inside a type."""
-    found: list[str] = []
+    """The values of the Literal, or the names, inside a type."""
+    found: list[str] = list(annotation.known) if isinstance(annotation, Names) else []
     for inner in get_args(annotation):
         found += [inner] if isinstance(inner, str) else _literals(inner)
     return found

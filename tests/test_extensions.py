@@ -580,3 +580,16 @@ def test_the_page_shows_the_example_as_it_is():
         assert f"```python\n{code}```" in page, f"{name}.py differs from docs/extend.md"
     for registry in REGISTRIES:
         assert registry.group in page
+
+
+def test_the_page_s_program_makes_the_checkpoints_known_to_mteb(capsys):
+    from mteb.models.model_implementations import MODEL_REGISTRY
+
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    before = dict(MODEL_REGISTRY)
+    try:
+        exec(page.partition("```python\nimport mteb\n")[2].partition("```")[0], {"mteb": __import__("mteb")})
+    finally:
+        MODEL_REGISTRY.clear()
+        MODEL_REGISTRY.update(before)
+    assert capsys.readouterr().out == "1536\n"

@@ -7,7 +7,14 @@ from typing import Annotated, cast
 
 import typer
 
-from search_r3_mteb.cli.options import BudgetOption, CacheFolderOption, ExtensibleCommand, JsonOption, SetOption, app
+from search_r3_mteb.cli.options import (
+    BudgetOption,
+    CacheFolderOption,
+    ExtensibleCommand,
+    JsonOption,
+    SetOption,
+    app,
+)
 from search_r3_mteb.cli.shared import arguments_given, console_here, print_json, progress_lines, said, settings_of
 
 
@@ -36,7 +43,9 @@ def compare(  # noqa: PLR0913  an option is a parameter
         Path | None,
         typer.Option(help="An interrupted comparison resumes there. [default: runs/compare]", show_default=False),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="One split of the tasks. [default: their own]", show_default=False)
+    ] = None,
     setting: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -150,7 +159,9 @@ def contamination(  # noqa: PLR0913  an option is a parameter
         typer.Option(help="The training set: .jsonl (.gz) with queries, positives, negatives, ids; or a BEIR folder."),
     ],
     task: Annotated[list[str], typer.Option("--task", help="As in evaluate. May be repeated.")],
-    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="One split of the tasks. [default: their own]", show_default=False)
+    ] = None,
     train_split: Annotated[
         str | None, typer.Option(help="The training folder's judgements. [default: train]", show_default=False)
     ] = None,

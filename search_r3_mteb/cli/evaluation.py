@@ -52,7 +52,9 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     ],
     mode: Annotated[str, typer.Option(help="both, reason or direct. Baselines are always direct.")] = "both",
     output: ResultsOption = Path("runs/evaluate"),
-    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="One split of the tasks. [default: their own]", show_default=False)
+    ] = None,
     ignore_identical_ids: IdenticalIdsOption = False,
     cache_folder: CacheFolderOption = None,
     reasoning: Annotated[
@@ -144,7 +146,9 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
         Path | None,
         typer.Option(help="Folder of diagnose.json. [default: runs/diagnose/TASK__MODEL]", show_default=False),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="One split of the task, instead of its own.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="One split of the task. [default: its own]", show_default=False)
+    ] = None,
     ignore_identical_ids: IdenticalIdsOption = False,
     max_queries: Annotated[
         int, typer.Option(help="Queries drawn at random (--set seed=...); 0 for all.", min=0)

@@ -56,7 +56,13 @@ ModelOption = Annotated[
 
 
 BudgetOption = Annotated[
-    int | None, typer.Option("--max-reasoning-tokens", help="Budget of a query's reasoning, in tokens.", min=0)
+    int | None,
+    typer.Option(
+        "--max-reasoning-tokens",
+        help="Budget of a query's reasoning, in tokens. [default: 256, of a writer 128]",
+        min=0,
+        show_default=False,
+    ),
 ]
 
 
@@ -78,6 +84,12 @@ IdenticalIdsOption = Annotated[
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+
+
+SplitOption = Annotated[
+    str | None,
+    typer.Option("--split", help="One split of each task. [default: the task's own]", show_default=False),
+]
 
 
 SetOption = Annotated[

@@ -13,6 +13,7 @@ from search_r3_mteb.cli.options import (
     ExtensibleCommand,
     JsonOption,
     SetOption,
+    SplitOption,
     app,
 )
 from search_r3_mteb.cli.shared import arguments_given, console_here, print_json, progress_lines, said, settings_of
@@ -43,9 +44,7 @@ def compare(  # noqa: PLR0913  an option is a parameter
         Path | None,
         typer.Option(help="An interrupted comparison resumes there. [default: runs/compare]", show_default=False),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="One split of the tasks. [default: their own]", show_default=False)
-    ] = None,
+    split: SplitOption = None,
     setting: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,7 +107,7 @@ def tune(  # noqa: PLR0913  an option is a parameter
 ) -> None:
     """Choose on a dev split how much the reasoning weighs.
 
-    So does the text of a writer; and which queries need to reason at all.
+    Or how much a writer's text does, and which queries need to reason at all.
     """
     from search_r3_mteb.evaluation.systems import split_label
     from search_r3_mteb.evaluation.tuning import TuningPlan, tables, write_anchor
@@ -159,9 +158,7 @@ def contamination(  # noqa: PLR0913  an option is a parameter
         typer.Option(help="The training set: .jsonl (.gz) with queries, positives, negatives, ids; or a BEIR folder."),
     ],
     task: Annotated[list[str], typer.Option("--task", help="As in evaluate. May be repeated.")],
-    split: Annotated[
-        str | None, typer.Option(help="One split of the tasks. [default: their own]", show_default=False)
-    ] = None,
+    split: SplitOption = None,
     train_split: Annotated[
         str | None, typer.Option(help="The training folder's judgements. [default: train]", show_default=False)
     ] = None,

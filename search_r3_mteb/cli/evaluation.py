@@ -17,6 +17,7 @@ from search_r3_mteb.cli.options import (
     ModelOption,
     ResultsOption,
     SetOption,
+    SplitOption,
     app,
 )
 from search_r3_mteb.cli.shared import (
@@ -52,9 +53,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     ],
     mode: Annotated[str, typer.Option(help="both, reason or direct. Baselines are always direct.")] = "both",
     output: ResultsOption = Path("runs/evaluate"),
-    split: Annotated[
-        str | None, typer.Option(help="One split of the tasks. [default: their own]", show_default=False)
-    ] = None,
+    split: SplitOption = None,
     ignore_identical_ids: IdenticalIdsOption = False,
     cache_folder: CacheFolderOption = None,
     reasoning: Annotated[
@@ -146,9 +145,7 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
         Path | None,
         typer.Option(help="Folder of diagnose.json. [default: runs/diagnose/TASK__MODEL]", show_default=False),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="One split of the task. [default: its own]", show_default=False)
-    ] = None,
+    split: SplitOption = None,
     ignore_identical_ids: IdenticalIdsOption = False,
     max_queries: Annotated[
         int, typer.Option(help="Queries drawn at random (--set seed=...); 0 for all.", min=0)

@@ -1,5 +1,6 @@
 """The application, and the options that several commands share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -18,10 +19,17 @@ def name_values(program: typer.Typer) -> None:
     """Have --help show in one word what kind of value an option takes."""
     for command in program.registered_commands:
         for hint in get_type_hints(command.callback, include_extras=True).values():
-            kinds = {hint, *get_args(hint), *(inner for each in get_args(hint) for inner in get_args(each))}
+            kinds = set(_kinds(hint))
             for each in get_args(hint)[1:]:
                 if isinstance(each, OptionInfo) and each.metavar is None and bool not in kinds:
                     each.metavar = next((word for kind, word in _VALUES.items() if kind in kinds), "TEXT")
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """A type and the types in it."""
+    yield hint
+    for each in get_args(hint):
+        yield from _kinds(each)
 
 
 class ExtensibleCommand(TyperCommand):
@@ -59,7 +67,7 @@ BudgetOption = Annotated[
     int | None,
     typer.Option(
         "--max-reasoning-tokens",
-        help="Budget of a query's reasoning, in tokens. [default: 256, of a writer 128]",
+        help="Budget of a query's reasoning, in tokens. [default: 256, for a writer 128]",
         min=0,
         show_default=False,
     ),

@@ -12,7 +12,7 @@ from rich.text import Text
 
 SHORTEST = 12
 """Characters of a name that stay."""
-_GAP = 1
+_GAP = 2  # between two columns: one of padding, one of the box
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class NarrowTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         kept, widths = self._fitted(options.max_width)
         made = Table(
-            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, _GAP, 0, 0), show_edge=False, title=self.title,
+            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, title=self.title,
             title_justify="left",
         )  # fmt: skip
         for place in kept:
@@ -115,4 +115,4 @@ def shortened(text: str, width: int) -> str:
 
 
 def _total(widths: Sequence[int], kept: Sequence[int]) -> int:
-    return sum(widths[place] for place in kept) + _GAP * len(kept)
+    return sum(widths[place] for place in kept) + _GAP * (len(kept) - 1)

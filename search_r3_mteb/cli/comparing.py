@@ -94,7 +94,10 @@ def tune(  # noqa: PLR0913  an option is a parameter
         typer.Option(help="Folder of tune.json. [default: runs/tune/TASK__MODEL]", show_default=False),
     ] = None,
     anchors: Annotated[
-        list[float] | None, typer.Option("--anchor", help="A weight to try. May be repeated.", show_default=False)
+        list[float] | None,
+        typer.Option(
+            "--anchor", help="A weight to try. May be repeated. [default: 8 from 0.1 to 2]", show_default=False
+        ),
     ] = None,
     write_profile: Annotated[
         bool, typer.Option("--write-profile", help="Recommend the chosen anchor in the model folder's search_r3.json.")

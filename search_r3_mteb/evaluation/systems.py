@@ -20,6 +20,7 @@ from search_r3_mteb.evaluation.abstaining import AbstainingSearch, SearchSetting
 from search_r3_mteb.evaluation.own_baselines import OwnBaseline, own_baseline
 from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, Thinker
 from search_r3_mteb.expansion.names import SETTINGS, open_expansion, parse_name
+from search_r3_mteb.extensions import BASELINES
 
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
@@ -155,7 +156,11 @@ def kind_of(path: str | Path) -> ModelKind:
         if Path(BM25).is_dir():
             raise ValueError(f"{BM25!r} is both the baseline and a folder here. Write ./{BM25}, or rename the folder.")
         return "bm25"
-    folder = resolve(path)
+    try:
+        folder = resolve(path)
+    except FileNotFoundError as error:
+        names = ", ".join(BASELINES.names())
+        raise FileNotFoundError(f"{error} Baselines: {BM25}{', ' * bool(names)}{names}.") from error
     if is_sentence_transformer(folder):
         return "sentence-transformers"
     if (folder / _LIBRARY_CONFIG).exists() and not (folder / PROFILE_FILE).exists():

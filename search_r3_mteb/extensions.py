@@ -42,13 +42,14 @@ class Extension:
         try:
             return self.function(*arguments)
         except Exception as error:
-            raise self.error(f"failed with {type(error).__name__}: {error}") from error
+            text = str(error).rstrip(".")
+            raise ExtensionError(f"The {self} failed with {type(error).__name__}: {text}. See --debug.") from error
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r} of {self.origin}"
 
     def error(self, what: str) -> ExtensionError:
-        """The error that says `what` about this extension; --debug shows where in its code."""
+        """The error that says `what` is wrong with this extension."""
         return ExtensionError(f"The {self} {what.rstrip('.')}. Mend that package, or leave {self.name!r} out.")
 
 

@@ -449,12 +449,17 @@ def test_results_of_a_changed_baseline_are_not_taken_for_its_own(package):
 def test_what_a_baseline_or_task_cannot_be_is_refused(example, call, questions, tmp_path, monkeypatch):
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
+    from search_r3_mteb.evaluation.explain import read_documents
     from search_r3_mteb.evaluation.systems import check_settings, kind_of
     from search_r3_mteb.evaluation.tasks import resolve_task
 
     assert kind_of("hashing:64") == "own"
     assert isinstance(resolve_task(f"faq:{questions}"), AbsTaskRetrieval)
     assert resolve_task(f"faq:{questions}", "dev").eval_splits == ["dev"]
+    assert [text for _, text in read_documents(f"faq:{questions}")] == [
+        "Cats sleep in warm places.",
+        "Birds sing at dawn.",
+    ]
     with pytest.raises(ExtensionError, match=r"task 'faq' of the package .* failed with FileNotFoundError: .*nowhere"):
         resolve_task("faq:nowhere.csv")
     with pytest.raises(ValueError, match=r"no task 'fqa'.*installed extensions: faq"):

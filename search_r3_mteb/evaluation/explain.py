@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from search_r3_mteb.encoder.documents import join_title
-from search_r3_mteb.evaluation.tasks import BEIR, FORMS, LOCAL_TASKS, resolve_task
+from search_r3_mteb.evaluation.tasks import FORMS, LOCAL_TASKS, is_local, resolve_task
 from search_r3_mteb.text_files import read_rows
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def read_documents(corpus: str | Path) -> list[tuple[str, str]]:
         )
     if path.exists():
         return _unique(corpus, _files(path))
-    if isinstance(corpus, Path) or (not corpus.startswith(BEIR) and (path.suffix or len(path.parts) > 1)):
+    if isinstance(corpus, Path) or (not is_local(corpus) and (path.suffix or len(path.parts) > 1)):
         raise FileNotFoundError(
             f"There is no corpus {corpus}. Give a BEIR folder, a corpus.jsonl, a text file, or {FORMS}."
         )

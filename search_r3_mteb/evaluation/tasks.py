@@ -36,7 +36,7 @@ def resolve_tasks(specs: Sequence[TaskSpec], split: str | None = None) -> "list[
     """
     found: dict[Any, AbsTaskRetrieval] = {}
     for spec in specs:
-        several = benchmark_tasks(spec) if isinstance(spec, str) and not _is_local(spec) else None
+        several = benchmark_tasks(spec) if isinstance(spec, str) and not is_local(spec) else None
         for each in [spec] if several is None else several:
             task = resolve_task(each, split)
             found.setdefault((task.metadata.name, task.metadata.revision, *task.eval_splits, *task.hf_subsets), task)
@@ -65,7 +65,8 @@ def resolve_task(spec: TaskSpec, split: str | None = None) -> "AbsTaskRetrieval"
     return task
 
 
-def _is_local(name: str) -> bool:
+def is_local(name: str) -> bool:
+    """Whether this is the name of a task of ours or of another package, and not of MTEB's."""
     return name.partition(":")[0] in ("beir", *LOCAL_TASKS, *TASKS.names())
 
 

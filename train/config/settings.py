@@ -86,8 +86,9 @@ class OwnTables(Settings):
 def settings_class(extension: Extension, base: type[OwnSettings]) -> type[OwnSettings]:
     """The class of an extension's settings. Raises ExtensionError where it is not a `base`."""
     cls = base if extension.settings is None else extension.settings
-    if not issubclass(cls, base):
-        raise extension.error(f"has settings of the class {cls.__name__}, which does not derive from {base.__name__}")
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        name = getattr(cls, "__name__", repr(cls))
+        raise extension.error(f"has settings of the class {name}, which does not derive from {base.__name__}")
     return cls
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 SHORTEST = 12
 """Characters of a name that stay."""
-_GAP = 2  # between two columns: one of padding, one of the box
+_GAPS = (2, 1)  # between two columns: one of the box, and where there is room one of padding
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class NarrowTable:
         self.sections.add(len(self.rows))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        kept, widths = self._fitted(options.max_width)
+        kept, widths, gap = self._fitted(options.max_width)
         made = Table(
-            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, title=self.title,
+            box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0), show_edge=False, title=self.title,
             title_justify="left",
         )  # fmt: skip
         for place in kept:
@@ -72,25 +72,22 @@ class NarrowTable:
             yield Text(f"Left out at this width, --json has them: {', '.join(left)}", style="dim")
         yield from (Text(note, style="dim") for note in self.notes)
 
-    def _fitted(self, width: int) -> tuple[list[int], list[int]]:
-        """The columns that stay, and the width of each column."""
+    def _fitted(self, width: int) -> tuple[list[int], list[int], int]:
+        """The columns that stay, the width of each column, and the gap between two."""
         kept = list(range(len(self.columns)))
         leaving = sorted((place for place in kept if self.columns[place].leaves), key=lambda p: self.columns[p].leaves)
         widths = [self._natural(place) for place in kept]
-        while True:
-            least = [
-                self._shortest(place) if self.columns[place].name else widths[place] for place in range(len(widths))
-            ]
-            if not leaving or _total(least, kept) <= width:
-                break
+        least = [self._shortest(place) if self.columns[place].name else widths[place] for place in kept]
+        gap = next((each for each in _GAPS if _total(least, kept, each) <= width), _GAPS[-1])
+        while leaving and _total(least, kept, gap) > width:
             kept.remove(leaving.pop(0))
-        while (excess := _total(widths, kept) - width) > 0:
+        while (excess := _total(widths, kept, gap) - width) > 0:
             room = [place for place in kept if widths[place] > least[place]]
             if not room:
                 break
             widest = max(room, key=lambda place: widths[place] - least[place])
             widths[widest] -= min(excess, widths[widest] - least[widest])
-        return kept, widths
+        return kept, widths, gap
 
     def _natural(self, place: int) -> int:
         title = max(map(len, self.columns[place].title.split("\n")))
@@ -114,5 +111,5 @@ def shortened(text: str, width: int) -> str:
     return f"{text[: width - 1 - end]}\u2026{text[-end:]}"
 
 
-def _total(widths: Sequence[int], kept: Sequence[int]) -> int:
-    return sum(widths[place] for place in kept) + _GAP * (len(kept) - 1)
+def _total(widths: Sequence[int], kept: Sequence[int], gap: int) -> int:
+    return sum(widths[place] for place in kept) + gap * (len(kept) - 1)

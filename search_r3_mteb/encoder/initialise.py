@@ -122,8 +122,7 @@ def initialise(
     """
     dtype, target = checkpoints.check_dtype(dtype), Path(output).absolute()
     profile = Profile() if profile is None else profile
-    if embed_token is not None:
-        profile = replace(profile, embed_token=embed_token)
+    embed_token = profile.embed_token if embed_token is None else embed_token
     folder = checkpoints.resolve(base).absolute()  # "." has no name, and messages need one
     _check_places(folder, target)
     check_files(folder)
@@ -131,11 +130,11 @@ def initialise(
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{folder.name}: {type(tokenizer).__name__} is slow; a fast tokenizer.json is needed.")
     special = tuple(list_special_tokens(tokenizer))
-    known = _check_token(tokenizer, profile.embed_token)
-    template, profile = profile_for(tokenizer, profile)
+    known = _check_token(tokenizer, embed_token)
+    template, profile = profile_for(tokenizer, replace(profile, embed_token=embed_token))
     model = checkpoints.load_model(folder, dtype, False)
     rows, used = model.get_input_embeddings().weight.shape[0], len(tokenizer)
-    token_id = checkpoints.add_embed_token(model, tokenizer, profile.embed_token)
+    token_id = checkpoints.add_embed_token(model, tokenizer, embed_token)
     row = "new" if token_id >= rows else "known" if known else "free"
     checkpoint = Checkpoint(model, tokenizer, profile, str(base))
     _check_room(checkpoint)

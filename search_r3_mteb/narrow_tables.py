@@ -60,8 +60,12 @@ class NarrowTable:
         )  # fmt: skip
         for place in kept:
             column = self.columns[place]
-            justify = "left" if column.name else "right"
-            made.add_column(Text(column.title), justify=justify, overflow="fold", no_wrap=not column.name)
+            made.add_column(
+                Text(column.title),
+                justify="left" if column.name else "right",
+                overflow="fold",
+                no_wrap=not column.name,
+            )
         for number, row in enumerate(self.rows):
             if number in self.sections:
                 made.add_section()

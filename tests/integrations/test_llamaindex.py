@@ -6,9 +6,18 @@ import pickle
 import numpy as np
 import pytest
 
-from tests.integrations.ranked import MODEL, SETTINGS, assert_found, assert_waits_elsewhere, encoder, exact, world
+from tests.integrations.ranked import (
+    MODEL,
+    SETTINGS,
+    assert_found,
+    assert_waits_elsewhere,
+    encoder,
+    exact,
+    needs,
+    world,
+)
 
-pytest.importorskip("llama_index.core", reason="LlamaIndex is not installed; `make test-frameworks` runs this")
+needs("llama_index.core")
 from llama_index.core import VectorStoreIndex
 from llama_index.core.schema import TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore

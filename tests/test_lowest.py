@@ -163,4 +163,20 @@ def test_the_torch_that_make_installs_first_is_the_lowest(pyproject):
 
 def test_the_gate_runs_the_newest_and_the_lowest():
     gate = [line.split("#")[0].strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
-    assert {"make lint", "make test", "make test-lowest"} <= set(gate)
+    assert {"make lint", "make test", "make test-lowest", "make test-frameworks"} <= set(gate)
+
+
+def test_frameworks_have_an_environment_of_their_own_where_nothing_is_skipped(tmp_path, pyproject):
+    commands = planned("test-frameworks", FRAMEWORKS=tmp_path)
+    (extra,) = [command for command in commands if "frameworks]" in command]
+    assert extra.startswith(f"{tmp_path}/bin/pip install")
+    assert '--editable ".[train,dev,frameworks]"' in extra
+    (tests,) = [command for command in commands if "/bin/pytest" in command]
+    assert tests.startswith(f"SEARCH_R3_FRAMEWORKS=1 {tmp_path}/bin/pytest")
+    assert "slow" not in tests
+    files = {ROOT / word for word in tests.split() if word.endswith(".py")}
+    mentioned = {path for path in (ROOT / "tests").rglob("test_*.py") if "ranked import" in path.read_text()}
+    assert files == mentioned | {ROOT / "tests" / "integrations" / "test_roles.py"}
+    assert not any("--editable" in command and "frameworks]" in command for command in planned("test", VENV=tmp_path))
+    dev = {line.split(">")[0] for line in pyproject["project"]["optional-dependencies"]["dev"]}
+    assert not {"langchain-core", "llama-index-core", "haystack-ai"} & dev

@@ -10,6 +10,10 @@ BOUNDS ?=
 # The environment of `make mutants`, and options of its script, such as `--room losses` or `--sample 200 --children 2`.
 MUTANTS ?= .venv-mutants
 OPTIONS ?=
+# The environment of `make test-frameworks`, and its tests: LangChain, LlamaIndex, Haystack, and stores of vectors.
+FRAMEWORKS ?= .venv-frameworks
+FRAMEWORK_TESTS := $(addprefix tests/integrations/test_,embedder.py langchain.py llamaindex.py haystack.py roles.py) \
+	tests/test_recipes.py
 # `make attack`: ATTACK=full for the counts of results/reliability; ONLY=flips or flips/store, SEED=7, NUMBER=12 for one
 # trial, CASE=FILE for a failure that it has saved, JOBS=2, OUTPUT=FILE for the counts as JSON.
 ATTACK ?= quick
@@ -24,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Threads sleep while they wait for each other: on a busy machine spinning ones are many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install evaluate test test-lowest test-slow mutants attack audit constraints lint format structure bench bench-cache \
+.PHONY: install evaluate test test-lowest test-slow test-frameworks mutants attack audit constraints lint format structure bench bench-cache \
 	results nano mini writer clean
 
 install: $(VENV)/.installed
@@ -50,6 +54,11 @@ test-lowest:  ## lint and the suite, with every direct dependency at the lower b
 
 test-slow: install  ## what takes minutes: kill -9 loops, real training runs
 	$(BIN)/pytest -q -m slow
+
+test-frameworks:  ## frameworks and databases, in an environment of their own; nothing is skipped there
+	$(MAKE) install VENV=$(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/pip install --quiet --editable ".[train,dev,frameworks]" $(BOUNDS)
+	SEARCH_R3_FRAMEWORKS=1 $(FRAMEWORKS)/bin/pytest -q -rs -m "not gpu and not network" $(FRAMEWORK_TESTS)
 
 mutants:  ## results/mutants: which small changes of losses, stage 2 and corpus cache no test notices; hours, resumable
 	$(MAKE) install VENV=$(MUTANTS)

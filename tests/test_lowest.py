@@ -84,6 +84,9 @@ def test_a_requirement_without_a_bound_to_test_is_refused_by_name(pyproject, lin
 
 # Modules that a distribution of another name provides.
 PROVIDED_BY = {"faiss": "faiss-cpu", "Stemmer": "pystemmer", "pytrec_eval": "pytrec-eval-terrier", "yaml": "pyyaml"}
+PROVIDED_BY |= {"haystack": "haystack-ai", "haystack_integrations": "sentence-transformers-haystack"}
+PROVIDED_BY |= {"llama_index": "llama-index-core"}
+FRAMEWORKS = ["langchain", "llamaindex", "haystack"]  # each an extra, for one module of the package
 
 
 def imported(*folders):
@@ -114,9 +117,9 @@ def undeclared(pyproject, extras, *folders):
 
 def test_what_is_imported_is_declared(pyproject):
     """Else its version is left to others, and no lower bound of it is tested."""
-    assert undeclared(pyproject, [], "search_r3_mteb") == {}
+    assert undeclared(pyproject, FRAMEWORKS, "search_r3_mteb") == {}
     assert undeclared(pyproject, ["train", "trl"], "train") == {}
-    assert undeclared(pyproject, ["train", "trl", "dev"], "tests", "results") == {}
+    assert undeclared(pyproject, ["train", "trl", "dev", "frameworks", *FRAMEWORKS], "tests", "results") == {}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_what_is_imported_is_declared(pyproject):
 def test_an_import_that_is_not_declared_is_found(pyproject, name):
     lines = pyproject["project"]["dependencies"]
     lines[:] = [line for line in lines if not line.startswith(f"{name}>")]
-    assert list(undeclared(pyproject, [], "search_r3_mteb")) == [name.replace("-eval-terrier", "_eval")]
+    assert list(undeclared(pyproject, FRAMEWORKS, "search_r3_mteb")) == [name.replace("-eval-terrier", "_eval")]
 
 
 def planned(target, **variables):
@@ -160,4 +163,20 @@ def test_the_torch_that_make_installs_first_is_the_lowest(pyproject):
 
 def test_the_gate_runs_the_newest_and_the_lowest():
     gate = [line.split("#")[0].strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
-    assert {"make lint", "make test", "make test-lowest"} <= set(gate)
+    assert {"make lint", "make test", "make test-lowest", "make test-frameworks"} <= set(gate)
+
+
+def test_frameworks_have_an_environment_of_their_own_where_nothing_is_skipped(tmp_path, pyproject):
+    commands = planned("test-frameworks", FRAMEWORKS=tmp_path)
+    (extra,) = [command for command in commands if "frameworks]" in command]
+    assert extra.startswith(f"{tmp_path}/bin/pip install")
+    assert '--editable ".[train,dev,frameworks]"' in extra
+    (tests,) = [command for command in commands if "/bin/pytest" in command]
+    assert tests.startswith(f"SEARCH_R3_FRAMEWORKS=1 {tmp_path}/bin/pytest")
+    assert "slow" not in tests
+    files = {ROOT / word for word in tests.split() if word.endswith(".py")}
+    mentioned = {path for path in (ROOT / "tests").rglob("test_*.py") if "ranked import" in path.read_text()}
+    assert files == mentioned | {ROOT / "tests" / "integrations" / "test_roles.py"}
+    assert not any("--editable" in command and "frameworks]" in command for command in planned("test", VENV=tmp_path))
+    dev = {line.split(">")[0] for line in pyproject["project"]["optional-dependencies"]["dev"]}
+    assert not {"langchain-core", "llama-index-core", "haystack-ai"} & dev

@@ -98,6 +98,7 @@ def export(
 
     It reasons on queries.
     """
+    from search_r3_mteb.integrations.sentence_transformers import REMEDIES, ROLES
     from search_r3_mteb.integrations.sentence_transformers import export as write
 
     folder = write(model, output, max_reasoning_tokens=max_reasoning_tokens, max_length=max_length)
@@ -105,3 +106,7 @@ def export(
     said(console, f"Written to {folder}. Load it with:")
     said(console, "  from search_r3_mteb import SentenceTransformer")
     said(console, f"  SentenceTransformer({str(folder)!r})")
+    for line in ROLES:
+        said(console, line)
+    for who, call in REMEDIES:
+        said(console, f"  {who}: {call.replace('FOLDER', repr(str(folder)))}")

@@ -8,7 +8,10 @@ type. There are three ways to load it:
     SentenceTransformer(folder, trust_remote_code=True)    # anywhere, through modeling_search_r3.py in the folder
 
 `encode_query` reasons, within `max_reasoning_tokens` of the call or else of the folder; `encode_document` and plain
-`encode` are direct (`encode(..., task="query")` reasons). `prompt` is the profile's instruction before the text.
+`encode` are direct, and the latter says so once. Libraries that call plain `encode` for queries, too, lose the
+reasoning unless they pass `prompt_name="query"`, `task="query"` or the prompt itself, `model.prompts["query"]`: see
+`ROLES` below, and results/serving/wrappers.md for what each library passes. Any other `prompt` is the profile's
+instruction before the text; after `model.prompts["query"]` may stand one, too.
 `SentenceTransformer(folder, config_kwargs={"max_reasoning_tokens": 64})` changes the folder's budget. With an anchor,
 the direct prompt of a text that is cut holds what its reasoning prompt has kept. Training: see
 `transformers_model`.
@@ -33,6 +36,17 @@ if TYPE_CHECKING:
 # Texts that must have the same ids after an export: markers, white space, unusual characters.
 _PROBES = ("", " two  spaces ", "a\nb\t<|im_end|>", "naïve 東京 🙂 Ünï\u200b", "1234567890 don't it's")
 
+# How a folder's queries keep their reasoning, by who calls: `search-r3 export` prints it, and the card begins with it.
+ROLES = (
+    'Queries: encode_query(texts), or encode(texts, prompt_name="query").',
+    "Plain encode(texts) embeds documents: a query that goes through it loses its reasoning.",
+)
+REMEDIES = (
+    ("LangChain", 'HuggingFaceEmbeddings(model_name=FOLDER, query_encode_kwargs={"prompt_name": "query"})'),
+    ("LlamaIndex", 'HuggingFaceEmbedding(FOLDER, query_instruction="[search-r3: reason about this query]")'),
+    ("Haystack", 'SentenceTransformersTextEmbedder(model=FOLDER, encode_kwargs={"prompt_name": "query"})'),
+    ("BEIR", 'SentenceBERT(FOLDER, prompt_names={"query": "query", "passage": "document"})'),
+)
 _CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -41,7 +55,12 @@ tags: [sentence-transformers, search-r3]
 
 # {name}, for sentence-transformers
 
-Queries reason in text before they are embedded; documents are embedded directly. Needs `pip install search-r3-mteb`.
+**{roles}** Where a library calls it for you, tell it so (after `search_r3_mteb.register()`):
+
+{remedies}
+
+Queries reason in text before they are embedded; documents are embedded directly. Needs `pip install search-r3-mteb`,
+which has classes of its own for LangChain, LlamaIndex and Haystack that know the difference.
 
 ```python
 from search_r3_mteb import SentenceTransformer  # sentence-transformers' own class, this model type registered
@@ -223,7 +242,10 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
         (folder / place).mkdir()
         module.save(str(folder / place))
     _write_module_files(folder)
-    card = _CARD.format(name=encoder.name, folder=name, budget=config.max_reasoning_tokens)
+    remedies = "\n".join(f"- {who}: `{call.replace('FOLDER', repr(name))}`" for who, call in REMEDIES)
+    card = _CARD.format(
+        name=encoder.name, folder=name, budget=config.max_reasoning_tokens, roles=" ".join(ROLES), remedies=remedies
+    )
     write_text(folder / "README.md", card)
     write_manifest(folder)
 
@@ -235,6 +257,8 @@ def _write_module_files(folder: Path) -> None:
     import transformers
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    from search_r3_mteb.integrations.transformers_tokenizer import QUERY_PROMPT
 
     modules: list[dict[str, Any]] = [
         {"idx": index, "name": str(index), "path": path, "type": f"{kind.__module__}.{kind.__name__}"}
@@ -261,7 +285,7 @@ def _write_module_files(folder: Path) -> None:
     library = {
         "model_type": "SentenceTransformer",
         "__version__": versions,
-        "prompts": {"query": "", "document": ""},
+        "prompts": {"query": QUERY_PROMPT, "document": ""},  # `encode(texts, prompt_name="query")` reasons, too
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
     }

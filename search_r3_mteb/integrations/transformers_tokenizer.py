@@ -4,19 +4,29 @@ sentence-transformers renders a text with the tokenizer's chat template and toke
 the embed token spelled out in a *user's text* would become a control token, and truncation would cut the template's
 end. This tokenizer keeps that interface (`apply_chat_template`) but renders the ids from the checkpoint's profile: the
 user's text stays text, and only it is truncated. The chat template beside it, which branches on `task`, says the same.
+
+Who calls plain `encode` gives no task. `QUERY_PROMPT`, which an exported folder holds as its prompt "query", then says
+that the texts are queries: `encode(texts, prompt_name="query")`, and whatever a wrapper has to the same end. It is no
+part of the prompt that the model reads; what stands after it is the instruction.
 """
 
 import json
 import sys
 from typing import Any
 
+import torch
 from transformers import BatchEncoding, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from search_r3_mteb.encoder.chat_templates import SLOT, around_nothing, trimmed, wrap
 from search_r3_mteb.encoder.profiles import Profile, Template, TemplateName
 from search_r3_mteb.encoder.prompts import Renderer
 
+QUERY_PROMPT = "[search-r3: reason about this query]"
+
+_logger = logging.get_logger(__name__)
 _TOKENIZER_KEYWORDS = ("padding_side", "pad_to_multiple_of", "return_attention_mask")
+_CONTRADICTION = f"A text has the prompt {QUERY_PROMPT!r}, by which it is a query"
 _SHAPE = "A Search-R3 prompt is one user message, and before it at most one system message, the instruction"
 
 
@@ -80,10 +90,12 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
     ) -> Any:
         """Token ids of one conversation or a list of them; `tokenize=False` gives the template's strings.
 
-        A conversation is a user message, perhaps after a system message, which is the instruction. `task` "query"
-        leaves the assistant's turn open, so that the model reasons; everything else ends in the embed token.
+        A conversation is a user message, perhaps after a system message, which is the instruction. `task` "query", or
+        `QUERY_PROMPT` at the beginning of the instruction, leaves the assistant's turn open, so that the model reasons;
+        everything else ends in the embed token. Without either, `encode` says once that it takes texts for documents.
         `max_length` (default: the tokenizer's `model_max_length`) is in tokens and holds when `truncation` is set.
-        Raises ValueError for other conversations, and for keywords that could change nothing here.
+        Raises ValueError for other conversations, for keywords that could change nothing here, and for a document that
+        `QUERY_PROMPT` calls a query.
         """
         if not tokenize:
             task_keyword = {} if task is None else {"task": task}
@@ -103,10 +115,17 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
         parsed = [_text_and_instruction(messages) for messages in ([conversation] if single else conversation)]
         cut = truncation not in (False, None, "do_not_truncate")
         length = (max_length or self.model_max_length) if cut else sys.maxsize
+        instructions = [instruction for _, instruction in parsed]
+        marked = [each is not None and each.strip().startswith(QUERY_PROMPT) for each in instructions]
+        if any(marked):
+            task, instructions = _as_queries(task, instructions, marked)
+        elif task is None and not torch.is_grad_enabled():
+            _logger.warning_once(
+                "encode() without a task takes its texts for documents and embeds them without reasoning. For queries "
+                "call encode_query(texts), or encode(texts, prompt_name='query'). This is said once."
+            )
         template: TemplateName = "reason" if task == "query" else "direct"
-        rendered = self.renderer(length).render_batch(
-            [text for text, _ in parsed], template, [instruction for _, instruction in parsed]
-        )
+        rendered = self.renderer(length).render_batch([text for text, _ in parsed], template, instructions)
         rows = [prompt.token_ids for prompt in rendered]
         ids: Any = rows[0] if single and return_tensors is None else rows
         encoded = self.pad(
@@ -117,6 +136,17 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
             **options,
         )
         return encoded if return_dict else encoded["input_ids"]
+
+
+def _as_queries(task: str | None, instructions: list[str | None], marked: list[bool]) -> tuple[str, list[str | None]]:
+    """The task "query", and the instructions without `QUERY_PROMPT`; ValueError where that is contradicted."""
+    if task not in (None, "query") or not all(marked):
+        got = f"the task is {task!r}" if all(marked) else "others beside it have not"
+        raise ValueError(
+            f"{_CONTRADICTION}, but {got}. Leave that prompt to queries, and encode queries and documents in calls of "
+            "their own."
+        )
+    return "query", [(each or "").strip().removeprefix(QUERY_PROMPT).strip() or None for each in instructions]
 
 
 class _BackboneTokenizer:
@@ -147,7 +177,8 @@ def chat_template(renderer: Renderer) -> str:
     )
     return (
         "{#- Token ids are rendered from the profile in tokenizer_config.json; this says the same as a string. -#}"
-        "{%- set ins = namespace(text='') -%}{%- set user = namespace(text=none) -%}"
+        "{%- set ins = namespace(text='', query=task is defined and task == 'query') -%}"
+        "{%- set user = namespace(text=none) -%}"
         "{%- for message in messages -%}"
         "{%- set content = message['content'] if message['content'] is string"
         " else message['content'] | map(attribute='text') | join -%}"
@@ -156,8 +187,13 @@ def chat_template(renderer: Renderer) -> str:
         f"{{%- else -%}}{{{{ raise_exception({json.dumps(_SHAPE)}) }}}}{{%- endif -%}}"
         "{%- endfor -%}"
         f"{{%- if user.text is none -%}}{{{{ raise_exception({json.dumps(_SHAPE)}) }}}}{{%- endif -%}}"
+        f"{{%- if ins.text.strip().startswith({json.dumps(QUERY_PROMPT)}) -%}}"
+        f"{{%- if task is defined and task not in (none, 'query') -%}}"
+        f"{{{{ raise_exception({json.dumps(_CONTRADICTION)}) }}}}{{%- endif -%}}"
+        f"{{%- set ins.query = true -%}}{{%- set ins.text = ins.text.strip()[{len(QUERY_PROMPT)}:].strip() -%}}"
+        "{%- endif -%}"
         f"{{%- set body = ({head} ~ user.text) if ins.text else user.text -%}}"
-        "{%- if task is defined and task == 'query' -%}"
+        "{%- if ins.query -%}"
         f"{_branch(renderer, profile.reason, with_reply=False)}"
         "{%- else -%}"
         f"{_branch(renderer, profile.direct, with_reply=True)}"

@@ -66,7 +66,7 @@ def test_an_own_reward_changes_what_is_learned_and_one_that_does_not_is_warned_o
     assert step["reward_brief_spread"] > 0.01
     assert not any(text for text in warnings_of(brief) if "reward 'brief'" in text)
     ((event),) = events(brief, "extension")
-    assert (event["step"], event["kind"], event["name"]) == (1, "reward", "brief")
+    assert (event["step"], event["what"], event["name"]) == (1, "reward", "brief")
     assert "test_own_extensions" in event["origin"]
 
     (text,) = [text for text in warnings_of(constant) if "'constant'" in text]

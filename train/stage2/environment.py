@@ -77,7 +77,7 @@ class OwnEffects:
             return []
         return [
             f"the {REWARDS.find(name)} has given every rollout of a query the same value in all of {step} steps: it "
-            "changed no advantage, and the run is as it would be without it"
+            "changed no advantage, and the policy learns as it would without it"
             if name in self.rewards
             else f"the {REFRESH_POLICIES.find(name)} has chosen no document in all of {step} steps: the run is as it "
             'would be with policy = "none"'

@@ -131,7 +131,7 @@ def report(
     target = output or Path(f"report.{'tex' if format == 'latex' else format}")
     console = console_here()
     for line in summarised(write(runs, target, format, peers or ())):
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     said(console, f"Written to {target}")
 
 

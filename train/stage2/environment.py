@@ -61,10 +61,10 @@ class OwnEffects:
         return cls(tuple(config.reward.own.tables), own, min(10, config.optimization.steps))
 
     def used(self) -> list[dict[str, str]]:
-        """Kind, name and origin of each, for the log."""
+        """What it is, name and origin of each, for the log."""
         found = [REWARDS.find(name) for name in self.rewards]
         found += [REFRESH_POLICIES.find(self.policy)] if self.policy is not None else []
-        return [{"kind": each.kind, "name": each.name, "origin": each.origin} for each in found]
+        return [{"what": each.kind, "name": each.name, "origin": each.origin} for each in found]
 
     def warnings(self, step: int, numbers: Mapping[str, float]) -> list[str]:
         """After the numbers of a step: what has had no effect in any of the first steps. A resumed run says nothing."""
@@ -77,7 +77,7 @@ class OwnEffects:
             return []
         return [
             f"the {REWARDS.find(name)} has given every rollout of a query the same value in all of {step} steps: it "
-            "changed no advantage, and the run is as it would be without it"
+            "changed no advantage, and the policy learns as it would without it"
             if name in self.rewards
             else f"the {REFRESH_POLICIES.find(name)} has chosen no document in all of {step} steps: the run is as it "
             'would be with policy = "none"'

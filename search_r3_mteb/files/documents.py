@@ -30,7 +30,7 @@ from search_r3_mteb.tasks.beir_folder import Document, Query
 
 _SAMPLE = 1000  # lines of a text file that are looked at together
 _FILES = {"document": "corpus", "query": "queries"}
-FORMS = (
+READABLE = (
     "a BEIR folder, .jsonl (.ndjson, .jl), .json, .csv, .tsv, .psv, .parquet, or a file of one text per line; .gz "
     "too; - is standard input"
 )

@@ -36,7 +36,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         list[str],
         typer.Option(
             "--task",
-            help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], an MTEB task, or a benchmark: "
+            help="hopworld[:DOCUMENTS], stdlib, FOLDER[:ignore_identical_ids], an MTEB task, or a benchmark: "
             "BRIGHT, BRIGHT-long, BRIGHT-Pro, RTEB, LitSearch, or MTEB's name of another. May be repeated.",
         ),
     ],
@@ -116,7 +116,7 @@ def report(
 @app.command()
 def diagnose(  # noqa: PLR0913  an option is a parameter
     task: Annotated[
-        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
+        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, FOLDER[:ignore_identical_ids], or an MTEB task.")
     ],
     model: ModelOption = "nano",
     output: Annotated[

@@ -17,7 +17,7 @@ from search_r3_mteb.cli.options import (
     SetOption,
     app,
 )
-from search_r3_mteb.cli.shared import arguments_given, choice, console_here, progress_lines, settings_of
+from search_r3_mteb.cli.shared import arguments_given, choice, console_here, progress_lines, settings_of, sizes
 from search_r3_mteb.terminal import SafeConsole
 
 
@@ -52,6 +52,13 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             show_default=False,
         ),
     ] = None,
+    dim: Annotated[
+        str | None,
+        typer.Option(
+            help="Further sizes, such as 64,128: the first so many dimensions of the same vectors (Matryoshka).",
+            show_default=False,
+        ),
+    ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
@@ -74,6 +81,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             cache_folder=cache_folder,
             settings=settings_of(setting, ExpansionSettings, SearchSettings, max_reasoning_tokens=max_reasoning_tokens),
             reasoning=reasoning,
+            dims=() if dim is None else sizes("--dim", dim),
             command=shlex.join(["search-r3", *arguments_given()]),
         )
     console = console_here()

@@ -127,7 +127,7 @@ def test_settings_that_cannot_be_meant_are_refused(settings, message):
 def test_a_size_must_be_smaller_than_the_vectors():
     settings = LossSettings(matryoshka_dims=[8, 32])
     settings.check_sizes(33)
-    with pytest.raises(ValueError, match="the vectors have 32 dimensions.* and 32 is not smaller"):
+    with pytest.raises(ValueError, match=r"the vectors have 32 dimensions.* and 32 is not smaller"):
         settings.check_sizes(32)
 
 

@@ -92,7 +92,8 @@ def _judged(
     Those of queries that there are not are refused, and of documents that there are not named, as `evaluate` does.
     """
     path, lost, first = Path(file), 0, ""
-    rows = read_qrels(path) if path.suffix == ".tsv" and path.parent.name == "qrels" else iter_judgements(file)
+    beir = path.parent.name == "qrels" and path.name.removesuffix(".gz").endswith(".tsv")
+    rows = read_qrels(path) if beir else iter_judgements(file)
     for row in rows:
         if row.query_id not in queries:
             raise ValueError(f"{name_of(file)}: judges query {row.query_id!r}, which is not among the queries.")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.files.columns import logger, shown
-from search_r3_mteb.files.delimited import DELIMITERS
 from search_r3_mteb.files.opening import (
+    DELIMITERS,
     JSON_ENDINGS,
     PARQUET,
     TABLES,
@@ -37,7 +37,7 @@ def judgement_files(folder: Path) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     endings = (*JSON_ENDINGS, *TABLES, PARQUET)
-    places = [(path.name.partition(".")[0], path) for path in sorted((folder / "qrels").glob("*"))]
+    places = [(_split(path), path) for path in sorted((folder / "qrels").glob("*"))]
     places += [(_TEST, path) for stem in _STEMS for path in sorted(folder.glob(f"{stem}.*"))]
     for split, path in places:
         if ending_of(path) not in endings or not path.is_file():
@@ -46,6 +46,12 @@ def judgement_files(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{folder} holds both {found[split].name} and {path.name}, each for the split {split!r}.")
         found[split] = path
     return found
+
+
+def _split(path: Path) -> str:
+    """The name of a file without what tells its format."""
+    name = path.name[: -len(".gz")] if path.suffix.lower() == ".gz" else path.name
+    return name[: len(name) - len(ending_of(path))]
 
 
 def has_tables(folder: Path) -> bool:

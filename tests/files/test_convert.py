@@ -7,7 +7,7 @@ import pytest
 from search_r3_mteb.evaluation.tasks import resolve_task, with_identical_ids_ignored
 from search_r3_mteb.files import Columns
 from search_r3_mteb.files.convert import Converted, convert
-from search_r3_mteb.files.judgements import iter_judgements
+from search_r3_mteb.files.judgements import has_tables, iter_judgements, judgement_files
 from search_r3_mteb.tasks.beir_folder import (
     Document,
     Judgement,
@@ -163,6 +163,14 @@ def test_a_bare_folder_is_a_task_unless_its_name_is_one_too(tmp_path, monkeypatc
         resolve_task("stdlib")
     assert resolve_task("./stdlib").metadata.name.startswith("beir-stdlib-")
     assert with_identical_ids_ignored(["mine", "hopworld"]) == ["mine:ignore_identical_ids", "hopworld"]
+
+
+def test_a_split_whose_name_has_a_point_keeps_it(tmp_path):
+    world = {"corpus": [("a", "", "x"), ("b", "", "y")], "queries": [("q", "x")], "qrels": {"v1.0": [("q", "a", 1)]}}
+    write_beir(tmp_path / "mine", **world)
+    assert set(judgement_files(tmp_path / "mine")) == {"v1.0"}
+    assert not has_tables(tmp_path / "mine")
+    assert resolve_task(str(tmp_path / "mine")).eval_splits == ["v1.0"]
 
 
 def test_two_files_of_judgements_of_one_split_are_refused(tmp_path):

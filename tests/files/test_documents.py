@@ -1,12 +1,17 @@
 """Inputs of every kind: what a file is, told by its name and its content, or refused; the same for all commands."""
 
+import csv
 import gzip
 import io
 import json
 import logging
+import os
 import sys
+import threading
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.explain import read_documents
@@ -280,9 +285,10 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
         (json.dumps(ROWS, indent=1).encode(), FOUND),
         (TABLE.encode(), IN_TABLE),
         (b"id\ttext\n1\ta\n2\tb\n", [Document("1", "", "a"), Document("2", "", "b")]),
+        (b'id,text\n1,"a\nb\nc\nd"\n', [Document("1", "", "a\nb\nc\nd")]),
         ("one\ntwo, three\n".encode("utf-16"), [Document("1", "", "one"), Document("2", "", "two, three")]),
     ],
-    ids=["json lines", "packed", "array", "csv", "tsv", "lines"],
+    ids=["json lines", "packed", "array", "csv", "tsv", "long cells", "lines"],
 )
 def test_standard_input_is_known_by_its_content(data, found, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
@@ -293,6 +299,36 @@ def test_parquet_comes_by_standard_input_too(tmp_path, monkeypatch):
     data = parquet(tmp_path / "d.parquet", id=["a"], text=["b"]).read_bytes()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     assert list(iter_documents("-")) == [Document("a", "", "b")]
+
+
+def test_a_pipe_is_read_as_standard_input_is(tmp_path):
+    """`search-r3 embed --input <(zcat ...)`."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(gzip.compress(TABLE.encode())))
+    writer.start()
+    assert read(pipe) == IN_TABLE
+    writer.join()
+
+
+def test_a_header_of_one_column_is_not_taken_for_a_text_in_silence(tmp_path, caplog):
+    assert [each.text for each in read(write(tmp_path, "text\na\n", "d.csv"))] == ["a"]
+    assert [each.text for each in read(write(tmp_path, "text\na\n", "d.txt"))] == ["text", "a"]
+    assert "the first line, 'text', may be the header of a table" in caplog.text
+
+
+CELL = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from(',;"|\n'), max_size=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=5), delimiter=st.sampled_from(",;\t|"))
+def test_what_a_table_says_is_what_is_read(tmp_path_factory, rows, delimiter):
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
+    writer.writerows([("id", "title", "text"), *((f"k{number}", *row) for number, row in enumerate(rows))])
+    path = write(tmp_path_factory.mktemp("t"), stream.getvalue(), "d.tsv" if delimiter == "\t" else "d.csv")
+    expected = [Document(f"k{number}", *row) for number, row in enumerate(rows)]
+    assert list(iter_documents(path, keep_empty=True)) == expected
 
 
 def test_files_are_streamed(tmp_path):

@@ -99,6 +99,8 @@ def embed_file(model: str, plan: EmbedPlan, settings: Mapping[str, Any]) -> Embe
 
         encoder = SearchR3Encoder(model, **{**settings, **({} if plan.dim is None else {"truncate_dim": plan.dim})})
         ranges = None if plan.calibration is None else read_ranges(plan.calibration, encoder.dim, plan.precision)
+        if ranges is not None:
+            logger.info("The ranges of %s are those of %s.", plan.precision, plan.calibration)
         file.begin(dtype_of(plan.precision), width_of(plan.precision, encoder.dim))
         start = time.perf_counter()
         work = _Work(encoder, plan, plan.reasons(settings))

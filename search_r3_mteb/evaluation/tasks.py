@@ -163,6 +163,13 @@ def _from_mteb(name: str) -> Any:
                 f"{name} is a benchmark of {len(several)} tasks, and this needs one: "
                 f"{', '.join(task.metadata.name for task in several)}."
             ) from error
+        if Path(name).is_file():
+            raise ValueError(
+                f"--task {name} is a file, and a task needs queries and judgements, too. Give a folder of corpus, "
+                "queries and qrels, or make one: search-r3 convert FILE --queries FILE --judgements FILE --output FOLDER."
+            ) from error
+        if "/" in name:
+            raise FileNotFoundError(f"There is no folder {name}. Check the path, or name a task: {FORMS}.") from error
         hint = str(error.args[0]).removeprefix("KeyError: ") if error.args else ""
         raise ValueError(f"There is no task {name!r} ({hint}) A task is {FORMS}.") from error
 

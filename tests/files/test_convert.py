@@ -180,6 +180,13 @@ def test_two_files_of_judgements_of_one_split_are_refused(tmp_path):
         resolve_task(str(tmp_path / "shop"))
 
 
+def test_a_file_is_no_task(files):
+    with pytest.raises(ValueError, match=r"is a file, and a task needs queries and judgements.* search-r3 convert"):
+        resolve_task(str(files / "shop.csv"))
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        resolve_task(str(files / "none"))
+
+
 def test_a_folder_that_is_not_there_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist or is not a folder"):
         resolve_task(f"beir:{tmp_path / 'none'}")

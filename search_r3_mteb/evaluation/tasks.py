@@ -166,7 +166,7 @@ def _from_mteb(name: str) -> Any:
         if Path(name).is_file():
             raise ValueError(
                 f"--task {name} is a file, and a task needs queries and judgements, too. Give a folder of corpus, "
-                "queries and qrels, or make one: search-r3 convert FILE --queries FILE --judgements FILE --output FOLDER."
+                "queries and qrels, or make one: search-r3 convert FILE --queries FILE --judgements FILE --output F."
             ) from error
         if "/" in name:
             raise FileNotFoundError(f"There is no folder {name}. Check the path, or name a task: {FORMS}.") from error

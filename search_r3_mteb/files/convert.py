@@ -11,7 +11,7 @@ from search_r3_mteb.files.judgements import iter_judgements, judgement_files
 from search_r3_mteb.files.opening import STANDARD_INPUT, check_source, name_of
 from search_r3_mteb.tasks.beir_folder import Document, Judgement, Query, read_qrels, write_beir
 
-Row = TypeVar("Row", Document, Query)
+TextRow = TypeVar("TextRow", Document, Query)
 DEFAULT_SPLIT = "test"
 
 
@@ -71,14 +71,14 @@ def convert(
     return Converted(len(documents.ids), len(asked.ids), counts)
 
 
-class _Seen(Iterable[Row]):
+class _Seen(Iterable[TextRow]):
     """Documents or queries whose ids are noted as they go by."""
 
-    def __init__(self, rows: Callable[[], Iterator[Row]]) -> None:
+    def __init__(self, rows: Callable[[], Iterator[TextRow]]) -> None:
         self._rows = rows
         self.ids: set[str] = set()
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[TextRow]:
         for row in self._rows():
             self.ids.add(row.id)
             yield row

@@ -99,7 +99,7 @@ def _records(source: str | Path, place: str) -> Iterator[tuple[str, Mapping[str,
                     raise ValueError(f"{place}, {what} {number}: a JSON object is needed, got {json_kind(record)}.")
                 yield f"{what} {number}", record
         elif format_ == "parquet":
-            names, rows = read_parquet(stream, place, seekable=False)
+            names, rows = read_parquet(stream, place, seekable=False, fractions=True)
             wanted = [name for name in _columns(names, place) if name is not None]
             yield from ((f"row {number}", row) for number, row in enumerate(rows(wanted), start=1))
         else:

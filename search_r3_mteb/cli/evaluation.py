@@ -28,6 +28,7 @@ from search_r3_mteb.cli.shared import (
     progress_lines,
     said,
     settings_of,
+    sizes,
 )
 from search_r3_mteb.terminal import SafeConsole
 
@@ -47,7 +48,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         list[str],
         typer.Option(
             "--task",
-            help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], an MTEB task, or a benchmark: "
+            help="hopworld[:DOCUMENTS], stdlib, FOLDER[:ignore_identical_ids], an MTEB task, or a benchmark: "
             "BRIGHT, BRIGHT-long, BRIGHT-Pro, RTEB, LitSearch, or MTEB's name of another. May be repeated.",
         ),
     ],
@@ -60,6 +61,13 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         Path | None,
         typer.Option(
             help="Reasonings to read in place of the model's own, by query id: .jsonl or .tsv. Mode 'given'.",
+            show_default=False,
+        ),
+    ] = None,
+    dim: Annotated[
+        str | None,
+        typer.Option(
+            help="Further sizes, such as 64,128: the first so many dimensions of the same vectors (Matryoshka).",
             show_default=False,
         ),
     ] = None,
@@ -89,6 +97,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             cache_folder=cache_folder,
             settings=settings_of(setting, ExpansionSettings, SearchSettings, max_reasoning_tokens=max_reasoning_tokens),
             reasoning=reasoning,
+            dims=() if dim is None else sizes("--dim", dim),
             command=shlex.join(["search-r3", *arguments_given()]),
         )
     if as_json:
@@ -138,7 +147,7 @@ def report(
 @app.command(cls=ExtensibleCommand)
 def diagnose(  # noqa: PLR0913  an option is a parameter
     task: Annotated[
-        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
+        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, FOLDER[:ignore_identical_ids], or an MTEB task.")
     ],
     model: ModelOption = "nano",
     output: Annotated[

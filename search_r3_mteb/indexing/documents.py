@@ -13,14 +13,14 @@ from urllib.parse import quote
 
 from search_r3_mteb.encoder.text_checks import check_text
 
-Row = tuple[str, str, str]
+DocumentRow = tuple[str, str, str]
 """Id, title and text of a document; the title is "" where it has none."""
 _AT_ONCE = 500  # ids or rows in one statement
 _TABLE = """CREATE TABLE documents
     (row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL)"""
 
 
-def row_of(document: Any, position: int) -> Row:
+def row_of(document: Any, position: int) -> DocumentRow:
     """Id, title and text of a document: an object that has them, or a mapping ("_id" will do).
 
     Raises TypeError and ValueError, with the document's number, for what has none.
@@ -52,14 +52,14 @@ class DocumentWriter:
         self._connection.execute("PRAGMA synchronous = OFF")
         self._connection.execute(_TABLE)
 
-    def add(self, documents: Sequence[Row]) -> None:
+    def add(self, documents: Sequence[DocumentRow]) -> None:
         """Append documents. Raises ValueError for an id that an earlier one has, OSError for a full disk."""
         rows = [(row, *document) for row, document in enumerate(documents, start=self.rows)]
         try:
             self._connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?)", rows)
         except sqlite3.IntegrityError as error:
             raise ValueError(
-                f"Two documents have the id {self._repeated(documents)!r}, by which it would be found and removed. Give "
+                f"Two documents have the id {self._repeated(documents)!r}, by which they are found and removed. Give "
                 "each its own."
             ) from error
         except sqlite3.OperationalError as error:
@@ -75,7 +75,7 @@ class DocumentWriter:
         """Close the file as it is."""
         self._connection.close()
 
-    def _repeated(self, documents: Sequence[Row]) -> str:
+    def _repeated(self, documents: Sequence[DocumentRow]) -> str:
         seen: set[str] = set()
         for number, (id_, *_) in enumerate(documents, start=self.rows):
             found = self._connection.execute("SELECT row FROM documents WHERE id = ?", (id_,)).fetchone()
@@ -93,9 +93,9 @@ class DocumentTable:
         self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
         self._lock = Lock()
 
-    def read(self, rows: Sequence[int]) -> list[Row]:
+    def read(self, rows: Sequence[int]) -> list[DocumentRow]:
         """The documents of these rows, in the order asked for."""
-        found: dict[int, Row] = {}
+        found: dict[int, DocumentRow] = {}
         for part in _parts([int(row) for row in rows]):
             found |= {row: (id_, title, text) for row, id_, title, text in self._select("*", "row", part)}
         return [found[int(row)] for row in rows]
@@ -107,7 +107,7 @@ class DocumentTable:
             found |= dict(self._select("id, row", "id", part))
         return found
 
-    def blocks(self, size: int) -> Iterator[list[Row]]:
+    def blocks(self, size: int) -> Iterator[list[DocumentRow]]:
         """All documents in the order of their rows, `size` at a time."""
         first = 0
         while True:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from search_r3_mteb.disk import naming
 from search_r3_mteb.indexing.approximate import FAISS_FILE, Proposer, write_faiss
-from search_r3_mteb.indexing.documents import DocumentTable, DocumentWriter, Row
+from search_r3_mteb.indexing.documents import DocumentTable, DocumentWriter, DocumentRow
 from search_r3_mteb.indexing.settings import IndexSettings, Kind
 from search_r3_mteb.indexing.state import PartRecord
 from search_r3_mteb.search.exact import Found, exact_search
@@ -20,7 +20,7 @@ _FURTHER = 4  # times as many rows are proposed as are asked for; a compressed c
 _AT_LEAST = 64
 
 
-class Part:
+class IndexPart:
     """An opened part. What it has opened stays readable when another process removes the files."""
 
     def __init__(self, folder: Path, record: PartRecord, settings: IndexSettings) -> None:
@@ -56,7 +56,7 @@ class Part:
             return found
         return {id_: row for id_, row in found.items() if self.living[row]}
 
-    def living_blocks(self, size: int) -> Iterator[tuple[list[Row], Float[np.ndarray, "block dim"]]]:
+    def living_blocks(self, size: int) -> Iterator[tuple[list[DocumentRow], Float[np.ndarray, "block dim"]]]:
         """Living documents and their vectors, in order, at most `size` at a time."""
         first = 0
         for block in self.documents.blocks(size):
@@ -100,7 +100,7 @@ class VectorWriter:
 
 def write_rows(
     place: Path,
-    blocks: Iterable[tuple[list[Row], Float[np.ndarray, "block dim"]]],
+    blocks: Iterable[tuple[list[DocumentRow], Float[np.ndarray, "block dim"]]],
     dim: int,
     kind_of: Callable[[int], Kind],
     settings: IndexSettings,

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from search_r3_mteb.indexing.documents import Row
-from search_r3_mteb.indexing.parts import Part
+from search_r3_mteb.indexing.documents import DocumentRow
+from search_r3_mteb.indexing.parts import IndexPart
 from search_r3_mteb.indexing.state import IndexState, check_part, read_state, version_of
 
 _ATTEMPTS = 10
@@ -30,7 +30,7 @@ class Snapshot:
         self.parts = []
         for record in state.parts:
             check_part(folder, record, contents=verify, known=checked)
-            self.parts.append(Part(folder, record, state.settings))
+            self.parts.append(IndexPart(folder, record, state.settings))
 
     def nearest(self, queries: Float[np.ndarray, "queries dim"], k: int) -> list[list[tuple[Place, float]]]:
         """The `k` nearest documents of each query with their cosines, best first; equal ones by the order of adding."""
@@ -47,7 +47,7 @@ class Snapshot:
             results.append([(Place(int(owner[i]), int(row[i])), float(score[i])) for i in best])
         return results
 
-    def read(self, places: Iterable[Place]) -> dict[Place, Row]:
+    def read(self, places: Iterable[Place]) -> dict[Place, DocumentRow]:
         """The documents that lie there."""
         by_part: dict[int, list[int]] = {}
         for place in set(places):
@@ -67,7 +67,9 @@ class Snapshot:
             for id_, row in part.rows_of(wanted).items()
         }
 
-    def living_blocks(self, first: int, size: int) -> Iterator[tuple[list[Row], Float[np.ndarray, "block dim"]]]:
+    def living_blocks(
+        self, first: int, size: int
+    ) -> Iterator[tuple[list[DocumentRow], Float[np.ndarray, "block dim"]]]:
         """Living documents and their vectors of the parts from number `first` on."""
         for part in self.parts[first:]:
             yield from part.living_blocks(size)

@@ -24,7 +24,7 @@ from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.processes import process_count
 from search_r3_mteb.encoder.store import Store, fingerprint_of
-from search_r3_mteb.indexing.documents import Row, row_of
+from search_r3_mteb.indexing.documents import DocumentRow, row_of
 from search_r3_mteb.indexing.encoding import encoding_of
 from search_r3_mteb.indexing.parts import write_rows
 from search_r3_mteb.indexing.settings import Kind
@@ -32,7 +32,7 @@ from search_r3_mteb.indexing.snapshot import Place, Snapshot, open_snapshot
 from search_r3_mteb.indexing.state import BUILDING, STATE_FILE, IndexState, PartRecord, is_index, write_state
 from search_r3_mteb.locks import LOCK_FILE, leave, locked, occupy
 
-Blocks = Iterator[tuple[list[Row], Float[np.ndarray, "block dim"]]]
+Blocks = Iterator[tuple[list[DocumentRow], Float[np.ndarray, "block dim"]]]
 EMBEDDED_AT_ONCE = 4096  # documents per chunk of the store: what a kill costs
 _WHAT = "indexing"
 _log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def add(folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, *, rep
         _sweep(folder, snapshot.state)
         replaced: list[Place] = []
 
-        def look(rows: list[Row]) -> None:
+        def look(rows: list[DocumentRow]) -> None:
             found = snapshot.places_of(id_ for id_, *_ in rows)
             if found and not replacing:
                 raise ValueError(
@@ -148,7 +148,7 @@ def compact(folder: Path) -> None:
 
 
 def _embedded(
-    folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, look: Callable[[list[Row]], None]
+    folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, look: Callable[[list[DocumentRow]], None]
 ) -> Blocks:
     """Documents and their vectors; `look` sees each block before it is embedded."""
     encoding = encoding_of(encoder)

@@ -50,6 +50,32 @@ SetOption = Annotated[
 ]
 
 
+IdColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--id",
+        help="Column of the ids: a name, or a number from 1; '' for none. [default: by usual names]",
+        show_default=False,
+    ),
+]
+
+
+TextColumnOption = Annotated[
+    str | None, typer.Option("--text", help="Column of the texts. [default: by usual names]", show_default=False)
+]
+
+
+TitleColumnOption = Annotated[
+    str | None,
+    typer.Option("--title", help="Column of the titles; '' for none. [default: by usual names]", show_default=False),
+]
+
+
+NoQuotesOption = Annotated[
+    bool, typer.Option("--no-quotes", help="Quotation marks in .csv and .tsv are text like any other.")
+]
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from search_r3_mteb.indexing.settings import IndexSettings, Kind
+from search_r3_mteb.indexing.settings import IndexKind, IndexSettings
 
 FAISS_FILE = "index.faiss"
 _ADDED_AT_ONCE = 1 << 16
@@ -19,7 +19,7 @@ _PROBED_SHARE, _PROBED_AT_LEAST = 16, 32
 _SAMPLED_PER_LIST = 64  # rows from which k-means learns; FAISS itself takes up to 256
 
 
-def write_faiss(path: Path, kind: Kind, vectors: Float[np.ndarray, "rows dim"], settings: IndexSettings) -> None:
+def write_faiss(path: Path, kind: IndexKind, vectors: Float[np.ndarray, "rows dim"], settings: IndexSettings) -> None:
     """Build an index of the rows and write it; the seed is fixed, so the same rows give the same lists.
 
     Both kinds keep 8 bits per dimension.
@@ -49,7 +49,7 @@ def write_faiss(path: Path, kind: Kind, vectors: Float[np.ndarray, "rows dim"], 
 class Proposer:
     """A written index, memory-mapped as far as FAISS can."""
 
-    def __init__(self, path: Path, kind: Kind, settings: IndexSettings) -> None:
+    def __init__(self, path: Path, kind: IndexKind, settings: IndexSettings) -> None:
         import faiss as library
 
         self._faiss: Any = library

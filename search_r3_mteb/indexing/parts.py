@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 
 from search_r3_mteb.disk import naming
 from search_r3_mteb.indexing.approximate import FAISS_FILE, Proposer, write_faiss
-from search_r3_mteb.indexing.documents import DocumentTable, DocumentWriter, DocumentRow
-from search_r3_mteb.indexing.settings import IndexSettings, Kind
+from search_r3_mteb.indexing.documents import DocumentRow, DocumentTable, DocumentWriter
+from search_r3_mteb.indexing.settings import IndexKind, IndexSettings
 from search_r3_mteb.indexing.state import PartRecord
 from search_r3_mteb.search.exact import Found, exact_search
 from search_r3_mteb.search.ivf import best_of
@@ -102,9 +102,9 @@ def write_rows(
     place: Path,
     blocks: Iterable[tuple[list[DocumentRow], Float[np.ndarray, "block dim"]]],
     dim: int,
-    kind_of: Callable[[int], Kind],
+    kind_of: Callable[[int], IndexKind],
     settings: IndexSettings,
-) -> tuple[int, Kind]:
+) -> tuple[int, IndexKind]:
     """Write the files of a part into the folder `place`; its number of rows, and how it is searched."""
     documents, vectors = DocumentWriter(place / DOCUMENTS_FILE), VectorWriter(place / VECTORS_FILE, dim)
     with naming(place):

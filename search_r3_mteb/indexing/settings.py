@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 
 from search_r3_mteb.encoder.setting_types import check_names, check_whole_number
 
-Kind = Literal["flat", "ivf", "hnsw"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+IndexKind = Literal["flat", "ivf", "hnsw"]
+KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class IndexSettings:
             check_whole_number(name, getattr(self, name), optional=True)
             _check_least(name, getattr(self, name), 1)
 
-    def kind_of(self, rows: int, *, added: bool = False) -> Kind:
+    def kind_of(self, rows: int, *, added: bool = False) -> IndexKind:
         """How a part of so many rows is searched; `added`: the part lies beside others."""
         if self.kind == "auto":
             return "flat" if rows < self.flat_below else "ivf"

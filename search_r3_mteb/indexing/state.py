@@ -19,7 +19,7 @@ from typing import Any
 from search_r3_mteb.atomic import write_text
 from search_r3_mteb.checksums import difference
 from search_r3_mteb.encoder.stored_chunks import DamagedError, sealed, unsealed
-from search_r3_mteb.indexing.settings import IndexSettings, Kind
+from search_r3_mteb.indexing.settings import IndexKind, IndexSettings
 
 STATE_FILE = "index.json"
 BUILDING = "building"
@@ -36,7 +36,7 @@ class PartRecord:
 
     name: str
     rows: int
-    kind: Kind
+    kind: IndexKind
     files: dict[str, dict[str, Any]]
     removed: int = 0
     removed_file: str | None = None

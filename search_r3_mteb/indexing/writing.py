@@ -27,7 +27,7 @@ from search_r3_mteb.encoder.store import Store, fingerprint_of
 from search_r3_mteb.indexing.documents import DocumentRow, row_of
 from search_r3_mteb.indexing.encoding import encoding_of
 from search_r3_mteb.indexing.parts import write_rows
-from search_r3_mteb.indexing.settings import Kind
+from search_r3_mteb.indexing.settings import IndexKind
 from search_r3_mteb.indexing.snapshot import Place, Snapshot, open_snapshot
 from search_r3_mteb.indexing.state import BUILDING, STATE_FILE, IndexState, PartRecord, is_index, write_state
 from search_r3_mteb.locks import LOCK_FILE, leave, locked, occupy
@@ -166,11 +166,13 @@ def _embedded(
         _log.info("%s documents embedded%s.", f"{done:,}", f" ({kept:,} were there already)" if kept else "")
 
 
-def _write_part(folder: Path, state: IndexState, blocks: Blocks, kind_of: Callable[[int], Kind]) -> PartRecord | None:
+def _write_part(
+    folder: Path, state: IndexState, blocks: Blocks, kind_of: Callable[[int], IndexKind]
+) -> PartRecord | None:
     """Write a part of these blocks; None where there are none."""
     name = f"part-{state.next_part:06d}"
 
-    def said(rows: int) -> Kind:
+    def said(rows: int) -> IndexKind:
         kind = kind_of(rows)
         _log.info("%s documents in %s, searched by: %s.", f"{rows:,}", name, kind)
         return kind

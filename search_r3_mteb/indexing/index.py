@@ -62,7 +62,8 @@ class SearchIndex:
         """
         chosen = IndexSettings.from_keywords(settings)
         state = IndexState(encoding_of(encoder), origin_of(encoder, model), chosen)
-        writing.build(Path(folder), documents, encoder, state)
+        place = Path(folder)
+        writing.write_new(place, state, writing.embedded(place, documents, encoder, lambda rows: None))
         return cls(folder, encoder, verify=False)
 
     @classmethod
@@ -157,7 +158,9 @@ class SearchIndex:
 
         `replace`: a document whose id is there takes that one's place; without it that is a ValueError.
         """
-        return writing.add(self.folder, documents, self.encoder, replacing=replace)
+        return writing.write_more(
+            self.folder, lambda look: writing.embedded(self.folder, documents, self.encoder, look), replacing=replace
+        )
 
     def remove(self, ids: str | Iterable[str], *, missing_ok: bool = False) -> int:
         """Remove documents by their ids; their number. Raises ValueError, and removes none, if one is not there."""

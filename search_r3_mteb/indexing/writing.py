@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -32,7 +32,9 @@ from search_r3_mteb.indexing.snapshot import Place, Snapshot, open_snapshot
 from search_r3_mteb.indexing.state import BUILDING, STATE_FILE, IndexState, PartRecord, is_index, write_state
 from search_r3_mteb.locks import LOCK_FILE, leave, locked, occupy
 
-Blocks = Iterator[tuple[list[DocumentRow], Float[np.ndarray, "block dim"]]]
+Block: TypeAlias = tuple[list[DocumentRow], Float[np.ndarray, "block dim"]]
+"""Some documents and their vectors."""
+Look: TypeAlias = Callable[[list[DocumentRow]], None]
 EMBEDDED_AT_ONCE = 4096  # documents per chunk of the store: what a kill costs
 _WHAT = "indexing"
 _log = logging.getLogger(__name__)
@@ -67,28 +69,26 @@ def check_new(folder: Path) -> None:
         raise FileExistsError(f"{folder} holds {foreign[0]!r}, which is not of an index. Name a new or empty folder.")
 
 
-def build(folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, state: IndexState) -> None:
-    """Write the first part of a new index. Raises ValueError for a corpus without documents."""
-    _refuse_processes()
+def write_new(folder: Path, state: IndexState, blocks: Iterable[Block]) -> None:
+    """Write a new index of documents and their vectors. Raises ValueError where there are none."""
     check_new(folder)
     with writing(folder):
         check_new(folder)  # another process may have finished one meanwhile
         _sweep(folder, state)
-        blocks = _embedded(folder, documents, encoder, lambda rows: None)
         record = _write_part(folder, state, blocks, lambda rows: state.settings.kind_of(rows))
         if record is None:
             shutil.rmtree(folder / BUILDING, ignore_errors=True)
             raise ValueError("There are no documents, so nothing could be found in such an index.")
         write_state(folder, replace(state, parts=(record,), next_part=state.next_part + 1))
-        shutil.rmtree(folder / BUILDING)
+        shutil.rmtree(folder / BUILDING, ignore_errors=True)
 
 
-def add(folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, *, replacing: bool) -> int:
+def write_more(folder: Path, blocks: Callable[[Look], Iterable[Block]], *, replacing: bool) -> int:
     """Add documents as a part of their own, and merge it with smaller ones beside it; the number of documents.
 
-    Raises ValueError for an id that is there already, unless `replacing` it.
+    `blocks` gets a function that has to see the documents of each block before anything is computed. Raises ValueError
+    for an id that is there already, unless `replacing` it.
     """
-    _refuse_processes()
     with writing(folder):
         snapshot = open_snapshot(folder, set(), verify=False)
         _sweep(folder, snapshot.state)
@@ -98,19 +98,18 @@ def add(folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, *, rep
             found = snapshot.places_of(id_ for id_, *_ in rows)
             if found and not replacing:
                 raise ValueError(
-                    f"The index has a document {next(iter(found))!r} already ({len(found)} of the {len(rows)} that "
-                    "were looked at). Remove them first, or replace them: --replace, add(..., replace=True)."
+                    f"The index has a document {next(iter(found))!r:.80} already ({len(found):,} of the {len(rows):,} "
+                    "that were looked at). Remove them first, or replace them: --replace, add(..., replace=True)."
                 )
             replaced.extend(found.values())
 
         state = snapshot.state
-        blocks = _embedded(folder, documents, encoder, look)
-        record = _write_part(folder, state, blocks, lambda rows: state.settings.kind_of(rows, added=True))
+        record = _write_part(folder, state, blocks(look), lambda rows: state.settings.kind_of(rows, added=True))
         if record is None:
             return 0
         parts = (*_without(folder, snapshot, replaced), record)
         write_state(folder, state.changed(parts, state.next_part + 1))
-        shutil.rmtree(folder / BUILDING)
+        shutil.rmtree(folder / BUILDING, ignore_errors=True)
         _merge_small(folder)
         return record.rows
 
@@ -144,13 +143,13 @@ def compact(folder: Path) -> None:
             _rewrite(folder, snapshot, 0)
 
 
-# ---- parts ---------------------------------------------------------------------------------------------------------
-
-
-def _embedded(
-    folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, look: Callable[[list[DocumentRow]], None]
-) -> Blocks:
-    """Documents and their vectors; `look` sees each block before it is embedded."""
+def embedded(folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, look: Look) -> Iterator[Block]:
+    """Documents and their vectors, which are kept in FOLDER/building until they are part of the index."""
+    if process_count() > 1:
+        raise ValueError(
+            f"{process_count()} processes were started together (WORLD_SIZE), and an index is written by one. Start it "
+            "without a launcher."
+        )
     encoding = encoding_of(encoder)
     store = Store(folder / BUILDING, fingerprint_of(encoding | arithmetic(encoder.engine)), "document", encoder.dim)
     stream = (row_of(document, position) for position, document in enumerate(documents))
@@ -166,8 +165,11 @@ def _embedded(
         _log.info("%s documents embedded%s.", f"{done:,}", f" ({kept:,} were there already)" if kept else "")
 
 
+# ---- parts ---------------------------------------------------------------------------------------------------------
+
+
 def _write_part(
-    folder: Path, state: IndexState, blocks: Blocks, kind_of: Callable[[int], IndexKind]
+    folder: Path, state: IndexState, blocks: Iterable[Block], kind_of: Callable[[int], IndexKind]
 ) -> PartRecord | None:
     """Write a part of these blocks; None where there are none."""
     name = f"part-{state.next_part:06d}"
@@ -260,11 +262,3 @@ def _is_ours(name: str) -> bool:
     return name in (STATE_FILE, BUILDING, LOCK_FILE) or name.startswith(
         ("part-", ".part.", f".{_WHAT}", f".{STATE_FILE}")
     )
-
-
-def _refuse_processes() -> None:
-    if process_count() > 1:
-        raise ValueError(
-            f"{process_count()} processes were started together (WORLD_SIZE), and an index is written by one. Start it "
-            "without a launcher."
-        )

@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--max-reasoning-tokens", type=int, default=48)
     parser.add_argument("--max-length", type=int, default=256)
     given = parser.parse_args()
+    made_with = commit()
     settings = {"max_reasoning_tokens": given.max_reasoning_tokens, "max_length": given.max_length}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -82,7 +83,7 @@ def main() -> None:
     command = shlex.join(["python", "results/serving/same_top10.py", "--data", "SCIFACT", *sys.argv[3:]])
     found = {
         "command": command,
-        "commit": commit(),
+        "commit": made_with,
         "model": given.model,
         "dtype": str(encoder.model.dtype).removeprefix("torch."),
         "settings": settings,
@@ -100,14 +101,15 @@ def section(found: dict[str, Any]) -> list[str]:
     """The lines of the page."""
     columns = ("mode", "queries", "equal", "ties", "different")
     rows = [[*(row[name] for name in columns), f"{row['largest_difference_of_a_score']:.1e}"] for row in found["modes"]]
+    tokens, length = found["settings"]["max_reasoning_tokens"], found["settings"]["max_length"]
     return [
         "## The same ten documents as `evaluate`",
         "",
-        f"`{found['command']}` at commit {found['commit'][:7]}: {found['model']} in {found['dtype']} on the test split of "
-        f"SciFact ({found['documents']:,} documents), {found['settings']['max_reasoning_tokens']} tokens of reasoning at "
-        f"most, prompts of {found['settings']['max_length']}. For each query the ids of `SearchIndex.search`, in order, "
-        'are compared with those of MTEB\'s ranking. "Ties": they differ only in documents whose scores are equal to '
-        f"{CLOSE:g}.",
+        f"`{found['command']}` at commit {found['commit'][:7]}.",
+        f"{found['model']} in {found['dtype']} on the test split of SciFact ({found['documents']:,} documents), {tokens} "
+        f"tokens of reasoning at most, prompts of {length}.",
+        "For each query the ids of `SearchIndex.search`, in order, are compared with those of MTEB's ranking.",
+        f"Ties: only documents whose scores are equal to {CLOSE:g} are in another order, or in the place of another.",
         "",
         *table([*columns, "largest difference of a score"], rows),
     ]

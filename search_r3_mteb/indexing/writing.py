@@ -169,7 +169,8 @@ def embedded(folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, l
             store.append(missing, encoder.encode_document(missing))
         done, kept = done + len(rows), kept + len(rows) - len(missing)
         yield rows, store.lookup(texts)
-        _log.info("%s documents embedded%s.", f"{done:,}", f" ({kept:,} were there already)" if kept else "")
+        said = f" ({kept:,} were there already)" if kept else ""
+        _log.info("%s document%s embedded%s.", f"{done:,}", "" if done == 1 else "s", said)
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def _write_part(
 
     def said(rows: int) -> IndexKind:
         kind = kind_of(rows)
-        _log.info("%s documents in %s, searched by: %s.", f"{rows:,}", name, kind)
+        _log.info("%s document%s in %s, searched by: %s.", f"{rows:,}", "" if rows == 1 else "s", name, kind)
         return kind
 
     with temporary_folder(folder / "part") as temporary:

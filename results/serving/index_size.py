@@ -175,7 +175,15 @@ def main() -> None:
     if given.step:
         print(json.dumps(step(given.step[0], given.folder, given.step[1], given.rows)))
         return
-    made_with, results = commit(), []
+    found: dict[str, Any] = {
+        "command": " ".join(["python", "results/serving/index_size.py", *sys.argv[1:]]),
+        "commit": commit(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "rows": given.rows,
+        "dim": DIM,
+        "settings": {name: getattr(IndexSettings(), name) for name in ("hnsw_links", "hnsw_build", "hnsw_search")},
+        "kinds": [],
+    }
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         for kind in KINDS:  # flat first: it says what is right
             row: dict[str, Any] = {"kind": kind}
@@ -184,18 +192,9 @@ def main() -> None:
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 row |= json.loads(done.stdout.splitlines()[-1])
                 print(kind, name, done.stdout.splitlines()[-1], flush=True)
-            results.append(row)
-    found = {
-        "command": " ".join(["python", "results/serving/index_size.py", *sys.argv[1:]]),
-        "commit": made_with,
-        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-        "rows": given.rows,
-        "dim": DIM,
-        "settings": {name: getattr(IndexSettings(), name) for name in ("hnsw_links", "hnsw_build", "hnsw_search")},
-        "kinds": results,
-    }
-    write_json(HERE / "index_size.json", found)
-    write_section("index_size", section(found))
+            found["kinds"].append(row)
+            write_json(HERE / "index_size.json", found)
+            write_section("index_size", section(found))
 
 
 def section(found: dict[str, Any]) -> list[str]:

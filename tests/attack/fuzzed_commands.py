@@ -39,6 +39,7 @@ INPUTS = (
     "in.jsonl",
     "in.jsonl",
     "in.json",
+    "in.csv",
     "folder/corpus.jsonl",
     "broken.jsonl",
     "binary.bin",
@@ -51,6 +52,7 @@ INPUTS = (
 TASKS = (
     *["beir:folder"] * 6,
     "beir:missing",
+    "folder",
     "beir:",
     "beir:folder:ignore_identical_ids",
     "beir:folder:x",
@@ -81,6 +83,7 @@ COMMANDS = (
     "evaluate",
     "embed",
     "explain",
+    "convert",
     "init",
     "merge",
     "export",
@@ -233,6 +236,7 @@ def _words(rng: random.Random, command: str) -> list[str]:
             "--corpus",
             rng.choice([*INPUTS, "folder"]),
         ],
+        "convert": [rng.choice([*INPUTS, "folder"]), "--output", rng.choice([*["out"] * 4, *PLACES])],
         "init": [rng.choice(MODELS), "--output", rng.choice(PLACES)],
         "merge": [rng.choice(MODELS), "--output", rng.choice(PLACES)],
         "export": ["--model", rng.choice(MODELS), "--output", rng.choice(PLACES)],
@@ -277,6 +281,12 @@ def _words(rng: random.Random, command: str) -> list[str]:
         )
     if command == "embed":
         words += rng.choice([[], ["--role", rng.choice(["query", "document", "x"])], ["--show-reasoning"]])
+    if command == "embed":
+        words += rng.choice([[], ["--precision", rng.choice(["int8", "binary", "x"])], ["--dim", number]])
+    if command in ("embed", "explain", "convert"):
+        words += rng.choice([[], ["--text", rng.choice(["text", "2", "x", ""])], ["--id", rng.choice(["id", "1", ""])]])
+    if command == "convert":
+        words += rng.choice([[], ["--queries", rng.choice(INPUTS)], ["--judgements", rng.choice(INPUTS)]])
     if command == "report":
         words += rng.choice(
             [[], ["--format", rng.choice(["html", "md", "csv", "latex", "x"])], ["--peers", rng.choice(INPUTS)]]
@@ -297,6 +307,7 @@ def _fill(place: Path) -> None:
     (place / "in.jsonl").write_text('{"text": "one"}\n')
     (place / "in.json").write_text(json.dumps([{"text": "one", "title": "t"}]))
     (place / "broken.jsonl").write_text('{"text": "one"\n{')
+    (place / "in.csv").write_text("id,text,query-id,corpus-id\na,one,a,a\n")
     (place / "binary.bin").write_bytes(bytes(range(256)))
     (place / "empty.txt").write_text("")
     source = '[[data.sources]]\nkind = "jsonl"\npath = "rows.jsonl"\n'

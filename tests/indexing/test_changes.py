@@ -199,6 +199,8 @@ def test_a_build_that_was_stopped_goes_on(encoder, documents, built, tmp_path, m
     assert len(embedded) == 16  # two chunks
     with pytest.raises(FileNotFoundError, match=r"whose building was stopped\. Start the same"):
         SearchIndex.open(folder, encoder)
+    with pytest.raises(ValueError, match="There are no documents"):
+        SearchIndex.build([], encoder, folder)  # an empty pipe, say: what was computed is kept
     resumed = SearchIndex.build(documents, encoder, folder)
     assert len(embedded) == 30
     assert not (folder / "building").exists()

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.tasks import FORMS, LOCAL_TASKS, is_local, resolve_task
 from search_r3_mteb.files import READABLE, STANDARD_INPUT, Columns, iter_documents
+from search_r3_mteb.indexing.results import Hit
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.thoughts import Thought
 
 _SHOWN = 300  # characters of a document
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One found document; `score` is the cosine."""
-
-    id: str
-    score: float
-    text: str
 
 
 @dataclass(frozen=True)
@@ -128,4 +120,4 @@ def _search(
 ) -> list[Hit]:
     scores = vectors @ query
     best = np.argsort(-scores, kind="stable")[:top]
-    return [Hit(documents[row][0], float(scores[row]), documents[row][1]) for row in best]
+    return [Hit(documents[row][0], float(scores[row]), "", documents[row][1]) for row in best]

@@ -1,0 +1,49 @@
+"""The indexes of a server, and their hits for vectors that the service has computed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from search_r3_mteb.serving.errors import RequestError
+from search_r3_mteb.serving.service import Answer
+
+
+class Searches:
+    """Opened indexes by name."""
+
+    def __init__(self, indexes: Mapping[str, Any]) -> None:
+        self._indexes = dict(indexes)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Name and number of documents of each."""
+        return [{"id": name, "documents": len(index)} for name, index in self._indexes.items()]
+
+    def chosen(self, name: str | None) -> str:
+        """The name of the index that a request means. Raises RequestError where there is none or it is not clear."""
+        names = ", ".join(repr(each) for each in self._indexes)
+        if not self._indexes:
+            raise RequestError(
+                404, "This server has no index to search. Start it with --index FOLDER.", param="index", code="no_index"
+            )
+        if name is None and len(self._indexes) == 1:
+            return next(iter(self._indexes))
+        if name is None:
+            raise RequestError(400, f"Say which index: one of {names}.", param="index")
+        if name not in self._indexes:
+            raise RequestError(404, f"There is no index {name!r:.80}, only {names}.", param="index", code="no_index")
+        return name
+
+    def search(self, name: str, questions: Sequence[str], answers: Sequence[Answer], k: int) -> list[dict[str, Any]]:
+        """The k best documents of each question, and its reasoning, as JSON."""
+        found = self._indexes[name].hits(np.stack([each.vector for each in answers]), k)
+        return [
+            {
+                "query": question,
+                "reasoning": None if answer.thought is None else answer.thought.text,
+                "finished": None if answer.thought is None else answer.thought.finished,
+                "truncated_tokens": answer.truncated_tokens,
+                "hits": [{"id": hit.id, "score": hit.score, "title": hit.title, "text": hit.text} for hit in hits],
+            }
+            for question, answer, hits in zip(questions, answers, found, strict=True)
+        ]

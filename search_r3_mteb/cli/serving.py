@@ -18,7 +18,9 @@ def serve(  # noqa: PLR0913  an option is a parameter
     model: ModelOption = "nano",
     index: Annotated[
         list[Path] | None,
-        typer.Option("--index", help="A folder that `search-r3 index` has written. May be repeated.", show_default=False),
+        typer.Option(
+            "--index", help="A folder that `search-r3 index` has written. May be repeated.", show_default=False
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to serve at; 0.0.0.0 for every one of this machine.")] = (
         "127.0.0.1"

@@ -113,7 +113,8 @@ class OpenDecode(Decode):
 
     def written(self, tickets: Iterable[int]) -> dict[int, list[int]]:
         """The ids that these rows have generated so far; a row that has not entered has none."""
-        slots, found = self.slots, dict.fromkeys(tickets, [])
+        slots = self.slots
+        found: dict[int, list[int]] = {ticket: [] for ticket in tickets}
         rows = slots.row[: slots.count].tolist()
         for place, ticket in enumerate(rows):
             if ticket in found:
@@ -141,6 +142,4 @@ class OpenDecode(Decode):
 
     def _reshape(self, places: int, columns: int) -> None:
         """The full shape at once, whatever the first prompts need: nothing that decodes is ever moved."""
-        super()._reshape(
-            max(places, self.places + self._spare), max(columns, self._columns_reserved)
-        )
+        super()._reshape(max(places, self.places + self._spare), max(columns, self._columns_reserved))

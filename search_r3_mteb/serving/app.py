@@ -215,7 +215,7 @@ async def _while_wanted(request: Request, timeout: float, work: Coroutine[Any, A
 def _timed_out(timeout: float) -> RequestError:
     return RequestError(
         504,
-        f"This took longer than {timeout:g} seconds and was given up. Send fewer texts at once, or come when less waits.",
+        f"This took longer than {timeout:g} seconds and was given up. Send fewer texts at once, or later.",
         code="timeout",
     )
 

@@ -14,19 +14,23 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        name, at = "search_r3", {"registry": self.registry}
-        self.requests = Counter(f"{name}_requests", "Requests by path and status.", ["path", "status"], **at)
+        at = self.registry
+        self.requests = Counter("search_r3_requests", "Requests by path and status.", ["path", "status"], registry=at)
         self.seconds = Histogram(
-            f"{name}_request_seconds", "From a request's arrival to its answer.", ["path"], buckets=_SECONDS, **at
+            "search_r3_request_seconds",
+            "From a request's arrival to its answer.",
+            ["path"],
+            buckets=_SECONDS,
+            registry=at,
         )
-        self.queued = Gauge(f"{name}_queue_texts", "Texts that wait or are computed.", **at)
+        self.queued = Gauge("search_r3_queue_texts", "Texts that wait or are computed.", registry=at)
         self.batches = Histogram(
-            f"{name}_batch_rows", "Rows of a forward pass or decode step.", ["kind"], buckets=_ROWS, **at
+            "search_r3_batch_rows", "Rows of a forward pass or decode step.", ["kind"], buckets=_ROWS, registry=at
         )
-        self.read = Counter(f"{name}_prompt_tokens", "Tokens of prompts, templates included.", **at)
-        self.generated = Counter(f"{name}_generated_tokens", "Tokens generated, embed tokens included.", **at)
-        self.texts = Counter(f"{name}_texts", "Texts embedded, by role.", ["role"], **at)
-        self.dropped = Counter(f"{name}_dropped_rows", "Rows given up: client gone, timeout, failure.", **at)
+        self.read = Counter("search_r3_prompt_tokens", "Tokens of prompts, templates included.", registry=at)
+        self.generated = Counter("search_r3_generated_tokens", "Tokens generated, embed tokens included.", registry=at)
+        self.texts = Counter("search_r3_texts", "Texts embedded, by role.", ["role"], registry=at)
+        self.dropped = Counter("search_r3_dropped_rows", "Rows given up: client gone, timeout, failure.", registry=at)
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""

@@ -34,7 +34,7 @@ def _inputs(value: Any) -> list[str] | list[list[int]]:
     for position, row in enumerate(rows):
         if not isinstance(row, kind) or (kind is list and not all(_is_id(each) for each in row)):
             raise ValueError(f"entry {position} is not {'an array of token ids' if kind is list else 'a text'}")
-        if not (row if kind is list else row.strip()):
+        if not row or (isinstance(row, str) and not row.strip()):
             raise ValueError(f"entry {position} is empty or blank: there is nothing to embed. Leave it out")
     return list(rows)
 

@@ -1,6 +1,7 @@
 """The indexes of a server, and their hits for vectors that the service has computed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -36,14 +37,15 @@ class Searches:
 
     def search(self, name: str, questions: Sequence[str], answers: Sequence[Answer], k: int) -> list[dict[str, Any]]:
         """The k best documents of each question, and its reasoning, as JSON."""
-        found = self._indexes[name].hits(np.stack([each.vector for each in answers]), k)
+        vectors, thoughts = np.stack([each.vector for each in answers]), [each.thought for each in answers]
+        found = self._indexes[name].find(questions, vectors, k, thoughts)
         return [
             {
-                "query": question,
-                "reasoning": None if answer.thought is None else answer.thought.text,
-                "finished": None if answer.thought is None else answer.thought.finished,
+                "query": each.query,
+                "reasoning": None if each.thought is None else each.thought.text,
+                "finished": None if each.thought is None else each.thought.finished,
                 "truncated_tokens": answer.truncated_tokens,
-                "hits": [{"id": hit.id, "score": hit.score, "title": hit.title, "text": hit.text} for hit in hits],
+                "hits": [asdict(hit) for hit in each.hits],
             }
-            for question, answer, hits in zip(questions, answers, found, strict=True)
+            for each, answer in zip(found, answers, strict=True)
         ]

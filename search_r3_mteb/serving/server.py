@@ -1,9 +1,10 @@
 """The program around the application: its socket, model and indexes, and how it ends."""
 
-import contextlib
-import logging
+import math
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,42 @@ from search_r3_mteb.serving.searching import Searches
 from search_r3_mteb.serving.settings import API_KEY, ServeSettings, api_key
 from search_r3_mteb.stopping import advise, finishing
 
-_log = logging.getLogger(__name__)
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 class _Server(uvicorn.Server):
     """uvicorn, whose signals are this program's own."""
 
-    @contextlib.contextmanager
+    @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def serve(
+@dataclass
+class Prepared:
+    """A server that only has to `run`: its socket is bound, model and indexes are loaded, `lines` say what it is."""
+
+    server: uvicorn.Server
+    listener: socket.socket
+    lines: list[str]
+    grace: float
+
+    @property
+    def port(self) -> int:
+        """The port it serves at."""
+        return int(self.listener.getsockname()[1])
+
+    def run(self) -> None:
+        """Serve until a signal comes, or `stop`; what runs then is finished, within the grace."""
+        with self.listener, finishing(self.stop, self.grace + 10):
+            self.server.run(sockets=[self.listener])
+
+    def stop(self) -> None:
+        """Begin to end."""
+        self.server.should_exit = True
+
+
+def prepare(
     model: str,
     indexes: Sequence[Path] = (),
     *,
@@ -35,56 +59,58 @@ def serve(
     name: str | None = None,
     settings: ServeSettings | None = None,
     encoder_settings: dict[str, Any] | None = None,
-    say: Callable[[str], None] = print,
-) -> None:
-    """Serve `model` and the indexes in these folders until a signal comes; `port` 0 takes a free one.
+) -> Prepared:
+    """A server of `model` and the indexes in these folders; `port` 0 takes a free one.
 
-    `name` is what requests call the model, by default the last part of `model`. `say` gets the address and what is
-    worth knowing. Raises what loading raises, OSError for an address that cannot be had, and ValueError for settings.
+    `name` is what requests call the model, by default the last part of `model`. Raises what loading raises, OSError for
+    an address that cannot be had, and ValueError for settings that cannot be.
     """
-    chosen, key = settings or ServeSettings(), api_key()
+    chosen, key, given = settings or ServeSettings(), api_key(), encoder_settings or {}
     named = _by_name(indexes)
     served = name or Path(model).name
     if not served.isprintable() or served.endswith((":query", ":document")):
         raise ValueError(f"The model cannot be called {served!r}: NAME:query and NAME:document say the role of texts.")
-    if (encoder_settings or {}).get("cache_folder") is not None:
+    if given.get("cache_folder") is not None:
         raise ValueError(
             "cache_folder was given, but a server keeps no texts and no vectors. Leave it out; documents that are to "
             "be searched belong into an index."
         )
-    with contextlib.closing(_bound(host, port)) as listener:  # before the model is loaded
+    listener = _bound(host, port)  # before the model is loaded, which may take minutes
+    try:
         from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
-        encoder = SearchR3Encoder(model, **{"show_progress_bar": False, **(encoder_settings or {})})
+        encoder = SearchR3Encoder(model, **({"show_progress_bar": False} | given))
         opened = {each: _opened(folder, encoder) for each, folder in named.items()}
-        app = application(encoder, served, chosen, key=key, searches=Searches(opened))
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, ws="none", server_header=False, lifespan="on",
-            timeout_graceful_shutdown=int(max(1, chosen.grace)),
-        )  # fmt: skip
-        server = _Server(config)
-        address = listener.getsockname()
-        for line in _lines(served, encoder, chosen, f"http://{_shown(host)}:{address[1]}", key, opened):
-            say(line)
-        if key is None and host not in _LOCAL:
-            _log.warning(
-                "%s is not this machine alone, and %s is not set: whoever reaches the port can use the model and read "
-                "what is indexed.",
-                host,
-                API_KEY,
-            )
-        advise(
-            lambda: (
-                f"What runs is finished, for at most {chosen.grace:g} s; a second signal ends it at once. Nothing is "
-                "lost: a server keeps nothing."
-            )
+    except BaseException:
+        listener.close()
+        raise
+    config = uvicorn.Config(
+        application(encoder, served, chosen, key=key, searches=Searches(opened)), log_config=None, access_log=False,
+        ws="none", server_header=False, lifespan="on", timeout_graceful_shutdown=math.ceil(chosen.grace),
+    )  # fmt: skip
+    prepared = Prepared(_Server(config), listener, [], chosen.grace)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{prepared.port}"
+    prepared.lines += _lines(served, encoder, chosen, url, key, opened)
+    if key is None and host not in _LOCAL:
+        prepared.lines.append(
+            f"WARNING: {host} is more than this machine, and {API_KEY} is not set: whoever reaches the port can use "
+            "the model and read what is indexed."
         )
+    return prepared
 
-        def finish() -> None:
-            server.should_exit = True
 
-        with finishing(finish, chosen.grace + 10):
-            server.run(sockets=[listener])
+def serve(model: str, indexes: Sequence[Path] = (), *, say: Callable[[str], None] = print, **options: Any) -> None:
+    """Serve as `prepare` says until a signal comes; `say` gets the address and what is worth knowing."""
+    prepared = prepare(model, indexes, **options)
+    for line in prepared.lines:
+        say(line)
+    advise(
+        lambda: (
+            f"What runs is finished, for at most {prepared.grace:g} s; a second signal ends it at once. Nothing is "
+            "lost: a server keeps nothing."
+        )
+    )
+    prepared.run()
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -121,10 +147,6 @@ def _opened(folder: Path, encoder: Any) -> Any:
     return SearchIndex.open(folder, encoder)
 
 
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 def _lines(
     served: str, encoder: Any, settings: ServeSettings, url: str, key: str | None, indexes: dict[str, Any]
 ) -> Iterator[str]:
@@ -138,4 +160,6 @@ def _lines(
         )
     for name, index in indexes.items():
         yield f"Index {name}: {len(index):,} documents, at {url}/ and POST {url}/v1/search."
-    yield f"Requests need the key of {API_KEY}." if key else f"Everybody who reaches the port is served: {API_KEY} is not set."
+    yield (
+        f"Requests need the key of {API_KEY}." if key else f"{API_KEY} is not set: whoever reaches the port is served."
+    )

@@ -58,13 +58,15 @@ class Service:
         most = self.settings.max_inputs
         if texts > most:
             raise RequestError(
-                400, f"{texts:,} texts in one request; at most {most:,} are taken. Send several requests.", param="input"
+                400,
+                f"{texts:,} texts in one request; at most {most:,} are taken. Send several requests.",
+                param="input",
             )
         if self.held + texts > self.settings.max_queue:
             raise RequestError(
                 429,
-                f"The queue is full: {self.held:,} of {self.settings.max_queue:,} texts wait or are computed. Try again "
-                "after the seconds of Retry-After.",
+                f"The queue is full: {self.held:,} of {self.settings.max_queue:,} texts wait or are computed. Come "
+                "again after the seconds of Retry-After.",
                 code="rate_limit_exceeded",
                 headers={"retry-after": str(self._seconds_left())},
             )
@@ -95,9 +97,7 @@ class Service:
         kinds: list[Kind] = [kind] if anchor is None else ["direct", kind]
         prompts = {each: await self._rendered(texts, each) for each in kinds}
         rows = [(each, prompt.token_ids) for each in kinds for prompt in prompts[each]]
-        loop = asyncio.get_running_loop()
-        tell = None if on_written is None else lambda ids: loop.call_soon_threadsafe(on_written, ids)
-        work = Work(rows, tell)
+        work = Work(rows, None if on_written is None else _in_loop(on_written))
         outcomes = await asyncio.wrap_future(self.worker.submit(work).future)
         main, first = outcomes[-len(texts) :], outcomes[: len(texts)]
         vectors = np.stack([each.vector for each in main])
@@ -133,7 +133,7 @@ class Service:
 
     def _texts(self, inputs: Sequence[str] | Sequence[list[int]]) -> list[str]:
         return [
-            self._text_of_ids(each, position) if isinstance(each, list) else _checked(each, position)
+            _checked(each, position) if isinstance(each, str) else self._text_of_ids(each, position)
             for position, each in enumerate(inputs)
         ]
 
@@ -186,6 +186,16 @@ class Service:
         """Seconds until half of the queue is computed, at the speed so far: 1 to 60."""
         per_row = self.worker.busy_seconds / self.worker.rows_done if self.worker.rows_done else 0.0
         return min(60, max(1, math.ceil(per_row * self.held / 2)))
+
+
+def _in_loop(call: Callable[[list[int]], None]) -> Callable[[list[int]], None]:
+    """`call`, to be called from another thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell(ids: list[int]) -> None:
+        loop.call_soon_threadsafe(call, ids)
+
+    return tell
 
 
 def _checked(text: str, position: int) -> str:

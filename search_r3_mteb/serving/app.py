@@ -106,7 +106,7 @@ def _embeddings(app: FastAPI, service: Service, name: str) -> None:
             raise RequestError(400, f"return_reasoning: {why}, so there is none to return.{hint}", param="input_type")
         with service.place(len(body.input)):
             answers = await _while_wanted(
-                request, settings.timeout, service.answers(body.input, "reason" if reasons else "direct")
+                request, settings.timeout, service.answers([*body.input], "reason" if reasons else "direct")
             )
         service.metrics.texts.labels(who.role).inc(len(answers))
 

@@ -83,7 +83,7 @@ class Service:
 
     async def answers(
         self,
-        inputs: Sequence[str] | Sequence[list[int]],
+        inputs: Sequence[str | list[int]],
         kind: Kind,
         on_written: Callable[[list[int]], None] | None = None,
     ) -> list[Answer]:
@@ -131,7 +131,7 @@ class Service:
             found += await self._tokenizing(self.encoder.renderer.render_batch, part, kind)
         return found
 
-    def _texts(self, inputs: Sequence[str] | Sequence[list[int]]) -> list[str]:
+    def _texts(self, inputs: Sequence[str | list[int]]) -> list[str]:
         return [
             _checked(each, position) if isinstance(each, str) else self._text_of_ids(each, position)
             for position, each in enumerate(inputs)

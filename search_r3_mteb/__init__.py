@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from search_r3_mteb.encoder.encoder import SearchR3Encoder as SearchR3Encoder
     from search_r3_mteb.encoder.thoughts import Thought as Thought
+    from search_r3_mteb.indexing.index import SearchIndex as SearchIndex
     from search_r3_mteb.integrations.sentence_transformers import register as register
     from search_r3_mteb.tasks.hopworld import HopWorld as HopWorld
     from search_r3_mteb.tasks.mteb_tasks import BeirFolder as BeirFolder
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "SearchR3Encoder": "search_r3_mteb.encoder.encoder",
     "Thought": "search_r3_mteb.encoder.thoughts",
+    "SearchIndex": "search_r3_mteb.indexing.index",
     "SentenceTransformer": "search_r3_mteb.integrations.sentence_transformers",
     "register": "search_r3_mteb.integrations.sentence_transformers",
     "BeirFolder": "search_r3_mteb.tasks.mteb_tasks",

@@ -9,10 +9,12 @@ last cells are numbers; others go through. JSON behind a line of another kind is
 
 import codecs
 import csv
+import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from search_r3_mteb.json_files import NotJsonError, parse_json
 
@@ -99,24 +101,39 @@ def decode(data: bytes, place: str | Path) -> str:
 
     Raises ValueError for anything else: binary formats by their name, other encodings by the line of the first fault.
     """
+    return "".join(byte_lines(io.BytesIO(data), data, place))
+
+
+def byte_lines(stream: BinaryIO, head: bytes, place: str | Path) -> Iterator[str]:
+    """The lines of a stream with their ends, decoded one by one; `head` are its first bytes. Raises like `decode`."""
     for magic, name in _MAGIC:
-        if re.match(magic, data, re.DOTALL):
+        if re.match(magic, head, re.DOTALL):
             raise ValueError(f"{place} is not a file of texts: it is {name}, by its first bytes.")
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
-    if encoding == "utf-8-sig" and b"\0" in data:
-        line = data[: data.index(b"\0")].count(b"\n") + 1
-        raise ValueError(
-            f"{place}, line {line}, holds a NUL byte, so the file is UTF-16 without a mark, or no text at all. Convert "
-            "it to UTF-8."
-        )
-    if encoding == "utf-8-sig" and (found := _ISO_2022.search(data)):
-        line = data[: found.start()].count(b"\n") + 1
-        raise ValueError(f"{place}, line {line}, is in ISO-2022. Convert the file to UTF-8.")
+    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    if encoding is None:
+        yield from _utf8_lines(stream, place)
+        return
     try:
-        return data.decode(encoding)
+        yield from io.TextIOWrapper(stream, encoding, newline="\n")
     except UnicodeDecodeError as error:
-        name, line = ("UTF-8", data[: error.start].count(b"\n") + 1) if encoding == "utf-8-sig" else (encoding, 1)
-        raise ValueError(f"{place}, line {line}, is not {name} ({error.reason}). Convert the file to UTF-8.") from error
+        raise ValueError(f"{place}, line 1, is not {encoding} ({error.reason}). Convert the file to UTF-8.") from error
+
+
+def _utf8_lines(stream: BinaryIO, place: str | Path) -> Iterator[str]:
+    for number, line in enumerate(stream, start=1):
+        if b"\0" in line:
+            raise ValueError(
+                f"{place}, line {number}, holds a NUL byte, so the file is UTF-16 without a mark, or no text at all. "
+                "Convert it to UTF-8."
+            )
+        if _ISO_2022.search(line):
+            raise ValueError(f"{place}, line {number}, is in ISO-2022. Convert the file to UTF-8.")
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{place}, line {number}, is not UTF-8 ({error.reason}). Convert the file to UTF-8."
+            ) from error
 
 
 def split_lines(text: str) -> list[str]:
@@ -124,6 +141,16 @@ def split_lines(text: str) -> list[str]:
     end = "\r" if "\n" not in text else "\n"
     lines = text.split(end)  # not splitlines: U+2028 and others do not end a line
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+
+
+def table_with_header(lines: Sequence[str]) -> str | None:
+    """What parts the columns of lines whose first names at least two columns by usual names; None for other lines."""
+    delimiter = _delimiter(lines[:_SAMPLE])
+    if delimiter is None:
+        return None
+    quoted = delimiter != "\t" or lines[0].startswith('"')
+    rows = list(csv.reader(lines[:_SAMPLE], delimiter=delimiter)) if quoted else [li.split("\t") for li in lines]
+    return delimiter if _has_header(rows) else None
 
 
 def check_lines(lines: Sequence[str], place: str | Path) -> None:

@@ -7,7 +7,7 @@ import typer
 
 app = typer.Typer(
     name="search-r3",
-    help="Reason about a query in text, then embed it: evaluate, diagnose, embed, explain, serve, export.",
+    help="Reason about a query in text, then embed it: evaluate, diagnose, embed, explain, index, search, serve, export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,6 +47,32 @@ SetOption = Annotated[
     typer.Option(
         "--set", help="Any other setting of SearchR3Encoder: --set seed=1 --set dtype=bfloat16 --set device=cuda."
     ),
+]
+
+
+IdColumnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--id",
+        help="Column of the ids: a name, or a number from 1; '' for none. [default: by usual names]",
+        show_default=False,
+    ),
+]
+
+
+TextColumnOption = Annotated[
+    str | None, typer.Option("--text", help="Column of the texts. [default: by usual names]", show_default=False)
+]
+
+
+TitleColumnOption = Annotated[
+    str | None,
+    typer.Option("--title", help="Column of the titles; '' for none. [default: by usual names]", show_default=False),
+]
+
+
+NoQuotesOption = Annotated[
+    bool, typer.Option("--no-quotes", help="Quotation marks in .csv and .tsv are text like any other.")
 ]
 
 

@@ -26,6 +26,8 @@ _KEPT = {
     "evaluate": _RESUMED,
     "diagnose": _RESUMED,
     "reproduce": _RESUMED,
+    "index": _RESUMED,
+    "search": "It writes nothing. Start it again",
     "doctor": "It writes nothing. Start it again",
     "explain": "It writes nothing. Start it again",
 }

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.tasks import BEIR, FORMS, LOCAL_TASKS, resolve_task
+from search_r3_mteb.indexing.results import Hit
 from search_r3_mteb.text_files import read_rows
 
 if TYPE_CHECKING:
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.thoughts import Thought
 
 _SHOWN = 300  # characters of a document
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One found document; `score` is the cosine."""
-
-    id: str
-    score: float
-    text: str
 
 
 @dataclass(frozen=True)
@@ -142,4 +134,4 @@ def _search(
 ) -> list[Hit]:
     scores = vectors @ query
     best = np.argsort(-scores, kind="stable")[:top]
-    return [Hit(documents[row][0], float(scores[row]), documents[row][1]) for row in best]
+    return [Hit(documents[row][0], float(scores[row]), "", documents[row][1]) for row in best]

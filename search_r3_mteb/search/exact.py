@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from search_r3_mteb.search.arrays import RowNumbers
 from search_r3_mteb.search.products import (
@@ -50,9 +50,12 @@ def exact_search(
     k: int,
     *,
     exact_rows: Callable[[RowNumbers], Float[np.ndarray, "rows dim"]] | None = None,
+    living: Bool[np.ndarray, " rows"] | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Found:
     """The `k` rows of `corpus` with the largest inner product for each query; all rows when it has fewer than `k`.
+
+    `living` says which rows can be found; without it all can.
 
     `queries` and `corpus` hold vectors of length 1. `corpus` is float32, float16 or uint16 (bfloat16, see `storage`),
     in memory or a memory map. `exact_rows(rows)` returns the float32 vectors behind a corpus in half precision; without
@@ -64,8 +67,7 @@ def exact_search(
     queries = checked_queries(queries, corpus.shape[1] if corpus.ndim == 2 else -1)
     if not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k={k!r}: ask for at least one row.")
-    n = len(corpus)
-    k = min(int(k), n)
+    k = min(int(k), len(corpus) if living is None else int(np.count_nonzero(living)))
     if k == 0 or len(queries) == 0:
         return Found(np.zeros((len(queries), k), np.int64), np.zeros((len(queries), k), np.float32))
     error = scan_error(corpus, "cpu", exact_rows is not None)
@@ -73,7 +75,10 @@ def exact_search(
     passes = [_Candidates(queries[start : start + QUERIES_PER_PASS], k, 2 * error) for start in starts]
     for first, scores_of in scanners(corpus, min(len(queries), QUERIES_PER_PASS), block_bytes):
         for candidates in passes:
-            candidates.add(scores_of(candidates.queries), first)
+            scores = scores_of(candidates.queries)
+            if living is not None:
+                scores[:, ~living[first : first + scores.shape[1]]] = -np.inf
+            candidates.add(scores, first)
     vectors_of = exact_rows if exact_rows is not None else (lambda rows: unpack(corpus[rows]))
     found = [candidates.best(vectors_of) for candidates in passes]
     return Found(np.concatenate([f.rows for f in found]), np.concatenate([f.scores for f in found]))

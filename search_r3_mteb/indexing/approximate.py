@@ -1,0 +1,78 @@
+"""FAISS indexes that propose rows: inverted lists (IVF) and a graph of neighbours (HNSW), over a compressed copy.
+
+What they propose is scored again from the float32 vectors, so a score is the same whatever has found its document.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from search_r3_mteb.indexing.settings import IndexKind, IndexSettings
+
+FAISS_FILE = "index.faiss"
+_ADDED_AT_ONCE = 1 << 16
+_ROWS_PER_LIST = 39  # below, FAISS warns that its k-means has too few points
+_PROBED_SHARE, _PROBED_AT_LEAST = 16, 32
+_SAMPLED_PER_LIST = 64  # rows from which k-means learns; FAISS itself takes up to 256
+
+
+def write_faiss(path: Path, kind: IndexKind, vectors: Float[np.ndarray, "rows dim"], settings: IndexSettings) -> None:
+    """Build an index of the rows and write it; the seed is fixed, so the same rows give the same lists.
+
+    Both kinds keep 8 bits per dimension.
+    """
+    import faiss as library
+
+    faiss: Any = library
+    (rows, dim), bits = vectors.shape, faiss.ScalarQuantizer.QT_8bit
+    random = np.random.default_rng(0)
+    if kind == "ivf":
+        lists = settings.ivf_lists or int(rows**0.5)
+        lists = max(1, min(lists, rows // _ROWS_PER_LIST))
+        quantizer = faiss.IndexFlatIP(dim)
+        index: Any = faiss.IndexIVFScalarQuantizer(quantizer, dim, lists, bits, faiss.METRIC_INNER_PRODUCT, False)
+        learned = _SAMPLED_PER_LIST * lists
+    else:
+        index = faiss.IndexHNSWSQ(dim, bits, settings.hnsw_links, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = settings.hnsw_build
+        learned = _ADDED_AT_ONCE
+    chosen = np.sort(random.choice(rows, min(rows, max(256, learned)), replace=False))
+    index.train(np.ascontiguousarray(vectors[chosen]))
+    for start in range(0, rows, _ADDED_AT_ONCE):
+        index.add(np.ascontiguousarray(vectors[start : start + _ADDED_AT_ONCE]))
+    faiss.write_index(index, str(path))
+
+
+class Proposer:
+    """A written index, memory-mapped as far as FAISS can."""
+
+    def __init__(self, path: Path, kind: IndexKind, settings: IndexSettings) -> None:
+        import faiss as library
+
+        self._faiss: Any = library
+        self._kind, self._settings = kind, settings
+        flag = self._faiss.IO_FLAG_MMAP if kind == "ivf" else self._faiss.IO_FLAG_MMAP_IFC
+        self._index: Any = self._faiss.read_index(str(path), flag)
+
+    def candidates(
+        self, queries: Float[np.ndarray, "queries dim"], k: int, living: Bool[np.ndarray, " rows"] | None
+    ) -> Int[np.ndarray, "queries k"]:
+        """Living rows that may be among the best `k`, unordered; -1 where fewer were found."""
+        keep: Sequence[Any] = ()
+        selector = None
+        if living is not None:
+            bits = np.packbits(living, bitorder="little")
+            selector = self._faiss.IDSelectorBitmap(len(living), self._faiss.swig_ptr(bits))
+            keep = (bits, selector)  # FAISS holds pointers only
+        if self._kind == "ivf":
+            lists = self._index.nlist
+            probes = self._settings.ivf_probes or max(_PROBED_AT_LEAST, lists // _PROBED_SHARE)
+            parameters = self._faiss.SearchParametersIVF(sel=selector, nprobe=min(lists, probes))
+        else:
+            parameters = self._faiss.SearchParametersHNSW(sel=selector, efSearch=max(self._settings.hnsw_search, k))
+        found: Int[np.ndarray, "queries k"] = self._index.search(queries, k, params=parameters)[1]
+        del keep
+        return found

@@ -1,0 +1,66 @@
+"""The encoding that an index holds: everything that decides a document's vector, compared before anything is searched.
+
+Documents are embedded directly in both modes, so one index serves direct and reasoned queries. The number of threads
+and the device, which move half-precision vectors by some 1e-3, are not part of it: an index made on a GPU is searched
+on a processor.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from search_r3_mteb.encoder.encoder import SearchR3Encoder
+from search_r3_mteb.encoder.store import fingerprint_of
+
+_WORDS = {
+    "dim": "vectors of {} dimensions",
+    "dtype": "numbers of the type {}",
+    "max_length": "prompts of at most {} tokens (max_length)",
+    "prompt": "the prompt {} around a document",
+    "checkpoint": "the checkpoint {} (weights, tokenizer, template and profile)",
+}
+
+
+def encoding_of(encoder: SearchR3Encoder) -> dict[str, Any]:
+    """What decides the vectors of this encoder's documents, as JSON scalars. Raises TypeError for another object."""
+    if not isinstance(encoder, SearchR3Encoder):
+        raise TypeError(
+            f"An index is built and searched with a SearchR3Encoder, got {type(encoder).__name__}: only that tells a "
+            "query that reasons from a document that does not. Write SearchR3Encoder(model)."
+        )
+    return {
+        "dim": encoder.dim,
+        "dtype": str(encoder.model.dtype).removeprefix("torch."),
+        "max_length": encoder.max_length,
+        "prompt": fingerprint_of({"frame": encoder.renderer.frame_ids("direct")})[:16],
+        "checkpoint": encoder.checkpoint.fingerprint(),
+    }
+
+
+def check_encoding(folder: Path, wanted: Mapping[str, Any], model: str | None, encoder: SearchR3Encoder) -> None:
+    """ValueError unless the encoder's documents are encoded as those of the index are; `model` made them."""
+    found = encoding_of(encoder)
+    different = [name for name in _WORDS if found[name] != wanted[name]]
+    if not different:
+        return
+    # A checkpoint in another type has other bytes: that it differs, too, says no more.
+    told = different if different[0] in ("dim", "prompt", "checkpoint") else different[:1]
+    held, got = ("; ".join(_WORDS[name].format(str(each[name])[:16]) for name in told) for each in (wanted, found))
+    raise ValueError(
+        f"{folder} holds documents encoded with {held}; {encoder.name} has {got}. Vectors of the two cannot be "
+        f"compared. Search with {model or 'the model that made the index'}, loaded as it was then, or build another "
+        "index with this one."
+    )
+
+
+def origin_of(encoder: SearchR3Encoder, model: str | Path | None) -> dict[str, Any]:
+    """From where the model can be loaded again: bundled name, folder or hub id, None for one that was in memory only.
+
+    `model` is what the caller has loaded.
+    """
+    name: str | None = encoder.name
+    if model is not None and Path(model).is_dir():
+        name = str(Path(model).resolve())
+    elif encoder.name.startswith("local/") or "/" not in encoder.name:
+        name = None
+    return {"name": name, "revision": encoder.revision}

@@ -7,7 +7,7 @@ import typer
 
 app = typer.Typer(
     name="search-r3",
-    help="Reason about a query in text, then embed it: evaluate, diagnose, embed, explain, index, search, serve, export.",
+    help="Reason about a query in text, then embed it: evaluate, embed, explain, index, search, serve, export.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -36,7 +36,10 @@ def serve(  # noqa: PLR0913  an option is a parameter
         typer.Option("--require-role", help="Refuse requests that do not say query or document. [default: documents]"),
     ] = False,
     max_queue: Annotated[int, typer.Option(help="Texts that may wait or be computed; then 429.", min=1)] = 4096,
-    max_inputs: Annotated[int, typer.Option(help="Texts of one request.", min=1)] = 2048,
+    max_inputs: Annotated[
+        int | None,
+        typer.Option(help="Texts of one request. [default: 2048, or all of the queue]", min=1, show_default=False),
+    ] = None,
     max_megabytes: Annotated[int, typer.Option(help="MiB of one request.", min=1)] = 16,
     timeout: Annotated[float, typer.Option(help="Seconds until a request is given up with 504.")] = 300.0,
     grace: Annotated[float, typer.Option(help="Seconds that a stop leaves to what runs.")] = 30.0,
@@ -54,7 +57,14 @@ def serve(  # noqa: PLR0913  an option is a parameter
 
     given = settings_of(setting, max_reasoning_tokens=max_reasoning_tokens)
     given["mode"] = choice("--mode", mode, ("reason", "direct"))
-    limits = ServeSettings(max_queue, min(max_inputs, max_queue), max_megabytes << 20, timeout, grace, require_role)
+    limits = ServeSettings(
+        max_queue,
+        min(2048, max_queue) if max_inputs is None else max_inputs,
+        max_megabytes << 20,
+        timeout,
+        grace,
+        require_role,
+    )
     console = console_here()
     with progress_lines():
         run(

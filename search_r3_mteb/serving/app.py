@@ -273,5 +273,5 @@ def _page() -> tuple[str, str]:
         [content] = re.findall(rf"<{kind}>(.*?)</{kind}>", page, re.DOTALL)
         digest = hashlib.sha256(content.encode()).digest()
         hashes[kind] = f"{kind}-src 'sha256-{base64.b64encode(digest).decode('ascii')}'"
-    policy = f"default-src 'none'; connect-src 'self'; {hashes['script']}; {hashes['style']}; base-uri 'none'; "
-    return page, policy + "form-action 'none'; frame-ancestors 'none'"
+    parts = ["default-src 'none'", "connect-src 'self'", "img-src data:", hashes["script"], hashes["style"]]
+    return page, "; ".join([*parts, "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"])

@@ -142,7 +142,7 @@ def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _opened(folder: Path, encoder: Any) -> Any:
-    from search_r3_mteb.indexing import SearchIndex
+    from search_r3_mteb.indexing.index import SearchIndex
 
     return SearchIndex.open(folder, encoder)
 

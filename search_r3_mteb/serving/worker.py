@@ -132,6 +132,7 @@ class Worker:
                 self._embed()
                 self._reason()
                 self.busy_seconds += time.perf_counter() - began
+        self._packed = None
 
     def _wait(self) -> bool:
         """Take what has arrived; where there is nothing to do, wait for it. False when the thread is to end."""

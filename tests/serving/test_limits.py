@@ -127,9 +127,8 @@ def test_the_key(tiny_folder, monkeypatch):
         status, headers, answer = post(server, "{}")
         assert (status, headers["www-authenticate"]) == (401, "Bearer")
         assert answer["error"]["code"] == "invalid_api_key"
-        assert {path: get(server, path) for path in ("/", "/health", "/metrics", "/v1/models", "/v1/indexes", "/x")} == {
-            "/": 200, "/health": 200, "/metrics": 401, "/v1/models": 401, "/v1/indexes": 401, "/x": 401,
-        }  # fmt: skip
+        assert [get(server, path) for path in ("/", "/health")] == [200, 200]
+        assert {get(server, path) for path in ("/metrics", "/v1/models", "/v1/indexes", "/x")} == {401}
 
 
 def get(server, path):
@@ -232,7 +231,10 @@ def test_health_says_when_the_model_does_not_run(strict):
 def test_limits_that_cannot_be_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         ServeSettings(**setting)
-    with pytest.raises(TypeError, match="max_bytes=1.5"):
+
+
+def test_a_limit_is_a_whole_number():
+    with pytest.raises(TypeError, match=r"max_bytes=1\.5"):
         ServeSettings(max_bytes=1.5)
 
 

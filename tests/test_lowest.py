@@ -114,7 +114,9 @@ def undeclared(pyproject, extras, *folders):
 
 def test_what_is_imported_is_declared(pyproject):
     """Else its version is left to others, and no lower bound of it is tested."""
-    assert undeclared(pyproject, [], "search_r3_mteb") == {}
+    assert undeclared(pyproject, ["serve"], "search_r3_mteb") == {}
+    served = undeclared(pyproject, [], "search_r3_mteb")
+    assert {file.parts[1] for file in served.values()} == {"serving"}  # what is imported elsewhere is there without it
     assert undeclared(pyproject, ["train", "trl"], "train") == {}
     assert undeclared(pyproject, ["train", "trl", "dev"], "tests", "results") == {}
 

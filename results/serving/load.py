@@ -251,8 +251,8 @@ def page(found: dict[str, Any]) -> list[str]:
     return [
         "## `search-r3 serve` under load",
         "",
-        f"`{found['command']}` at commit {found['commit'][:7]}. Seconds, measured by the clients, which run on the "
-        f"same machine; {found['machine']}. A request is one query, {TOGETHER} documents, or one search with reasoning.",
+        f"`{found['command']}` at commit {found['commit'][:7]}. Seconds, measured by the clients, which run on the same "
+        f"machine; {found['machine']}. A request is one query, {TOGETHER} documents, or one search with reasoning.",
         "",
         *[f"- {line}" for line in sums],
         "",

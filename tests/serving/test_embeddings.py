@@ -2,6 +2,7 @@
 
 import base64
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,3 +193,10 @@ def test_batch_invariant_answers_are_the_encoders_bits(tiny_folder):
             found = np.stack(list(pool.map(ask, texts)))
     encoder = SearchR3Encoder(tiny_folder, max_reasoning_tokens=16, max_length=128, **settings)
     np.testing.assert_array_equal(found, encoder.encode_query(texts))
+
+
+def test_the_lines_of_the_documentation_run(served, capsys):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    [block] = [part.split("```")[0] for part in page.split("```python\n")[1:]]
+    exec(block.replace("http://127.0.0.1:8000", served.url).replace("mini:", "nano:"), {})
+    assert capsys.readouterr().out.strip().endswith("query")

@@ -251,7 +251,7 @@ def page(found: dict[str, Any]) -> list[str]:
     return [
         "## `search-r3 serve` under load",
         "",
-        f"`{found['command']}` at commit {found['commit'][:7]}. Seconds, measured by the clients, which run on the same "
+        f"`{found['command']}` at commit {found['commit'][:7]}. Seconds, measured by the clients, on the same "
         f"machine; {found['machine']}. A request is one query, {TOGETHER} documents, or one search with reasoning.",
         "",
         *[f"- {line}" for line in sums],

@@ -19,9 +19,9 @@ PATHS = ("/", "/health", "/metrics", "/v1/embeddings", "/v1/models", "/v1/indexe
 OPEN = ("/", "/health")  # served without a key: neither holds anything of anybody
 METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
 _log = logging.getLogger(__name__)
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+AsgiMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[AsgiMessage]]
+Send = Callable[[AsgiMessage], Awaitable[None]]
 
 
 class Guard:
@@ -31,7 +31,7 @@ class Guard:
         self.app, self.metrics, self.max_bytes = app, metrics, max_bytes
         self._expected = None if key is None else f"Bearer {key}".encode("ascii")
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiMessage, receive: Receive, send: Send) -> None:
         """Serve one connection of ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -40,7 +40,7 @@ class Guard:
         method = scope["method"] if scope["method"] in METHODS else "other"
         status, began = 0, time.perf_counter()
 
-        async def counted(message: Message) -> None:
+        async def counted(message: AsgiMessage) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -60,7 +60,7 @@ class Guard:
             self.metrics.seconds.labels(path).observe(seconds)
             _log.info("%s %s %d %.0f ms", method, path, status, seconds * 1000)
 
-    async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: AsgiMessage, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         try:
             if scope["path"] not in OPEN:
@@ -73,7 +73,7 @@ class Guard:
             return
         given = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def replayed() -> Message:
+        async def replayed() -> AsgiMessage:
             return given.pop() if given else await receive()
 
         await self.app(scope, replayed, send)

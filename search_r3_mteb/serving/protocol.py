@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 
 from search_r3_mteb.serving.errors import RequestError
 
-Role = Literal["query", "document"]
+TextRole = Literal["query", "document"]
 # The words of OpenAI-compatible providers (Cohere, Voyage, NVIDIA) for the two roles.
-INPUT_TYPES: dict[str, Role] = {
+INPUT_TYPES: dict[str, TextRole] = {
     "query": "query",
     "search_query": "query",
     "document": "document",
@@ -80,7 +80,7 @@ class SearchRequest(BaseModel):
 class Asked:
     """The role of a request's texts, and who said it: "model", "input_type" or "default"."""
 
-    role: Role
+    role: TextRole
     said_by: str
 
     def headers(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ from search_r3_mteb.encoder.thoughts import Thought
 from search_r3_mteb.serving.errors import RequestError
 from search_r3_mteb.serving.metrics import Metrics
 from search_r3_mteb.serving.settings import ServeSettings
-from search_r3_mteb.serving.worker import Kind, Outcome, Work, Worker
+from search_r3_mteb.serving.worker import Job, Outcome, RowKind, Worker
 
 _TOGETHER = 64  # texts that are tokenised before another request's turn (our choice)
 
@@ -84,7 +84,7 @@ class Service:
     async def answers(
         self,
         inputs: Sequence[str | list[int]],
-        kind: Kind,
+        kind: RowKind,
         on_written: Callable[[list[int]], None] | None = None,
     ) -> list[Answer]:
         """The answers of texts (or of the ids of their tokens), reasoned about or direct.
@@ -94,11 +94,11 @@ class Service:
         """
         texts = await self._tokenizing(self._texts, inputs)
         anchor = self.encoder.anchor if kind == "reason" else None
-        kinds: list[Kind] = [kind] if anchor is None else ["direct", kind]
+        kinds: list[RowKind] = [kind] if anchor is None else ["direct", kind]
         prompts = {each: await self._rendered(texts, each) for each in kinds}
         rows = [(each, prompt.token_ids) for each in kinds for prompt in prompts[each]]
-        work = Work(rows, None if on_written is None else _in_loop(on_written))
-        outcomes = await asyncio.wrap_future(self.worker.submit(work).future)
+        job = Job(rows, None if on_written is None else _in_loop(on_written))
+        outcomes = await asyncio.wrap_future(self.worker.submit(job).future)
         main, first = outcomes[-len(texts) :], outcomes[: len(texts)]
         vectors = np.stack([each.vector for each in main])
         if anchor is not None:
@@ -124,7 +124,7 @@ class Service:
     async def _tokenizing(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizer_thread, call, *arguments)
 
-    async def _rendered(self, texts: Sequence[str], kind: Kind) -> list[Rendered]:
+    async def _rendered(self, texts: Sequence[str], kind: RowKind) -> list[Rendered]:
         found: list[Rendered] = []
         for start in range(0, len(texts), _TOGETHER):
             part = texts[start : start + _TOGETHER]

@@ -28,7 +28,7 @@ from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.encoder.scheduling import prefill_budget
 from search_r3_mteb.serving.metrics import Metrics
 
-Kind = Literal["direct", "reason"]
+RowKind = Literal["direct", "reason"]
 # Rows that an engine without an open loop reasons about at once (our choice).
 _WAVE = 64
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Outcome:
     finished: bool
 
 
-class Work:
+class Job:
     """The rows of one request: (kind, prompt) each; `future` gives their outcomes in the same order.
 
     `on_written` is called in the worker's thread with what the first reasoning row has generated so far. Cancelling the
@@ -51,12 +51,12 @@ class Work:
     """
 
     def __init__(
-        self, rows: Sequence[tuple[Kind, list[int]]], on_written: Callable[[list[int]], None] | None = None
+        self, rows: Sequence[tuple[RowKind, list[int]]], on_written: Callable[[list[int]], None] | None = None
     ) -> None:
         self.rows, self.on_written = rows, on_written
         self.future: Future[list[Outcome]] = Future()
         self._outcomes: dict[int, Outcome] = {}
-        self.pending: dict[Kind, deque[int]] = {"direct": deque(), "reason": deque()}
+        self.pending: dict[RowKind, deque[int]] = {"direct": deque(), "reason": deque()}
         for row, (kind, _) in enumerate(rows):
             self.pending[kind].append(row)
 
@@ -75,13 +75,13 @@ class Work:
 
 @dataclass
 class Worker:
-    """Computes works, from `start` to `close`, in a thread of its own. `encoder` is used by nobody else meanwhile."""
+    """Computes jobs, from `start` to `close`, in a thread of its own. `encoder` is used by nobody else meanwhile."""
 
     encoder: Any
     metrics: Metrics
-    _arrived: deque[Work] = field(default_factory=deque)
-    _queues: dict[Kind, deque[Work]] = field(default_factory=lambda: {"direct": deque(), "reason": deque()})
-    _running: dict[int, tuple[Work, int]] = field(default_factory=dict)  # by ticket
+    _arrived: deque[Job] = field(default_factory=deque)
+    _queues: dict[RowKind, deque[Job]] = field(default_factory=lambda: {"direct": deque(), "reason": deque()})
+    _running: dict[int, tuple[Job, int]] = field(default_factory=dict)  # by ticket
     rows_done: int = 0
     busy_seconds: float = 0.0
 
@@ -104,14 +104,14 @@ class Worker:
         """Whether the thread runs."""
         return self._thread.is_alive() and not self._closing
 
-    def submit(self, work: Work) -> Work:
-        """Let a work be computed. Raises RuntimeError where the worker does not run."""
+    def submit(self, job: Job) -> Job:
+        """Let a job be computed. Raises RuntimeError where the worker does not run."""
         with self._condition:
             if not self.alive:
                 raise RuntimeError("The worker does not run: nothing would compute this.")
-            self._arrived.append(work)
+            self._arrived.append(job)
             self._condition.notify()
-        return work
+        return job
 
     def close(self, patience: float = 10.0) -> None:
         """End the thread after the step that runs; what is not finished fails."""
@@ -119,8 +119,8 @@ class Worker:
             self._closing = True
             self._condition.notify()
         self._thread.join(patience)
-        for work in self._works():
-            work.fail(RuntimeError("The server was stopped."))
+        for job in self._jobs():
+            job.fail(RuntimeError("The server was stopped."))
 
     # ---- the thread ------------------------------------------------------------------------------------------------
 
@@ -141,47 +141,47 @@ class Worker:
                 self._packed = None  # the copies of weights are not kept while nobody asks
                 self._condition.wait()
             while self._arrived:
-                work = self._arrived.popleft()
-                for kind, rows in work.pending.items():
+                job = self._arrived.popleft()
+                for kind, rows in job.pending.items():
                     if rows:
-                        self._queues[kind].append(work)
+                        self._queues[kind].append(job)
         return not self._closing
 
-    def _works(self) -> Iterator[Work]:
+    def _jobs(self) -> Iterator[Job]:
         yield from self._arrived
         for queue in self._queues.values():
             yield from queue
-        for work, _ in self._running.values():
-            yield work
+        for job, _ in self._running.values():
+            yield job
 
     def _drop_unwanted(self) -> None:
-        """Forget works that were cancelled or have failed."""
-        for ticket, (work, _) in list(self._running.items()):
-            if work.future.done():
+        """Forget jobs that were cancelled or have failed."""
+        for ticket, (job, _) in list(self._running.items()):
+            if job.future.done():
                 if self.decode is not None:
                     self.decode.drop(ticket)
                 del self._running[ticket]
                 self.metrics.dropped.inc()
         for kind, queue in self._queues.items():
-            gone = [work for work in queue if work.future.done()]
-            self.metrics.dropped.inc(sum(len(work.pending[kind]) for work in gone))
-            for work in gone:
-                queue.remove(work)
+            gone = [job for job in queue if job.future.done()]
+            self.metrics.dropped.inc(sum(len(job.pending[kind]) for job in gone))
+            for job in gone:
+                queue.remove(job)
 
-    def _next(self, kind: Kind) -> tuple[Work, int] | None:
-        """The next row of this kind; the works take turns."""
+    def _next(self, kind: RowKind) -> tuple[Job, int] | None:
+        """The next row of this kind; the jobs take turns."""
         queue = self._queues[kind]
         if not queue:
             return None
-        work = queue.popleft()
-        row = work.pending[kind].popleft()
-        if work.pending[kind]:
-            queue.append(work)
-        return work, row
+        job = queue.popleft()
+        row = job.pending[kind].popleft()
+        if job.pending[kind]:
+            queue.append(job)
+        return job, row
 
-    def _take(self, kind: Kind, fits: Callable[[list[int], int], bool]) -> list[tuple[Work, int]]:
+    def _take(self, kind: RowKind, fits: Callable[[list[int], int], bool]) -> list[tuple[Job, int]]:
         """Rows of this kind while `fits(prompt, rows so far)`; at least one, where there is one."""
-        taken: list[tuple[Work, int]] = []
+        taken: list[tuple[Job, int]] = []
         queue = self._queues[kind]
         while queue:
             prompt = queue[0].rows[queue[0].pending[kind][0]][1]
@@ -207,12 +207,12 @@ class Worker:
             return
         self.metrics.batches.labels("direct").observe(len(taken))
         try:
-            vectors = self.engine.embed([work.rows[row][1] for work, row in taken]).numpy()
+            vectors = self.engine.embed([job.rows[row][1] for job, row in taken]).numpy()
         except Exception as error:  # noqa: BLE001  whatever it is, it is these requests' end, and not the server's
             self._failed(taken, error)
             return
-        for (work, row), vector in zip(taken, vectors, strict=True):
-            self._finish(work, row, vector, [], True)
+        for (job, row), vector in zip(taken, vectors, strict=True):
+            self._finish(job, row, vector, [], True)
 
     def _reason(self) -> None:
         """Let rows join the open loop, and take one step of it; without such a loop, reason about a wave of them."""
@@ -228,10 +228,10 @@ class Worker:
             found = self._next("reason")
             if found is None:
                 break
-            work, row = found
-            prompt = work.rows[row][1]
+            job, row = found
+            prompt = job.rows[row][1]
             if self.decode.takes(prompt):
-                self._running[self.decode.add(prompt)] = work, row
+                self._running[self.decode.add(prompt)] = job, row
             else:
                 # A text whose first characters melt with the template's last ones, say: it shares no prefix.
                 self._alone([found])
@@ -251,12 +251,12 @@ class Worker:
             return
         self.metrics.batches.labels("reason").observe(max(1, decode.rows + len(done)))
         for each in done:
-            work, row = self._running.pop(each.ticket)
-            self._finish(work, row, each.vector.numpy(), each.token_ids, each.finished)
+            job, row = self._running.pop(each.ticket)
+            self._finish(job, row, each.vector.numpy(), each.token_ids, each.finished)
         self._show_written(decode)
 
     def _show_written(self, decode: OpenDecode) -> None:
-        watched = {ticket: work for ticket, (work, _) in self._running.items() if work.on_written is not None}
+        watched = {ticket: job for ticket, (job, _) in self._running.items() if job.on_written is not None}
         if not watched:
             return
         for ticket, ids in decode.written(watched).items():
@@ -264,36 +264,36 @@ class Worker:
             if show is not None and ids:
                 show(ids)
 
-    def _alone(self, taken: list[tuple[Work, int]]) -> None:
+    def _alone(self, taken: list[tuple[Job, int]]) -> None:
         """Reason about these rows from beginning to end while nothing else runs."""
         if not taken:
             return
         self.metrics.batches.labels("reason").observe(len(taken))
         try:
-            prompts = [work.rows[row][1] for work, row in taken]
+            prompts = [job.rows[row][1] for job, row in taken]
             found = self.engine.reason(prompts, self.sampling, log_probs=False)
         except Exception as error:  # noqa: BLE001  as above
             self._failed(taken, error)
             return
-        for place, (work, row) in enumerate(taken):
-            self._finish(work, row, found.vectors[place].numpy(), found.token_ids[place], found.finished[place])
+        for place, (job, row) in enumerate(taken):
+            self._finish(job, row, found.vectors[place].numpy(), found.token_ids[place], found.finished[place])
 
     # ---- outcomes --------------------------------------------------------------------------------------------------
 
     def _finish(
-        self, work: Work, row: int, vector: Float32[np.ndarray, " dim"], token_ids: list[int], finished: bool
+        self, job: Job, row: int, vector: Float32[np.ndarray, " dim"], token_ids: list[int], finished: bool
     ) -> None:
         self.rows_done += 1
         self.metrics.generated.inc(len(token_ids))
         try:
             [unit] = self.encoder.unit(vector[None], ["of a request"])
         except ValueError as error:
-            self._failed([(work, row)], error)
+            self._failed([(job, row)], error)
             return
-        work.finish(row, Outcome(unit, token_ids, finished))
+        job.finish(row, Outcome(unit, token_ids, finished))
 
-    def _failed(self, taken: Sequence[tuple[Work, int]], error: Exception) -> None:
+    def _failed(self, taken: Sequence[tuple[Job, int]], error: Exception) -> None:
         # Its own words are not logged: they may quote a text.
         _log.error("%s while computing %d rows", type(error).__name__, len(taken))
-        for work, _ in taken:
-            work.fail(error)
+        for job, _ in taken:
+            job.fail(error)

@@ -5,7 +5,7 @@ import pytest
 
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.serving.metrics import Metrics
-from search_r3_mteb.serving.worker import Work, Worker
+from search_r3_mteb.serving.worker import Job, Worker
 
 TEXTS = [f"who is number {place} {'there ' * place}?" for place in range(6)]
 
@@ -17,7 +17,7 @@ def encoder(tiny_folder):
 
 def work_of(encoder, texts, kind, on_written=None):
     prompts = encoder.renderer.render_batch(texts, kind)
-    return Work([(kind, each.token_ids) for each in prompts], on_written)
+    return Job([(kind, each.token_ids) for each in prompts], on_written)
 
 
 def step(worker):
@@ -90,7 +90,7 @@ def test_a_prompt_that_does_not_begin_as_the_others_is_computed_all_the_same(enc
     worker = Worker(encoder, Metrics())
     prompt = encoder.renderer.render(TEXTS[0], "reason").token_ids
     odd, even = [prompt[1], prompt[0], *prompt[2:]], prompt
-    work = arrive(worker, Work([("reason", odd), ("reason", even)]))
+    work = arrive(worker, Job([("reason", odd), ("reason", even)]))
     finished(worker, work)
     expected = encoder.engine.reason([odd, even], worker.sampling)
     for row, outcome in enumerate(work.future.result()):

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -226,11 +226,11 @@ async def _gone(request: Request) -> None:
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:
-    """Cancel a task that still runs, and wait for its end; its outcome was looked at before."""
-    if not task.done():
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+    """Cancel a task that still runs, and wait for its end. What it then raises is nobody's any more."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # looked at, or asyncio would log it with its words
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -125,14 +125,21 @@ class Worker:
     # ---- the thread ------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with self.engine.evaluating() if self._open else nullcontext():
-            while self._wait():
-                began = time.perf_counter()
-                self._drop_unwanted()
-                self._embed()
-                self._reason()
-                self.busy_seconds += time.perf_counter() - began
-        self._packed = None
+        try:
+            with self.engine.evaluating() if self._open else nullcontext():
+                while self._wait():
+                    began = time.perf_counter()
+                    self._drop_unwanted()
+                    self._embed()
+                    self._reason()
+                    self.busy_seconds += time.perf_counter() - began
+        except Exception as error:  # noqa: BLE001  its words may quote a text
+            _log.critical("The model's thread ended: %s", type(error).__name__)
+        finally:
+            with self._condition:
+                self._closing, self._packed = True, None
+            for job in self._jobs():
+                job.fail(RuntimeError("The server was stopped."))
 
     def _wait(self) -> bool:
         """Take what has arrived; where there is nothing to do, wait for it. False when the thread is to end."""

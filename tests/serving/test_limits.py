@@ -212,6 +212,17 @@ def test_what_is_counted(strict):
     assert b"search_r3_generated_tokens_total" in strict.metrics.text()
 
 
+def test_a_fault_of_the_thread_itself_leaves_nobody_waiting(strict, monkeypatch, caplog):
+    def broken():
+        raise RuntimeError("zebra-4711")
+
+    monkeypatch.setattr(strict.service.worker, "_drop_unwanted", broken)
+    assert post(strict, '{"model": "tiny", "input": "a"}')[0] == 500
+    assert get(strict, "/health") == 503
+    assert "The model's thread ended: RuntimeError" in caplog.text
+    assert "zebra" not in caplog.text
+
+
 def test_health_says_when_the_model_does_not_run(strict):
     assert get(strict, "/health") == 200
     strict.service.worker.close()

@@ -106,8 +106,8 @@ def section(found: dict[str, Any]) -> list[str]:
         "## The same ten documents as `evaluate`",
         "",
         f"`{found['command']}` at commit {found['commit'][:7]}.",
-        f"{found['model']} in {found['dtype']} on the test split of SciFact ({found['documents']:,} documents), {tokens} "
-        f"tokens of reasoning at most, prompts of {length}.",
+        f"{found['model']} in {found['dtype']} on the test split of SciFact ({found['documents']:,} documents), "
+        f"{tokens} tokens of reasoning at most, prompts of {length}.",
         "For each query the ids of `SearchIndex.search`, in order, are compared with those of MTEB's ranking.",
         f"Ties: only documents whose scores are equal to {CLOSE:g} are in another order, or in the place of another.",
         "",

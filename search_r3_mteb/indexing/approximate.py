@@ -3,6 +3,7 @@
 What they propose is scored again from the float32 vectors, so a score is the same whatever has found its document.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from search_r3_mteb.disk import FULL
 from search_r3_mteb.indexing.settings import IndexKind, IndexSettings
 
 FAISS_FILE = "index.faiss"
@@ -43,7 +45,13 @@ def write_faiss(path: Path, kind: IndexKind, vectors: Float[np.ndarray, "rows di
     index.train(np.ascontiguousarray(vectors[chosen]))
     for start in range(0, rows, _ADDED_AT_ONCE):
         index.add(np.ascontiguousarray(vectors[start : start + _ADDED_AT_ONCE]))
-    faiss.write_index(index, str(path))
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:  # FAISS names the system's reason in its text only
+        full = next((number for number in FULL if os.strerror(number) in str(error)), None)
+        if full is None:
+            raise
+        raise OSError(full, os.strerror(full), str(path)) from error
 
 
 class Proposer:

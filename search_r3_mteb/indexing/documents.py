@@ -3,6 +3,8 @@
 SQLite finds a row by its number and by its id, and refuses an id that comes twice, for a corpus of any size.
 """
 
+import errno
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -63,17 +65,24 @@ class DocumentWriter:
                 "each its own."
             ) from error
         except sqlite3.OperationalError as error:
-            raise OSError(None, f"{error}", str(self.path)) from error
+            raise self._of_disk(error) from error
         self.rows += len(rows)
 
     def close(self) -> None:
         """Complete the file."""
-        self._connection.commit()
+        try:
+            self._connection.commit()
+        except sqlite3.OperationalError as error:
+            raise self._of_disk(error) from error
         self._connection.close()
 
     def abandon(self) -> None:
         """Close the file as it is."""
         self._connection.close()
+
+    def _of_disk(self, error: sqlite3.OperationalError) -> OSError:
+        number = errno.ENOSPC if error.sqlite_errorname == "SQLITE_FULL" else errno.EIO
+        return OSError(number, os.strerror(number), str(self.path))
 
     def _repeated(self, documents: Sequence[DocumentRow]) -> str:
         seen: set[str] = set()

@@ -37,10 +37,12 @@ class SearchIndex:
         self.folder = Path(folder)
         self._verify, self._checked, self._lock = verify, set[str](), Lock()
         self._snapshot = open_snapshot(self.folder, self._checked, verify=verify)
-        self._encoders: dict[Mode, SearchR3Encoder] = {}
         self._encoder: SearchR3Encoder | None = None
+        self._twin: SearchR3Encoder | None = None  # the same model, in mode "direct"
+        self._wanted: tuple[str | Path | None, dict[str, Any]] = (None, {})
         if encoder is not None:
-            self._take(encoder)
+            self._check(encoder)
+            self._encoder = encoder
 
     @classmethod
     def build(
@@ -90,8 +92,6 @@ class SearchIndex:
         index._wanted = encoder, settings
         return index
 
-    _wanted: tuple[str | Path | None, dict[str, Any]] = (None, {})
-
     def __len__(self) -> int:
         return self._current().state.living
 
@@ -100,7 +100,7 @@ class SearchIndex:
         """The encoder; loaded now, if it has not been."""
         if self._encoder is None:
             given, settings = self._wanted
-            state = self._snapshot.state
+            state = self._current().state
             name = state.model["name"] if given is None else given
             if name is None:
                 raise ValueError(
@@ -110,8 +110,9 @@ class SearchIndex:
             chosen = {"dtype": state.encoding["dtype"], "max_length": state.encoding["max_length"]}
             if given is None:
                 chosen["revision"] = state.model["revision"]
-            self._take(SearchR3Encoder(name, **(chosen | settings)))
-        return self._encoder  # type: ignore[return-value]
+            self._encoder = SearchR3Encoder(name, **(chosen | settings))
+        self._check(self._encoder)  # each time: weights may have been trained meanwhile, or the index been replaced
+        return self._encoder
 
     def search(
         self,
@@ -159,19 +160,23 @@ class SearchIndex:
         `replace`: a document whose id is there takes that one's place; without it that is a ValueError.
         """
         return writing.write_more(
-            self.folder, lambda look: writing.embedded(self.folder, documents, self.encoder, look), replacing=replace
+            self.folder,
+            lambda look: writing.embedded(self.folder, documents, self.encoder, look),
+            replacing=replace,
+            checked=self._checked,
         )
 
     def remove(self, ids: str | Iterable[str], *, missing_ok: bool = False) -> int:
         """Remove documents by their ids; their number. Raises ValueError, and removes none, if one is not there."""
-        return writing.remove(self.folder, [ids] if isinstance(ids, str) else ids, missing_ok=missing_ok)
+        wanted = [ids] if isinstance(ids, str) else ids
+        return writing.remove(self.folder, wanted, missing_ok=missing_ok, checked=self._checked)
 
     def compact(self) -> None:
         """Rewrite all parts as one, without what is removed; needs room for a second copy. Changes no answer.
 
         Only IVF and HNSW, which are built again, may propose others.
         """
-        writing.compact(self.folder)
+        writing.compact(self.folder, checked=self._checked)
 
     def parts(self) -> list[dict[str, Any]]:
         """Name, kind, rows and removed rows of each part."""
@@ -194,10 +199,9 @@ class SearchIndex:
                 self._snapshot = open_snapshot(self.folder, self._checked, verify=self._verify)
             return self._snapshot
 
-    def _take(self, encoder: SearchR3Encoder) -> None:
-        state = self._snapshot.state
+    def _check(self, encoder: SearchR3Encoder) -> None:
+        state = self._current().state
         check_encoding(self.folder, state.encoding, state.model["name"], encoder)
-        self._encoder = encoder
 
     def _encoded(
         self, queries: list[str], mode: Mode, keywords: dict[str, Any]
@@ -215,11 +219,11 @@ class SearchIndex:
         encoder = self.encoder
         if encoder.mode == "direct":
             return encoder
-        if "direct" not in self._encoders:
-            self._encoders["direct"] = SearchR3Encoder(
+        if self._twin is None:
+            self._twin = SearchR3Encoder(
                 encoder.checkpoint, mode="direct", max_length=encoder.max_length, **encoder.batches
             )
-        return self._encoders["direct"]
+        return self._twin
 
 
 def _hit(document: tuple[str, str, str], score: float) -> Hit:

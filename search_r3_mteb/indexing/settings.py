@@ -33,7 +33,7 @@ class IndexSettings:
     ivf_lists: int | None = None
     ivf_probes: int | None = None
     hnsw_links: int = 32
-    hnsw_build: int = 80
+    hnsw_build: int = 40
     hnsw_search: int = 128
 
     def __post_init__(self) -> None:

@@ -83,14 +83,18 @@ def write_new(folder: Path, state: IndexState, blocks: Iterable[Block]) -> None:
         shutil.rmtree(folder / BUILDING, ignore_errors=True)
 
 
-def write_more(folder: Path, blocks: Callable[[Look], Iterable[Block]], *, replacing: bool) -> int:
+def write_more(
+    folder: Path, blocks: Callable[[Look], Iterable[Block]], *, replacing: bool, checked: set[str] | None = None
+) -> int:
     """Add documents as a part of their own, and merge it with smaller ones beside it; the number of documents.
 
     `blocks` gets a function that has to see the documents of each block before anything is computed. Raises ValueError
-    for an id that is there already, unless `replacing` it.
+    for an id that is there already, unless `replacing` it. `checked`, here and below, are files whose checksums have
+    been compared; all others are compared first, for what is copied from a damaged file would pass for intact.
     """
+    checked = set() if checked is None else checked
     with writing(folder):
-        snapshot = open_snapshot(folder, set(), verify=False)
+        snapshot = open_snapshot(folder, checked, verify=True)
         _sweep(folder, snapshot.state)
         replaced: list[Place] = []
 
@@ -110,15 +114,16 @@ def write_more(folder: Path, blocks: Callable[[Look], Iterable[Block]], *, repla
         parts = (*_without(folder, snapshot, replaced), record)
         write_state(folder, state.changed(parts, state.next_part + 1))
         shutil.rmtree(folder / BUILDING, ignore_errors=True)
-        _merge_small(folder)
+        _merge_small(folder, checked)
         return record.rows
 
 
-def remove(folder: Path, ids: Iterable[str], *, missing_ok: bool) -> int:
+def remove(folder: Path, ids: Iterable[str], *, missing_ok: bool, checked: set[str] | None = None) -> int:
     """Remove documents; their number. Raises ValueError for ids that are not there, unless `missing_ok`."""
+    checked = set() if checked is None else checked
     wanted = dict.fromkeys(ids)
     with writing(folder):
-        snapshot = open_snapshot(folder, set(), verify=False)
+        snapshot = open_snapshot(folder, checked, verify=True)
         _sweep(folder, snapshot.state)
         found = snapshot.places_of(wanted)
         absent = [id_ for id_ in wanted if id_ not in found]
@@ -128,16 +133,18 @@ def remove(folder: Path, ids: Iterable[str], *, missing_ok: bool) -> int:
                 "removed. Correct them, or leave out what is not there: --missing-ok, remove(..., missing_ok=True)."
             )
         if found:
-            parts = _without(folder, snapshot, found.values())
-            write_state(folder, snapshot.state.changed(parts, snapshot.state.next_part))
-            _sweep(folder, open_snapshot(folder, set(), verify=False).state)
+            after = snapshot.state.changed(_without(folder, snapshot, found.values()), snapshot.state.next_part)
+            write_state(folder, after)
+            _sweep(folder, after)
+            _fill_hollow(folder, checked)
         return len(found)
 
 
-def compact(folder: Path) -> None:
+def compact(folder: Path, *, checked: set[str] | None = None) -> None:
     """Write all documents that are left into one part, which is searched as its size asks for."""
+    checked = set() if checked is None else checked
     with writing(folder):
-        snapshot = open_snapshot(folder, set(), verify=True)
+        snapshot = open_snapshot(folder, checked, verify=True)
         _sweep(folder, snapshot.state)
         if len(snapshot.parts) > 1 or any(record.removed for record in snapshot.state.parts):
             _rewrite(folder, snapshot, 0)
@@ -162,7 +169,8 @@ def embedded(folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, l
             store.append(missing, encoder.encode_document(missing))
         done, kept = done + len(rows), kept + len(rows) - len(missing)
         yield rows, store.lookup(texts)
-        _log.info("%s documents embedded%s.", f"{done:,}", f" ({kept:,} were there already)" if kept else "")
+        said = f" ({kept:,} were there already)" if kept else ""
+        _log.info("%s document%s embedded%s.", f"{done:,}", "" if done == 1 else "s", said)
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------------
@@ -176,7 +184,7 @@ def _write_part(
 
     def said(rows: int) -> IndexKind:
         kind = kind_of(rows)
-        _log.info("%s documents in %s, searched by: %s.", f"{rows:,}", name, kind)
+        _log.info("%s document%s in %s, searched by: %s.", f"{rows:,}", "" if rows == 1 else "s", name, kind)
         return kind
 
     with temporary_folder(folder / "part") as temporary:
@@ -198,7 +206,7 @@ def _without(folder: Path, snapshot: Snapshot, places: Iterable[Place]) -> tuple
     return tuple(
         record
         for number, part in enumerate(snapshot.parts)
-        if (record := _removed(folder, snapshot, number, by_part.get(number, []))).living or not part.record.rows
+        if (record := _removed(folder, snapshot, number, by_part.get(number, []))).living
     )
 
 
@@ -219,12 +227,12 @@ def _removed(folder: Path, snapshot: Snapshot, number: int, rows: list[int]) -> 
     )
 
 
-def _merge_small(folder: Path) -> None:
+def _merge_small(folder: Path, checked: set[str]) -> None:
     """Merge the last flat parts as long as each is at most twice as large as those behind it together.
 
     So their number stays below the logarithm of the documents, and a document is copied as often at most.
     """
-    snapshot = open_snapshot(folder, set(), verify=False)
+    snapshot = open_snapshot(folder, checked, verify=True)
     records = snapshot.state.parts
     first, together = len(records) - 1, records[-1].living
     while first > 0 and records[first - 1].kind == "flat" and records[first - 1].living <= 2 * together:
@@ -234,6 +242,22 @@ def _merge_small(folder: Path) -> None:
         _rewrite(folder, snapshot, first)
     else:
         _sweep(folder, snapshot.state)
+
+
+def _fill_hollow(folder: Path, checked: set[str]) -> None:
+    """Rewrite flat parts of which less than half is left, and those behind them; say so of others."""
+    snapshot = open_snapshot(folder, checked, verify=True)
+    records = snapshot.state.parts
+    hollow = [number for number, record in enumerate(records) if 2 * record.living < record.rows]
+    flat = [number for number in hollow if all(record.kind == "flat" for record in records[number:])]
+    if flat:
+        _rewrite(folder, snapshot, flat[0])
+    elif hollow:
+        _log.warning(
+            "More than half of %s is removed. `search-r3 index %s --compact` gives its room back, and builds it again.",
+            ", ".join(records[number].name for number in hollow),
+            folder,
+        )
 
 
 def _rewrite(folder: Path, snapshot: Snapshot, first: int) -> None:

@@ -77,7 +77,10 @@ def exact_search(
         for candidates in passes:
             scores = scores_of(candidates.queries)
             if living is not None:
-                scores[:, ~living[first : first + scores.shape[1]]] = -np.inf
+                own = living[first : first + scores.shape[1]]
+                if not own.any():
+                    continue
+                scores[:, ~own] = -np.inf
             candidates.add(scores, first)
     vectors_of = exact_rows if exact_rows is not None else (lambda rows: unpack(corpus[rows]))
     found = [candidates.best(vectors_of) for candidates in passes]

@@ -140,3 +140,18 @@ def test_storage_keeps_its_promise_on_rounding(storage):
 def test_unknown_storage():
     with pytest.raises(ValueError, match="float32, bfloat16, float16"):
         numpy_dtype("int8")
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.999])
+def test_rows_that_are_not_living_are_as_if_they_were_not_there(storage, share):
+    rng = np.random.default_rng(3)
+    rows = unit(rng.normal(size=(3000, 24)))
+    queries = unit(rng.normal(size=(7, 24)))
+    living = rng.random(3000) < share
+    living[:600] = False  # whole blocks
+    stored = pack(rows, storage)
+    found = exact_search(queries, stored, 10, living=living, block_bytes=1)
+    wanted = exact_search(queries, stored[living], 10, block_bytes=1)
+    np.testing.assert_array_equal(found.rows, np.flatnonzero(living)[wanted.rows])
+    np.testing.assert_array_equal(found.scores, wanted.scores)

@@ -89,8 +89,8 @@ class Service:
     ) -> list[Answer]:
         """The answers of texts (or of the ids of their tokens), reasoned about or direct.
 
-        `on_written` gets, in the event loop, the ids that were generated so far, for what is reasoned about first.
-        Cancelling drops the work.
+        `on_written` gets, in the event loop, the ids that were generated so far, of a single text. Cancelling drops the
+        work. Raises RequestError for a text that cannot be read.
         """
         texts = await self._tokenizing(self._texts, inputs)
         anchor = self.encoder.anchor if kind == "reason" else None
@@ -128,7 +128,10 @@ class Service:
         found: list[Rendered] = []
         for start in range(0, len(texts), _TOGETHER):
             part = texts[start : start + _TOGETHER]
-            found += await self._tokenizing(self.encoder.renderer.render_batch, part, kind)
+            try:
+                found += await self._tokenizing(self.encoder.renderer.render_batch, part, kind)
+            except ValueError as error:  # a marker that the tokenizer cannot take apart
+                raise RequestError(400, str(error), param="input") from None
         return found
 
     def _texts(self, inputs: Sequence[str | list[int]]) -> list[str]:

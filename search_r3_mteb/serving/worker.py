@@ -46,8 +46,8 @@ class Outcome:
 class Job:
     """The rows of one request: (kind, prompt) each; `future` gives their outcomes in the same order.
 
-    `on_written` is called in the worker's thread with what the first reasoning row has generated so far. Cancelling the
-    future drops the rows.
+    `on_written` is called in the worker's thread with what the reasoning row has generated so far, where there is one.
+    Cancelling the future drops the rows.
     """
 
     def __init__(

@@ -145,6 +145,15 @@ def test_a_text_that_is_too_long_is_cut_and_says_so(served, alone):
     np.testing.assert_allclose(vectors(answer)[1], alone.encode_document("a river " * 200), atol=1e-6, rtol=0)
 
 
+def test_a_text_that_the_tokenizer_cannot_read_is_its_senders_mistake(served, monkeypatch):
+    def refusing(texts, template):
+        raise ValueError("The tokenizer turns the text into a control token even in pieces.")
+
+    monkeypatch.setattr(served.encoder.renderer, "render_batch", refusing)
+    with pytest.raises(openai.BadRequestError, match="even in pieces"):
+        served.client().embeddings.create(model="nano", input="a")
+
+
 def test_many_clients_at_once_get_their_own_answers(served, alone):
     texts = [f"Who founded the river number {place} {'of the city ' * (place % 7)}?" for place in range(24)]
     expected = {"query": alone.encode_query(texts), "document": alone.encode_document(texts)}

@@ -88,6 +88,7 @@ def prepare(
         application(encoder, served, chosen, key=key, searches=Searches(opened)), log_config=None, access_log=False,
         ws="none", server_header=False, lifespan="on", timeout_graceful_shutdown=math.ceil(chosen.grace),
     )  # fmt: skip
+    listener.listen(config.backlog)  # whoever reads the address and comes at once waits, and is not refused
     prepared = Prepared(_Server(config), listener, [], chosen.grace)
     url = f"http://{f'[{host}]' if ':' in host else host}:{prepared.port}"
     prepared.lines += _lines(served, encoder, chosen, url, key, opened)

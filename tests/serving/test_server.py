@@ -82,6 +82,15 @@ def test_what_it_says_at_the_start(tiny_folder, monkeypatch):
     assert "DOCUMENTS" not in said
 
 
+def test_who_comes_as_soon_as_the_address_is_said_is_not_refused(tiny_folder):
+    from search_r3_mteb.serving.server import prepare
+
+    prepared = prepare(str(tiny_folder), port=0)
+    with prepared.listener:
+        assert not refused(prepared.port)
+    assert refused(prepared.port)
+
+
 def test_an_address_for_everybody_is_warned_about_where_there_is_no_key(tiny_folder, monkeypatch):
     from search_r3_mteb.serving.server import prepare
 

@@ -170,29 +170,33 @@ class Worker:
                 del self._running[ticket]
                 self.metrics.dropped.inc()
         for kind, queue in self._queues.items():
-            gone = [job for job in queue if job.future.done()]
-            self.metrics.dropped.inc(sum(len(job.pending[kind]) for job in gone))
-            for job in gone:
+            for job in [job for job in queue if job.future.done()]:
+                self.metrics.dropped.inc(len(job.pending[kind]))
                 queue.remove(job)
+
+    def _front(self, kind: RowKind) -> Job | None:
+        """The job whose turn it is; those that nobody waits for any more are forgotten."""
+        queue = self._queues[kind]
+        while queue and queue[0].future.done():
+            self.metrics.dropped.inc(len(queue.popleft().pending[kind]))
+        return queue[0] if queue else None
 
     def _next(self, kind: RowKind) -> tuple[Job, int] | None:
         """The next row of this kind; the jobs take turns."""
-        queue = self._queues[kind]
-        if not queue:
+        job = self._front(kind)
+        if job is None:
             return None
-        job = queue.popleft()
+        self._queues[kind].popleft()
         row = job.pending[kind].popleft()
         if job.pending[kind]:
-            queue.append(job)
+            self._queues[kind].append(job)
         return job, row
 
     def _take(self, kind: RowKind, fits: Callable[[list[int], int], bool]) -> list[tuple[Job, int]]:
         """Rows of this kind while `fits(prompt, rows so far)`; at least one, where there is one."""
         taken: list[tuple[Job, int]] = []
-        queue = self._queues[kind]
-        while queue:
-            prompt = queue[0].rows[queue[0].pending[kind][0]][1]
-            if taken and not fits(prompt, len(taken)):
+        while job := self._front(kind):
+            if taken and not fits(job.rows[job.pending[kind][0]][1], len(taken)):
                 break
             found = self._next(kind)
             if found is not None:

@@ -34,7 +34,8 @@ class Served:
 def serving(model="nano", indexes=(), *, settings=None, name=None, **encoder_settings):
     from search_r3_mteb.serving.server import prepare
 
-    chosen = {"max_reasoning_tokens": 16, "max_length": 128} | encoder_settings
+    short = {"max_length": 128} if model == "nano" else {}
+    chosen = {"max_reasoning_tokens": 16} | short | encoder_settings
     prepared = prepare(str(model), indexes, port=0, name=name, settings=settings, encoder_settings=chosen)
     thread = threading.Thread(target=prepared.run)
     thread.start()

@@ -175,7 +175,7 @@ def test_an_anchor_joins_both_vectors(tiny_folder):
     with serving(tiny_folder, name="tiny", anchor=0.75) as server:
         answer = server.client().embeddings.create(model="tiny:query", input=texts)
         plain = server.client().embeddings.create(model="tiny:document", input=texts)
-    encoder = SearchR3Encoder(tiny_folder, anchor=0.75, max_reasoning_tokens=16, max_length=128)
+    encoder = SearchR3Encoder(tiny_folder, anchor=0.75, max_reasoning_tokens=16)
     np.testing.assert_allclose(vectors(answer), encoder.encode_query(texts), atol=1e-6, rtol=0)
     assert np.abs(vectors(answer) - vectors(plain)).max() > 1e-3
     assert answer.usage.prompt_tokens > plain.usage.prompt_tokens
@@ -200,7 +200,7 @@ def test_batch_invariant_answers_are_the_encoders_bits(tiny_folder):
 
         with ThreadPoolExecutor(6) as pool:
             found = np.stack(list(pool.map(ask, texts)))
-    encoder = SearchR3Encoder(tiny_folder, max_reasoning_tokens=16, max_length=128, **settings)
+    encoder = SearchR3Encoder(tiny_folder, max_reasoning_tokens=16, **settings)
     np.testing.assert_array_equal(found, encoder.encode_query(texts))
 
 

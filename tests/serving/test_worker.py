@@ -12,7 +12,7 @@ TEXTS = [f"who is number {place} {'there ' * place}?" for place in range(6)]
 
 @pytest.fixture
 def encoder(tiny_folder):
-    return SearchR3Encoder(tiny_folder, max_reasoning_tokens=12, max_length=96)
+    return SearchR3Encoder(tiny_folder, max_reasoning_tokens=12)
 
 
 def work_of(encoder, texts, kind, on_written=None):
@@ -61,7 +61,8 @@ def test_requests_are_computed_together_and_queries_join_those_that_decode(encod
 def test_a_small_request_does_not_wait_for_a_large_one(encoder, monkeypatch):
     from search_r3_mteb.serving import worker as module
 
-    monkeypatch.setattr(module, "prefill_budget", lambda *_: 200)  # two of these texts at once
+    length = len(encoder.renderer.render("who", "direct").token_ids)
+    monkeypatch.setattr(module, "prefill_budget", lambda *_: 2 * length)  # two of these texts at once
     worker = Worker(encoder, Metrics())
     large = arrive(worker, work_of(encoder, ["who"] * 20, "direct"))
     small = arrive(worker, work_of(encoder, ["who"], "direct"))

@@ -196,7 +196,8 @@ class Worker:
         """Rows of this kind while `fits(prompt, rows so far)`; at least one, where there is one."""
         taken: list[tuple[Job, int]] = []
         while job := self._front(kind):
-            if taken and not fits(job.rows[job.pending[kind][0]][1], len(taken)):
+            fit = fits(job.rows[job.pending[kind][0]][1], len(taken))
+            if taken and not fit:
                 break
             found = self._next(kind)
             if found is not None:

@@ -1,5 +1,6 @@
 """The program around the application: its socket, model and indexes, and how it ends."""
 
+import logging
 import math
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -32,13 +33,9 @@ class Prepared:
 
     server: uvicorn.Server
     listener: socket.socket
+    port: int
     lines: list[str]
     grace: float
-
-    @property
-    def port(self) -> int:
-        """The port it serves at."""
-        return int(self.listener.getsockname()[1])
 
     def run(self) -> None:
         """Serve until a signal comes, or `stop`; what runs then is finished, within the grace."""
@@ -89,7 +86,8 @@ def prepare(
         ws="none", server_header=False, lifespan="on", timeout_graceful_shutdown=math.ceil(chosen.grace),
     )  # fmt: skip
     listener.listen(config.backlog)  # whoever reads the address and comes at once waits, and is not refused
-    prepared = Prepared(_Server(config), listener, [], chosen.grace)
+    logging.getLogger("uvicorn.access").disabled = True  # it would write paths and queries, whatever they hold
+    prepared = Prepared(_Server(config), listener, listener.getsockname()[1], [], chosen.grace)
     url = f"http://{f'[{host}]' if ':' in host else host}:{prepared.port}"
     prepared.lines += _lines(served, encoder, chosen, url, key, opened)
     if key is None and host not in _LOCAL:

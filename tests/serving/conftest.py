@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.conftest import build_model
+
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 # Names of nano's language, so that it has something to say.
@@ -53,6 +55,17 @@ def until(condition, seconds=60):
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def small(tiny_tokenizer, tmp_path_factory):
+    """The tiny checkpoint in a folder, once for all servers."""
+    from search_r3_mteb.encoder.checkpoints import Checkpoint, save
+    from search_r3_mteb.encoder.profiles import Profile
+
+    folder = tmp_path_factory.mktemp("small") / "tiny"
+    save(Checkpoint(build_model(), tiny_tokenizer, Profile.default(), "tests/tiny"), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -155,7 +155,7 @@ def test_a_text_that_the_tokenizer_cannot_read_is_its_senders_mistake(served, mo
 
 
 def test_many_clients_at_once_get_their_own_answers(served, alone):
-    texts = [f"Who founded the river number {place} {'of the city ' * (place % 7)}?" for place in range(24)]
+    texts = [f"Who founded the river number {place} {'of the city ' * (place % 7)}?" for place in range(12)]
     expected = {"query": alone.encode_query(texts), "document": alone.encode_document(texts)}
 
     def ask(place):
@@ -164,25 +164,25 @@ def test_many_clients_at_once_get_their_own_answers(served, alone):
         return np.abs(vectors(answer) - expected[role][[place, place - 1]]).max()
 
     with ThreadPoolExecutor(8) as pool:
-        assert max(pool.map(ask, range(24))) < 1e-6
-    others = np.abs(expected["query"][:, None] - expected["query"][None]).max(axis=2) + np.eye(24)
-    assert others.min() > 1e-3  # the control: a swapped answer would show
+        assert max(pool.map(ask, range(12))) < 1e-6
+    others = np.abs(expected["query"][:, None] - expected["query"][None]).max(axis=2) + np.eye(12)
+    assert others.min() > 1e-4  # the control: a swapped answer would show
     assert served.service.held == 0
 
 
-def test_an_anchor_joins_both_vectors(tiny_folder):
+def test_an_anchor_joins_both_vectors(small):
     texts = ["where is it?", "who"]
-    with serving(tiny_folder, name="tiny", anchor=0.75) as server:
+    with serving(small, name="tiny", anchor=0.75) as server:
         answer = server.client().embeddings.create(model="tiny:query", input=texts)
         plain = server.client().embeddings.create(model="tiny:document", input=texts)
-    encoder = SearchR3Encoder(tiny_folder, anchor=0.75, max_reasoning_tokens=16)
+    encoder = SearchR3Encoder(small, anchor=0.75, max_reasoning_tokens=16)
     np.testing.assert_allclose(vectors(answer), encoder.encode_query(texts), atol=1e-6, rtol=0)
     assert np.abs(vectors(answer) - vectors(plain)).max() > 1e-3
     assert answer.usage.prompt_tokens > plain.usage.prompt_tokens
 
 
-def test_a_server_in_mode_direct_does_not_reason(tiny_folder):
-    with serving(tiny_folder, name="tiny", mode="direct") as server:
+def test_a_server_in_mode_direct_does_not_reason(small):
+    with serving(small, name="tiny", mode="direct") as server:
         answer = server.client().embeddings.create(model="tiny:query", input="who")
         with pytest.raises(openai.BadRequestError, match="this server's mode is 'direct'"):
             server.client().embeddings.create(model="tiny:query", input="who", extra_body={"return_reasoning": True})
@@ -190,17 +190,17 @@ def test_a_server_in_mode_direct_does_not_reason(tiny_folder):
     assert answer.role == "query"
 
 
-def test_batch_invariant_answers_are_the_encoders_bits(tiny_folder):
-    texts = [f"who is number {place} {'there ' * place}?" for place in range(6)]
+def test_batch_invariant_answers_are_the_encoders_bits(small):
+    texts = [f"who is number {place} {'there ' * place}?" for place in range(3)]
     settings = {"batch_invariant": True, "dtype": "bfloat16"}
-    with serving(tiny_folder, name="tiny", **settings) as server:
+    with serving(small, name="tiny", **settings) as server:
 
         def ask(text):
             return vectors(server.client().embeddings.create(model="tiny:query", input=text))[0]
 
         with ThreadPoolExecutor(6) as pool:
             found = np.stack(list(pool.map(ask, texts)))
-    encoder = SearchR3Encoder(tiny_folder, max_reasoning_tokens=16, **settings)
+    encoder = SearchR3Encoder(small, max_reasoning_tokens=16, **settings)
     np.testing.assert_array_equal(found, encoder.encode_query(texts))
 
 

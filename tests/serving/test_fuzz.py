@@ -64,7 +64,7 @@ def fuzz(server, seed, number):
 
 
 def test_rubbish_is_refused_with_a_sentence(served, caplog):
-    assert fuzz(served, 1, 250) >= {200, 400, 404}
+    assert fuzz(served, 1, 80) >= {200, 400, 404}
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert served.service.held == 0
 

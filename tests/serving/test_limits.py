@@ -15,9 +15,9 @@ from tests.serving.conftest import serving, until
 openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
 
 
-@pytest.fixture
-def strict(tiny_folder):
-    with serving(tiny_folder, name="tiny", settings=ServeSettings(max_queue=3, max_inputs=3, max_bytes=2000)) as server:
+@pytest.fixture(scope="module")
+def strict(small):
+    with serving(small, name="tiny", settings=ServeSettings(max_queue=3, max_inputs=3, max_bytes=2000)) as server:
         yield server
 
 
@@ -67,8 +67,8 @@ def test_a_full_queue_says_when_to_come_again(strict, held):
     assert strict.service.held == 0
 
 
-def test_time_that_is_over_is_504_and_the_work_is_dropped(tiny_folder, held):
-    with serving(tiny_folder, name="tiny", settings=ServeSettings(timeout=0.2)) as server:
+def test_time_that_is_over_is_504_and_the_work_is_dropped(small, held):
+    with serving(small, name="tiny", settings=ServeSettings(timeout=0.2)) as server:
         go = held(server)
         status, _, answer = post(server, '{"model": "tiny:query", "input": ["a", "b", "c"]}')
         assert status == 504
@@ -80,8 +80,8 @@ def test_time_that_is_over_is_504_and_the_work_is_dropped(tiny_folder, held):
         assert server.service.held == 0
 
 
-def test_the_work_of_a_client_that_went_away_is_dropped_in_the_middle_of_it(tiny_folder):
-    with serving(tiny_folder, name="tiny", max_reasoning_tokens=3000) as server:
+def test_the_work_of_a_client_that_went_away_is_dropped_in_the_middle_of_it(small):
+    with serving(small, name="tiny", max_reasoning_tokens=3000) as server:
         never_ends(server)
         worker = server.service.worker
         connection = socket.create_connection(("127.0.0.1", server.prepared.port))
@@ -119,9 +119,9 @@ def test_a_page_elsewhere_cannot_ask_without_saying_json(strict):
         assert "Content-Type: application/json" in answer["error"]["message"]
 
 
-def test_the_key(tiny_folder, monkeypatch):
+def test_the_key(small, monkeypatch):
     monkeypatch.setenv("SEARCH_R3_API_KEY", "s3cret")
-    with serving(tiny_folder, name="tiny") as server:
+    with serving(small, name="tiny") as server:
         assert len(server.client(api_key="s3cret").embeddings.create(model="tiny", input="a").data) == 1
         for wrong in ("s3cre", "s3cret2", "S3CRET", "none"):
             with pytest.raises(openai.AuthenticationError, match="is not the key"):
@@ -201,38 +201,35 @@ def test_a_vector_without_direction_is_not_given_out(strict, monkeypatch):
     assert post(strict, '{"model": "tiny", "input": ["a", "a longer one"]}')[0] == 500
 
 
-def test_what_is_counted(strict):
-    post(strict, '{"model": "tiny:query", "input": ["a", "b"]}')
-    post(strict, '{"model": "tiny", "input": "a"}')
-    post(strict, "{")
-    until(lambda: strict.count("request_seconds_count", path="/v1/embeddings") == 3)  # counted after the answer
-    assert strict.count("requests_total", path="/v1/embeddings", status="200") == 2
-    assert strict.count("requests_total", path="/v1/embeddings", status="400") == 1
-    assert (strict.count("texts_total", role="query"), strict.count("texts_total", role="document")) == (2, 1)
-    assert strict.count("batch_rows_sum", kind="direct") == 1
-    assert strict.count("batch_rows_sum", kind="reason") >= strict.count("generated_tokens_total") > 0
-    assert strict.count("prompt_tokens_total") > 0
-    assert strict.count("queue_texts") == 0
-    assert get(strict, "/metrics") == 200
-    assert b"search_r3_generated_tokens_total" in strict.metrics.text()
+def test_what_is_counted(small):
+    with serving(small, name="tiny") as server:
+        post(server, '{"model": "tiny:query", "input": ["a", "b"]}')
+        post(server, '{"model": "tiny", "input": "a"}')
+        post(server, "{")
+        until(lambda: server.count("request_seconds_count", path="/v1/embeddings") == 3)  # counted after the answer
+        assert server.count("requests_total", path="/v1/embeddings", status="200") == 2
+        assert server.count("requests_total", path="/v1/embeddings", status="400") == 1
+        assert (server.count("texts_total", role="query"), server.count("texts_total", role="document")) == (2, 1)
+        assert server.count("batch_rows_sum", kind="direct") == 1
+        assert server.count("batch_rows_sum", kind="reason") >= server.count("generated_tokens_total") > 0
+        assert server.count("prompt_tokens_total") > 0
+        assert server.count("queue_texts") == 0
+        assert get(server, "/metrics") == 200
+        assert b"search_r3_generated_tokens_total" in server.metrics.text()
 
 
-def test_a_fault_of_the_thread_itself_leaves_nobody_waiting(strict, monkeypatch, caplog):
+def test_a_fault_of_the_thread_itself_leaves_nobody_waiting(small, monkeypatch, caplog):
     def broken():
         raise RuntimeError("zebra-4711")
 
-    monkeypatch.setattr(strict.service.worker, "_drop_unwanted", broken)
-    assert post(strict, '{"model": "tiny", "input": "a"}')[0] == 500
-    assert get(strict, "/health") == 503
+    with serving(small, name="tiny") as server:
+        monkeypatch.setattr(server.service.worker, "_drop_unwanted", broken)
+        assert get(server, "/health") == 200
+        assert post(server, '{"model": "tiny", "input": "a"}')[0] == 500
+        assert get(server, "/health") == 503
+        assert post(server, '{"model": "tiny", "input": "a"}')[0] == 500
     assert "The model's thread ended: RuntimeError" in caplog.text
     assert "zebra" not in caplog.text
-
-
-def test_health_says_when_the_model_does_not_run(strict):
-    assert get(strict, "/health") == 200
-    strict.service.worker.close()
-    assert get(strict, "/health") == 503
-    assert post(strict, '{"model": "tiny", "input": "a"}')[0] == 500
 
 
 @pytest.mark.parametrize(
@@ -254,8 +251,8 @@ def test_a_limit_is_a_whole_number():
         ServeSettings(max_bytes=1.5)
 
 
-def test_a_role_can_be_required(tiny_folder):
-    with serving(tiny_folder, name="tiny", settings=ServeSettings(require_role=True)) as server:
+def test_a_role_can_be_required(small):
+    with serving(small, name="tiny", settings=ServeSettings(require_role=True)) as server:
         with pytest.raises(openai.BadRequestError, match="whether these texts are queries or documents") as caught:
             server.client().embeddings.create(model="tiny", input="a")
         assert caught.value.code == "role_required"

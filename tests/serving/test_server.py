@@ -70,44 +70,44 @@ def test_a_socket_is_given_back_when_the_model_cannot_be_loaded():
     socket.create_server(("127.0.0.1", port)).close()
 
 
-def test_what_it_says_at_the_start(tiny_folder, monkeypatch):
-    with serving(tiny_folder, name="m") as server:
+def test_what_it_says_at_the_start(small, monkeypatch):
+    with serving(small, name="m") as server:
         said = "\n".join(server.prepared.lines)
     assert f"Serving m at {server.url} (32 dimensions, mode reason)." in said
     assert "does not say the role of its texts embeds DOCUMENTS, without reasoning" in said
     assert "SEARCH_R3_API_KEY is not set" in said
     monkeypatch.setenv("SEARCH_R3_API_KEY", "key")
-    with serving(tiny_folder, name="m", settings=ServeSettings(require_role=True)) as server:
+    with serving(small, name="m", settings=ServeSettings(require_role=True)) as server:
         said = "\n".join(server.prepared.lines)
     assert "Requests need the key" in said
     assert "DOCUMENTS" not in said
 
 
-def test_who_comes_as_soon_as_the_address_is_said_is_not_refused(tiny_folder):
+def test_who_comes_as_soon_as_the_address_is_said_is_not_refused(small):
     from search_r3_mteb.serving.server import prepare
 
-    prepared = prepare(str(tiny_folder), port=0)
+    prepared = prepare(str(small), port=0)
     with prepared.listener:
         assert not refused(prepared.port)
     assert refused(prepared.port)
 
 
-def test_an_address_for_everybody_is_warned_about_where_there_is_no_key(tiny_folder, monkeypatch):
+def test_an_address_for_everybody_is_warned_about_where_there_is_no_key(small, monkeypatch):
     from search_r3_mteb.serving.server import prepare
 
     for key, warned in ((None, True), ("key", False)):
         if key:
             monkeypatch.setenv("SEARCH_R3_API_KEY", key)
-        prepared = prepare(str(tiny_folder), host="0.0.0.0", port=0)
+        prepared = prepare(str(small), host="0.0.0.0", port=0)
         prepared.listener.close()
         assert any(line.startswith("WARNING: 0.0.0.0") for line in prepared.lines) == warned
 
 
-def test_what_runs_is_finished_when_it_is_stopped(tiny_folder, held):
+def test_what_runs_is_finished_when_it_is_stopped(small, held):
     import threading
 
     found = []
-    with serving(tiny_folder, name="tiny") as server:
+    with serving(small, name="tiny") as server:
         go = held(server)
 
         def ask():
@@ -135,10 +135,10 @@ def refused(port):
     return False
 
 
-def test_what_does_not_end_within_the_grace_is_given_up(tiny_folder):
+def test_what_does_not_end_within_the_grace_is_given_up(small):
     from tests.serving.test_limits import never_ends
 
-    with serving(tiny_folder, name="tiny", settings=ServeSettings(grace=0.5), max_reasoning_tokens=3000) as server:
+    with serving(small, name="tiny", settings=ServeSettings(grace=0.5), max_reasoning_tokens=3000) as server:
         never_ends(server)
         body = b'{"model": "tiny:query", "input": "a"}'
         with socket.create_connection(("127.0.0.1", server.prepared.port)) as connection:

@@ -11,8 +11,8 @@ TEXTS = [f"who is number {place} {'there ' * place}?" for place in range(6)]
 
 
 @pytest.fixture
-def encoder(tiny_folder):
-    return SearchR3Encoder(tiny_folder, max_reasoning_tokens=12)
+def encoder(small):
+    return SearchR3Encoder(small, max_reasoning_tokens=12)
 
 
 def work_of(encoder, texts, kind, on_written=None):

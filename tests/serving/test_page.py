@@ -51,7 +51,7 @@ def driver(tmp_path_factory):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexes") / "rivers"
     documents = [
-        {"id": f"d{at}", "title": f"River {at}", "text": f"The river number {at} of Anton."} for at in range(12)
+        {"id": f"d{at}", "title": f"River {at}", "text": f"The river number {at} of Anton."} for at in range(40)
     ]
     documents += [{"id": HOSTILE, "title": HOSTILE, "text": HOSTILE}, {"id": "long", "title": "", "text": "sea " * 300}]
     SearchIndex.build(documents, SearchR3Encoder("nano", max_length=128, max_reasoning_tokens=16), folder)

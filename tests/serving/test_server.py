@@ -89,7 +89,7 @@ def test_who_comes_as_soon_as_the_address_is_said_is_not_refused(small):
     prepared = prepare(str(small), port=0)
     with prepared.listener:
         assert not refused(prepared.port)
-    assert refused(prepared.port)
+    assert refused(prepared.port)  # the control
 
 
 def test_an_address_for_everybody_is_warned_about_where_there_is_no_key(small, monkeypatch):

@@ -64,7 +64,7 @@ def fuzz(server, seed, number):
 
 
 def test_rubbish_is_refused_with_a_sentence(served, caplog):
-    assert fuzz(served, 1, 80) >= {200, 400, 404}
+    assert fuzz(served, 1, 50) >= {200, 400, 404}
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert served.service.held == 0
 
@@ -82,7 +82,7 @@ def test_much_rubbish(served):
         '{"a":' * 100_000,
         '{"model": "nano", "input": ' + "[" * 50_000 + "]" * 50_000 + "}",
         '{"model": "nano", "input": "a", "input": 3}',
-        '{"model": "nano", "input": [' + ",".join(["0"] * 100_000) + "]}",
+        '{"model": "nano", "input": [' + ",".join(["0"] * 20_000) + "]}",
         json.dumps({"model": "n" * 100_000, "input": "a"}),
         json.dumps({"k" * 100_000: 1}),
     ],

@@ -8,6 +8,7 @@ import pytest
 
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.indexing.index import SearchIndex
+from search_r3_mteb.tasks.hopworld import HopWorld
 from tests.serving.conftest import serving, until
 from tests.serving.test_limits import never_ends
 
@@ -29,7 +30,7 @@ FLAGS = (
 HOSTILE = (
     "</script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\"><b id=injected>"
 )
-QUESTION = "Who founded the harbor of Anton Bachmann?"
+QUESTION = "Name the birthplace of Hilda Laurent."  # of nano's world
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,8 @@ def driver(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexes") / "rivers"
-    documents = [
-        {"id": f"d{at}", "title": f"River {at}", "text": f"The river number {at} of Anton."} for at in range(40)
-    ]
+    texts = list(HopWorld(500).corpus.values())[:60]
+    documents = [{"id": f"d{at}", "title": "", "text": each["text"]} for at, each in enumerate(texts)]
     documents += [{"id": HOSTILE, "title": HOSTILE, "text": HOSTILE}, {"id": "long", "title": "", "text": "sea " * 300}]
     SearchIndex.build(documents, SearchR3Encoder("nano", max_length=128, max_reasoning_tokens=16), folder)
     return folder

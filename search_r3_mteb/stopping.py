@@ -5,8 +5,8 @@
 Whatever is written is complete or absent when a process is killed, so a stop need not wait for anything. The line is
 written when the signal comes; the main thread then unwinds, which removes temporary files, and a second signal, or a
 main thread that has not ended after `_PATIENCE` seconds (inside a long computation, or waiting for other processes),
-ends the process at once. In a group of processes the first one speaks, and all end with their launcher. Forked children
-end without a word.
+ends the process at once. A server, which owes answers to others, finishes them first (`finishing`). In a group of
+processes the first one speaks, and all end with their launcher. Forked children end without a word.
 """
 
 import ctypes
@@ -17,8 +17,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -39,6 +39,8 @@ class _Ending:
     def __init__(self, program: str, advice: Advice) -> None:
         self.program, self.advice = program, advice
         self.code: int | None = None
+        self.patience: float | None = None  # None for `_PATIENCE`
+        self.finish: Callable[[], None] | None = None
 
     def say(self, number: int) -> None:
         """Write the line, once."""
@@ -94,6 +96,27 @@ def advise(advice: Advice) -> None:
         ending.advice = advice
 
 
+@contextmanager
+def finishing(finish: Callable[[], None], patience: float) -> Iterator[None]:
+    """While the block runs, a signal calls `finish`, in the main thread, and the block is to end by itself.
+
+    Then the process ends with the signal's exit code. A second signal, or a block that is still running `patience`
+    seconds after the first, ends it at once. Nothing happens where the signals are not ours.
+    """
+    for ending in _ending:
+        ending.finish, ending.patience = finish, patience
+    try:
+        yield
+    finally:
+        for ending in _ending:
+            ending.finish = None
+            if ending.code is None:
+                ending.patience = None
+    for ending in _ending:
+        if ending.code is not None:
+            raise Stopped(ending.code)
+
+
 def command_line(program: str) -> str:
     """The command that started this process, to be copied; `program` stands for its beginning."""
     line = shlex.join([*shlex.split(program), *sys.argv[1:]])
@@ -107,6 +130,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if ending.code is not None:  # the second signal
         ending.now(number)
     ending.say(number)
+    if ending.finish is not None:
+        ending.finish()
+        return
     raise Stopped(ending.code)
 
 
@@ -115,7 +141,7 @@ def _watch(ending: _Ending, receiver: socket.socket) -> None:
     while True:
         for number in receiver.recv(64):
             if number in _NAMES:
-                time.sleep(_PATIENCE)
+                time.sleep(_PATIENCE if ending.patience is None else ending.patience)
                 ending.now(number)
 
 

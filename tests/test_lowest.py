@@ -87,6 +87,7 @@ PROVIDED_BY = {"faiss": "faiss-cpu", "Stemmer": "pystemmer", "pytrec_eval": "pyt
 PROVIDED_BY |= {"haystack": "haystack-ai", "haystack_integrations": "sentence-transformers-haystack"}
 PROVIDED_BY |= {"llama_index": "llama-index-core"}
 FRAMEWORKS = ["langchain", "llamaindex", "haystack"]  # each an extra, for one module of the package
+OPTIONAL = [*FRAMEWORKS, "serve"]
 
 
 def imported(*folders):
@@ -117,7 +118,7 @@ def undeclared(pyproject, extras, *folders):
 
 def test_what_is_imported_is_declared(pyproject):
     """Else its version is left to others, and no lower bound of it is tested."""
-    assert undeclared(pyproject, FRAMEWORKS, "search_r3_mteb") == {}
+    assert undeclared(pyproject, OPTIONAL, "search_r3_mteb") == {}
     assert undeclared(pyproject, ["train", "trl"], "train") == {}
     assert undeclared(pyproject, ["train", "trl", "dev", "frameworks", *FRAMEWORKS], "tests", "results") == {}
 
@@ -128,7 +129,7 @@ def test_what_is_imported_is_declared(pyproject):
 def test_an_import_that_is_not_declared_is_found(pyproject, name):
     lines = pyproject["project"]["dependencies"]
     lines[:] = [line for line in lines if not line.startswith(f"{name}>")]
-    assert list(undeclared(pyproject, FRAMEWORKS, "search_r3_mteb")) == [name.replace("-eval-terrier", "_eval")]
+    assert list(undeclared(pyproject, OPTIONAL, "search_r3_mteb")) == [name.replace("-eval-terrier", "_eval")]
 
 
 def planned(target, **variables):

@@ -184,6 +184,45 @@ def test_in_the_middle_of_a_write_the_old_stays_and_nothing_beside_it(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "model"]
 
 
+FINISHING = """
+going = True
+def finish():
+    global going
+    going = False
+    print("asked", flush=True)
+with stopping.finishing(finish, patience=60):
+    ready()
+    while going or os.environ.get("STUCK"):
+        time.sleep(0.01)
+    print("finished what ran", flush=True)
+print("not reached")
+"""
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_who_owes_answers_finishes_them_and_ends_with_the_same_code(number):
+    process = program(FINISHING)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, output) == (CODES[number], "asked\nfinished what ran\n")
+    assert errors.endswith("Go on with: it\n")
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_does_not_finish_is_ended_by_a_second_signal_or_the_patience(again):
+    code = FINISHING if again else FINISHING.replace("patience=60", "patience=0.2")
+    process = program("os.environ['STUCK'] = '1'\n" + code)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "asked\n"
+    if again:
+        process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=300)
+    assert (process.returncode, output) == (143, "")
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("module", "command", "said"),
     [

@@ -49,7 +49,7 @@ class ExtensibleCommand(TyperCommand):
 
 app = typer.Typer(
     name="search-r3",
-    help="Reason about a query in text, then embed it: evaluate, diagnose, embed, explain, index, search, export.",
+    help="Reason about a query in text, then embed it: evaluate, embed, explain, index, search, serve, export.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would read [default: ...] in a text as its markup, and drop it

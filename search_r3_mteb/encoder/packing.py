@@ -8,7 +8,7 @@ between two rollouts needs no care, and a large model, whose copies might not fi
 What it is worth, by a layer's size and the number of rows: results/speed/tried.json.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -24,27 +24,43 @@ LEAST_NUMBERS = {torch.float32: 1 << 17, torch.bfloat16: 0}
 _ROWS = 16  # what the packed layout is chosen for; any number of rows can be multiplied
 
 
-@contextmanager
-def packed_linears(model: Any) -> Iterator[int]:
-    """A context in which the model's plain linear layers on a CPU multiply by packed weights; gives their number.
+class PackedLinears:
+    """A model's plain linear layers on a CPU with packed weights, by which they multiply inside a `with` block of it.
 
     For inference only: there are no gradients. Results differ from `linear`'s in the order of summation. Under
     autocast, which does not know this product, weights are packed in autocast's type. Layers whose forward was replaced
     (offloading, quantisation) and subclasses stay as they are, and so do models outside `LEAST_BYTES` to `MOST_BYTES`.
     """
-    autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    layers = [module for module in model.modules() if _can_be_packed(module, autocast)]
-    if not LEAST_BYTES <= sum(layer.weight.numel() * layer.weight.element_size() for layer in layers) <= MOST_BYTES:
-        layers = []
-    try:
-        for layer in layers:
-            dtype = autocast or layer.weight.dtype
-            weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), _ROWS)
-            layer.forward = partial(_multiply, weight=weight, bias=None if layer.bias is None else layer.bias.to(dtype))
-        yield len(layers)
-    finally:
-        for layer in layers:
+
+    def __init__(self, model: Any) -> None:
+        autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        layers = [module for module in model.modules() if _can_be_packed(module, autocast)]
+        if not LEAST_BYTES <= sum(layer.weight.numel() * layer.weight.element_size() for layer in layers) <= MOST_BYTES:
+            layers = []
+        self._forwards = [(layer, _packed(layer, autocast or layer.weight.dtype)) for layer in layers]
+
+    def __enter__(self) -> int:
+        """Let the layers multiply so; gives their number."""
+        for layer, forward in self._forwards:
+            layer.forward = forward
+        return len(self._forwards)
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the layers as they were."""
+        for layer, _ in self._forwards:
             layer.__dict__.pop("forward", None)
+
+
+@contextmanager
+def packed_linears(model: Any) -> Iterator[int]:
+    """A context in which the layers of `PackedLinears` multiply by packed weights, which it frees; their number."""
+    with PackedLinears(model) as count:
+        yield count
+
+
+def _packed(layer: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), _ROWS)
+    return partial(_multiply, weight=weight, bias=None if layer.bias is None else layer.bias.to(dtype))
 
 
 def _multiply(inputs: Tensor, *, weight: Tensor, bias: Tensor | None) -> Any:

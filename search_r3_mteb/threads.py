@@ -62,7 +62,7 @@ def thread_speeds(decode: Callable[[], float], rounds: int = 3) -> ThreadSpeeds:
     return ThreadSpeeds(median(found[1]), median(found[threads]), threads, used)
 
 
-class Pace:
+class SpeedWatch:
     """Speeds of the parts of one work, in tokens per second, and one hint when they fall far below the first ones."""
 
     def __init__(self) -> None:

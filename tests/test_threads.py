@@ -9,7 +9,7 @@ import torch
 from search_r3_mteb import threads
 from search_r3_mteb.encoder import encoder as encoder_module
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
-from search_r3_mteb.threads import WAIT_POLICY, Pace, ThreadSpeeds, thread_speeds
+from search_r3_mteb.threads import WAIT_POLICY, SpeedWatch, ThreadSpeeds, thread_speeds
 from tests.programs import python
 
 PROGRAM = """
@@ -84,7 +84,7 @@ def test_speeds_are_medians_of_turns_and_threads_are_put_back():
 
 
 def test_the_hint_comes_once_when_two_parts_in_a_row_are_slow():
-    pace = Pace()
+    pace = SpeedWatch()
     assert [pace.hint(1000, seconds) for seconds in (1, 0.5, 1)] == [None] * 3  # the best: 2,000 tokens/s
     assert pace.hint(1000, 2.1) is None  # slow once
     assert pace.hint(1000, 1) is None  # and not twice
@@ -92,9 +92,9 @@ def test_the_hint_comes_once_when_two_parts_in_a_row_are_slow():
     said = pace.hint(1000, 2.5)
     assert said.startswith("400 tokens/s, and 2,000 at the start")
     assert pace.hint(1000, 9) is None
-    steady = Pace()
+    steady = SpeedWatch()
     assert [steady.hint(1000, seconds) for seconds in (1, 2, 3.9, 3.9, 3.9)] == [None] * 5
-    assert Pace().hint(0, 1) is None
+    assert SpeedWatch().hint(0, 1) is None
 
 
 def test_an_encoder_says_it(tiny_checkpoint, monkeypatch, caplog):

@@ -35,7 +35,7 @@ from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics, c
 from search_r3_mteb.encoder.store import Store, fingerprint_of
 from search_r3_mteb.encoder.thoughts import Thought as Thought
 from search_r3_mteb.search.arrays import Vectors
-from search_r3_mteb.threads import Pace
+from search_r3_mteb.threads import SpeedWatch
 
 _log = logging.getLogger(__name__)
 
@@ -285,7 +285,7 @@ class SearchR3Encoder(EncoderDoors):
             def progress(rows: int) -> None:
                 bar.update(rows * process_count())  # every process reports its own rows only
 
-            bar.total, done, seconds, began, pace = len(todo), 0, 0.0, time.perf_counter(), Pace()
+            bar.total, done, seconds, began, pace = len(todo), 0, 0.0, time.perf_counter(), SpeedWatch()
             for chunk, prompts in self._chunks(texts, instructions, template, todo, CHUNK[role]):
                 own = [texts[i] for i in own_share(chunk)]
                 if sampling is None:

@@ -26,7 +26,7 @@ from search_r3_mteb.files.precisions import RANGES_ENDING
 NPY, PARQUET, JSONL = ".npy", ".parquet", ".jsonl"
 _ENDINGS = (NPY, PARQUET, JSONL)
 _IDS_ENDING = ".ids.txt"
-Reasoned: TypeAlias = Sequence[str] | None  # the reasonings of rows; None where nothing was reasoned
+ReasoningColumn: TypeAlias = Sequence[str] | None  # the reasonings of rows; None where nothing was reasoned
 
 
 class VectorFile(Protocol):
@@ -35,7 +35,7 @@ class VectorFile(Protocol):
     def begin(self, dtype: np.dtype, width: int) -> None:
         """Fix the type of the vectors and their number of columns, before any row."""
 
-    def write(self, ids: Sequence[str], vectors: NDArray[np.generic], reasonings: Reasoned) -> None:
+    def write(self, ids: Sequence[str], vectors: NDArray[np.generic], reasonings: ReasoningColumn) -> None:
         """Add rows."""
 
 
@@ -94,7 +94,7 @@ class _Npy:
         self._header()
         self._begin = self._stream.tell()
 
-    def write(self, ids: Sequence[str], vectors: NDArray[np.generic], reasonings: Reasoned) -> None:
+    def write(self, ids: Sequence[str], vectors: NDArray[np.generic], reasonings: ReasoningColumn) -> None:
         for id_ in ids:
             if len(id_.splitlines()) != 1:
                 raise ValueError(
@@ -129,7 +129,7 @@ class _Parquet:
         self._schema = arrow.schema([("id", text), ("vector", vector), ("reasoning", text)])
         self._writer = arrow.parquet.ParquetWriter(self._stream, self._schema)
 
-    def write(self, ids: Sequence[str], vectors: NDArray[np.generic], reasonings: Reasoned) -> None:
+    def write(self, ids: Sequence[str], vectors: NDArray[np.generic], reasonings: ReasoningColumn) -> None:
         arrow = self._arrow
         cells = arrow.array(np.ascontiguousarray(vectors, self._dtype).reshape(-1))
         columns = [
@@ -151,7 +151,7 @@ class _JsonLines:
     def begin(self, dtype: np.dtype, width: int) -> None:
         self._dtype = dtype
 
-    def write(self, ids: Sequence[str], vectors: NDArray[np.generic], reasonings: Reasoned) -> None:
+    def write(self, ids: Sequence[str], vectors: NDArray[np.generic], reasonings: ReasoningColumn) -> None:
         for row, (id_, vector) in enumerate(zip(ids, vectors, strict=True)):
             record: dict[str, Any] = {"id": id_, "vector": [_shortest(value) for value in vector]}
             if reasonings is not None:

@@ -41,7 +41,7 @@ class RunLog:
         self._trackers = Trackers(folder, names, project=project, config=config or {}, resume_step=resume_step)
         self._progress = Progress(folder.name, first=resume_step, total=total)
 
-    def event(self, kind: str, step: int, **values: Any) -> None:
+    def event(self, kind: str, step: int, /, **values: Any) -> None:
         """Append one event; numbers also go to the trackers, under `kind`/name."""
         if not self.active:
             return

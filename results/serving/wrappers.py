@@ -33,7 +33,7 @@ that, not this page. "yes": the library's query has the vector of `encode_query`
 """
 
 
-class WrapperRow(NamedTuple):
+class Wrapper(NamedTuple):
     """One way to have a query embedded: the package, what one writes, and a function of a folder that does so."""
 
     package: str
@@ -143,82 +143,82 @@ def _settings(folder: str) -> dict[str, Any]:
 
 BY_NAME = {"prompt_name": "query"}
 ROWS = (
-    WrapperRow(
+    Wrapper(
         "sentence-transformers",
         "model.encode_query(texts)",
         lambda folder: _model(folder).encode_query(QUESTION),
         lambda folder: _model(folder).encode_document(QUESTION),
     ),
-    WrapperRow("sentence-transformers", "model.encode(texts)", lambda folder: _model(folder).encode(QUESTION)),
-    WrapperRow(
+    Wrapper("sentence-transformers", "model.encode(texts)", lambda folder: _model(folder).encode(QUESTION)),
+    Wrapper(
         "sentence-transformers",
         'model.encode(texts, prompt_name="query")',
         lambda folder: _model(folder).encode(QUESTION, **BY_NAME),
         lambda folder: _model(folder).encode(QUESTION, prompt_name="document"),
     ),
-    WrapperRow(
+    Wrapper(
         "sentence-transformers",
         'model.encode(texts, task="query")',
         lambda folder: _model(folder).encode(QUESTION, task="query"),
         lambda folder: _model(folder).encode(QUESTION, task="document"),
     ),
-    WrapperRow(
+    Wrapper(
         "sentence-transformers",
         'SentenceTransformer(FOLDER, default_prompt_name="query").encode(texts)',
         lambda folder: _model(folder, default_prompt_name="query").encode(QUESTION),
         lambda folder: _model(folder, default_prompt_name="query").encode_document(QUESTION),
     ),
-    WrapperRow(
+    Wrapper(
         "mteb",
         "mteb.evaluate(SentenceTransformer(FOLDER), ...), retrieval",
         lambda folder: _mteb(folder, "query"),
         lambda folder: _mteb(folder, "document"),
     ),
-    WrapperRow("beir", "SentenceBERT(FOLDER)", _beir_query, _beir_document),
-    WrapperRow(
+    Wrapper("beir", "SentenceBERT(FOLDER)", _beir_query, _beir_document),
+    Wrapper(
         "beir",
         'SentenceBERT(FOLDER, prompt_names={"query": "query", "passage": "document"})',
         lambda folder: _beir_query(folder, prompt_names={"query": "query", "passage": "document"}),
         lambda folder: _beir_document(folder, prompt_names={"query": "query", "passage": "document"}),
     ),
-    WrapperRow(
+    Wrapper(
         "langchain-huggingface",
         "HuggingFaceEmbeddings(model_name=FOLDER)",
         lambda folder: _langchain(folder).embed_query(QUESTION),
         lambda folder: _langchain(folder).embed_documents([QUESTION])[0],
     ),
-    WrapperRow(
+    Wrapper(
         "langchain-huggingface",
         'HuggingFaceEmbeddings(model_name=FOLDER, query_encode_kwargs={"prompt_name": "query"})',
         lambda folder: _langchain(folder, query_encode_kwargs=BY_NAME).embed_query(QUESTION),
         lambda folder: _langchain(folder, query_encode_kwargs=BY_NAME).embed_documents([QUESTION])[0],
     ),
-    WrapperRow(
+    Wrapper(
         "llama-index-embeddings-huggingface",
         "HuggingFaceEmbedding(FOLDER)",
         lambda folder: _llamaindex(folder).get_query_embedding(QUESTION),
         lambda folder: _llamaindex(folder).get_text_embedding(QUESTION),
     ),
-    WrapperRow(
+    Wrapper(
         "llama-index-embeddings-huggingface",
         f'HuggingFaceEmbedding(FOLDER, query_instruction="{PROMPT}")',
         lambda folder: _llamaindex(folder, query_instruction=PROMPT).get_query_embedding(QUESTION),
         lambda folder: _llamaindex(folder, query_instruction=PROMPT).get_text_embedding(QUESTION),
     ),
-    WrapperRow(
+    Wrapper(
         "sentence-transformers-haystack",
         "SentenceTransformersTextEmbedder(model=FOLDER)",
         lambda folder: _haystack(folder).run(QUESTION)["embedding"],
         _haystack_documents,
     ),
-    WrapperRow(
+    Wrapper(
         "sentence-transformers-haystack",
         'SentenceTransformersTextEmbedder(model=FOLDER, encode_kwargs={"prompt_name": "query"})',
         lambda folder: _haystack(folder, encode_kwargs=BY_NAME).run(QUESTION)["embedding"],
         _haystack_documents,
     ),
     *(
-        WrapperRow(
+        Wrapper(
             package,
             f"search_r3_mteb.integrations.{call}",
             lambda folder, made=made: made(folder, "query"),
@@ -256,7 +256,7 @@ def installed(package: str) -> str | None:
         return None
 
 
-def measured(row: WrapperRow, folder: str) -> dict[str, str] | None:
+def measured(row: Wrapper, folder: str) -> dict[str, str] | None:
     """A row as it is run now, None where its package is missing; ValueError where a document is reasoned about."""
     version = installed(row.package)
     if version is None:

@@ -112,20 +112,22 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
                 "('query' or 'document') chooses among them. Leave it out, or export again with another profile."
             )
         single = not conversation or not isinstance(conversation[0], list | tuple)
-        parsed = [_text_and_instruction(messages) for messages in ([conversation] if single else conversation)]
+        read = [_without_mark(messages) for messages in ([conversation] if single else conversation)]
+        parsed = [_text_and_instruction(messages) for messages, _ in read]
         cut = truncation not in (False, None, "do_not_truncate")
         length = (max_length or self.model_max_length) if cut else sys.maxsize
-        instructions = [instruction for _, instruction in parsed]
-        marked = [each is not None and each.strip().startswith(QUERY_PROMPT) for each in instructions]
-        if any(marked):
-            task, instructions = _as_queries(task, instructions, marked)
+        if any(marked for _, marked in read):
+            _check_all_queries(task, [marked for _, marked in read])
+            task = "query"
         elif task is None and not torch.is_grad_enabled():
             _logger.warning_once(
                 "encode() without a task takes its texts for documents and embeds them without reasoning. For queries "
                 "call encode_query(texts), or encode(texts, prompt_name='query'). This is said once."
             )
         template: TemplateName = "reason" if task == "query" else "direct"
-        rendered = self.renderer(length).render_batch([text for text, _ in parsed], template, instructions)
+        rendered = self.renderer(length).render_batch(
+            [text for text, _ in parsed], template, [instruction for _, instruction in parsed]
+        )
         rows = [prompt.token_ids for prompt in rendered]
         ids: Any = rows[0] if single and return_tensors is None else rows
         encoded = self.pad(
@@ -138,15 +140,24 @@ class SearchR3Tokenizer(PreTrainedTokenizerFast):
         return encoded if return_dict else encoded["input_ids"]
 
 
-def _as_queries(task: str | None, instructions: list[str | None], marked: list[bool]) -> tuple[str, list[str | None]]:
-    """The task "query", and the instructions without `QUERY_PROMPT`; ValueError where that is contradicted."""
+def _without_mark(messages: Any) -> tuple[Any, bool]:
+    """A conversation without `QUERY_PROMPT` at its beginning, and whether it was there."""
+    first = messages[0] if messages else {}
+    said = _content(first.get("content")) if first.get("role") == "system" else None
+    if not isinstance(said, str) or not said.strip().startswith(QUERY_PROMPT):
+        return messages, False
+    instruction = said.strip().removeprefix(QUERY_PROMPT).strip()
+    return [*([{"role": "system", "content": instruction}] if instruction else []), *messages[1:]], True
+
+
+def _check_all_queries(task: str | None, marked: list[bool]) -> None:
+    """ValueError where `task`, or a text beside them, contradicts the texts that `QUERY_PROMPT` calls queries."""
     if task not in (None, "query") or not all(marked):
         got = f"the task is {task!r}" if all(marked) else "others beside it have not"
         raise ValueError(
             f"{_CONTRADICTION}, but {got}. Leave that prompt to queries, and encode queries and documents in calls of "
             "their own."
         )
-    return "query", [(each or "").strip().removeprefix(QUERY_PROMPT).strip() or None for each in instructions]
 
 
 class _BackboneTokenizer:
@@ -182,16 +193,16 @@ def chat_template(renderer: Renderer) -> str:
         "{%- for message in messages -%}"
         "{%- set content = message['content'] if message['content'] is string"
         " else message['content'] | map(attribute='text') | join -%}"
-        "{%- if message['role'] == 'system' and user.text is none and not ins.text -%}{%- set ins.text = content -%}"
+        "{%- if message['role'] == 'system' and user.text is none and not ins.text -%}"
+        f"{{%- if loop.first and content.strip().startswith({json.dumps(QUERY_PROMPT)}) -%}}"
+        "{%- if task is defined and task not in (none, 'query') -%}"
+        f"{{{{ raise_exception({json.dumps(_CONTRADICTION)}) }}}}{{%- endif -%}}"
+        f"{{%- set ins.query = true -%}}{{%- set ins.text = content.strip()[{len(QUERY_PROMPT)}:].strip() -%}}"
+        "{%- else -%}{%- set ins.text = content -%}{%- endif -%}"
         "{%- elif message['role'] == 'user' and user.text is none -%}{%- set user.text = content -%}"
         f"{{%- else -%}}{{{{ raise_exception({json.dumps(_SHAPE)}) }}}}{{%- endif -%}}"
         "{%- endfor -%}"
         f"{{%- if user.text is none -%}}{{{{ raise_exception({json.dumps(_SHAPE)}) }}}}{{%- endif -%}}"
-        f"{{%- if ins.text.strip().startswith({json.dumps(QUERY_PROMPT)}) -%}}"
-        f"{{%- if task is defined and task not in (none, 'query') -%}}"
-        f"{{{{ raise_exception({json.dumps(_CONTRADICTION)}) }}}}{{%- endif -%}}"
-        f"{{%- set ins.query = true -%}}{{%- set ins.text = ins.text.strip()[{len(QUERY_PROMPT)}:].strip() -%}}"
-        "{%- endif -%}"
         f"{{%- set body = ({head} ~ user.text) if ins.text else user.text -%}}"
         "{%- if ins.query -%}"
         f"{_branch(renderer, profile.reason, with_reply=False)}"

@@ -78,6 +78,18 @@ def test_the_default_prompt_makes_plain_encode_a_querys(folder, encoder):
     assert same(model.encode_document(TEXTS), encoder.encode_document(TEXTS))
 
 
+def test_conversations_keep_their_own_instruction(model, encoder):
+    """sentence-transformers puts the prompt before a conversation that may begin with an instruction already."""
+    user = [{"role": "user", "content": text} for text in TEXTS]
+    system = {"role": "system", "content": "Find the page"}
+    assert same(
+        model.encode_query([[system, each] for each in user]), encoder.encode_query(TEXTS, instruction="Find the page")
+    )
+    assert same(model.encode_query([[each] for each in user]), encoder.encode_query(TEXTS))
+    with pytest.raises(ValueError, match=r"got the roles \['system', 'system', 'user'\]"):
+        model.encode([[system, user[0]]], prompt=f"{QUERY_PROMPT} Find the fact")
+
+
 def test_the_prompt_in_a_text_is_text(model, encoder):
     texts = [f"{QUERY_PROMPT} which city is it?", QUERY_PROMPT]
     assert same(model.encode(texts), encoder.encode_document(texts))
@@ -101,6 +113,7 @@ def test_the_chat_template_says_the_same(model):
     for messages, task in (
         *(([marked, user], task) for task in (None, "query")),
         *(([told, user], task) for task in (None, "query")),
+        *(([marked, other, user], task) for task in (None, "query")),
         *(([other, user], task) for task in (None, "query", "document")),
         *(([user], task) for task in (None, "query", "document")),
     ):

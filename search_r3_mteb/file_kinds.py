@@ -143,16 +143,6 @@ def split_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
-def table_with_header(lines: Sequence[str]) -> str | None:
-    """What parts the columns of lines whose first names at least two columns by usual names; None for other lines."""
-    delimiter = _delimiter(lines[:_SAMPLE])
-    if delimiter is None:
-        return None
-    quoted = delimiter != "\t" or lines[0].startswith('"')
-    rows = list(csv.reader(lines[:_SAMPLE], delimiter=delimiter)) if quoted else [li.split("\t") for li in lines]
-    return delimiter if _has_header(rows) else None
-
-
 def check_lines(lines: Sequence[str], place: str | Path) -> None:
     """ValueError where lines are no texts: JSON, a page in markup, YAML, a table in columns, or lines of two ends."""
     for number, line in enumerate(lines, start=1):

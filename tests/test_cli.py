@@ -12,7 +12,6 @@ from search_r3_mteb import cli
 from search_r3_mteb.cli import program
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.options import parse_settings
-from search_r3_mteb.text_files import read_texts
 from tests.programs import loaded_after
 
 
@@ -53,24 +52,6 @@ def test_evaluate_passes_every_option_on(call, tmp_path, monkeypatch):
     assert seen["settings"] == {"max_reasoning_tokens": 7, "seed": 3, "dtype": "bfloat16"}
 
 
-@pytest.mark.parametrize("role", ["query", "document"])
-def test_embed_writes_one_row_per_line(call, tiny_folder, tmp_path, role):
-    source, output = tmp_path / "texts.txt", tmp_path / "deep" / "vectors.npy"
-    source.write_text("one\n\nשלום\r\n", encoding="utf-8")
-    code, out, _ = call(
-        *("embed", "--model", tiny_folder, "--role", role, "--input", source, "--output", output),
-        *("--max-reasoning-tokens", 4),
-    )
-    assert code == 0
-    assert "3 x 32 float32" in out
-    vectors = np.load(output, allow_pickle=False)
-    encoder = SearchR3Encoder(tiny_folder, max_reasoning_tokens=4)
-    texts = ["one", "", "שלום"]
-    expected = encoder.encode_query(texts) if role == "query" else encoder.encode_document(texts)
-    np.testing.assert_allclose(vectors, expected, atol=1e-5)
-    assert [path.name for path in output.parent.iterdir()] == ["vectors.npy"]
-
-
 def test_embed_shows_the_reasoning(call, tiny_folder, tmp_path):
     source, output = tmp_path / "texts.txt", tmp_path / "vectors.npy"
     source.write_text("who is there\n")
@@ -83,36 +64,6 @@ def test_embed_shows_the_reasoning(call, tiny_folder, tmp_path):
     assert thought.text.strip() in out
     assert f"{len(thought.token_ids)} tokens" in out
     np.testing.assert_allclose(np.load(output)[0], thought.vector, atol=1e-5)
-
-
-def test_embed_reads_titles_from_jsonl(tmp_path):
-    source = tmp_path / "documents.jsonl"
-    source.write_text('{"_id": "1", "title": "A", "text": "b"}\n\n{"text": "c"}\n')
-    assert read_texts(source) == ["A b", "c"]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 2: not JSON (Expecting"),
-        ('{"text": 3}', "line 2: The text"),
-        ("[1]", "line 2: a JSON object with 'text' is needed, got an array"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path, line, message):
-    source = tmp_path / "documents.jsonl"
-    source.write_text(f'{{"text": "fine"}}\n{line}\n')
-    with pytest.raises(ValueError, match=re.escape(message)):
-        read_texts(source)
-
-
-def test_lines_end_at_line_feeds_only(tmp_path):
-    path = tmp_path / "lines.txt"
-    path.write_bytes("\ufeffone\u2028still one\r\n\x0ctwo\n\nlast".encode())
-    assert read_texts(path) == ["one\u2028still one", "\x0ctwo", "", "last"]
-    path.write_bytes(b"fine\n\xff\n")
-    with pytest.raises(ValueError, match=r"line 2, is not UTF-8"):
-        read_texts(path)
 
 
 def test_explain_shows_both_rankings_side_by_side(call, tiny_folder, corpus):
@@ -202,7 +153,7 @@ def test_doctor_computes_a_vector(call, tiny_folder):
             "--mode must be one of both, reason, direct",
         ),
         (["embed", "--input", "none.txt", "--output", "v.npy"], "There is no file none.txt"),
-        (["embed", "--input", "none.txt", "--output", "v.txt"], "must end in .npy"),
+        (["embed", "--input", "none.txt", "--output", "v.txt"], "must end in .npy, .parquet or .jsonl"),
         (["embed", "--input", "a", "--output", "v.npy", "--role", "passage"], "--role must be one of query, document"),
         (["embed", "--input", "a", "--output", "v.npy", "--mode", "direct", "--show-reasoning"], "does not reason"),
         (["explain", "--corpus", "./none.txt", "why?"], "There is no corpus ./none.txt"),

@@ -33,6 +33,7 @@ from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.indexing import writing
 from search_r3_mteb.indexing.settings import IndexSettings
 from search_r3_mteb.indexing.state import IndexState
+from search_r3_mteb.json_files import read_object
 
 HERE = Path(__file__).resolve().parent
 DIM, LATENT, CLUSTERS, BLOCK = 384, 48, 5000, 10_000
@@ -171,7 +172,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, help="where the indexes are made; 10 GB")
     parser.add_argument("--step", nargs=2, metavar=("STEP", "KIND"), help=argparse.SUPPRESS)
+    parser.add_argument("--page", action="store_true", help="write the section again from index_size.json")
     given = parser.parse_args()
+    if given.page:
+        write_section("index_size", section(read_object(HERE / "index_size.json")))
+        return
     if given.step:
         print(json.dumps(step(given.step[0], given.folder, given.step[1], given.rows)))
         return
@@ -205,7 +210,7 @@ def section(found: dict[str, Any]) -> list[str]:
         return [what, *(form(row[name]) for row in rows)]
 
     seconds, ms = "{:,.1f} s".format, "{:,.1f} ms".format
-    share, gb = "{:.3f}".format, lambda size: f"{size / 1e9:.2f} GB"
+    share, mb = "{:.3f}".format, lambda size: f"{max(size / 1e6, 1):,.0f} MB"
     return [
         f"## An index of {found['rows']:,} documents",
         "",
@@ -220,13 +225,13 @@ def section(found: dict[str, Any]) -> list[str]:
             ["", *(row["kind"] for row in rows)],
             [
                 line("build", "build_seconds", seconds),
-                line("memory of building", "build_memory", gb),
-                line("on disk", "disk", gb),
+                line("memory of building", "build_memory", mb),
+                line("on disk", "disk", mb),
                 line("opening", "open_seconds", seconds),
                 line("opening, with checksums", "open_seconds_with_checksums", seconds),
                 line("a query alone, median of 50", "median_ms_alone", ms),
                 line("a query of 100 together", "ms_in_batches_of_100", ms),
-                line("memory of searching", "search_memory", gb),
+                line("memory of searching", "search_memory", mb),
                 line("recall@10", "recall_at_10", share),
                 line(f"adding {ADDED:,} documents", "add_seconds", seconds),
                 line(f"removing {rows[0]['removed']:,} documents", "remove_seconds", seconds),

@@ -11,7 +11,7 @@ _TITLE = "# From vectors to search: measured\n"
 def write_section(name: str, lines: list[str]) -> None:
     """Put `lines` between the marks of `name`, behind the other sections if they are new."""
     begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
-    section = "\n".join([begin, "", *lines, "", end])
+    section = "\n".join([begin, "", "\n".join(lines).rstrip(), "", end])
     text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else _TITLE
     if begin in text:
         before, _, rest = text.partition(begin)

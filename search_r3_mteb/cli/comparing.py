@@ -68,7 +68,7 @@ def compare(
 @app.command()
 def tune(  # noqa: PLR0913  an option is a parameter
     task: Annotated[
-        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
+        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, FOLDER[:ignore_identical_ids], or an MTEB task.")
     ],
     split: Annotated[str, typer.Option(help="The split to choose on: one that is not reported.")] = "dev",
     model: Annotated[

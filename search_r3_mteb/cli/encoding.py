@@ -6,50 +6,101 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from search_r3_mteb.cli.options import BudgetOption, ModelOption, SetOption, app
-from search_r3_mteb.cli.shared import choice, console_here, settings_of
+from search_r3_mteb.cli.options import (
+    BudgetOption,
+    IdColumnOption,
+    ModelOption,
+    NoQuotesOption,
+    SetOption,
+    TextColumnOption,
+    TitleColumnOption,
+    app,
+)
+from search_r3_mteb.cli.shared import choice, console_here, progress_lines, settings_of
 
 
 @app.command()
-def embed(
+def embed(  # noqa: PLR0913  an option is a parameter
     input: Annotated[
-        Path, typer.Option(help="One text per line (Markdown too), or .jsonl or .json of {'text', 'title'?}; .gz too.")
+        str,
+        typer.Option(
+            help="A BEIR folder, .csv, .tsv, .parquet, .jsonl, .json, or one text per line (Markdown too); .gz too; - "
+            "is standard input."
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="A .npy file: float32 (texts, dim), unit length.")],
+    output: Annotated[
+        Path,
+        typer.Option(help="vectors.npy (n, dim) with vectors.ids.txt; .parquet or .jsonl of id, vector, reasoning."),
+    ],
     model: ModelOption = "nano",
     role: Annotated[str, typer.Option(help="query (reasons) or document (is embedded directly).")] = "query",
     mode: Annotated[str, typer.Option(help="reason or direct; documents are always direct.")] = "reason",
+    id: IdColumnOption = None,
+    text: TextColumnOption = None,
+    title: TitleColumnOption = None,
+    no_quotes: NoQuotesOption = False,
+    precision: Annotated[
+        str, typer.Option(help="float32, float16, int8, uint8, binary or ubinary (one bit per dimension).")
+    ] = "float32",
+    dim: Annotated[
+        int | None, typer.Option(help="The first so many dimensions, normalised again (Matryoshka).", min=1)
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="For int8 and uint8: the .ranges.npy of other vectors (queries need that of the documents), or a .npy "
+            "of float vectors. [default: the vectors themselves]",
+            show_default=False,
+        ),
+    ] = None,
     show_reasoning: Annotated[bool, typer.Option("--show-reasoning", help="Print each query's reasoning.")] = False,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
-    """Embed the texts of a file."""
-    from search_r3_mteb.embed import embed_file
+    """Embed the texts of a file into a file of vectors."""
+    from search_r3_mteb.embed import EmbedPlan, embed_file
+    from search_r3_mteb.files import Columns
+    from search_r3_mteb.files.precisions import PRECISIONS
 
-    choice("--role", role, ("query", "document"))
     settings = settings_of(setting, max_reasoning_tokens=max_reasoning_tokens)
     settings["mode"] = choice("--mode", mode, ("reason", "direct"))
-    done = embed_file(model, input, output, role, settings, think=show_reasoning)
+    plan = EmbedPlan(
+        source=input,
+        output=output,
+        role=choice("--role", role, ("query", "document")),
+        columns=Columns(id, text, title, not no_quotes),
+        precision=choice("--precision", precision, PRECISIONS),
+        dim=dim,
+        calibration=calibration,
+        think=show_reasoning,
+    )
+    with progress_lines():
+        done = embed_file(model, plan, settings)
     console = console_here()
-    for text, thought in done.thoughts:
+    for said, thought in done.thoughts:
         end = "" if thought.finished else ", token forced"
-        console.print(f"[bold]{escape(text)}[/bold] [dim]({len(thought.token_ids)} tokens{end})[/dim]")
+        console.print(f"[bold]{escape(said)}[/bold] [dim]({len(thought.token_ids)} tokens{end})[/dim]")
         console.print(f"  {escape(thought.text.strip())}")
-    rows, dim = done.shape
-    console.print(f"{rows:,} x {dim} float32 in {escape(str(output))}, {done.seconds:.1f} s")
+    rows, width = done.shape
+    console.print(f"{rows:,} x {width} {precision} in {escape(str(output))}, {done.seconds:.1f} s")
 
 
 @app.command()
-def explain(
+def explain(  # noqa: PLR0913  an option is a parameter
     question: Annotated[str, typer.Argument(help="The question, in quotes.")],
     corpus: Annotated[
-        str, typer.Option(help="A BEIR folder, a corpus.jsonl, a text file of one document per line, or a task.")
+        str,
+        typer.Option(help="A BEIR folder, .csv, .tsv, .parquet, .jsonl, one document per line, - , or a task."),
     ],
     model: ModelOption = "nano",
     top: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 5,
     reasoning: Annotated[
         str | None, typer.Option(help="A reasoning to read in place of the model's own.", show_default=False)
     ] = None,
+    id: IdColumnOption = None,
+    text: TextColumnOption = None,
+    title: TitleColumnOption = None,
+    no_quotes: NoQuotesOption = False,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
@@ -57,8 +108,10 @@ def explain(
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.evaluation.explain import explain as look
     from search_r3_mteb.evaluation.explain import read_documents, side_by_side
+    from search_r3_mteb.files import Columns
 
-    documents = read_documents(corpus)
+    with progress_lines():
+        documents = read_documents(corpus, Columns(id, text, title, not no_quotes))
     encoder = SearchR3Encoder(model, **settings_of(setting, max_reasoning_tokens=max_reasoning_tokens))
     found = look(encoder, documents, question, top, reasoning)
     console = console_here()

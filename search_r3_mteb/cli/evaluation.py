@@ -17,7 +17,7 @@ from search_r3_mteb.cli.options import (
     SetOption,
     app,
 )
-from search_r3_mteb.cli.shared import arguments_given, choice, console_here, progress_lines, settings_of
+from search_r3_mteb.cli.shared import arguments_given, choice, console_here, progress_lines, settings_of, sizes
 from search_r3_mteb.terminal import SafeConsole
 
 
@@ -36,7 +36,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         list[str],
         typer.Option(
             "--task",
-            help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], an MTEB task, or a benchmark: "
+            help="hopworld[:DOCUMENTS], stdlib, FOLDER[:ignore_identical_ids], an MTEB task, or a benchmark: "
             "BRIGHT, BRIGHT-long, BRIGHT-Pro, RTEB, LitSearch, or MTEB's name of another. May be repeated.",
         ),
     ],
@@ -49,6 +49,13 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         Path | None,
         typer.Option(
             help="Reasonings to read in place of the model's own, by query id: .jsonl or .tsv. Mode 'given'.",
+            show_default=False,
+        ),
+    ] = None,
+    dim: Annotated[
+        str | None,
+        typer.Option(
+            help="Further sizes, such as 64,128: the first so many dimensions of the same vectors (Matryoshka).",
             show_default=False,
         ),
     ] = None,
@@ -74,6 +81,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             cache_folder=cache_folder,
             settings=settings_of(setting, ExpansionSettings, SearchSettings, max_reasoning_tokens=max_reasoning_tokens),
             reasoning=reasoning,
+            dims=() if dim is None else sizes("--dim", dim),
             command=shlex.join(["search-r3", *arguments_given()]),
         )
     console = console_here()
@@ -116,7 +124,7 @@ def report(
 @app.command()
 def diagnose(  # noqa: PLR0913  an option is a parameter
     task: Annotated[
-        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
+        str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, FOLDER[:ignore_identical_ids], or an MTEB task.")
     ],
     model: ModelOption = "nano",
     output: Annotated[

@@ -50,6 +50,14 @@ def choice(option: str, value: str, valid: tuple[str, ...]) -> Any:
     return value
 
 
+def sizes(option: str, text: str) -> tuple[int, ...]:
+    """The whole numbers above 0 in a text such as "64,128", each once. Raises ValueError for another text."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise ValueError(f"{option} {text}: write numbers of dimensions such as 64,128, each once.")
+    return tuple(map(int, parts))
+
+
 def settings_of(pairs: list[str] | None, *further: type, **named: Any) -> dict[str, Any]:
     """Settings of encoders (and `further` ones) from NAME=VALUE pairs and from the options that were given."""
     from search_r3_mteb.encoder.options import parse_settings

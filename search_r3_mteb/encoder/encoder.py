@@ -77,7 +77,7 @@ class SearchR3Encoder(EncoderDoors):
             token_budget=chosen.batch_tokens,
             batch_invariant=chosen.fit_batch_invariant(self.checkpoint),
         )
-        self.dim = self.engine.dim
+        self.dim = chosen.fit_dim(self.engine.dim)
         self.statistics = Statistics()
         self._stores: dict[str, Store] = {}
 
@@ -214,6 +214,11 @@ class SearchR3Encoder(EncoderDoors):
         return self._settings.anchor_of(self.checkpoint)
 
     @property
+    def truncate_dim(self) -> int | None:
+        """The number of dimensions that vectors are cut to; None where they are whole."""
+        return self._settings.truncate_dim
+
+    @property
     def task_prompts(self) -> bool:
         """Whether an MTEB task's own instruction is put before the query."""
         return self._settings.task_prompts
@@ -231,6 +236,8 @@ class SearchR3Encoder(EncoderDoors):
         found = {key: chosen[key] for key in keys} | {"dtype": str(self.model.dtype), "max_length": self.max_length}
         if self.anchor is not None and self.mode == "reason":
             found["anchor"] = float(self.anchor)
+        if self.truncate_dim is not None:
+            found["truncate_dim"] = self.truncate_dim
         return found | batching(self.engine)
 
     @property
@@ -266,7 +273,7 @@ class SearchR3Encoder(EncoderDoors):
         if given is not None:
             keys = [each.condition(instruction) for each, instruction in zip(given, instructions, strict=True)]
         todo = list(range(len(texts))) if store is None else store.missing(texts, keys)
-        results: Any = np.empty((len(texts), self.dim), np.float32) if sampling is None else [None] * len(texts)
+        results: Any = np.empty((len(texts), self.engine.dim), np.float32) if sampling is None else [None] * len(texts)
         show = self._settings.show_progress_bar if show_progress_bar is None else show_progress_bar
         what = "encoding" if sampling is None or given is not None else "reasoning"
         with progress_bar(what, "doc" if role == "document" else "query", show) as bar:
@@ -307,7 +314,16 @@ class SearchR3Encoder(EncoderDoors):
             self.statistics.query_seconds += seconds
         else:
             self.statistics.document_seconds += seconds
-        return results
+        return self._truncated(results, texts)
+
+    def _truncated(self, results: Any, texts: Sequence[str]) -> Any:
+        """The same vectors or thoughts in the first `dim` dimensions, of unit length again."""
+        if self.truncate_dim is None:
+            return results
+        if not isinstance(results, list):
+            return self.unit(results[:, : self.dim], texts)
+        vectors = self.unit(np.array([each.vector[: self.dim] for each in results]).reshape(-1, self.dim), texts)
+        return [replace(each, vector=vector) for each, vector in zip(results, vectors, strict=True)]
 
     def _chunks(
         self,
@@ -389,5 +405,5 @@ class SearchR3Encoder(EncoderDoors):
             parts |= asdict(sampling)
         key = fingerprint_of(parts)
         if key not in self._stores:
-            self._stores[key] = Store(self._settings.cache_folder, key, role, self.dim)
+            self._stores[key] = Store(self._settings.cache_folder, key, role, self.engine.dim)
         return self._stores[key]

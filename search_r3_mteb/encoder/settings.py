@@ -45,6 +45,9 @@ class EncoderSettings:
 
     `anchor`: the weight of the reasoned vector in a query's normalise(direct + anchor x reasoned) (see `anchoring`),
     None for the reasoned vector alone, "auto" for what the checkpoint's profile recommends: None unless it says more.
+
+    `truncate_dim`: vectors are the first so many dimensions, normalised again (Matryoshka, arXiv 2205.13147); None for
+    all of them. What is kept in `cache_folder` is whole, so that every size reads the same rows.
     """
 
     mode: Mode = "reason"
@@ -57,6 +60,7 @@ class EncoderSettings:
     temperature: float = 0.0
     seed: int = 0
     anchor: Anchor = "auto"
+    truncate_dim: int | None = None
     task_prompts: bool = True
     cache_folder: Path | str | None = None
     show_progress_bar: bool | None = None
@@ -69,7 +73,8 @@ class EncoderSettings:
             raise ValueError(f"mode={self.mode!r} does not exist; it is 'reason' or 'direct'.")
         for name in ("batch_tokens", "max_reasoning_tokens", "seed"):
             check_whole_number(name, getattr(self, name))
-        check_whole_number("max_length", self.max_length, optional=True)
+        for name in ("max_length", "truncate_dim"):
+            check_whole_number(name, getattr(self, name), optional=True)
         check_number("temperature", self.temperature)
         if self.anchor not in ("auto", None):
             check_anchor("anchor", self.anchor)
@@ -118,6 +123,16 @@ class EncoderSettings:
     def anchor_of(self, checkpoint: Checkpoint) -> float | None:
         """The anchor of this checkpoint's queries, None for none."""
         return checkpoint.profile.anchor if self.anchor == "auto" else self.anchor
+
+    def fit_dim(self, dim: int) -> int:
+        """The length of the vectors of a model that has `dim` dimensions. Raises ValueError for more than it has."""
+        if self.truncate_dim is None:
+            return dim
+        if not 1 <= self.truncate_dim <= dim:
+            raise ValueError(
+                f"truncate_dim={self.truncate_dim} must be from 1 to {dim}, the dimensions that this model has."
+            )
+        return self.truncate_dim
 
     def fit_max_length(self, checkpoint: Checkpoint) -> int:
         """The prompt's length in tokens: the given one, or what fits; both modes have one, as they share documents."""

@@ -80,6 +80,7 @@ def evaluate(  # noqa: PLR0913  what a run is made of
     cache_folder: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     reasoning: Path | str | None = None,
+    dims: Sequence[int] = (),
     command: str | None = None,
 ) -> list[SummaryRow]:
     """Evaluate every model on every task; returns the rows of these models and tasks, in order.
@@ -88,8 +89,10 @@ def evaluate(  # noqa: PLR0913  what a run is made of
     sentence-transformers folder, or "bm25"; NAME=PATH names a folder. An encoder in memory is evaluated in its own
     mode. `tasks`: see `resolve_tasks`. `cache_folder` is the encoder's store, OUTPUT/store unless given. `settings` are
     those of SearchR3Encoder. `reasoning` is a file of reasonings by query id (`given_file`): mode "given", which reads
-    them, then takes the place of "reason". `command` is noted in the rows. Raises ValueError and FileNotFoundError,
-    before anything long starts, for models, tasks and modes that do not exist, and for a query without a reasoning.
+    them, then takes the place of "reason". `dims` are further sizes of Search-R3 checkpoints: the first so many
+    dimensions of the same vectors, as models of their own ("NAME-64d"). `command` is noted in the rows. Raises
+    ValueError and FileNotFoundError, before anything long starts, for models, tasks and modes that do not exist, and
+    for a query without a reasoning.
     """
     if mode not in MODE_CHOICES:
         raise ValueError(f"mode must be one of {', '.join(MODE_CHOICES)}, got {mode!r}.")
@@ -99,13 +102,13 @@ def evaluate(  # noqa: PLR0913  what a run is made of
         )
     output = Path(output)
     given = None if reasoning is None else read_given(reasoning)
-    check_settings(models, settings or {}, mode, given)
+    check_settings(models, settings or {}, mode, given, dims)
     resolved = resolve_tasks(tasks, split)
     rows: list[SummaryRow] = []
     store = output / "store" if cache_folder is None else cache_folder
     clean(output, *(path for name in ("queries", "predictions", "mteb") for path in _folders(output / name)))
     for spec in models:
-        for system in open_systems(spec, mode, settings or {}, store, given):
+        for system in open_systems(spec, mode, settings or {}, store, given, dims):
             for task in resolved:
                 rows.extend(evaluate_unit(system, task, output, command))
     return rows
@@ -254,6 +257,8 @@ def _row(
         row["reasoned_share"] = round(sum(text is not None for text, *_ in spoken) / max(1, len(spoken)), 6)
     if "anchor" in system.settings and system.mode != "direct":
         row["anchor"] = system.settings["anchor"]
+    if "truncate_dim" in system.settings:
+        row["dim"] = system.settings["truncate_dim"]
     if system.mode == GIVEN:
         row |= {key: system.settings[key] for key in ("reasoning_file", "reasoning")}
     if command is not None:

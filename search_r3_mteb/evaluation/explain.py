@@ -1,6 +1,5 @@
 """The explanation of one question: its reasoning, and the documents found without and with it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +9,8 @@ from jaxtyping import Float32
 
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.tasks import BEIR, FORMS, LOCAL_TASKS, resolve_task
+from search_r3_mteb.files import READABLE, STANDARD_INPUT, Columns, iter_documents
 from search_r3_mteb.indexing.results import Hit
-from search_r3_mteb.text_files import read_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,7 +49,8 @@ def explain(
     texts = [text for _, text in documents]
     vectors = encoder.encode_document(texts)
     [thought] = encoder.think([question], reasoning=[reasoning])
-    without = SearchR3Encoder(encoder.checkpoint, mode="direct", max_length=encoder.max_length, **encoder.batches)
+    kept = {"max_length": encoder.max_length, "truncate_dim": encoder.truncate_dim, **encoder.batches}
+    without = SearchR3Encoder(encoder.checkpoint, mode="direct", **kept)
     [direct] = without.encode_query([question])
     return Explanation(
         thought=thought,
@@ -84,11 +84,10 @@ def side_by_side(explanation: Explanation) -> "Table":
     return found
 
 
-def read_documents(corpus: str | Path) -> list[tuple[str, str]]:
-    """(id, text) of the documents in a BEIR folder, a file (see `text_files`), or a task.
+def read_documents(corpus: str | Path, columns: Columns | None = None) -> list[tuple[str, str]]:
+    """(id, text) of the documents of whatever `files` reads, or of a task; the text begins with the title.
 
-    A document without an "_id" is known by its line's number from 1; empty lines are left out. Raises
-    FileNotFoundError and ValueError, also for a name that means both a task and what is here.
+    Raises FileNotFoundError and ValueError, also for a name that means both a task and what is here.
     """
     path = Path(corpus)
     if isinstance(corpus, str) and corpus in LOCAL_TASKS and path.exists():
@@ -96,34 +95,14 @@ def read_documents(corpus: str | Path) -> list[tuple[str, str]]:
             f"--corpus {corpus} is both a task and a file or folder here. Write ./{corpus} for what is here; for the "
             "task, work in another folder."
         )
-    if path.exists():
-        return _unique(corpus, _files(path))
+    if str(corpus) == STANDARD_INPUT or path.exists():
+        return [(each.id, join_title(each.title, each.text)) for each in iter_documents(corpus, columns)]
     if isinstance(corpus, Path) or (not corpus.startswith(BEIR) and (path.suffix or len(path.parts) > 1)):
-        raise FileNotFoundError(
-            f"There is no corpus {corpus}. Give a BEIR folder, a corpus.jsonl, a text file, or {FORMS}."
-        )
+        raise FileNotFoundError(f"There is no corpus {corpus}. Give {READABLE}, or a task: {FORMS}.")
     task = resolve_task(corpus)
     task.load_data()
     [splits] = task.dataset.values()
     return [(row["id"], join_title(row.get("title"), row["text"])) for row in next(iter(splits.values()))["corpus"]]
-
-
-def _files(path: Path) -> Iterator[tuple[str, str]]:
-    if path.is_dir():
-        from search_r3_mteb.tasks.beir_folder import read_corpus
-
-        yield from ((document.id, join_title(document.title, document.text)) for document in read_corpus(path))
-    else:
-        yield from ((row.id or str(row.number), row.text) for row in read_rows(path) if row.id or row.text.strip())
-
-
-def _unique(corpus: str | Path, documents: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
-    found: dict[str, str] = {}
-    for id_, text in documents:
-        if id_ in found:
-            raise ValueError(f"{corpus}: two documents have the id {id_!r}. Give each its own.")
-        found[id_] = text
-    return list(found.items())
 
 
 def _search(

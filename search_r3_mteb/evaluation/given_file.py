@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.encoder.text_checks import check_text
 from search_r3_mteb.file_kinds import split_lines
+from search_r3_mteb.files.opening import JSON_ENDINGS, content, ending_of, json_records
 from search_r3_mteb.json_files import kind
-from search_r3_mteb.text_files import JSON_ENDINGS, content, ending_of, json_records
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -61,11 +62,12 @@ def check_settings(
     settings: Mapping[str, Any],
     mode: ModeChoice = "both",
     given: "GivenFile | None" = None,
+    dims: Sequence[int] = (),
 ) -> None:
     """Raise FileNotFoundError for a missing model, and ValueError for settings that none of the models would use.
 
-    So are `given` reasonings where nothing reasons. TypeError is raised for a setting that is not what it must be, such
-    as the text "false".
+    So are `given` reasonings where nothing reasons, and `dims` where no checkpoint has sizes. TypeError is raised for a
+    setting that is not what it must be, such as the text "false".
     """
     from search_r3_mteb.encoder.settings import EncoderSettings
 
@@ -74,6 +76,16 @@ def check_settings(
     names = [split_label(spec)[1] if isinstance(spec, str | Path) else None for spec in models]
     kinds = [kind_of(name) for name in names if name is not None]
     kinds += ["search-r3" for spec in models if _is_checkpoint(spec)]  # encoders in memory have settings of their own
+    if dims and "search-r3" not in kinds:
+        raise ValueError(
+            f"The sizes {', '.join(map(str, dims))} would change nothing: none of the models is a Search-R3 "
+            "checkpoint, and baselines run as they were made. Leave them out."
+        )
+    if dims and settings.get("truncate_dim") is not None:
+        raise ValueError(
+            f"truncate_dim={settings['truncate_dim']} and the sizes {', '.join(map(str, dims))} say the same twice. "
+            "Name all of them as sizes."
+        )
     expansions = [parsed for parsed in map(parse_name, names) if parsed is not None]
     used = {*_SHARED}.union(*(each.check(settings) for each in expansions))
     unused = sorted(set(settings) - used)
@@ -166,12 +178,14 @@ def open_systems(
     settings: Mapping[str, Any],
     cache_folder: Path | str | None,
     given: "GivenFile | None" = None,
+    dims: Sequence[int] = (),
 ) -> Iterator[System]:
-    """The systems of one model, one after the other; both modes share the weights.
+    """The systems of one model, one after the other; modes and sizes share the weights.
 
     Baselines do not reason, so they run directly whatever `mode` is, and a writer with an encoder always writes.
     `settings` are those of SearchR3Encoder, and of `ExpansionSettings`. With `given` reasonings, mode "given" takes the
-    place of "reason", but where the corpus decides what is written.
+    place of "reason", but where the corpus decides what is written. `dims` are further sizes of a Search-R3 checkpoint:
+    the first so many dimensions of its vectors.
     """
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
@@ -179,7 +193,7 @@ def open_systems(
         yield _expansion(spec, None, given)
         return
     if not isinstance(spec, str | Path):
-        yield from _search_r3(spec, None, mode, settings, cache_folder, given)
+        yield from _search_r3(spec, None, mode, settings, cache_folder, given, dims)
         return
     label, path = split_label(spec)
     kind = kind_of(path)
@@ -190,7 +204,7 @@ def open_systems(
     elif (expansion := parse_name(path)) is not None:
         yield _expansion(open_expansion(expansion, {**settings, "cache_folder": cache_folder}), label, given)
     else:
-        yield from _search_r3(path, label, mode, settings, cache_folder, given)
+        yield from _search_r3(path, label, mode, settings, cache_folder, given, dims)
 
 
 def _search_r3(
@@ -200,6 +214,7 @@ def _search_r3(
     settings: Mapping[str, Any],
     cache_folder: Path | str | None,
     given: "GivenFile | None",
+    dims: Sequence[int],
 ) -> Iterator[System]:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.settings import EncoderSettings
@@ -209,6 +224,11 @@ def _search_r3(
             raise ValueError(
                 f"The reasonings in {given.name} have no place in an encoder of mode 'direct'. Make it with "
                 "mode='reason'."
+            )
+        if dims:
+            raise ValueError(
+                f"The sizes {', '.join(map(str, dims))} have no place beside an encoder in memory, which has one size. "
+                "Make an encoder with truncate_dim for each, or give the model's name."
             )
         yield _system(spec, label, given)
         return
@@ -222,9 +242,11 @@ def _search_r3(
             f"abstain_margin={margin} decides which queries reason, but with {given.name} none does. Leave one out."
         )
     revision = chosen.pop("revision", None)
-    for each in ("reason", "direct") if mode == "both" else (mode,):
+    sizes = [chosen.pop("truncate_dim", None), *dims]
+    for each, size in product(("reason", "direct") if mode == "both" else (mode,), sizes):
+        chosen["truncate_dim"] = size
         encoder = SearchR3Encoder(model, revision=revision, **{**chosen, "mode": each})
-        model = encoder.checkpoint  # the second mode runs on the weights that the first one loaded
+        model = encoder.checkpoint  # the next ones run on the weights that the first one loaded
         if margin is not None and each == "reason":
             direct = SearchR3Encoder(model, **{**chosen, "mode": "direct", "max_length": encoder.max_length})
             yield _unsure(AbstainingSearch(encoder, direct, margin), label)
@@ -240,8 +262,9 @@ def _system(encoder: "SearchR3Encoder", label: str | None, given: "GivenFile | N
     elif given is not None:  # nothing is sampled
         settings = {key: value for key, value in settings.items() if key not in SAMPLING[1:]}
         settings |= {"mode": GIVEN, "reasoning": given.digest}
+    size = "" if encoder.truncate_dim is None else f"-{encoder.truncate_dim}d"
     found = System(
-        label=label or short_name(encoder.name),
+        label=(label or short_name(encoder.name)) + size,
         mode=encoder.mode,
         model=RecordedEncoder(encoder, encoder.mteb_model_meta),
         fingerprint=fingerprint_of(

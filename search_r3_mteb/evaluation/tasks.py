@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from search_r3_mteb.evaluation.benchmarks import ALIASES, BENCHMARK_NAMES, benchmark_tasks
@@ -13,7 +14,7 @@ TaskSpec: TypeAlias = "str | AbsTaskRetrieval"
 BEIR = "beir:"
 LOCAL_TASKS = ("hopworld", "stdlib")
 FORMS = (
-    "hopworld, hopworld:DOCUMENTS, stdlib, beir:FOLDER[:ignore_identical_ids], or the name of an MTEB retrieval task "
+    "hopworld, hopworld:DOCUMENTS, stdlib, FOLDER or beir:FOLDER[:ignore_identical_ids], an MTEB retrieval task "
     f"or benchmark ({', '.join(BENCHMARK_NAMES)}, ...)"
 )
 
@@ -55,7 +56,39 @@ def resolve_task(spec: TaskSpec, split: str | None = None) -> "AbsTaskRetrieval"
 
 
 def _is_local(name: str) -> bool:
-    return name.partition(":")[0] in ("beir", *LOCAL_TASKS)
+    return name.partition(":")[0] in ("beir", *LOCAL_TASKS) or folder_of(name) is not None
+
+
+def folder_of(spec: str) -> Path | None:
+    """The folder that a task's name means: beir:FOLDER, or one that is here; None for other names.
+
+    Raises ValueError for a bare name of both a task and a folder here.
+    """
+    from search_r3_mteb.tasks.mteb_tasks import IDENTICAL_IDS
+
+    if spec.startswith(BEIR):
+        rest = spec.removeprefix(BEIR).removesuffix(IDENTICAL_IDS)
+        if not rest:
+            raise ValueError(f"--task {spec} does not name a folder; write beir:FOLDER.")
+        return Path(rest)
+    path = Path(spec.removesuffix(IDENTICAL_IDS))
+    if not path.is_dir():
+        return None
+    if str(path) == spec and len(path.parts) == 1 and spec not in (".", "..") and _is_task(spec):
+        raise ValueError(f"--task {spec} is both a task and a folder here. Write ./{spec} for the folder.")
+    return path
+
+
+def _is_task(name: str) -> bool:
+    import mteb
+
+    if name in (*LOCAL_TASKS, *BENCHMARK_NAMES):
+        return True
+    try:
+        mteb.get_task(name)
+    except KeyError:
+        return benchmark_tasks(name) is not None
+    return True
 
 
 def with_identical_ids_ignored(specs: Sequence[str]) -> list[str]:
@@ -63,25 +96,27 @@ def with_identical_ids_ignored(specs: Sequence[str]) -> list[str]:
 
     Raises ValueError where none is a BEIR folder: other tasks leave out what their own definition says.
     """
-    if not any(spec.startswith(BEIR) for spec in specs):
+    local = [folder_of(spec) is not None for spec in specs]
+    if not any(local):
         raise ValueError(
             f"--ignore-identical-ids is for BEIR folders (beir:FOLDER), got {', '.join(specs)}: other tasks decide "
             "themselves whether a query may find itself. Leave the option out."
         )
     from search_r3_mteb.tasks.mteb_tasks import IDENTICAL_IDS
 
-    return [spec + IDENTICAL_IDS * (spec.startswith(BEIR) and not spec.endswith(IDENTICAL_IDS)) for spec in specs]
+    return [
+        spec + IDENTICAL_IDS * (folder and not spec.endswith(IDENTICAL_IDS))
+        for spec, folder in zip(specs, local, strict=True)
+    ]
 
 
 def _named(name: str, split: str | None) -> Any:
     head, _, rest = name.partition(":")
-    if head == "beir":
-        if not rest:
-            raise ValueError(f"--task {name} does not name a folder; write beir:FOLDER.")
-        from search_r3_mteb.tasks.mteb_tasks import IDENTICAL_IDS, BeirFolder
+    folder = folder_of(name)
+    if folder is not None:
+        from search_r3_mteb.tasks.mteb_tasks import IDENTICAL_IDS
 
-        folder = Path(rest.removesuffix(IDENTICAL_IDS))
-        return BeirFolder(folder, split=split, ignore_identical_ids=rest.endswith(IDENTICAL_IDS))
+        return _of_folder(folder, split, ignore_identical_ids=name.endswith(IDENTICAL_IDS))
     if head == "hopworld":
         from search_r3_mteb.tasks.mteb_tasks import HopWorldTask
 
@@ -98,6 +133,22 @@ def _named(name: str, split: str | None) -> Any:
     return _from_mteb(name)
 
 
+def _of_folder(folder: Path, split: str | None, *, ignore_identical_ids: bool) -> Any:
+    """The task of a BEIR folder; of one whose files are tables, through a copy that lives as long as the task."""
+    from search_r3_mteb.files.convert import convert
+    from search_r3_mteb.files.judgements import has_tables
+    from search_r3_mteb.tasks.mteb_tasks import BeirFolder
+
+    if not folder.is_dir() or not has_tables(folder):
+        return BeirFolder(folder, split=split, ignore_identical_ids=ignore_identical_ids)
+    copy = TemporaryDirectory(prefix="search-r3-")
+    name = folder.resolve().name
+    convert(folder, Path(copy.name) / name)
+    task = BeirFolder(Path(copy.name) / name, split=split, ignore_identical_ids=ignore_identical_ids)
+    task.kept = copy  # removed with the task
+    return task
+
+
 def _from_mteb(name: str) -> Any:
     import mteb
 
@@ -112,6 +163,13 @@ def _from_mteb(name: str) -> Any:
                 f"{name} is a benchmark of {len(several)} tasks, and this needs one: "
                 f"{', '.join(task.metadata.name for task in several)}."
             ) from error
+        if Path(name).is_file():
+            raise ValueError(
+                f"--task {name} is a file, and a task needs queries and judgements, too. Give a folder of corpus, "
+                "queries and qrels, or make one: search-r3 convert FILE --queries FILE --judgements FILE --output F."
+            ) from error
+        if "/" in name:
+            raise FileNotFoundError(f"There is no folder {name}. Check the path, or name a task: {FORMS}.") from error
         hint = str(error.args[0]).removeprefix("KeyError: ") if error.args else ""
         raise ValueError(f"There is no task {name!r} ({hint}) A task is {FORMS}.") from error
 

@@ -13,9 +13,9 @@ from typing import Any, cast
 
 from search_r3_mteb.column_roles import ColumnRole, role_of, role_of_ids
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.files.opening import JSON_LINES, ending_of
 from search_r3_mteb.json_files import kind, parse_json
 from search_r3_mteb.tasks.beir_folder import read_corpus, read_qrels, read_queries
-from search_r3_mteb.text_files import JSON_LINES, ending_of
 
 _OWN_IDS = ("id", "_id", "docid", "doc_id", "passage_id")
 

@@ -20,7 +20,7 @@ _TEXTS = (
     ("body", "content", "contents", "passage", "passages", "document", "documents", "doc", "docs"),
     ("abstract", "sentence", "sentences", "paragraph", "description", "article"),
 )
-_QUERY_TEXTS = (("query", "queries", "question", "questions"), ("text", "texts"), ("topic", "title", "sentence"))
+_QUERY_TEXTS = (("query", "queries", "question", "questions"), *_TEXTS, ("topic", "title"))
 _SHOWN = 12  # names in a message
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from search_r3_mteb.files.columns import Columns, Kind, known, logger, shown, usual
+from search_r3_mteb.files.opening import DELIMITERS
 
-DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _LARGEST = 1 << 28  # characters of a cell; Python's own limit, 128 KiB, is less than many documents
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # the first line of a file that Excel has written
 

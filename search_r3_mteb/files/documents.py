@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.file_kinds import check_lines
-from search_r3_mteb.files.columns import ColumnNames, Columns, Kind, choose, logger
+from search_r3_mteb.files.columns import ColumnNames, Columns, Kind, choose, logger, usual
 from search_r3_mteb.files.delimited import read_table
 from search_r3_mteb.files.opening import (
     JSON_ENDINGS,
@@ -30,7 +30,7 @@ from search_r3_mteb.tasks.beir_folder import Document, Query
 
 _SAMPLE = 1000  # lines of a text file that are looked at together
 _FILES = {"document": "corpus", "query": "queries"}
-FORMS = (
+READABLE = (
     "a BEIR folder, .jsonl (.ndjson, .jl), .json, .csv, .tsv, .psv, .parquet, or a file of one text per line; .gz "
     "too; - is standard input"
 )
@@ -123,6 +123,13 @@ def _lines(lines: Iterator[str], place: str, columns: Columns) -> Iterator[_Entr
     bare = (line.removesuffix("\n").removesuffix("\r") for line in lines)
     sample = list(islice(bare, _SAMPLE))
     check_lines(sample, place)
+    if sample and usual(sample[0]):
+        logger.warning(
+            "%s: the first line, %r, may be the header of a table with one column, and counts as a text. If it is one, "
+            "name the file .csv.",
+            place,
+            sample[0],
+        )
     for number, line in enumerate(chain(sample, bare), start=1):
         if "\r" in line:
             check_lines(["", line], place)

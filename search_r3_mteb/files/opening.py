@@ -8,6 +8,7 @@ content decides: Parquet, JSON, a table whose header is known, or else lines.
 """
 
 import codecs
+import csv
 import gzip
 import io
 import stat
@@ -18,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
-from search_r3_mteb.file_kinds import byte_lines, decode, split_lines, table_with_header
+from search_r3_mteb.file_kinds import byte_lines, decode, split_lines
+from search_r3_mteb.files.columns import usual
 from search_r3_mteb.json_files import NotJsonError, parse_json
 
 STANDARD_INPUT = "-"
@@ -26,6 +28,7 @@ JSON_LINES = (".jsonl", ".ndjson", ".jl")
 _JSON = ".json"
 JSON_ENDINGS = (*JSON_LINES, _JSON)
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
+DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 PARQUET = ".parquet"
 _FOREIGN = (
     ".feather",
@@ -56,6 +59,7 @@ _FOREIGN = (
 _PACKED = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z")
 _GZIP = b"\x1f\x8b"
 _HEAD = 1 << 18  # bytes that are looked at
+_LONGEST_NAME = 40  # characters of a column's name
 _CONVERT = (
     'Write it as .csv with a header row, as .jsonl, one {"id": ..., "title": ..., "text": ...} per line, or as .txt, '
     "one text per line"
@@ -137,7 +141,7 @@ def format_of(source: str | Path, stream: BinaryIO) -> tuple[Format, str]:
         lines = [line for line in split_lines(start) if line.strip()]
         if ending == _JSON or (lines and _is_object(lines[0])):
             return "json lines", ""
-        if (delimiter := table_with_header(lines)) is not None:
+        if lines and (delimiter := _of_header(lines[0])):
             return "table", delimiter
     return "lines", ""
 
@@ -225,6 +229,15 @@ def _is_object(line: str) -> bool:
         return isinstance(parse_json(line, ""), dict)
     except NotJsonError:
         return False
+
+
+def _of_header(line: str) -> str:
+    """What parts a line that names at least two columns by usual names; "" for any other line."""
+    for delimiter in DELIMITERS:
+        names = next(csv.reader([line], delimiter=delimiter), [])
+        if sum(map(usual, names)) > 1 and all(len(name) <= _LONGEST_NAME for name in names):
+            return delimiter
+    return ""
 
 
 def _is_json_array(text: str) -> bool:

@@ -21,12 +21,12 @@ def library(what: str) -> Any:
 
 
 def read_parquet(
-    stream: BinaryIO, place: str, *, seekable: bool
+    stream: BinaryIO, place: str, *, seekable: bool, fractions: bool = False
 ) -> tuple[list[str], Callable[[list[str]], Iterator[dict[str, Any]]]]:
     """The names of the columns, and a function that gives the rows, streamed, with the columns that it is given.
 
     Standard input and packed files are not `seekable` and are held in memory. Raises ValueError for what is not Parquet
-    or is damaged, and for a column of another type than strings (or whole numbers).
+    or is damaged, and for a column of another type than strings or whole numbers (or, with `fractions`, floats).
     """
     arrow = library(f"{place}, a Parquet file,")
     try:
@@ -37,7 +37,8 @@ def read_parquet(
 
     def rows(names: list[str]) -> Iterator[dict[str, Any]]:
         for name in names:
-            _check_type(arrow, schema.field(name).type, name, place)
+            if not (fractions and arrow.types.is_floating(schema.field(name).type)):
+                _check_type(arrow, schema.field(name).type, name, place)
         try:
             for batch in file.iter_batches(batch_size=_BATCH, columns=names):
                 yield from batch.to_pylist()

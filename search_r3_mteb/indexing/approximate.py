@@ -4,7 +4,6 @@ What they propose is scored again from the float32 vectors, so a score is the sa
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,32 +54,30 @@ def write_faiss(path: Path, kind: IndexKind, vectors: Float[np.ndarray, "rows di
 
 
 class Proposer:
-    """A written index, memory-mapped as far as FAISS can."""
+    """A written index, memory-mapped as far as FAISS can, that proposes living rows."""
 
-    def __init__(self, path: Path, kind: IndexKind, settings: IndexSettings) -> None:
+    def __init__(
+        self, path: Path, kind: IndexKind, settings: IndexSettings, living: Bool[np.ndarray, " rows"] | None
+    ) -> None:
         import faiss as library
 
-        self._faiss: Any = library
-        self._kind, self._settings = kind, settings
-        flag = self._faiss.IO_FLAG_MMAP if kind == "ivf" else self._faiss.IO_FLAG_MMAP_IFC
-        self._index: Any = self._faiss.read_index(str(path), flag)
-
-    def candidates(
-        self, queries: Float[np.ndarray, "queries dim"], k: int, living: Bool[np.ndarray, " rows"] | None
-    ) -> Int[np.ndarray, "queries k"]:
-        """Living rows that may be among the best `k`, unordered; -1 where fewer were found."""
-        keep: Sequence[Any] = ()
-        selector = None
+        faiss: Any = library
+        flag = faiss.IO_FLAG_MMAP if kind == "ivf" else faiss.IO_FLAG_MMAP_IFC
+        self._index: Any = faiss.read_index(str(path), flag)
+        self._selector: Any = None
         if living is not None:
-            bits = np.packbits(living, bitorder="little")
-            selector = self._faiss.IDSelectorBitmap(len(living), self._faiss.swig_ptr(bits))
-            keep = (bits, selector)  # FAISS holds pointers only
-        if self._kind == "ivf":
+            self._bits = np.packbits(living, bitorder="little")  # kept, for FAISS holds a pointer only
+            self._selector = faiss.IDSelectorBitmap(len(living), faiss.swig_ptr(self._bits))
+        if kind == "ivf":
             lists = self._index.nlist
-            probes = self._settings.ivf_probes or max(_PROBED_AT_LEAST, lists // _PROBED_SHARE)
-            parameters = self._faiss.SearchParametersIVF(sel=selector, nprobe=min(lists, probes))
+            probes = min(lists, settings.ivf_probes or max(_PROBED_AT_LEAST, lists // _PROBED_SHARE))
+            self._parameters = lambda k: faiss.SearchParametersIVF(sel=self._selector, nprobe=probes)
         else:
-            parameters = self._faiss.SearchParametersHNSW(sel=selector, efSearch=max(self._settings.hnsw_search, k))
-        found: Int[np.ndarray, "queries k"] = self._index.search(queries, k, params=parameters)[1]
-        del keep
+            self._parameters = lambda k: faiss.SearchParametersHNSW(
+                sel=self._selector, efSearch=max(settings.hnsw_search, k)
+            )
+
+    def candidates(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Int[np.ndarray, "queries k"]:
+        """Living rows that may be among the best `k`, unordered; -1 where fewer were found."""
+        found: Int[np.ndarray, "queries k"] = self._index.search(queries, k, params=self._parameters(k))[1]
         return found

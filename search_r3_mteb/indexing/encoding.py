@@ -30,6 +30,7 @@ def encoding_of(encoder: SearchR3Encoder) -> dict[str, Any]:
         )
     return {
         "dim": encoder.dim,
+        "truncate_dim": encoder.truncate_dim,
         "dtype": str(encoder.model.dtype).removeprefix("torch."),
         "max_length": encoder.max_length,
         "prompt": fingerprint_of({"frame": encoder.renderer.frame_ids("direct")})[:16],
@@ -43,8 +44,8 @@ def check_encoding(folder: Path, wanted: Mapping[str, Any], model: str | None, e
     different = [name for name in _WORDS if found[name] != wanted[name]]
     if not different:
         return
-    # A checkpoint in another type has other bytes: that it differs, too, says no more.
-    told = different if different[0] in ("dim", "prompt", "checkpoint") else different[:1]
+    # A checkpoint in another type, of another size or with another prompt has another digest, which says no more.
+    told = [name for name in different if name != "checkpoint"] or different
     held, got = ("; ".join(_WORDS[name].format(str(each[name])[:16]) for name in told) for each in (wanted, found))
     raise ValueError(
         f"{folder} holds documents encoded with {held}; {encoder.name} has {got}. Vectors of the two cannot be "

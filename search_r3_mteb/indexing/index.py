@@ -107,7 +107,7 @@ class SearchIndex:
                     f"{self.folder} was built with a model that was in memory, so where it lies is not known. Give the "
                     "encoder: SearchIndex.open(folder, encoder), or --model."
                 )
-            chosen = {"dtype": state.encoding["dtype"], "max_length": state.encoding["max_length"]}
+            chosen = {name: state.encoding[name] for name in ("dtype", "max_length", "truncate_dim")}
             if given is None:
                 chosen["revision"] = state.model["revision"]
             self._encoder = SearchR3Encoder(name, **(chosen | settings))
@@ -220,9 +220,8 @@ class SearchIndex:
         if encoder.mode == "direct":
             return encoder
         if self._twin is None:
-            self._twin = SearchR3Encoder(
-                encoder.checkpoint, mode="direct", max_length=encoder.max_length, **encoder.batches
-            )
+            kept = {"max_length": encoder.max_length, "truncate_dim": encoder.truncate_dim, **encoder.batches}
+            self._twin = SearchR3Encoder(encoder.checkpoint, mode="direct", **kept)
         return self._twin
 
 

@@ -33,7 +33,9 @@ class IndexPart:
             removed = np.load(folder / record.removed_file, allow_pickle=False)
             self.living = ~np.unpackbits(removed, count=record.rows, bitorder="little").astype(bool)
         self.documents = DocumentTable(place / DOCUMENTS_FILE)
-        self._proposer = None if record.kind == "flat" else Proposer(place / FAISS_FILE, record.kind, settings)
+        self._proposer = (
+            None if record.kind == "flat" else Proposer(place / FAISS_FILE, record.kind, settings, self.living)
+        )
 
     def nearest(self, queries: Float[np.ndarray, "queries dim"], k: int) -> Found:
         """The `k` nearest living rows of each query, or all where there are fewer; exact unless it is IVF or HNSW."""
@@ -41,7 +43,7 @@ class IndexPart:
         if self._proposer is None or k == 0:
             return exact_search(queries, self.vectors, max(k, 1), living=self.living)
         wanted = min(self.record.living, max(_FURTHER * k, _AT_LEAST))
-        proposed = self._proposer.candidates(queries, wanted, self.living)
+        proposed = self._proposer.candidates(queries, wanted)
         found = best_of(queries, proposed, k, lambda rows: self.vectors[rows])
         short = np.flatnonzero(~np.isfinite(found.scores[:, k - 1]))
         if len(short):  # the lists or the walk held fewer living rows than are asked for

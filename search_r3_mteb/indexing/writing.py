@@ -77,7 +77,6 @@ def write_new(folder: Path, state: IndexState, blocks: Iterable[Block]) -> None:
         _sweep(folder, state)
         record = _write_part(folder, state, blocks, lambda rows: state.settings.kind_of(rows))
         if record is None:
-            shutil.rmtree(folder / BUILDING, ignore_errors=True)
             raise ValueError("There are no documents, so nothing could be found in such an index.")
         write_state(folder, replace(state, parts=(record,), next_part=state.next_part + 1))
         shutil.rmtree(folder / BUILDING, ignore_errors=True)

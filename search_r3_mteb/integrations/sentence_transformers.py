@@ -178,6 +178,12 @@ def _encoder(model: Any, max_reasoning_tokens: int | None, max_length: int | Non
                 "This encoder's mode is 'direct', but an exported folder reasons on queries. Export an encoder with "
                 "mode='reason'; in the folder, `encode` and `encode_document` embed directly."
             )
+        if model.truncate_dim is not None:
+            raise ValueError(
+                f"This encoder's truncate_dim is {model.truncate_dim}, but an exported folder has whole vectors. Write "
+                "one without it, and load the folder with SentenceTransformer(folder, truncate_dim="
+                f"{model.truncate_dim})."
+            )
         kept = ("max_reasoning_tokens", "temperature", "seed", "max_length")
         settings = {name: model.settings[name] for name in kept} | model.batches | {"anchor": model.anchor}
         return SearchR3Encoder(model.checkpoint, **(settings | chosen))

@@ -179,7 +179,8 @@ def _opening(facts: Facts) -> str:
 
 def _result_cells(row: Mapping[str, Any]) -> list[str]:
     low, high = row.get("interval") or (None, None)
-    task = ", ".join([_task(row), *_hops(row)])
+    dim = [] if row.get("dim") is None else [f"{row['dim']} dimensions"]
+    task = ", ".join([_task(row), *_hops(row), *dim])
     tokens = row.get("reasoning_tokens_per_query", row.get("reasoning_tokens"))
     seed = "–" if row.get("seed") is None else str(row["seed"])
     cells = [task, str(row.get("split", "test")), str(row.get("mode", "–")), score(row.get("ndcg_at_10"))]

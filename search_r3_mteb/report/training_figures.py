@@ -42,6 +42,7 @@ def _quality_curve(name: str, title: str, log: TrainingLog) -> Figure | None:
     for row in log.evaluations:
         parts = [str(row[key]) for key in ("task", "mode") if row.get(key) is not None]
         hops = [f"{row['hops']} hops"] if row.get("hops") is not None else []
+        hops += [f"{row['dim']} dimensions"] if row.get("dim") is not None else []
         lines.setdefault(", ".join(parts + hops) or "evaluation", []).append({
             "step": row["step"], ", ".join(parts + hops) or "evaluation": row.get("ndcg_at_10")
         })  # fmt: skip

@@ -27,7 +27,7 @@ from search_r3_mteb.json_files import kind, parse_json
 
 _HASH_CHUNK = 1 << 20  # bytes read at a time
 # Names of the columns of judgements in the wild, without case and signs.
-_HEADER = (
+JUDGEMENT_COLUMNS = (
     ("queryid", "qid", "query", "topic", "topicid", "questionid"),
     ("corpusid", "docid", "did", "documentid", "document", "doc", "docno", "pid", "passageid", "itemid", "productid"),
     ("score", "relevance", "rel", "label", "grade", "judgment", "judgement", "relevancy"),
@@ -176,16 +176,19 @@ def write_beir(
     folder: str | Path,
     *,
     corpus: Iterable[tuple[str, str, str]],
-    queries: Iterable[tuple[str, str]],
+    queries: Iterable[tuple[str, str]] | None,
     qrels: Mapping[str, Iterable[tuple[str, str, int]]],
 ) -> None:
     """Write (id, title, text) documents, (id, text) queries and (query, document, relevance) rows per split, streaming.
 
+    Without `queries` (None) documents are all that is written. Rows are read in that order, one after the other.
     The folder may exist if it is empty or holds only files that are overwritten; otherwise FileExistsError, since an
     old split beside a new corpus would be evaluated without complaint.
     """
     folder = Path(folder)
-    wanted = {Path("corpus.jsonl"), Path("queries.jsonl"), *(Path("qrels", f"{split}.tsv") for split in qrels)}
+    wanted = {Path("corpus.jsonl")}
+    if queries is not None:
+        wanted |= {Path("queries.jsonl"), *(Path("qrels", f"{split}.tsv") for split in qrels)}
     foreign = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
     foreign = [name for name in foreign if Path(name) not in wanted]
     if foreign:
@@ -194,13 +197,15 @@ def write_beir(
             f"give a new or empty folder."
         )
     with replaced_folder(folder) as new:
-        (new / "qrels").mkdir()
         with (new / "corpus.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
             for id_, title, text in corpus:
                 stream.write(json.dumps({"_id": id_, "title": title, "text": text}, ensure_ascii=False) + "\n")
+        if queries is None:
+            return
         with (new / "queries.jsonl").open("w", encoding="utf-8", newline="\n") as stream:
             for id_, text in queries:
                 stream.write(json.dumps({"_id": id_, "text": text}, ensure_ascii=False) + "\n")
+        (new / "qrels").mkdir()
         for split, rows in qrels.items():
             with (new / "qrels" / f"{split}.tsv").open("w", encoding="utf-8", newline="\n") as stream:
                 stream.write("query-id\tcorpus-id\tscore\n")
@@ -321,7 +326,7 @@ def header_fault(columns: Sequence[str]) -> str | None:
         return "the header row (query-id, corpus-id, score) is missing; put it first"
     for place, column in enumerate(columns):
         name = re.sub(r"[^a-z]", "", column.lower())
-        meant = next((kind for kind, names in enumerate(_HEADER) if name in names), place)
+        meant = next((kind for kind, names in enumerate(JUDGEMENT_COLUMNS) if name in names), place)
         if meant != place:
             return (
                 f"the header names {', '.join(columns).strip()}, but columns are read in the order query-id, "

@@ -88,6 +88,7 @@ class BeirFolder(LocalRetrievalTask):
     """
 
     unreachable: int
+    kept: Any = None  # what must live as long as the task: the folder, where that is a temporary one
 
     def __init__(
         self,

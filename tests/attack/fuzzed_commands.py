@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -39,6 +40,7 @@ INPUTS = (
     "in.jsonl",
     "in.jsonl",
     "in.json",
+    "in.csv",
     "folder/corpus.jsonl",
     "broken.jsonl",
     "binary.bin",
@@ -51,6 +53,7 @@ INPUTS = (
 TASKS = (
     *["beir:folder"] * 6,
     "beir:missing",
+    "folder",
     "beir:",
     "beir:folder:ignore_identical_ids",
     "beir:folder:x",
@@ -81,6 +84,9 @@ COMMANDS = (
     "evaluate",
     "embed",
     "explain",
+    "convert",
+    "index",
+    "search",
     "init",
     "merge",
     "export",
@@ -123,6 +129,18 @@ class FuzzedCommands(OnModel):
 
     def __init__(self, counts: dict[str, int]) -> None:
         super().__init__("fuzz/command lines", counts)
+        self.index = Path()
+
+    def prepare(self, folder: Path) -> None:
+        """A model, and an index that it has built, of which each trial has a copy."""
+        from search_r3_mteb import SearchIndex, SearchR3Encoder
+
+        super().prepare(folder)
+        self.index = folder / "index"
+        if not self.index.exists():  # another worker's preparation
+            encoder = SearchR3Encoder(self.model, mode="direct", show_progress_bar=False)
+            documents = [{"id": f"d{number}", "text": f"{number} storms"} for number in range(3)]
+            SearchIndex.build(documents, encoder, self.index, model=self.model)
 
     def draw(self, rng: random.Random) -> Case:
         command = rng.choice(COMMANDS)
@@ -146,6 +164,7 @@ class FuzzedCommands(OnModel):
 
     def attempt(self, case: Case, place: Path) -> Outcome:
         _fill(place)
+        shutil.copytree(self.index, place / "indexed")
         before = Path.cwd()
         os.chdir(place)
         try:
@@ -233,6 +252,21 @@ def _words(rng: random.Random, command: str) -> list[str]:
             "--corpus",
             rng.choice([*INPUTS, "folder"]),
         ],
+        "convert": [rng.choice([*INPUTS, "folder"]), "--output", rng.choice([*["out"] * 4, *PLACES])],
+        "index": rng.choice(
+            [
+                [rng.choice([*INPUTS, "folder"]), "--model", "MODEL", "--output", rng.choice([*["out"] * 4, *PLACES])],
+                ["indexed", "--add", rng.choice([*INPUTS, "folder"])],
+                ["indexed", "--remove", rng.choice(["d1", "d9", ""])],
+                ["indexed", "--remove-file", rng.choice(INPUTS)],
+                [rng.choice(["indexed", "folder", "out"]), *rng.choice([[], ["--compact"]])],
+            ]
+        ),
+        "search": [
+            rng.choice([*["indexed"] * 6, "out", "folder", "missing", ""]),
+            *rng.choice([[text(rng, surrogates=False)[:40].replace("\0", "")], ["--file", rng.choice(INPUTS)]]),
+            *rng.choice([[], ["--k", number], ["--json"], ["--no-verify"]]),
+        ],
         "init": [rng.choice(MODELS), "--output", rng.choice(PLACES)],
         "merge": [rng.choice(MODELS), "--output", rng.choice(PLACES)],
         "export": ["--model", rng.choice(MODELS), "--output", rng.choice(PLACES)],
@@ -266,7 +300,7 @@ def _words(rng: random.Random, command: str) -> list[str]:
             [[], ["--gpus", number], ["--peak-tflops", number], ["--utilisation", number], ["--base", "MODEL"]]
         )
         return words + (more if rng.random() < 0.7 else []) + extra
-    if command in ("evaluate", "embed", "explain", "diagnose"):
+    if command in ("evaluate", "embed", "explain", "diagnose", "search"):
         words += rng.choice(
             [
                 [],
@@ -277,6 +311,14 @@ def _words(rng: random.Random, command: str) -> list[str]:
         )
     if command == "embed":
         words += rng.choice([[], ["--role", rng.choice(["query", "document", "x"])], ["--show-reasoning"]])
+    if command == "embed":
+        words += rng.choice([[], ["--precision", rng.choice(["int8", "binary", "x"])], ["--dim", number]])
+    if command == "index":
+        words += rng.choice([[], ["--kind", rng.choice(["flat", "ivf", "hnsw", "x"])], ["--set", setting]])
+    if command in ("embed", "explain", "convert", "index"):
+        words += rng.choice([[], ["--text", rng.choice(["text", "2", "x", ""])], ["--id", rng.choice(["id", "1", ""])]])
+    if command == "convert":
+        words += rng.choice([[], ["--queries", rng.choice(INPUTS)], ["--judgements", rng.choice(INPUTS)]])
     if command == "report":
         words += rng.choice(
             [[], ["--format", rng.choice(["html", "md", "csv", "latex", "x"])], ["--peers", rng.choice(INPUTS)]]
@@ -297,6 +339,7 @@ def _fill(place: Path) -> None:
     (place / "in.jsonl").write_text('{"text": "one"}\n')
     (place / "in.json").write_text(json.dumps([{"text": "one", "title": "t"}]))
     (place / "broken.jsonl").write_text('{"text": "one"\n{')
+    (place / "in.csv").write_text("id,text,query-id,corpus-id\na,one,a,a\n")
     (place / "binary.bin").write_bytes(bytes(range(256)))
     (place / "empty.txt").write_text("")
     source = '[[data.sources]]\nkind = "jsonl"\npath = "rows.jsonl"\n'

@@ -136,6 +136,33 @@ def test_threads_of_one_process_write_one_after_the_other(built):
     assert len(built) == 18
 
 
+def test_searches_in_other_threads_see_one_state_or_the_other(built, encoder):
+    from concurrent.futures import ThreadPoolExecutor
+
+    text = "a text of its own"
+    vector = encoder.encode_document(text)[None]
+    without = pairs(built.find([text], vector, 40))
+    index, done, seen = SearchIndex.open(built.folder, encoder), [], set()
+
+    def search():
+        while not done:
+            found = pairs(index.find([text], vector, 40))
+            seen.add(len(found[0]))
+            assert found == without or (found[0][0][0] == "x" and found[0][1:] == without[0])
+
+    with ThreadPoolExecutor(3) as threads:
+        running = [threads.submit(search) for _ in range(3)]
+        try:
+            for _ in range(8):
+                built.add([{"id": "x", "text": text}])
+                built.remove("x")
+        finally:
+            done.append(True)
+        for each in running:
+            each.result()
+    assert seen == {30, 31}
+
+
 # ---- kills ---------------------------------------------------------------------------------------------------------
 
 CHANGES = {
@@ -199,6 +226,8 @@ def test_a_build_that_was_stopped_goes_on(encoder, documents, built, tmp_path, m
     assert len(embedded) == 16  # two chunks
     with pytest.raises(FileNotFoundError, match=r"whose building was stopped\. Start the same"):
         SearchIndex.open(folder, encoder)
+    with pytest.raises(ValueError, match="There are no documents"):
+        SearchIndex.build([], encoder, folder)  # an empty pipe, say: what was computed is kept
     resumed = SearchIndex.build(documents, encoder, folder)
     assert len(embedded) == 30
     assert not (folder / "building").exists()

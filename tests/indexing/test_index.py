@@ -158,6 +158,23 @@ def test_the_model_is_loaded_from_where_it_was(tiny_folder, documents, tmp_path)
         SearchIndex.open(tmp_path / "index", encoder, seed=1)
 
 
+def test_an_index_of_shorter_vectors_is_searched_with_such(tiny_folder, documents, tmp_path):
+    """Matryoshka: the first dimensions, of queries in both modes as of documents."""
+    whole, short = (SearchR3Encoder(load(tiny_folder), max_length=512, max_reasoning_tokens=3, truncate_dim=dim)
+                    for dim in (None, 16))  # fmt: skip
+    SearchIndex.build(documents, short, tmp_path / "index", model=tiny_folder)
+    opened = SearchIndex.open(tmp_path / "index", max_reasoning_tokens=3)
+    for mode in ("direct", "reason"):
+        asked = short if mode == "reason" else SearchR3Encoder(
+            short.checkpoint, mode="direct", max_length=512, truncate_dim=16
+        )  # fmt: skip
+        vectors = short.encode_document(documents)
+        best = [documents[row]["id"] for row in np.argsort(-(vectors @ asked.encode_query("rain")))[:5]]
+        assert [hit.id for hit in opened.search("rain", mode, 5)[0].hits] == best
+    with pytest.raises(ValueError, match=r"vectors of 16 dimensions; .* has vectors of 32 dimensions\. Vectors of"):
+        SearchIndex.open(tmp_path / "index", whole)
+
+
 def test_a_model_that_was_in_memory_only_has_to_be_given(encoder, documents, tmp_path):
     local = Checkpoint(encoder.model, encoder.tokenizer, Profile.default(), "local/tiny")
     SearchIndex.build(documents, SearchR3Encoder(local, max_length=512), tmp_path / "index")

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -139,3 +141,13 @@ def test_a_damaged_index_is_refused_unless_only_sizes_are_compared(call, folder)
     code, _, err = call("search", folder, "x", "--mode", "direct")
     assert (code, "vectors.npy does not match its checksum" in " ".join(err.split())) == (2, True)
     assert call("search", folder, "x", "--mode", "direct", "--no-verify")[0] == 0
+
+
+@pytest.mark.slow
+def test_the_page_about_search_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(block)
+    assert "Cats purr." in capsys.readouterr().out
+    assert len(SearchIndex.open("my-index")) == 2

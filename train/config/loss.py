@@ -43,6 +43,12 @@ class LossSettings(Settings):
     that stage 2's estimator measures."""
     temperature: Temperature = 0.05
     """InfoNCE divides the cosine by it. Open in the paper; 0.05 is the scale of 20 of sentence-transformers."""
+    matryoshka_dims: tuple[Count, ...] = ()
+    """Beside the whole vectors, InfoNCE also compares their first so many dimensions, for each of these sizes, which
+    must be smaller. Matryoshka, arXiv 2205.13147. Our choice: none, the paper's vectors are whole."""
+    matryoshka_weights: tuple[Weight, ...] = ()
+    """Weight of each size beside the whole vectors' 1. Our choice: none are given, so that each is 1, as in the paper
+    of Matryoshka and in sentence-transformers."""
     margin: Margin = 0.1
     """Cosine by which the positive must beat the negative. Open in the paper; FaceNet's 0.2 (arXiv 1503.03832, 3.3) is
     on squared distances of unit vectors, 2 - 2 cos: half of it in cosines."""
@@ -51,8 +57,40 @@ class LossSettings(Settings):
     hard_negatives: StrictBool = True
     """Use a row's own negatives where it has them. Our choice: on; the paper adds 100k hard-negative triples [S]."""
 
+    @property
+    def nested(self) -> tuple[tuple[int, float], ...]:
+        """Each size of `matryoshka_dims` with its weight."""
+        weights = self.matryoshka_weights or (1.0,) * len(self.matryoshka_dims)
+        return tuple(zip(self.matryoshka_dims, weights, strict=True))
+
+    def check_sizes(self, dim: int) -> None:
+        """Raises ValueError for a size that vectors of `dim` dimensions do not have."""
+        wrong = [size for size in self.matryoshka_dims if size >= dim]
+        if wrong:
+            raise ValueError(
+                f"matryoshka_dims = {list(self.matryoshka_dims)}: the vectors have {dim} dimensions, which are always "
+                f"compared whole, and {wrong[0]} is not smaller. Leave it out."
+            )
+
+    def _check_nested(self) -> None:
+        dims, weights = self.matryoshka_dims, self.matryoshka_weights
+        if len(set(dims)) < len(dims):
+            raise ValueError(f"matryoshka_dims = {list(dims)} names a size twice. Name each once.")
+        if weights and len(weights) != len(dims):
+            raise ValueError(
+                f"matryoshka_weights = {list(weights)} are {len(weights)} for {len(dims)} matryoshka_dims. Give one "
+                "for each size, or none."
+            )
+        if 0 in weights:
+            raise ValueError(f"matryoshka_weights = {list(weights)}: a size of weight 0 is not learned. Leave it out.")
+        if dims and not self.infonce:
+            raise ValueError(
+                f"matryoshka_dims = {list(dims)} are sizes of InfoNCE, and infonce = 0. Set infonce, or leave them out."
+            )
+
     def check(self) -> None:
         """Something is learned, and a contrastive term has something to contrast with."""
+        self._check_nested()
         learned = self.reply or self.infonce or self.triplet or self.distill or self.reading
         if not (learned or self.kl):
             raise ValueError(

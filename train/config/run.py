@@ -104,6 +104,9 @@ class EvaluateSettings(Settings):
     """Budget of the reasoning in tokens, after which the embed token is forced. The encoder's default."""
     batch_tokens: Count = 16384
     """Padded tokens per forward. The encoder's default."""
+    dims: tuple[Count, ...] | None = None
+    """Sizes that are measured beside the whole vectors: their first so many dimensions, normalised again. Our choice:
+    absent, those of loss.matryoshka_dims where a run has them; [] for none."""
     best_by: QueryMode = "reason"
     """The mode whose mean nDCG@10 chooses the best checkpoint. Our choice: reason, what the project is about."""
 

@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.evaluation.queries import DocumentScores, score, without_identical_ids
@@ -36,7 +38,10 @@ class JudgedSet:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean nDCG@10 over the queries of one set, mode and hop count (None: all), and the cost of the reasoning."""
+    """Mean nDCG@10 over the queries of one set, mode and hop count (None: all), and the cost of the reasoning.
+
+    `dim` is the number of dimensions that vectors were cut to, None where they are whole.
+    """
 
     task: str
     mode: str
@@ -45,11 +50,17 @@ class Score:
     queries: int
     reasoning_tokens: float
     forced_share: float
+    dim: int | None = None
 
     def __str__(self) -> str:
-        """Task, mode, hop count and nDCG@10."""
+        """Task, mode, hop count, size and nDCG@10."""
         hops = f" {self.hops}-hop" if self.hops else ""
-        return f"{self.task} {self.mode}{hops} {self.ndcg_at_10:.3f}"
+        dim = f" {self.dim}d" if self.dim else ""
+        return f"{self.task} {self.mode}{hops}{dim} {self.ndcg_at_10:.3f}"
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a line of the log; the size only where vectors are cut to it."""
+        return {name: value for name, value in asdict(self).items() if name != "dim" or value is not None}
 
 
 def load(settings: JudgedSetSettings, max_queries: int | None, seed: int) -> JudgedSet:
@@ -69,9 +80,16 @@ def load(settings: JudgedSetSettings, max_queries: int | None, seed: int) -> Jud
 
 
 def evaluate(
-    checkpoint: Checkpoint, sets: Sequence[JudgedSet], settings: EvaluateSettings, max_length: int
+    checkpoint: Checkpoint,
+    sets: Sequence[JudgedSet],
+    settings: EvaluateSettings,
+    max_length: int,
+    dims: Sequence[int] = (),
 ) -> list[Score]:
-    """Scores of every set and mode; the model stays in its mode, and no global random number is drawn."""
+    """Scores of every set and mode; the model stays in its mode, and no global random number is drawn.
+
+    `dims` are further sizes (see `check_sizes`), measured on the same vectors.
+    """
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
     scores: list[Score] = []
@@ -92,9 +110,19 @@ def evaluate(
                 queries = encoder.encode_query(list(judged.queries.values()))
                 statistics = encoder.statistics
                 reasoning = statistics.reasoning_tokens / max(len(queries), 1)
-                for hops, value, count in _by_hops(judged, per_query_ndcg(judged, queries, corpus)):
-                    scores.append(Score(judged.label, mode, hops, value, count, reasoning, statistics.forced_share))
+                cost = reasoning, statistics.forced_share
+                for dim in (None, *dims):
+                    ndcg = per_query_ndcg(judged, first_dimensions(queries, dim), first_dimensions(corpus, dim))
+                    for hops, value, count in _by_hops(judged, ndcg):
+                        scores.append(Score(judged.label, mode, hops, value, count, *cost, dim))
     return scores
+
+
+def first_dimensions(vectors: Any, dim: int | None) -> Any:
+    """The first `dim` dimensions of vectors (n, all), of unit length again; None: the vectors themselves."""
+    if dim is None:
+        return vectors
+    return vectors[:, :dim] / np.linalg.norm(vectors[:, :dim], axis=1, keepdims=True)
 
 
 def per_query_ndcg(judged: JudgedSet, queries: Any, corpus: Any) -> dict[str, float]:
@@ -110,9 +138,27 @@ def per_query_ndcg(judged: JudgedSet, queries: Any, corpus: Any) -> dict[str, fl
     return {query: measured[query]["ndcg_cut_10"] for query in judged.queries}
 
 
+def sizes_of(config: Any) -> tuple[int, ...]:
+    """The sizes that are measured beside the whole vectors: as set, else those that are trained."""
+    if config.evaluate.dims is not None:
+        return tuple(config.evaluate.dims)
+    return tuple(config.loss.matryoshka_dims) if hasattr(config, "loss") else ()
+
+
+def check_sizes(config: Any, dim: int) -> None:
+    """Raises ValueError for a size, trained or measured, that vectors of `dim` dimensions do not have."""
+    (config.loss if hasattr(config, "loss") else config.replay.loss).check_sizes(dim)
+    wrong = [size for size in sizes_of(config) if size >= dim]
+    if wrong:
+        raise ValueError(
+            f"evaluate.dims = {list(sizes_of(config))}: the vectors have {dim} dimensions, and {wrong[0]} is not "
+            "smaller. The whole vectors are always measured; leave it out."
+        )
+
+
 def mean_of(scores: Sequence[Score], mode: str) -> float:
     """Mean over the sets of one mode's nDCG@10: what chooses the best checkpoint."""
-    values = [score.ndcg_at_10 for score in scores if score.mode == mode and score.hops is None]
+    values = [score.ndcg_at_10 for score in scores if score.mode == mode and score.hops is score.dim is None]
     return sum(values) / len(values)
 
 

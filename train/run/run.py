@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from search_r3_mteb.atomic import clean, write_json, write_text
+from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.encoder.head import Head
 from search_r3_mteb.encoder.merging import save_compared
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.settings import check_window
@@ -98,6 +100,7 @@ class Run:
         if unit == "query":
             refuse_dropout(checkpoint.model)
         check_window(checkpoint, *_positions(config))
+        evaluation.check_sizes(config, Head(unwrap(checkpoint.model)).dim)
         torch.manual_seed(optimization.seed + 1)  # dropout; the weights have been drawn
         model = checkpoint.model
         if shards:
@@ -256,9 +259,11 @@ class Run:
             return
         settings = self.config.evaluate
         with self.accelerator.autocast():  # as it computes in training
-            scores = evaluation.evaluate(self.checkpoint, self.judged, settings, self.config.data.max_length)
+            scores = evaluation.evaluate(
+                self.checkpoint, self.judged, settings, self.config.data.max_length, evaluation.sizes_of(self.config)
+            )
         for score in scores:
-            self.log.event("evaluate", self.step, **asdict(score))
+            self.log.event("evaluate", self.step, **score.fields())
         self.log.say(f"step {self.step}: nDCG@10 {', '.join(map(str, scores))}")
         self.score = evaluation.mean_of(scores, settings.best_by)
         if self.best is None or self.score > self.best:

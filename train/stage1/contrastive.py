@@ -2,6 +2,9 @@
 
 A row's query is embedded directly and, where it has a trace, after its reasoning; both are queries of the same
 documents, and the loss is the mean over all of them.
+
+With `matryoshka_dims` InfoNCE is added up over the whole vectors and over their first dimensions in each of these sizes
+(Matryoshka, arXiv 2205.13147, eq. 1), with the same negatives: the value of sentence-transformers' MatryoshkaLoss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,10 +59,11 @@ class BatchContrast:
             require_negatives(negatives)
         loss = queries.new_zeros(())
         if settings.infonce:
-            temperature = settings.temperature
-            term = own_info_nce(queries, documents, positives, negatives, temperature=temperature, count=count)
-            self.parts["infonce"] = float(term.detach())
-            loss = loss + settings.infonce * term
+            for size, weight in ((None, 1.0), *settings.nested):
+                nested = queries[:, :size], documents[:, :size]
+                term = own_info_nce(*nested, positives, negatives, temperature=settings.temperature, count=count)
+                self.parts["infonce" if size is None else f"infonce_{size}"] = float(term.detach())
+                loss = loss + settings.infonce * weight * term
         if settings.triplet:
             term = self._triplet(queries, documents, positives, negatives, count)
             self.parts["triplet"] = float(term.detach())

@@ -15,12 +15,14 @@ import torch.distributed as dist
 
 from tests.programs import printed, started
 from train.config.grpo import PolicySettings
+from train.config.loss import LossSettings
 from train.losses.gathered import gathered_info_nce
 from train.losses.gradcache import Forward, cached_backward
 from train.losses.grpo import PolicyBatch, gathered_advantages, grpo_loss
 from train.losses.stage1 import info_nce, kl_to_base, reply_cross_entropy, token_scores, triplet_margin
 from train.processes import collectives
 from train.processes.collectives import average_gradients, gather_rows, rank, rows_before, shared_count, world_size
+from train.stage1.contrastive import BatchContrast
 from train.stage1.distillation import Distillation
 
 ROWS, LENGTH, DIM, VOCABULARY = 8, 5, 6, 20
@@ -141,6 +143,19 @@ def distilled(model, rows):
     return loss
 
 
+def nested(model, rows):
+    """InfoNCE over the whole vectors and two sizes, in mini-batches, against the documents of all processes."""
+    batch = mine(rows)
+    here = torch.arange(len(batch["queries"]))
+    settings = LossSettings(reply=0.0, kl=0.0, triplet=0.0, matryoshka_dims=[2, 4], matryoshka_weights=[0.5, 2.0])
+    contrast = BatchContrast(settings, {"queries": here}, batch["query_ids"], batch["document_ids"], here, here)
+    columns = {
+        name: [lambda ids=ids: Forward(model(ids)[:, -1]) for ids in batch[name].split(2)]
+        for name in ("documents", "queries")
+    }
+    return cached_backward(columns, contrast).contrastive
+
+
 def results(model, loss):
     """Loss averaged over the processes, and the gradients as the optimizer finds them."""
     loss = loss.detach().clone()
@@ -172,6 +187,10 @@ def every_case():
         loss = distilled(model, SPLITS[split])
         average_gradients(model.parameters())
         found[f"distillation, {split}"] = results(model, loss)
+        model = TinyModel()
+        loss = nested(model, SPLITS[split])
+        average_gradients(model.parameters())
+        found[f"nested, {split}"] = results(model, loss)
     for name, (split, size) in DDP_CASES.items():
         model = TinyModel()
         wrapped = torch.nn.parallel.DistributedDataParallel(model) if world_size() > 1 else model
@@ -256,7 +275,7 @@ def assert_equal(actual, expected):
 
 
 CASES = [f"stage one, {split}" for split in SPLITS] + list(DDP_CASES)
-CASES += [f"distillation, {split}" for split in DISTILLED]
+CASES += [f"{what}, {split}" for what in ("distillation", "nested") for split in DISTILLED]
 CASES += [f"GRPO {name}, {split}" for name in SETTINGS for split in SPLITS]
 
 

@@ -1,0 +1,64 @@
+"""The command that changes the format of files: convert."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from search_r3_mteb.cli.options import IdColumnOption, NoQuotesOption, TextColumnOption, TitleColumnOption, app
+from search_r3_mteb.cli.shared import console_here, progress_lines
+
+
+@app.command()
+def convert(  # noqa: PLR0913  an option is a parameter
+    input: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="Documents: .csv, .tsv, .parquet, .jsonl, .json, one text per line; .gz too; - is standard input. Or "
+            "a folder of corpus, queries and qrels in such formats.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="The BEIR folder to write.")],
+    queries: Annotated[str | None, typer.Option(help="A file of queries.", show_default=False)] = None,
+    judgements: Annotated[
+        str | None,
+        typer.Option(help="A table of query-id, corpus-id and score: which document is relevant.", show_default=False),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split of these judgements. [default: test]", show_default=False)
+    ] = None,
+    id: IdColumnOption = None,
+    text: TextColumnOption = None,
+    title: TitleColumnOption = None,
+    query_id: Annotated[
+        str | None, typer.Option(help="Column of the queries' ids. [default: by usual names]", show_default=False)
+    ] = None,
+    query_text: Annotated[
+        str | None, typer.Option(help="Column of the queries' texts. [default: by usual names]", show_default=False)
+    ] = None,
+    no_quotes: NoQuotesOption = False,
+) -> None:
+    """Write documents, and queries with judgements where there are such, as a BEIR folder."""
+    from search_r3_mteb.files import Columns
+    from search_r3_mteb.files.convert import convert as write
+
+    if queries is None and (query_id or query_text):
+        raise ValueError("--query-id and --query-text name columns of --queries, and none are given. Leave them out.")
+    with progress_lines():
+        done = write(
+            input,
+            output,
+            columns=Columns(id, text, title, not no_quotes),
+            queries=queries,
+            query_columns=Columns(query_id, query_text, None, not no_quotes),
+            judgements=judgements,
+            split=split,
+        )
+    console = console_here()
+    console.print(f"Written to {escape(str(output))}: {done.documents:,} documents, {done.queries:,} queries")
+    for name, count in done.judgements.items():
+        console.print(f"  {count:,} judgements of split {escape(name)}", highlight=False)
+    if done.judgements:
+        console.print(f"Try it: search-r3 evaluate --model mini --task {escape(str(output))}", soft_wrap=True)

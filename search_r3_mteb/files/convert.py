@@ -1,0 +1,118 @@
+"""Any input as a BEIR folder: documents alone, or with queries and judgements."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from search_r3_mteb.files.columns import Columns, logger
+from search_r3_mteb.files.documents import iter_documents, iter_queries
+from search_r3_mteb.files.judgements import iter_judgements, judgement_files
+from search_r3_mteb.files.opening import STANDARD_INPUT, check_source, name_of
+from search_r3_mteb.tasks.beir_folder import Document, Judgement, Query, read_qrels, write_beir
+
+TextRow = TypeVar("TextRow", Document, Query)
+DEFAULT_SPLIT = "test"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written: numbers of documents and queries, and of judgements by split."""
+
+    documents: int
+    queries: int
+    judgements: dict[str, int]
+
+
+def convert(
+    source: str | Path,
+    output: Path,
+    *,
+    columns: Columns | None = None,
+    queries: str | Path | None = None,
+    query_columns: Columns | None = None,
+    judgements: str | Path | None = None,
+    split: str | None = None,
+) -> Converted:
+    """Write a BEIR folder of the documents of `source`, and of queries and judgements where they are given.
+
+    A folder that holds queries and judgements (`corpus`, `queries` and `qrels` in any format) gives these, too.
+    Documents without text are kept where they have an id, since judgements may name them. `split` names that of
+    `judgements` ("test"). Everything is streamed, ids are kept in memory. Raises ValueError, FileNotFoundError and
+    FileExistsError, before anything is written where possible; the folder is there completely or not at all.
+    """
+    qrels = {} if judgements is None else {split or DEFAULT_SPLIT: judgements}
+    if str(source) != STANDARD_INPUT and Path(source).is_dir():
+        folder = Path(source)
+        qrels = qrels or dict(judgement_files(folder))
+        if queries is None and any(folder.glob("queries.*")):
+            queries = folder
+    if qrels and queries is None:
+        raise ValueError(
+            f"Judgements are given ({', '.join(map(str, qrels.values()))}) without the queries that they judge. Name "
+            "them: --queries FILE."
+        )
+    if split is not None and judgements is None:
+        raise ValueError(f"--split {split} names the split of --judgements, and none are given. Leave it out.")
+    given = [source, *([] if queries is None else [queries]), *qrels.values()]
+    if [str(each) for each in given].count(STANDARD_INPUT) > 1:
+        raise ValueError("Standard input (-) is named twice, and can be read once. Write one of the two into a file.")
+    for each in given:
+        check_source(each)
+    documents = _Seen(lambda: iter_documents(source, columns, keep_empty=True))
+    asked = _Seen(lambda: iter_queries(queries or source, query_columns))
+    counts: dict[str, int] = {}
+    write_beir(
+        output,
+        corpus=iter(documents),
+        queries=None if queries is None else iter(asked),
+        qrels={name: _judged(file, name, documents.ids, asked.ids, counts) for name, file in qrels.items()},
+    )
+    return Converted(len(documents.ids), len(asked.ids), counts)
+
+
+class _Seen(Iterable[TextRow]):
+    """Documents or queries whose ids are noted as they go by."""
+
+    def __init__(self, rows: Callable[[], Iterator[TextRow]]) -> None:
+        self._rows = rows
+        self.ids: set[str] = set()
+
+    def __iter__(self) -> Iterator[TextRow]:
+        for row in self._rows():
+            self.ids.add(row.id)
+            yield row
+
+
+def _judged(
+    file: str | Path, split: str, documents: set[str], queries: set[str], counts: dict[str, int]
+) -> Iterator[Judgement]:
+    """The judgements of a file, which is read after documents and queries.
+
+    Those of queries that there are not are refused, and of documents that there are not named, as `evaluate` does.
+    """
+    path, lost, first = Path(file), 0, ""
+    beir = path.parent.name == "qrels" and path.name.removesuffix(".gz").endswith(".tsv")
+    rows = read_qrels(path) if beir else iter_judgements(file)
+    for row in rows:
+        if row.query_id not in queries:
+            raise ValueError(f"{name_of(file)}: judges query {row.query_id!r}, which is not among the queries.")
+        if any(sign in id_ for id_ in row[:2] for sign in "\t\r\n"):
+            raise ValueError(f"{name_of(file)}: {row[:2]!r} holds a tab or a line break, which a qrels file cannot.")
+        counts[split] = counts.get(split, 0) + 1
+        if row.document_id not in documents:
+            lost, first = lost + 1, first or row.document_id
+        yield row
+    if lost == counts.get(split, 0):
+        raise ValueError(
+            f"{name_of(file)}: no judgement names a document of the corpus (the first: {first!r}). The ids are of "
+            "another set, or in another column: --id NAME."
+        )
+    if lost:
+        logger.warning(
+            "%s: %d of %d judgements name documents that are not there, the first %r.",
+            name_of(file),
+            lost,
+            counts[split],
+            first,
+        )

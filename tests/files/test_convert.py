@@ -1,0 +1,202 @@
+"""`convert`: any input as a BEIR folder, and folders of tables as tasks."""
+
+import json
+
+import pytest
+
+from search_r3_mteb.evaluation.tasks import resolve_task, with_identical_ids_ignored
+from search_r3_mteb.files import Columns
+from search_r3_mteb.files.convert import Converted, convert
+from search_r3_mteb.files.judgements import has_tables, iter_judgements, judgement_files
+from search_r3_mteb.tasks.beir_folder import (
+    Document,
+    Judgement,
+    Query,
+    read_corpus,
+    read_qrels,
+    read_queries,
+    write_beir,
+)
+
+CORPUS = "sku,name,description\na,Lamp,gives light\nb,Chair,\nc,,a table\n"
+QUERIES = "qid\tquestion\nq1\twhere to sit\nq2\tlight?\n"
+QRELS = "query-id,corpus-id,score\nq1,b,2\nq2,a,1\nq2,c,0\n"
+COLUMNS = Columns(id="sku", title="name")
+JUDGED = [Judgement("q1", "b", 2), Judgement("q2", "a", 1), Judgement("q2", "c", 0)]
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name, text in (("shop.csv", CORPUS), ("q.tsv", QUERIES), ("j.csv", QRELS)):
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_documents_alone_are_a_folder_of_one_file(files, call):
+    code, out, _ = call(
+        *("convert", files / "shop.csv", "--output", files / "beir", "--id", "sku", "--title", "name"),
+        *("--text", "description"),
+    )
+    assert code == 0
+    assert "3 documents, 0 queries" in out
+    assert [path.name for path in (files / "beir").rglob("*")] == ["corpus.jsonl"]
+    # A document without text stays where it has a title or an id: a judgement may name it.
+    assert list(read_corpus(files / "beir")) == [
+        Document("a", "Lamp", "gives light"),
+        Document("b", "Chair", ""),
+        Document("c", "", "a table"),
+    ]
+
+
+def test_queries_and_judgements_come_along(files, call):
+    code, out, _ = call(
+        *("convert", files / "shop.csv", "--output", files / "beir", "--id", "sku", "--title", "name"),
+        *("--queries", files / "q.tsv", "--judgements", files / "j.csv", "--split", "dev"),
+        *("--query-id", "1", "--query-text", "question"),
+    )
+    assert code == 0
+    assert "3 judgements of split dev" in out
+    assert list(read_queries(files / "beir")) == [Query("q1", "where to sit"), Query("q2", "light?")]
+    assert list(read_qrels(files / "beir", "dev")) == JUDGED
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"judgements": "j.csv"}, "without the queries that they judge"),
+        ({"split": "dev"}, "--split dev names the split of --judgements"),
+        ({"queries": "-", "judgements": "-"}, "Standard input .-. is named twice"),
+        ({"queries": "none.csv"}, "There is no file"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(files, given, message):
+    named = {key: value if key == "split" or value == "-" else files / value for key, value in given.items()}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        convert(files / "shop.csv", files / "beir", columns=COLUMNS, **named)
+    assert not (files / "beir").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("query-id,corpus-id,score\nq9,b,1\n", "judges query 'q9', which is not among the queries"),
+        ("query-id,corpus-id,score\nq1,x,1\n", "no judgement names a document of the corpus .the first: 'x'."),
+        ("query-id,corpus-id,score\nq1,b,1\nq1,b,2\n", "line 3: judges 'q1', 'b' 2, an earlier row judged it 1"),
+        ("query-id,corpus-id,score\nq1,b,high\n", "line 2: the relevance must be a whole number, got 'high'"),
+        ("query-id,corpus-id,score\nq1,b\n", "line 2: 2 cells for 3 columns"),
+        ("query-id,corpus-id,score\n,b,1\n", "line 2: the query id .'query-id'. must be a string that is not empty"),
+        ("q1,b,1\nq2,a,1\n", "line 1: none of the columns 'q1', 'b', '1' is known to hold the query id"),
+        ("", "none of the columns .none. is known"),
+        ("query-id,corpus-id,score\n", "holds no judgement"),
+    ],
+)
+def test_malformed_judgements_are_named_and_nothing_is_written(files, text, message):
+    (files / "j.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        convert(
+            files / "shop.csv", files / "beir", columns=COLUMNS, queries=files / "q.tsv", judgements=files / "j.csv"
+        )
+    assert not (files / "beir").exists()
+
+
+def test_judged_documents_that_are_not_there_are_counted_aloud(files, caplog):
+    (files / "j.csv").write_text("did;qid;rel\nb;q1;1\nzz;q1;1\n")
+    done = convert(
+        files / "shop.csv", files / "beir", columns=COLUMNS, queries=files / "q.tsv", judgements=files / "j.csv"
+    )
+    assert done == Converted(3, 2, {"test": 2})
+    assert "1 of 2 judgements name documents that are not there, the first 'zz'" in caplog.text
+    assert list(read_qrels(files / "beir")) == [Judgement("q1", "b", 1), Judgement("q1", "zz", 1)]
+
+
+def test_judgements_of_every_format_are_the_same(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    records = [{"query_id": row[0], "doc_id": row[1], "relevance": row[2]} for row in JUDGED]
+    (tmp_path / "a.csv").write_text(QRELS)
+    (tmp_path / "a.tsv").write_text(QRELS.replace(",", "\t"))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    grades = [float(row[2]) for row in JUDGED]  # as pandas writes a column with a gap
+    columns = {"qid": [row[0] for row in JUDGED], "docid": [row[1] for row in JUDGED], "label": grades}
+    parquet.write_table(arrow.table(columns), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet"):
+        assert list(iter_judgements(tmp_path / name)) == JUDGED, name
+    (tmp_path / "a.csv").write_text("qid,docid\nq1,b\n")
+    assert list(iter_judgements(tmp_path / "a.csv")) == [Judgement("q1", "b", 1)]
+
+
+# ---- folders as tasks ----------------------------------------------------------------------------------------------
+
+
+def tables(folder):
+    folder.mkdir()
+    (folder / "corpus.csv").write_text("id,title,text\na,Lamp,gives light\nb,Chair,to sit\nc,,a table\n")
+    (folder / "queries.csv").write_text("id,text\nq1,where to sit\nq2,light?\n")
+    (folder / "qrels.csv").write_text(QRELS)
+
+
+def test_a_folder_of_tables_is_the_task_of_its_conversion(tmp_path):
+    tables(tmp_path / "shop")
+    convert(tmp_path / "shop", tmp_path / "beir" / "shop")
+    of_tables, of_folder = resolve_task(str(tmp_path / "shop")), resolve_task(f"beir:{tmp_path / 'beir' / 'shop'}")
+    assert of_tables.metadata.name == of_folder.metadata.name
+    assert of_tables.metadata.revision == of_folder.metadata.revision
+    of_tables.load_data()
+    [data] = of_tables.dataset["default"].values()
+    assert list(data["corpus"]["id"]) == ["a", "b", "c"]
+    assert data["relevant_docs"] == {"q1": {"b": 2}, "q2": {"a": 1, "c": 0}}
+
+
+@pytest.mark.slow  # MTEB's first evaluation of a process
+def test_a_folder_of_tables_is_evaluated(tmp_path, call):
+    tables(tmp_path / "shop")
+    code, _, said = call(
+        *("evaluate", "--model", "bm25", "--task", tmp_path / "shop", "--output", tmp_path / "out"),
+    )
+    assert code == 0, said
+    [row] = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (row["queries"], row["documents"]) == (2, 3)
+    assert row["task"].startswith("beir-shop-")
+    assert row["ndcg_at_10"] > 0.9
+
+
+def test_a_bare_folder_is_a_task_unless_its_name_is_one_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    world = {"corpus": [("a", "", "x"), ("b", "", "y")], "queries": [("q", "x")], "qrels": {"test": [("q", "a", 1)]}}
+    write_beir(tmp_path / "mine", **world)
+    write_beir(tmp_path / "stdlib", **world)
+    assert resolve_task("mine").metadata.name == resolve_task("./mine").metadata.name
+    assert resolve_task("mine").metadata.name == resolve_task("beir:mine").metadata.name
+    assert resolve_task("mine:ignore_identical_ids").ignore_identical_ids
+    with pytest.raises(ValueError, match=r"stdlib is both a task and a folder here. Write \./stdlib"):
+        resolve_task("stdlib")
+    assert resolve_task("./stdlib").metadata.name.startswith("beir-stdlib-")
+    assert with_identical_ids_ignored(["mine", "hopworld"]) == ["mine:ignore_identical_ids", "hopworld"]
+
+
+def test_a_split_whose_name_has_a_point_keeps_it(tmp_path):
+    world = {"corpus": [("a", "", "x"), ("b", "", "y")], "queries": [("q", "x")], "qrels": {"v1.0": [("q", "a", 1)]}}
+    write_beir(tmp_path / "mine", **world)
+    assert set(judgement_files(tmp_path / "mine")) == {"v1.0"}
+    assert not has_tables(tmp_path / "mine")
+    assert resolve_task(str(tmp_path / "mine")).eval_splits == ["v1.0"]
+
+
+def test_two_files_of_judgements_of_one_split_are_refused(tmp_path):
+    tables(tmp_path / "shop")
+    (tmp_path / "shop" / "qrels.tsv").write_text(QRELS.replace(",", "\t"))
+    with pytest.raises(ValueError, match=r"holds both qrels\.csv and qrels\.tsv, each for the split 'test'"):
+        resolve_task(str(tmp_path / "shop"))
+
+
+def test_a_file_is_no_task(files):
+    with pytest.raises(ValueError, match=r"is a file, and a task needs queries and judgements.* search-r3 convert"):
+        resolve_task(str(files / "shop.csv"))
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        resolve_task(str(files / "none"))
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist or is not a folder"):
+        resolve_task(f"beir:{tmp_path / 'none'}")

@@ -1,11 +1,7 @@
 """The command line `search-r3`: parses arguments, calls the library, prints results."""
 
 # The order of these imports is that of the commands in --help.
-<<<<<<< HEAD
-from search_r3_mteb.cli import evaluation, comparing, encoding, searching, serving, checkpoints  # isort: skip  # noqa: F401
-=======
-from search_r3_mteb.cli import evaluation, comparing, encoding, searching, files, checkpoints  # isort: skip  # noqa: F401
->>>>>>> wt-index
+from search_r3_mteb.cli import evaluation, comparing, encoding, searching, files, serving, checkpoints  # isort: skip  # noqa: F401
 from search_r3_mteb.cli.options import app
 from search_r3_mteb.cli.program import main
 

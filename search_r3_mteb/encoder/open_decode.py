@@ -20,7 +20,7 @@ from search_r3_mteb.encoder.sampling import Sampling
 
 
 @dataclass(frozen=True)
-class Reasoned:
+class ReasonedRow:
     """A row that has read its embed token.
 
     `vector` (dim,) is float32 on the CPU, not normalised; `token_ids` are the generated ids, the embed token last;
@@ -95,7 +95,7 @@ class OpenDecode(Decode):
         self.waiting.append(ticket)
         return ticket
 
-    def advance(self) -> list[Reasoned]:
+    def advance(self) -> list[ReasonedRow]:
         """Let waiting prompts enter, take some steps (one on a CPU), and return the rows that are done."""
         self.enter()
         for _ in range(self.pace.looks):
@@ -107,7 +107,9 @@ class OpenDecode(Decode):
         for ticket in left:
             ids = self.ids[ticket, : int(self.lengths[ticket])].tolist()
             # A copy: the ticket's next row writes into the same memory.
-            found.append(Reasoned(ticket, self.vectors[ticket].to("cpu", copy=True), ids, bool(self.finished[ticket])))
+            found.append(
+                ReasonedRow(ticket, self.vectors[ticket].to("cpu", copy=True), ids, bool(self.finished[ticket]))
+            )
             self._free.append(ticket)
         return found
 

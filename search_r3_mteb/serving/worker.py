@@ -299,6 +299,8 @@ class Worker:
         self.metrics.generated.inc(len(token_ids))
         try:
             [unit] = self.encoder.unit(vector[None], ["of a request"])
+            if self.encoder.dim < len(unit):  # truncate_dim
+                [unit] = self.encoder.unit(unit[None, : self.encoder.dim], ["of a request"])
         except ValueError as error:
             self._failed([(job, row)], error)
             return

@@ -181,6 +181,16 @@ def test_an_anchor_joins_both_vectors(small):
     assert answer.usage.prompt_tokens > plain.usage.prompt_tokens
 
 
+def test_an_encoder_that_cuts_its_vectors_does_so_behind_a_server(small):
+    with serving(small, name="tiny", truncate_dim=12, anchor=0.5) as server:
+        found = [server.client().embeddings.create(model=f"tiny:{role}", input="who") for role in ("query", "document")]
+        with pytest.raises(openai.BadRequestError, match="this model's vectors have 12"):
+            server.client().embeddings.create(model="tiny", input="who", dimensions=13)
+    encoder = SearchR3Encoder(small, truncate_dim=12, anchor=0.5, max_reasoning_tokens=16)
+    expected = [encoder.encode_query("who"), encoder.encode_document("who")]
+    np.testing.assert_allclose([vectors(each)[0] for each in found], expected, atol=1e-6, rtol=0)
+
+
 def test_a_server_in_mode_direct_does_not_reason(small):
     with serving(small, name="tiny", mode="direct") as server:
         answer = server.client().embeddings.create(model="tiny:query", input="who")

@@ -1,0 +1,129 @@
+"""Whether OpenAI's client on a server finds the ten documents that MTEB finds, for every query and in both modes.
+
+    OMP_NUM_THREADS=1 python results/serving/openai_top10.py --data SCIFACT
+
+`search-r3 evaluate` encodes, searches and scores through MTEB. The client gets the vectors of the same texts from
+`search-r3 serve` (documents and direct queries from MODEL:document, reasoned ones from MODEL:query), and the nearest
+ones are found by numpy. Minutes; writes openai_top10.json and its section of README.md.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from results.pages import table
+from results.serving.page import write_section
+from results.serving.same_top10 import CLOSE, K, compared
+from search_r3_mteb.atomic import write_json
+from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.evaluation.evaluate import evaluate
+from search_r3_mteb.evaluation.provenance import commit
+from search_r3_mteb.json_files import read_object
+from search_r3_mteb.tasks.beir_folder import read_corpus, read_queries, read_relevance
+
+HERE = Path(__file__).resolve().parent
+_TOGETHER = 128  # texts of a request
+
+
+def vectors(client: Any, model: str, texts: list[str]) -> Any:
+    """The client's vectors of these texts."""
+    found: list[Any] = []
+    for start in range(0, len(texts), _TOGETHER):
+        answer = client.embeddings.create(model=model, input=texts[start : start + _TOGETHER])
+        found += [each.embedding for each in answer.data]
+    return np.array(found, np.float32)
+
+
+def by_client(data: Path, model: str, settings: dict[str, Any]) -> dict[str, dict[str, list[tuple[str, float]]]]:
+    """The ten best (id, cosine) of each query by its id, in both modes, from a server's vectors."""
+    import openai
+
+    options = ["--max-reasoning-tokens", str(settings["max_reasoning_tokens"]), "--timeout", "3000"]
+    options += ["--set", f"max_length={settings['max_length']}"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "search_r3_mteb", "serve", "--model", model, "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        url = (server.stdout.readline() if server.stdout else "").split(" at ")[1].split()[0]
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", timeout=3000)
+        documents = list(read_corpus(data))
+        asked = read_relevance(data, "test")
+        queries = [query for query in read_queries(data) if query.id in asked]
+        corpus = vectors(client, f"{model}:document", [join_title(each.title, each.text) for each in documents])
+        found: dict[str, dict[str, list[tuple[str, float]]]] = {}
+        for mode, role in (("direct", "document"), ("reason", "query")):
+            scores = vectors(client, f"{model}:{role}", [query.text for query in queries]) @ corpus.T
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :K]
+            found[mode] = {
+                query.id: [(documents[place].id, float(scores[row, place])) for place in best[row]]
+                for row, query in enumerate(queries)
+            }
+    finally:
+        server.terminate()
+        server.wait(60)
+    return found
+
+
+def main() -> None:
+    """Measure both modes and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="SciFact as a BEIR folder")
+    parser.add_argument("--model", default="mini")
+    given = parser.parse_args()
+    settings = {"max_reasoning_tokens": 48, "max_length": 256}
+    found = by_client(given.data, given.model, settings)
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        for mode in ("direct", "reason"):
+            output = Path(place) / mode
+            task: list[str] = [f"beir:{given.data}"]
+            evaluate([given.model], task, mode, output, split="test", settings=settings)  # type: ignore[arg-type]
+            [file] = (output / "predictions").rglob("*.json")
+            rankings = read_object(file)["default"]["test"]
+            counts: Counter[str] = Counter()
+            for query, best in found[mode].items():
+                counts[compared(best, sorted(rankings[query].items(), key=lambda pair: -pair[1]))] += 1
+            rows.append({"mode": mode, "queries": len(found[mode]), **{name: counts[name] for name in _OUTCOMES}})
+    result = {
+        "command": shlex.join(["python", "results/serving/openai_top10.py", "--data", "SCIFACT"]),
+        "commit": commit(),
+        "model": given.model,
+        "settings": settings,
+        "modes": rows,
+    }
+    write_json(HERE / "openai_top10.json", result)
+    write_section("openai_top10", section(result))
+    print(*section(result), sep="\n")
+    if any(row["different"] for row in rows):
+        raise SystemExit(1)
+
+
+_OUTCOMES = ("equal", "ties", "different")
+
+
+def section(found: dict[str, Any]) -> list[str]:
+    """The lines of the page."""
+    columns = ("mode", "queries", *_OUTCOMES)
+    return [
+        "## The same ten documents by OpenAI's client",
+        "",
+        f"`{found['command']}` at commit {found['commit'][:7]}. {found['model']} behind `search-r3 serve`, on the test "
+        "split of SciFact: vectors by OpenAI's client, nearest documents by numpy, compared with MTEB's ranking. Ties: "
+        f"only documents whose scores are equal to {CLOSE:g} are in another order, or in the place of another.",
+        "",
+        *table(columns, [[row[name] for name in columns] for row in found["modes"]]),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -190,7 +190,7 @@ def test_report_writes_one_file(call, tmp_path, monkeypatch, format, file):
 def test_doctor_computes_a_vector(call, tiny_folder):
     code, out, _ = call("doctor", "--model", tiny_folder)
     assert code == 0
-    for word in ("torch", "threads", "device", "32 dimensions, length 1.0000", "All well"):
+    for word in ("torch", "threads", "device", "32 dimensions, length 1.0000", "see above."):  # its weights are random
         assert word in out
 
 

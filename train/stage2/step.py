@@ -127,9 +127,8 @@ class PolicyStep:
         finished = self.groups.rollouts.finished
         parts = {f"reward_{name}": float(values.mean()) for name, values in judged.rewards.parts.items()}
         prompts = np.array(self.groups.prompt)
-        for name in (
-            judged.rewards.parts.keys() - REWARD_FUNCTIONS.keys()
-        ):  # of one prompt's rollouts, as advantages are
+        # Of the rollouts of one prompt, which are compared with each other.
+        for name in sorted(judged.rewards.parts.keys() - REWARD_FUNCTIONS.keys()):
             spreads = [np.ptp(judged.rewards.parts[name][prompts == prompt]) for prompt in np.unique(prompts)]
             parts[f"reward_{name}_spread"] = float(np.mean(spreads))
         return parts | {

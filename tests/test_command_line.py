@@ -127,6 +127,7 @@ def test_an_evaluation_quietly_as_json_and_as_ever(call, tmp_path):
     assert (code, json.loads(out)) == (0, json.loads((tmp_path / "out" / "summary.json").read_text()))
     code, out, err = call(*evaluated)
     assert "Written to" in out
+    assert err.count("\n") == len(err.splitlines()) == err.count("bm25 (direct) on"), "a line for each"
     assert "complete in" in err
 
 
@@ -291,6 +292,7 @@ def test_doctor_warns_of_a_model_that_says_nothing(call, always, token, said):
 
 
 def test_doctor_warns_of_no_model_that_speaks(call):
+    assert call("doctor")[1].endswith("All well.\n")
     code, out, _ = call("doctor", "--model", "nano", "--json")
     assert code == 0
     assert "warning" not in [each["name"] for each in json.loads(out)]

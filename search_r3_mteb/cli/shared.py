@@ -60,10 +60,11 @@ def progress_lines() -> Iterator[None]:
 def above_bars(text: str) -> None:
     """Write a line on standard error; a bar of tqdm's that moves there is cleared first, and drawn again below."""
     tqdm = sys.modules.get("tqdm")  # where it is not loaded there is no bar
+    line = f"{text}\n"  # in one piece: a line break alone is taken for the end of a bar, and left out of logs
     if tqdm is None:
-        print(text, file=sys.stderr)
+        sys.stderr.write(line)
     else:
-        tqdm.tqdm.write(text, file=sys.stderr)
+        tqdm.tqdm.write(line, file=sys.stderr, end="")
 
 
 class _AboveBars(logging.Handler):

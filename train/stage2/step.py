@@ -9,6 +9,7 @@ from torch import Tensor
 
 from train.config.stages import RlConfig
 from train.losses.grpo import Advantages, PolicyBatch, PolicyLoss, gathered_advantages, grpo_loss
+from train.losses.rewards import REWARD_FUNCTIONS
 from train.losses.stage1 import select_reply, token_scores
 from train.model.batches import TokenBatch, collate
 from train.model.model import Base, forward, head_of
@@ -126,7 +127,8 @@ class PolicyStep:
         finished = self.groups.rollouts.finished
         parts = {f"reward_{name}": float(values.mean()) for name, values in judged.rewards.parts.items()}
         prompts = np.array(self.groups.prompt)
-        for name in self.config.reward.own.tables:  # of the rollouts of one prompt, which are compared with each other
+        # Of the rollouts of one prompt, which are compared with each other.
+        for name in sorted(judged.rewards.parts.keys() - REWARD_FUNCTIONS.keys()):
             spreads = [np.ptp(judged.rewards.parts[name][prompts == prompt]) for prompt in np.unique(prompts)]
             parts[f"reward_{name}_spread"] = float(np.mean(spreads))
         return parts | {

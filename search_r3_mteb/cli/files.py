@@ -40,7 +40,10 @@ def convert(  # noqa: PLR0913  an option is a parameter
     ] = None,
     no_quotes: NoQuotesOption = False,
 ) -> None:
-    """Write documents, and queries with judgements where there are such, as a BEIR folder."""
+    """Write files of any kind as a BEIR folder.
+
+    Documents, and queries with judgements where there are such.
+    """
     from search_r3_mteb.files import Columns
     from search_r3_mteb.files.convert import convert as write
 

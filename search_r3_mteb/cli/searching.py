@@ -73,7 +73,10 @@ def index(  # noqa: PLR0913  an option is a parameter
     no_quotes: NoQuotesOption = False,
     setting: SetOption = None,
 ) -> None:
-    """Build an index of documents, add to one, remove from one, or say what is in one."""
+    """Build an index of documents, or change one.
+
+    Documents are added and removed without a rebuild; without either, what is in it is said.
+    """
     from search_r3_mteb.files import Columns
     from search_r3_mteb.indexing.settings import IndexSettings
 
@@ -134,7 +137,10 @@ def search(  # noqa: PLR0913  an option is a parameter
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
-    """Search an index: questions reason first, their reasoning is shown, then the documents, best first."""
+    """Search an index with questions, which reason first.
+
+    The reasoning is shown, then the documents, best first.
+    """
     from search_r3_mteb.indexing.index import SearchIndex
 
     chosen = choice("--mode", mode, ("reason", "direct"))

@@ -46,7 +46,10 @@ def serve(  # noqa: PLR0913  an option is a parameter
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:
-    """Serve OpenAI-compatible embeddings, search over indexes, and a page; SEARCH_R3_API_KEY is the key."""
+    """Serve embeddings and search over HTTP.
+
+    OpenAI-compatible embeddings, search over indexes, and a page. The key is in the variable SEARCH_R3_API_KEY.
+    """
     try:
         from search_r3_mteb.serving.server import serve as run
     except ModuleNotFoundError as error:

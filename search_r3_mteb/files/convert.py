@@ -11,7 +11,7 @@ from search_r3_mteb.files.judgements import iter_judgements, judgement_files
 from search_r3_mteb.files.opening import STANDARD_INPUT, check_source, name_of
 from search_r3_mteb.tasks.beir_folder import Document, Judgement, Query, read_qrels, write_beir
 
-TextRow = TypeVar("TextRow", Document, Query)
+Identified = TypeVar("Identified", Document, Query)
 DEFAULT_SPLIT = "test"
 
 
@@ -71,14 +71,14 @@ def convert(
     return Converted(len(documents.ids), len(asked.ids), counts)
 
 
-class _Seen(Iterable[TextRow]):
+class _Seen(Iterable[Identified]):
     """Documents or queries whose ids are noted as they go by."""
 
-    def __init__(self, rows: Callable[[], Iterator[TextRow]]) -> None:
-        self._rows = rows
+    def __init__(self, rows: Callable[[], Iterator[Identified]]) -> None:
+        self._rows: Callable[[], Iterator[Identified]] = rows
         self.ids: set[str] = set()
 
-    def __iter__(self) -> Iterator[TextRow]:
+    def __iter__(self) -> Iterator[Identified]:
         for row in self._rows():
             self.ids.add(row.id)
             yield row

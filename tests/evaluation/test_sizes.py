@@ -21,7 +21,11 @@ def test_each_size_is_a_row_with_the_score_of_its_own_vectors(checkpoint, little
     task = BeirFolder(little)
     settings = {"max_reasoning_tokens": 4}
     rows = evaluate([checkpoint], [task], "direct", tmp_path / "out", settings=settings, dims=[3, 8])
-    assert [(row["model"], row.get("dim")) for row in rows] == [("short", None), ("short-3d", 3), ("short-8d", 8)]
+    assert [(row["model"], row.get("dim")) for row in rows] == [
+        ("tests/short", None),
+        ("tests/short-3d", 3),
+        ("tests/short-8d", 8),
+    ]
     assert len({row["fingerprint"] for row in rows}) == 3
     for row in rows[1:]:
         alone = SearchR3Encoder(checkpoint, mode="direct", truncate_dim=row["dim"], **settings)
@@ -58,7 +62,7 @@ def test_sizes_that_would_change_nothing_are_refused(checkpoint, little, tmp_pat
         run([checkpoint], dims=[999])
     encoder = SearchR3Encoder(checkpoint, mode="direct", max_reasoning_tokens=4)
     with pytest.raises(ValueError, match="no place beside an encoder in memory"):
-        run([encoder], dims=[3])
+        list(open_systems(encoder, "direct", {}, tmp_path / "store", dims=[3]))
 
 
 @pytest.mark.parametrize("text", ["", "64,", "0", "64,64", "half", "-3"])

@@ -166,13 +166,13 @@ def test_a_bare_folder_is_a_task_unless_its_name_is_one_too(tmp_path, monkeypatc
     world = {"corpus": [("a", "", "x"), ("b", "", "y")], "queries": [("q", "x")], "qrels": {"test": [("q", "a", 1)]}}
     write_beir(tmp_path / "mine", **world)
     write_beir(tmp_path / "stdlib", **world)
-    assert resolve_task("mine").metadata.name == resolve_task("./mine").metadata.name
-    assert resolve_task("mine").metadata.name == resolve_task("beir:mine").metadata.name
-    assert resolve_task("mine:ignore_identical_ids").ignore_identical_ids
+    named = resolve_task("beir:mine").metadata.name
+    assert resolve_task("mine").metadata.name == resolve_task("./mine").metadata.name == named
+    assert resolve_task("./mine:ignore_identical_ids").ignore_identical_ids
     with pytest.raises(ValueError, match=r"stdlib is both a task and a folder here. Write \./stdlib"):
         resolve_task("stdlib")
     assert resolve_task("./stdlib").metadata.name.startswith("beir-stdlib-")
-    assert with_identical_ids_ignored(["mine", "hopworld"]) == ["mine:ignore_identical_ids", "hopworld"]
+    assert with_identical_ids_ignored(["./mine", "hopworld"]) == ["./mine:ignore_identical_ids", "hopworld"]
 
 
 def test_a_split_whose_name_has_a_point_keeps_it(tmp_path):

@@ -45,7 +45,8 @@ def check_encoding(folder: Path, wanted: Mapping[str, Any], model: str | None, e
     if not different:
         return
     # A checkpoint in another type, of another size or with another prompt has another digest, which says no more.
-    told = [name for name in different if name != "checkpoint"] or different
+    explained = {"dim", "dtype", "prompt"} & set(different)
+    told = [name for name in different if name != "checkpoint" or not explained]
     held, got = ("; ".join(_WORDS[name].format(str(each[name])[:16]) for name in told) for each in (wanted, found))
     raise ValueError(
         f"{folder} holds documents encoded with {held}; {encoder.name} has {got}. Vectors of the two cannot be "

@@ -97,6 +97,10 @@ def test_other_settings_of_queries_search_the_same_index(built, encoder, documen
         ("weights", r"the checkpoint .* \(weights, tokenizer, template and profile\); tests/other has the checkpoint"),
         ("template", r"the prompt .* around a document.*; tests/other has the prompt"),
         ("max_length", r"prompts of at most 512 tokens \(max_length\); tests/tiny has prompts of at most 480 tokens"),
+        (
+            "weights, max_length",
+            r"at most 512 tokens \(max_length\); the checkpoint .*; tests/other has prompts of at most 480",
+        ),
         ("dtype", r"numbers of the type float32; tests/other has numbers of the type bfloat16"),
         ("dim", r"vectors of 32 dimensions.*tests/other has vectors of 64 dimensions"),
     ],
@@ -104,11 +108,11 @@ def test_other_settings_of_queries_search_the_same_index(built, encoder, documen
 def test_another_encoding_of_documents_is_refused_by_name(built, encoder, tiny_tokenizer, what, message):
     import torch
 
-    settings = {"max_length": 480 if what == "max_length" else 512}
+    settings = {"max_length": 480 if "max_length" in what else 512}
     checkpoint = encoder.checkpoint
     if what != "max_length":
         shape = {"hidden_size": 64} if what == "dim" else {}
-        model = build_model(seed=7 if what == "weights" else 0, **shape)
+        model = build_model(seed=7 if "weights" in what else 0, **shape)
         model = model.to(torch.bfloat16) if what == "dtype" else model
         profile = Profile.default()
         if what == "template":

@@ -3,9 +3,9 @@
     direct rows   (documents, direct queries) in batches of one forward pass
     reason rows   in one open decode loop (`encoder/open_decode.py`), which they join and leave while others decode
 
-Between two steps of the loop one batch of direct rows is run, so that neither kind waits for the other to end. Requests
-of several rows take turns: a small one is not kept waiting by a large one. A request whose future was cancelled is
-dropped, also in the middle of its reasoning.
+Batches of direct rows are run between the steps of the loop, and each kind gets half of the time while both wait.
+Requests of several rows take turns: a small one is not kept waiting by a large one. A request whose future was
+cancelled is dropped, also in the middle of its reasoning.
 """
 
 import logging
@@ -90,6 +90,7 @@ class Worker:
         self.sampling = Sampling(settings["max_reasoning_tokens"], settings["temperature"], settings["seed"])
         self.decode: OpenDecode | None = None
         self._packed: PackedLinears | None = None
+        self._owed = 0.0  # seconds that direct rows have had more than reasoning ones
         self._open = isinstance(self.engine, Backbone)
         self._condition = threading.Condition()
         self._closing = False
@@ -128,11 +129,7 @@ class Worker:
         try:
             with self.engine.evaluating() if self._open else nullcontext():
                 while self._wait():
-                    began = time.perf_counter()
-                    self._drop_unwanted()
-                    self._embed()
-                    self._reason()
-                    self.busy_seconds += time.perf_counter() - began
+                    self._turn()
         except Exception as error:  # noqa: BLE001  its words may quote a text
             _log.critical("The model's thread ended: %s", type(error).__name__)
         finally:
@@ -140,6 +137,19 @@ class Worker:
                 self._closing, self._packed = True, None
             for job in self._jobs():
                 job.fail(RuntimeError("The server was stopped."))
+
+    def _turn(self) -> None:
+        """A batch of direct rows, unless the reasoning rows are still owed time, and a step of these."""
+        self._drop_unwanted()
+        began = time.perf_counter()
+        if not (self._running and self._owed > 0):
+            self._embed()
+        middle = time.perf_counter()
+        self._reason()
+        end = time.perf_counter()
+        # A batch may take as long as many steps: each kind gets half of the time while both wait.
+        self._owed = max(0.0, self._owed + (middle - began) - (end - middle)) if self._running else 0.0
+        self.busy_seconds += end - began
 
     def _wait(self) -> bool:
         """Take what has arrived; where there is nothing to do, wait for it. False when the thread is to end."""

@@ -85,7 +85,7 @@ structure: install  ## files, lines, imports between rooms, circles, names with 
 	$(RUN) results/house/structure.py
 
 bench: install  ## what we do against what you would otherwise run, on the same weights, in turns
-	$(BIN)/search-r3 bench --json runs/bench.json
+	$(BIN)/search-r3 bench --output runs/bench.json
 
 bench-cache: install  ## results/corpus_cache: refresh policies on a real training run of nano
 	$(RUN) results/corpus_cache/bench.py

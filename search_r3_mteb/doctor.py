@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import search_r3_mteb
+from search_r3_mteb.extensions import installed
 from search_r3_mteb.threads import thread_speeds
 
 if TYPE_CHECKING:
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 PACKAGES = (
     *("torch", "transformers", "sentence-transformers", "mteb", "beir"),
     *("faiss-cpu", "peft", "bm25s", "numpy", "pandas"),
+)
+
+WARNING = "warning"
+BUDGET, LONGEST = 16, 256  # tokens; the second is the encoder's own default
+QUESTIONS = (
+    "What is the capital of the country of Oslo?",
+    "how do vaccines protect against disease",
+    "read a file line by line",
+    "Who wrote the book about the harbor?",
 )
 
 
@@ -29,6 +39,7 @@ def examine(model: str = "nano") -> Iterator[tuple[str, str]]:
     yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for package in PACKAGES:
         yield package, _installed(package)
+    yield from installed()
     yield from _devices()
     yield from _model(model)
 
@@ -67,7 +78,7 @@ def _model(name: str) -> Iterator[tuple[str, str]]:
     if has_template(encoder.tokenizer, encoder.checkpoint.profile) and facts(encoder.tokenizer).prints_date:
         yield "date in the prompt", f"fixed to {encoder.checkpoint.profile.date or DATE}, so that vectors do not change"
     start = time.perf_counter()
-    [thought] = encoder.think(["What is the capital of the country of Oslo?"], max_reasoning_tokens=16)
+    [thought] = encoder.think([QUESTIONS[0]], max_reasoning_tokens=BUDGET)
     seconds = time.perf_counter() - start
     yield (
         "one vector",
@@ -75,8 +86,28 @@ def _model(name: str) -> Iterator[tuple[str, str]]:
     )
     if encoder.model.device.type == "cpu":
         yield "decoding", str(thread_speeds(partial(_tokens_per_second, encoder)))
-    end = "ended by the model" if thought.finished else "token forced at the budget of 16 tokens"
+    end = "ended by the model" if thought.finished else f"token forced at the budget of {BUDGET} tokens"
     yield "its reasoning", f"{thought.text.strip()!r}, {len(thought.token_ids)} tokens, {end}"
+    if not thought.finished or not thought.text.strip():
+        yield from _silence(encoder)
+
+
+def _silence(encoder: "SearchR3Encoder") -> Iterator[tuple[str, str]]:
+    """A warning where no query has a reasoning: none is written, or no reasoning ends."""
+    thoughts = encoder.think(list(QUESTIONS), max_reasoning_tokens=LONGEST)
+    if not any(thought.text.strip() for thought in thoughts):
+        yield (
+            WARNING,
+            f"the model wrote no reasoning to any of {len(QUESTIONS)} questions: it says the embed token at once, so "
+            "mode 'reason' gives what mode 'direct' gives, or worse. Train it (train/sft.py), or use --mode direct.",
+        )
+    elif not any(thought.finished for thought in thoughts):
+        yield (
+            WARNING,
+            f"the model ended none of {len(QUESTIONS)} reasonings within {LONGEST} tokens: the embed token was forced, "
+            "where the model would not have said it. It may never have learned to: train it (train/sft.py), or raise "
+            "--max-reasoning-tokens where its reasonings are longer.",
+        )
 
 
 def _tokens_per_second(encoder: "SearchR3Encoder") -> float:

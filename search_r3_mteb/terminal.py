@@ -19,6 +19,10 @@ def visible(text: str) -> str:
 class SafeConsole(Console):
     """rich's console, which shows control characters of texts as U+FFFD; its own styles and bars are as ever."""
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        # rich would write the text ":key:" as a picture, also in paths and names of tasks.
+        super().__init__(*arguments, **{"emoji": False} | keywords)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of a renderable, without control characters in their text."""
         for segment in super().render(renderable, options):

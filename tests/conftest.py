@@ -1,6 +1,8 @@
 """Tiny models and a small tokenizer, made here: no test downloads anything."""
 
 import gc
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|embed_token|>"]
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "search-r3-extension"
 VOCABULARY_SIZE = 384  # 256 bytes, the special tokens, some merges, and free rows as real checkpoints have them
 
 
@@ -153,3 +156,55 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return stopped.value.code, shown.out, shown.err
 
     return run
+
+
+# ---- packages with extensions ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the example is installed, as `pip install` does it, without a network."""
+    folder = tmp_path_factory.mktemp("site")
+    command = "pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --disable-pip-version-check"
+    subprocess.run(
+        [sys.executable, "-m", *command.split(), "--target", str(folder), str(EXAMPLE)], check=True, timeout=300
+    )
+    return folder
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a test registers is gone after it, and its modules with it."""
+    from search_r3_mteb import extensions
+
+    before, modules = [dict(registry._registered) for registry in extensions.REGISTRIES], set(sys.modules)
+    yield
+    for registry, kept in zip(extensions.REGISTRIES, before, strict=True):
+        registry._registered.clear()
+        registry._registered.update(kept)
+    for name in set(sys.modules) - modules:
+        if name.startswith(("search_r3_extension", "own_")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def example(target: Path, registries: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example package is installed."""
+    monkeypatch.syspath_prepend(str(target))
+
+
+@pytest.fixture
+def package(tmp_path: Path, registries: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`package(name, group, entries, code)` installs a package of one module by hand."""
+
+    def make(name: str, group: str, entries: dict[str, str], code: str) -> None:
+        folder = tmp_path / f"site-{name}"
+        metadata = folder / f"{name}-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = "".join(f"{key} = {value}\n" for key, value in entries.items())
+        (metadata / "entry_points.txt").write_text(f"[{group}]\n{lines}")
+        (folder / f"own_{name}.py").write_text(code)
+        monkeypatch.syspath_prepend(str(folder))
+
+    return make

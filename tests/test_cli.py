@@ -173,11 +173,13 @@ def test_export_names_the_folder_and_how_to_load_it(call, tiny_folder, tmp_path)
     assert (tmp_path / "exported" / "modules.json").exists()
 
 
+ROW = {"task": "T", "split": "test", "model": "m", "mode": "direct", "ndcg_at_10": 0.25, "recall_at_10": 0.5}
+
+
 @pytest.mark.parametrize(("format", "file"), [("md", "report.md"), ("latex", "report.tex")])
 def test_report_writes_one_file(call, tmp_path, monkeypatch, format, file):
-    row = {"task": "T", "split": "test", "model": "m", "mode": "direct", "ndcg_at_10": 0.25, "recall_at_10": 0.5}
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "summary.json").write_text(json.dumps([row]))
+    (tmp_path / "run" / "summary.json").write_text(json.dumps([ROW]))
     monkeypatch.chdir(tmp_path)
     code, out, _ = call("report", "run", "--format", format)
     assert code == 0
@@ -303,6 +305,7 @@ def test_help_loads_no_heavy_library():
 def test_a_place_that_cannot_be_used_is_named_in_words(call, tmp_path, monkeypatch, command, place, reason):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("a file")
+    (tmp_path / "summary.json").write_text(json.dumps([ROW]))  # something to report on
     code, _, errors = call(*command, "--output", place)
     assert code == 2
     assert re.search(rf"Error: .*{place.partition('/')[0]}.* cannot be used: ({reason})\. Name another place\.", errors)
@@ -312,6 +315,7 @@ def test_a_place_that_cannot_be_used_is_named_in_words(call, tmp_path, monkeypat
 def test_a_report_needs_the_name_of_a_file(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
+    (tmp_path / "summary.json").write_text(json.dumps([ROW]))
     assert "The report needs a file to be written to, got '.'" in call("report", ".", "--output", "")[2]
     assert "folder cannot be used: it is a folder, and a file is meant" in call("report", ".", "--output", "folder")[2]
 

@@ -50,7 +50,7 @@ from train.run.run import Run
 from train.stage2 import rollouts
 from train.stage2.corpus import SearchedCorpus, encoding_flops
 from train.stage2.documents import DocumentEncoder
-from train.stage2.environment import Environment
+from train.stage2.environment import Environment, OwnEffects
 from train.stage2.replay import Replay
 from train.stage2.rollout_log import RolloutLog
 from train.stage2.rollouts import Groups
@@ -75,6 +75,7 @@ def train(config: RlConfig) -> Path:
     active = run.accelerator.is_main_process
     log = RolloutLog(run.folder, run.checkpoint.tokenizer, config.output, step=run.step, active=active)
 
+    effects = OwnEffects.of(config)
     for number in run.steps():
         rows = run.data.next_batch()
         rate = learning_rate(number, config.optimization)
@@ -101,6 +102,10 @@ def train(config: RlConfig) -> Path:
         shown |= {"cache_age": environment.age(number), "learning_rate": rate, "gradient_norm": norm}
         if number == 1 and shown["finished_share"] < SILENT:
             run.log.warn(number, _silent(config, shown["finished_share"]))
+        for one in effects.used() if number == 1 else ():
+            run.log.event("extension", number, **one)
+        for text in effects.warnings(number, shown):
+            run.log.warn(number, text)
         run.after_step(number, shown)
     return run.finish()
 

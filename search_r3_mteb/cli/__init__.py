@@ -2,7 +2,9 @@
 
 # The order of these imports is that of the commands in --help.
 from search_r3_mteb.cli import evaluation, comparing, encoding, checkpoints  # isort: skip  # noqa: F401
-from search_r3_mteb.cli.options import app
+from search_r3_mteb.cli.options import app, name_values
 from search_r3_mteb.cli.program import main
+
+name_values(app)
 
 __all__ = ["app", "main"]

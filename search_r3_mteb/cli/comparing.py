@@ -1,19 +1,26 @@
 """Commands beside an evaluation: compare, tune, contamination."""
 
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.markup import escape
 
-from search_r3_mteb.cli.options import BudgetOption, CacheFolderOption, SetOption, app
-from search_r3_mteb.cli.shared import arguments_given, console_here, progress_lines, settings_of
+from search_r3_mteb.cli.options import (
+    BudgetOption,
+    CacheFolderOption,
+    ExtensibleCommand,
+    JsonOption,
+    SetOption,
+    SplitOption,
+    app,
+)
+from search_r3_mteb.cli.shared import arguments_given, console_here, print_json, progress_lines, said, settings_of
 
 
-@app.command()
-def compare(
+@app.command(cls=ExtensibleCommand)
+def compare(  # noqa: PLR0913  an option is a parameter
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE.toml]", help="The systems and their settings.", show_default=False)
     ] = None,
@@ -37,10 +44,14 @@ def compare(
         Path | None,
         typer.Option(help="An interrupted comparison resumes there. [default: runs/compare]", show_default=False),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    split: SplitOption = None,
     setting: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Compare systems at equal cost: quality, differences, controls, tokens and time; one page."""
+    """Compare systems at equal cost, on one page.
+
+    Quality, differences, controls of the reasoning, tokens and time.
+    """
     from search_r3_mteb.compare import compare as run
     from search_r3_mteb.compare.plan import plan_of, read_plan
     from search_r3_mteb.evaluation.abstaining import SearchSettings
@@ -55,17 +66,21 @@ def compare(
     plan = plan if output is None else replace(plan, output=output)
     with progress_lines():
         result = run(plan, shlex.join(["search-r3", *arguments_given()]))
+    if as_json:
+        findings = {"pairs": [asdict(each) for each in result.pairs], "failures": [str(f) for f in result.failures]}
+        print_json({"rows": result.rows, **findings, "files": [str(path) for path in result.files]})
+        raise SystemExit(1 if result.failures else 0)
     console = console_here()
     if result.rows:
         console.print(table(result.shown_rows()))
     for sentence in [each.sentence() for each in result.pairs] + [str(each) for each in result.failures]:
         console.print(sentence, markup=False, highlight=False)
-    console.print(f"Written to {escape(str(plan.output))}: {', '.join(path.name for path in result.files)}")
+    said(console, f"Written to {plan.output}: {', '.join(path.name for path in result.files)}")
     if result.failures:
         raise SystemExit(1)
 
 
-@app.command()
+@app.command(cls=ExtensibleCommand)
 def tune(  # noqa: PLR0913  an option is a parameter
     task: Annotated[
         str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
@@ -79,7 +94,10 @@ def tune(  # noqa: PLR0913  an option is a parameter
         typer.Option(help="Folder of tune.json. [default: runs/tune/TASK__MODEL]", show_default=False),
     ] = None,
     anchors: Annotated[
-        list[float] | None, typer.Option("--anchor", help="A weight to try. May be repeated.", show_default=False)
+        list[float] | None,
+        typer.Option(
+            "--anchor", help="A weight to try. May be repeated. [default: 8 from 0.1 to 2]", show_default=False
+        ),
     ] = None,
     write_profile: Annotated[
         bool, typer.Option("--write-profile", help="Recommend the chosen anchor in the model folder's search_r3.json.")
@@ -88,8 +106,12 @@ def tune(  # noqa: PLR0913  an option is a parameter
     cache_folder: CacheFolderOption = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Choose on a dev split how much a reasoning or a writer's text weighs, and which queries need to reason at all."""
+    """Choose on a dev split how much the reasoning weighs.
+
+    Or how much a writer's text does, and which queries need to reason at all.
+    """
     from search_r3_mteb.evaluation.systems import split_label
     from search_r3_mteb.evaluation.tuning import TuningPlan, tables, write_anchor
     from search_r3_mteb.evaluation.tuning import tune as run
@@ -114,6 +136,11 @@ def tune(  # noqa: PLR0913  an option is a parameter
             command=shlex.join(["search-r3", *arguments_given()]),
         )
     console, chosen = console_here(), found["chosen"]
+    if write_profile:
+        found["profile"] = str(write_anchor(split_label(model)[1], chosen["anchor"]))
+    if as_json:
+        print_json(found)
+        return
     for each in tables(found):
         console.print(each)
     pairs = " ".join(f"--set {name}={'none' if value is None else value}" for name, value in chosen.items())
@@ -122,25 +149,25 @@ def tune(  # noqa: PLR0913  an option is a parameter
     )
     if found["split"] == "test":
         console.print("Chosen on the test split: what is reported there with these settings is too good.")
-    console.print(f"Written to {escape(found['file'])}")
+    said(console, f"Written to {found['file']}")
     if write_profile:
-        console.print(f"Written to {escape(str(write_anchor(split_label(model)[1], chosen['anchor'])))}: the anchor")
+        said(console, f"Written to {found['profile']}: the anchor")
 
 
-@app.command()
-def contamination(
+@app.command(cls=ExtensibleCommand)
+def contamination(  # noqa: PLR0913  an option is a parameter
     train: Annotated[
         Path,
         typer.Option(help="The training set: .jsonl (.gz) with queries, positives, negatives, ids; or a BEIR folder."),
     ],
     task: Annotated[list[str], typer.Option("--task", help="As in evaluate. May be repeated.")],
-    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    split: SplitOption = None,
     train_split: Annotated[
         str | None, typer.Option(help="The training folder's judgements. [default: train]", show_default=False)
     ] = None,
     threshold: Annotated[float, typer.Option(help="Jaccard of word shingles from which a text is a near copy.")] = 0.8,
     examples: Annotated[int, typer.Option(help="Copies to show, for each part and sort.", min=0)] = 3,
-    json: Annotated[Path | None, typer.Option("--json", help="A file for the whole report.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A JSON file for the whole report.")] = None,
     fail_above: Annotated[
         float | None,
         typer.Option(
@@ -149,20 +176,27 @@ def contamination(
             max=1,
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """How much of a task's test data a training set holds: exactly, nearly, and by id."""
+    """How much of a task's test data a training set holds.
+
+    Texts are found that are equal, or nearly so, and ids.
+    """
     from search_r3_mteb.evaluation.contamination import contamination as run
     from search_r3_mteb.evaluation.contamination import sentences, table
 
     with progress_lines():
         reports = run(
-            train, task, split=split, train_split=train_split, threshold=threshold, examples=examples, output=json
+            train, task, split=split, train_split=train_split, threshold=threshold, examples=examples, output=output
         )
     console = console_here()
-    console.print(table(reports))
-    for sentence in sentences(reports):
-        console.print(sentence, markup=False, highlight=False)
-    if json is not None:
-        console.print(f"Written to {escape(str(json))}")
+    if as_json:
+        print_json([each.to_dict() for each in reports])
+    else:
+        console.print(table(reports))
+        for sentence in sentences(reports):
+            console.print(sentence, markup=False, highlight=False)
+        if output is not None:
+            said(console, f"Written to {output}")
     if fail_above is not None and any(each.share > fail_above for each in reports):
         raise typer.Exit(1)

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from search_r3_mteb.cli.options import BudgetOption, ModelOption, SetOption, app
-from search_r3_mteb.cli.shared import choice, console_here, settings_of
+from search_r3_mteb.cli.options import BudgetOption, ExtensibleCommand, JsonOption, ModelOption, SetOption, app
+from search_r3_mteb.cli.shared import choice, console_here, print_json, said, settings_of
 
 
-@app.command()
+@app.command(cls=ExtensibleCommand)
 def embed(
     input: Annotated[
         Path, typer.Option(help="One text per line (Markdown too), or .jsonl or .json of {'text', 'title'?}; .gz too.")
@@ -36,10 +36,10 @@ def embed(
         console.print(f"[bold]{escape(text)}[/bold] [dim]({len(thought.token_ids)} tokens{end})[/dim]")
         console.print(f"  {escape(thought.text.strip())}")
     rows, dim = done.shape
-    console.print(f"{rows:,} x {dim} float32 in {escape(str(output))}, {done.seconds:.1f} s")
+    said(console, f"{rows:,} x {dim} float32 in {output}, {done.seconds:.1f} s")
 
 
-@app.command()
+@app.command(cls=ExtensibleCommand)
 def explain(
     question: Annotated[str, typer.Argument(help="The question, in quotes.")],
     corpus: Annotated[
@@ -52,8 +52,12 @@ def explain(
     ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show a question's reasoning, and the documents that it finds without and with it, side by side."""
+    """Show what a question's reasoning changes in its results.
+
+    The documents that it finds without and with it stand side by side.
+    """
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.evaluation.explain import explain as look
     from search_r3_mteb.evaluation.explain import read_documents, side_by_side
@@ -61,6 +65,9 @@ def explain(
     documents = read_documents(corpus)
     encoder = SearchR3Encoder(model, **settings_of(setting, max_reasoning_tokens=max_reasoning_tokens))
     found = look(encoder, documents, question, top, reasoning)
+    if as_json:
+        print_json(found.to_dict())
+        return
     console = console_here()
     end = "" if found.thought.finished else ", token forced: the budget was spent or the model ended its turn"
     what = "reasoning"
@@ -73,12 +80,21 @@ def explain(
     console.print(side_by_side(found))
 
 
-@app.command()
-def doctor(model: ModelOption = "nano") -> None:
-    """Show versions, device, threads and the model, and compute one vector."""
-    from search_r3_mteb.doctor import examine
+@app.command(cls=ExtensibleCommand)
+def doctor(model: ModelOption = "nano", as_json: JsonOption = False) -> None:
+    """Examine this machine and a model.
 
-    console = console_here()
+    Shows versions, extensions, device, threads and the model, computes one vector, and warns of a silent model.
+    """
+    from search_r3_mteb.doctor import WARNING, examine
+
+    console, found = console_here(), []
     for name, value in examine(model):
-        console.print(f"{name:>22}  {value}", markup=False, highlight=False)
-    console.print("All well.")
+        found.append({"name": name, "found": value})
+        if not as_json:
+            console.print(f"{name:>22}  {value}", markup=False, highlight=False, soft_wrap=True)
+    warned = sum(each["name"] == WARNING for each in found)
+    if as_json:
+        print_json(found)
+    else:
+        console.print("All well." if not warned else f"{warned} warning{'s' * (warned > 1)}: see above.")

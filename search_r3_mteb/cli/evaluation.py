@@ -2,26 +2,37 @@
 
 import shlex
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from search_r3_mteb.cli.options import (
     BudgetOption,
     CacheFolderOption,
+    ExtensibleCommand,
     IdenticalIdsOption,
+    JsonOption,
     ModelOption,
     ResultsOption,
     SetOption,
+    SplitOption,
     app,
 )
-from search_r3_mteb.cli.shared import arguments_given, choice, console_here, progress_lines, settings_of
+from search_r3_mteb.cli.shared import (
+    arguments_given,
+    choice,
+    console_here,
+    print_json,
+    progress_lines,
+    said,
+    settings_of,
+)
 from search_r3_mteb.terminal import SafeConsole
 
 
-@app.command()
+@app.command(cls=ExtensibleCommand)
 def evaluate(  # noqa: PLR0913  an option is a parameter
     model: Annotated[
         list[str],
@@ -42,7 +53,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     ],
     mode: Annotated[str, typer.Option(help="both, reason or direct. Baselines are always direct.")] = "both",
     output: ResultsOption = Path("runs/evaluate"),
-    split: Annotated[str | None, typer.Option(help="One split of the tasks, instead of their own.")] = None,
+    split: SplitOption = None,
     ignore_identical_ids: IdenticalIdsOption = False,
     cache_folder: CacheFolderOption = None,
     reasoning: Annotated[
@@ -54,8 +65,12 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Score models on retrieval tasks through MTEB: nDCG@10, recall@10, cost; summary.json and per-query files."""
+    """Score models on retrieval tasks, through MTEB.
+
+    nDCG@10, recall@10 and cost as a table, in summary.json, and for each query.
+    """
     from search_r3_mteb.evaluation.abstaining import SearchSettings
     from search_r3_mteb.evaluation.benchmarks import benchmark_means
     from search_r3_mteb.evaluation.costs import cost_sentences
@@ -76,16 +91,19 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             reasoning=reasoning,
             command=shlex.join(["search-r3", *arguments_given()]),
         )
+    if as_json:
+        print_json(rows)
+        return
     console = console_here()
     console.print(table(rows))
     means = list(benchmark_means(task, rows))
     for sentence in [*cost_sentences(rows, output), *(mean for _, mean in means)]:
         console.print(sentence, markup=False, highlight=False)
     _print_published(console, dict.fromkeys(name for name, _ in means))
-    console.print(f"Written to {escape(str(output))}: summary.json, queries/, predictions/, mteb/")
+    said(console, f"Written to {output}: summary.json, queries/, predictions/, mteb/")
 
 
-@app.command()
+@app.command(cls=ExtensibleCommand)
 def report(
     runs: Annotated[
         list[Path], typer.Argument(help="Folders of evaluations or trainings, MTEB results, summary.json.")
@@ -103,17 +121,21 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write what runs have shown into one file that works offline."""
+    """Write what runs have shown into one file.
+
+    It works offline. Where there is nothing to show, an earlier file stays as it is.
+    """
     from search_r3_mteb.report import report as write
+    from search_r3_mteb.report.records import summarised
 
     target = output or Path(f"report.{'tex' if format == 'latex' else format}")
     console = console_here()
-    for message in write(runs, target, format, peers or ()):
-        console.print(str(message), markup=False, highlight=False)
-    console.print(f"Written to {escape(str(target))}")
+    for line in summarised(write(runs, target, format, peers or ())):
+        console.print(line, markup=False, highlight=False)
+    said(console, f"Written to {target}")
 
 
-@app.command()
+@app.command(cls=ExtensibleCommand)
 def diagnose(  # noqa: PLR0913  an option is a parameter
     task: Annotated[
         str, typer.Option(help="hopworld[:DOCUMENTS], stdlib, beir:FOLDER[:ignore_identical_ids], or an MTEB task.")
@@ -123,7 +145,7 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
         Path | None,
         typer.Option(help="Folder of diagnose.json. [default: runs/diagnose/TASK__MODEL]", show_default=False),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="One split of the task, instead of its own.")] = None,
+    split: SplitOption = None,
     ignore_identical_ids: IdenticalIdsOption = False,
     max_queries: Annotated[
         int, typer.Option(help="Queries drawn at random (--set seed=...); 0 for all.", min=0)
@@ -131,8 +153,12 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
     rollouts: Annotated[int, typer.Option(help="Reasonings sampled for each query at temperature 1.", min=2)] = 16,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Does the reasoning matter? Exchange it, shuffle it, leave it out, sample it again; diagnose.json."""
+    """Test whether the reasoning matters.
+
+    It is exchanged, shuffled, left out, and sampled again; diagnose.json holds what that changes.
+    """
     from search_r3_mteb.evaluation.diagnosis_runs import DiagnosisPlan
     from search_r3_mteb.evaluation.diagnostics import diagnose as run
     from search_r3_mteb.evaluation.diagnostics import table
@@ -149,14 +175,17 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
             plan=DiagnosisPlan(max_queries=max_queries or None, rollouts=rollouts, seed=settings.get("seed", 0)),
             command=shlex.join(["search-r3", *arguments_given()]),
         )
+    if as_json:
+        print_json(result)
+        return
     console = console_here()
     console.print(table(result))
     console.print(result["verdict"]["text"], markup=False, highlight=False)
-    console.print(f"Written to {escape(result['file'])}")
+    said(console, f"Written to {result['file']}")
 
 
-@app.command()
-def reproduce(
+@app.command(cls=ExtensibleCommand)
+def reproduce(  # noqa: PLR0913  an option is a parameter
     claim: Annotated[
         list[str] | None,
         typer.Option(help="scifact, litsearch, mkqa or all. May be repeated. [default: all]", show_default=False),
@@ -177,15 +206,23 @@ def reproduce(
     ] = None,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Measure the paper's claims on the released checkpoint; needs a network, and a GPU for its size."""
+    """Measure the paper's claims on the released checkpoint.
+
+    It needs a network, and a GPU for its size.
+    """
     from search_r3_mteb.evaluation.published import published_scores, published_table
     from search_r3_mteb.evaluation.reproduce import parse_task_folders, table
     from search_r3_mteb.evaluation.reproduce import reproduce as run
 
     console = console_here()
     if published:
-        console.print(published_table(published_scores(published)))
+        scores = published_scores(published)
+        if as_json:
+            print_json([asdict(each) for each in scores])
+        else:
+            console.print(published_table(scores))
         return
     with progress_lines():
         findings = run(
@@ -196,20 +233,27 @@ def reproduce(
             cache_folder=cache_folder,
             settings=settings_of(setting, max_reasoning_tokens=max_reasoning_tokens),
             command=shlex.join(["search-r3", *arguments_given()]),
-            on_finding=lambda each: console.print(_finding_line(each), markup=False, highlight=False),
+            on_finding=lambda each: None if as_json else said(console, _finding_line(each)),
         )
+    if as_json:
+        print_json(findings)
+        return
     console.print(table(findings))
     _print_published(console, dict.fromkeys(finding["task"] for finding in findings))
-    console.print(f"Written to {escape(str(output))}: reproduce.json, summary.json, queries/, predictions/, mteb/")
+    said(console, f"Written to {output}: reproduce.json, summary.json, queries/, predictions/, mteb/")
 
 
-@app.command()
+@app.command(cls=ExtensibleCommand)
 def bench(
     kind: Annotated[list[str] | None, typer.Argument(help="reason, encode, rollout. [default: all]")] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="A file for the list of measurements.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A JSON file for the list of measurements.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Each case once, on nano: about a minute.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Time us against what you would otherwise run, on the same weights, in turns. Above 1: faster, or smaller."""
+    """Time us against what you would otherwise run.
+
+    Both run on the same weights, in turns. Above 1: faster, or smaller.
+    """
     from search_r3_mteb.evaluation.bench import bench as run
     from search_r3_mteb.evaluation.bench_cases import BENCHMARKS
 
@@ -219,7 +263,9 @@ def bench(
         rates = f"{record['ours']:,.1f} against {record['theirs']:,.1f} {record['unit']}"
         console.print(f"{record['ratio']:6.2f} x  {record['case']}, {record['peer']}: {rates}", highlight=False)
 
-    run(kind or BENCHMARKS, quick=quick, output=json, tell=tell)
+    records = run(kind or BENCHMARKS, quick=quick, output=output, tell=(lambda record: None) if as_json else tell)
+    if as_json:
+        print_json(records)
 
 
 def _finding_line(finding: dict[str, Any]) -> str:

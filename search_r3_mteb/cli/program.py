@@ -3,13 +3,15 @@
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from rich.markup import escape
 
+from search_r3_mteb.cli import shared
 from search_r3_mteb.cli.options import app
 from search_r3_mteb.disk import explained
 from search_r3_mteb.stopping import command_line, end_on_signals
@@ -40,11 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         end_on_signals("search-r3", lambda: _kept(sys.argv[1:]))
     _find_place_for_mteb()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    sys.argv[1:] = [each for each in given if each != "--debug"]
+    sys.argv[1:], anywhere = _taken_out(given)
+    debug = "--debug" in anywhere
+    quiet = bool(anywhere & {"-q", "--quiet"})
+    shared.be_quiet(quiet)
     try:
-        with redirect_stderr(sys.stderr if sys.stderr.isatty() else cast("TextIO", _WithoutBars(sys.stderr))):
-            app(args=sys.argv[1:])
+        bars = sys.stderr.isatty() and not quiet
+        with redirect_stderr(sys.stderr if bars else cast("TextIO", _WithoutBars(sys.stderr))), _warnings(bars, quiet):
+            app(args=sys.argv[1:], prog_name="search-r3")
     except Exception as error:
         message = explained(error)  # of a full disk: also as an exception of a library
         if debug or (message is None and not isinstance(error, _MISTAKES)):
@@ -53,6 +58,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"[red]Error:[/red] {escape(message or str(error))}", highlight=False
         )
         raise SystemExit(2) from None
+
+
+_ANYWHERE = ("--debug", "-q", "--quiet")
+
+
+def _taken_out(given: Sequence[str]) -> tuple[list[str], set[str]]:
+    """The arguments without the options that may stand anywhere, and those; what follows "--" is no option."""
+    end = list(given).index("--") if "--" in given else len(given)
+    taken = {each for each in given[:end] if each in _ANYWHERE}
+    return [each for each in given[:end] if each not in _ANYWHERE] + list(given[end:]), taken
+
+
+@contextmanager
+def _warnings(bars: bool, quiet: bool) -> Iterator[None]:
+    """A library's warning stands above a moving bar instead of in it, and is not shown where it was not wanted."""
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+        if bars:
+            warnings.showwarning = lambda *about, **_: shared.above_bars(warnings.formatwarning(*about[:4]).rstrip())
+        yield
 
 
 def _find_place_for_mteb() -> None:

@@ -1,8 +1,10 @@
 """What the commands share: the console, progress on standard error, and settings from their options."""
 
+import json
 import logging
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,19 +14,61 @@ from search_r3_mteb.terminal import SafeConsole, visible
 _LOG_WIDTH = 140
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether this command prints its result and errors only."""
+    global _quiet
+    _quiet = quiet
+
+
+def said(console: SafeConsole, text: str) -> None:
+    """A line that is not the result, such as where it was written."""
+    if not _quiet:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """The result as JSON: ASCII, so that nothing in it acts on a terminal; what is not a finite number is null."""
+    print(json.dumps(_plain(value), allow_nan=False, default=str))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 @contextmanager
 def progress_lines() -> Iterator[None]:
     """Log what is being done on standard error while the block runs: hours may pass before the table."""
-    logger, handler = logging.getLogger("search_r3_mteb"), logging.StreamHandler()
+    logger, handler = logging.getLogger("search_r3_mteb"), _AboveBars()
     before = logger.level
     handler.setFormatter(_Visible())
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.ERROR if _quiet else logging.INFO)
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+
+
+def above_bars(text: str) -> None:
+    """Write a line on standard error; a bar of tqdm's that moves there is cleared first, and drawn again below."""
+    tqdm = sys.modules.get("tqdm")  # where it is not loaded there is no bar
+    if tqdm is None:
+        print(text, file=sys.stderr)
+    else:
+        tqdm.tqdm.write(text, file=sys.stderr)
+
+
+class _AboveBars(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        above_bars(self.format(record))
 
 
 class _Visible(logging.Formatter):

@@ -15,7 +15,7 @@ from search_r3_mteb.encoder.chat_templates import TemplateFacts, facts, has_temp
 from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype
 from search_r3_mteb.encoder.family import known_tokens
 from search_r3_mteb.encoder.manifest import check_files
-from search_r3_mteb.encoder.profiles import DATE, EMBED_TOKEN, PLAIN, PROFILE_FILE, Profile
+from search_r3_mteb.encoder.profiles import DATE, EMBED_TOKEN, PLAIN, PROFILE_FILE, Profile, named_profile
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.special_tokens import list_special_tokens, shown_tokens
 
@@ -102,19 +102,27 @@ class Initialised:
 
 
 def initialise(
-    base: str | Path, output: str | Path, *, embed_token: str = EMBED_TOKEN, dtype: Dtype = "auto"
+    base: str | Path,
+    output: str | Path,
+    *,
+    embed_token: str | None = None,
+    dtype: Dtype = "auto",
+    profile: Profile | None = None,
 ) -> Initialised:
     """Write to `output` the causal LM `base` (a folder or hub id) with an embed token and a profile.
 
     A free row of a padded vocabulary is used before the matrix is enlarged; the token starts at the mean of the used
     rows, and nothing is trained. What the template leaves to the moment is decided in the profile (our choices): the
     date is `DATE`, and thinking is off, because a query's reasoning is the reply itself. The folder is complete or
-    absent; it is read again and one text embedded before it takes its place. `dtype` "auto" keeps the base's.
+    absent; it is read again and one text embedded before it takes its place. `dtype` "auto" keeps the base's. `profile`
+    takes the place of Search-R3's own, and `embed_token` that of the profile's token.
 
     Raises FileNotFoundError for a base that is not there; ValueError for one that is a checkpoint already or an
     adapter, for a token that cannot be one, and for an `output` that exists and is not an earlier result.
     """
     dtype, target = checkpoints.check_dtype(dtype), Path(output).absolute()
+    profile = Profile() if profile is None else profile
+    embed_token = profile.embed_token if embed_token is None else embed_token
     folder = checkpoints.resolve(base).absolute()  # "." has no name, and messages need one
     _check_places(folder, target)
     check_files(folder)
@@ -123,7 +131,7 @@ def initialise(
         raise ValueError(f"{folder.name}: {type(tokenizer).__name__} is slow; a fast tokenizer.json is needed.")
     special = tuple(list_special_tokens(tokenizer))
     known = _check_token(tokenizer, embed_token)
-    template, profile = profile_for(tokenizer, embed_token)
+    template, profile = profile_for(tokenizer, replace(profile, embed_token=embed_token))
     model = checkpoints.load_model(folder, dtype, False)
     rows, used = model.get_input_embeddings().weight.shape[0], len(tokenizer)
     token_id = checkpoints.add_embed_token(model, tokenizer, embed_token)
@@ -156,14 +164,30 @@ def initialise(
     return done
 
 
-def profile_for(tokenizer: Any, embed_token: str) -> tuple[TemplateFacts | None, Profile]:
-    """What the tokenizer's chat template does, and Search-R3's profile with everything decided that it leaves open."""
-    profile = Profile(embed_token=embed_token)
+def profile_for(tokenizer: Any, profile: Profile) -> tuple[TemplateFacts | None, Profile]:
+    """What the tokenizer's chat template does, and the profile with everything decided that both leave open."""
     if not has_template(tokenizer, profile):
-        return None, replace(profile, plain=PLAIN)
+        return None, profile if profile.plain is not None else replace(profile, plain=PLAIN)
     found = facts(tokenizer)
     wrap(tokenizer, profile, profile.reason.system)  # refuses what would be refused once the weights are read
-    return found, replace(profile, thinking=False if found.thinking else None, date=DATE if found.prints_date else None)
+    thinking, date = False if found.thinking else None, DATE if found.prints_date else None
+    thinking = thinking if profile.thinking is None else profile.thinking
+    return found, replace(profile, thinking=thinking, date=profile.date or date)
+
+
+def profile_of(folder: Path, tokenizer: Any, name: str | None) -> Profile:
+    """The profile in the folder; for a base without one Search-R3's own, or another package's of that name.
+
+    Raises ValueError for a name where the folder has a profile.
+    """
+    if not (folder / PROFILE_FILE).exists():
+        return profile_for(tokenizer, Profile() if name is None else named_profile(name))[1]
+    if name is not None:
+        raise ValueError(
+            f"The profile {name!r} would have no effect: {folder.name} has its own, {PROFILE_FILE}. Leave it out, or "
+            "begin from a base without one."
+        )
+    return Profile.load(folder)
 
 
 def _check_places(folder: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from search_r3_mteb.encoder.anchoring import check_anchor
+from search_r3_mteb.extensions import PROFILES
 from search_r3_mteb.json_files import kind, read_json
 
 PROFILE_FILE = "search_r3.json"
@@ -185,6 +186,15 @@ class Profile:
     def to_text(self) -> str:
         """The content of search_r3.json."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+
+def named_profile(name: str) -> Profile:
+    """The profile that another package brings under this name. Raises ExtensionError for none, or a broken one."""
+    extension = PROFILES.find(name)
+    found = extension()
+    if not isinstance(found, Profile):
+        raise extension.error(f"gave {kind(found)}, not a Profile")
+    return found
 
 
 def _check_date(text: str) -> None:

@@ -30,7 +30,8 @@ from search_r3_mteb.near_duplicates import DuplicateIndex, Signature, Signer
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from rich.table import Table
+
+    from search_r3_mteb.narrow_tables import NarrowTable
 
 TestPart: TypeAlias = Literal["queries", "relevant documents", "other documents"]
 TEST_PARTS: tuple[TestPart, ...] = ("queries", "relevant documents", "other documents")
@@ -122,17 +123,18 @@ def contamination(
     return reports
 
 
-def table(reports: Sequence[TaskContamination]) -> "Table":
-    """The reports as a rich table, a row for each part of the test data."""
-    from rich import box
-    from rich.table import Table
+def table(reports: Sequence[TaskContamination]) -> "NarrowTable":
+    """The reports as a table that fits its terminal, a row for each part of the test data."""
+    from search_r3_mteb.narrow_tables import NarrowColumn, NarrowTable
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("task", "test data"):
-        made.add_column(name, overflow="fold")
-    columns = ("texts", "found", "share", "exact", "near", "in negatives", "same id and text", "same id, other text")
-    for name in columns:
-        made.add_column(name, justify="right")
+    columns = [("texts", 6), ("found", 0), ("share", 0), ("exact", 5), ("near", 4), ("in nega-\ntives", 3)]
+    columns += [("same id\nand text", 2), ("same id,\nother text", 1)]
+    made = NarrowTable(
+        [
+            *(NarrowColumn(name, name=True) for name in ("task", "test data")),
+            *(NarrowColumn(name, leaves=order) for name, order in columns),
+        ]
+    )
     for report in reports:
         for name, part in report.parts.items():
             trained = [sum(counts[role] for role in ("query", "positive")) for counts in (part.exact, part.near)]

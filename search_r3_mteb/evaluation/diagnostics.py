@@ -55,10 +55,9 @@ from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
 from search_r3_mteb.json_files import read_object
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from search_r3_mteb.encoder.checkpoints import Checkpoint
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
+    from search_r3_mteb.narrow_tables import NarrowTable
 
 DIAGNOSIS_VERSION = 1
 DIAGNOSIS_FILE = "diagnose.json"
@@ -122,26 +121,27 @@ def diagnose(
     return result | {"file": str(folder / DIAGNOSIS_FILE)}
 
 
-def table(result: DiagnosisRecord) -> "Table":
-    """The controls of every group as a rich table."""
-    from rich import box
-    from rich.table import Table
+def table(result: DiagnosisRecord) -> "NarrowTable":
+    """The controls of every group as a table that fits its terminal."""
+    from search_r3_mteb.narrow_tables import NarrowColumn, NarrowTable
 
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("queries", "own", "another's", "shuffled", "empty", "direct", "own - another's", "own - direct"):
-        found.add_column(name, justify="left" if name == "queries" else "right")
+    columns = [("own", 0), ("another's", 0), ("shuffled", 2), ("empty", 3), ("direct", 0)]
+    columns += [("own -\nanother's", 0), ("95 %\ninterval", 4), ("own -\ndirect", 0), ("95 %\ninterval", 1)]
+    found = NarrowTable(
+        [NarrowColumn("queries", name=True), *(NarrowColumn(name, leaves=order) for name, order in columns)]
+    )
     for group in result["groups"]:
         controls = group["controls"]
         label = "all" if group["hops"] is None else f"{group['hops']} hop{'s' * (group['hops'] > 1)}"
         means = [f"{controls[name]['ndcg_at_10']['mean']:.3f}" for name in (OWN, *CONTROLS)]
-        shown = [_difference(controls[name]["own_minus_this"]) for name in (OTHER, DIRECT)]
+        shown = [cell for name in (OTHER, DIRECT) for cell in _difference(controls[name]["own_minus_this"])]
         found.add_row(f"{label} ({group['queries']:,})", *means, *shown)
     return found
 
 
-def _difference(record: DiagnosisRecord) -> str:
+def _difference(record: DiagnosisRecord) -> tuple[str, str]:
     low, high = record["interval"]
-    return f"{record['difference']:+.3f} [{low:+.3f}, {high:+.3f}]".replace("[", "\\[")
+    return f"{record['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}"
 
 
 def _encoder(model: "str | Path | Checkpoint", settings: Mapping[str, Any]) -> "tuple[SearchR3Encoder, str]":

@@ -1,15 +1,15 @@
 """The explanation of one question: its reasoning, and the documents found without and with it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from search_r3_mteb.encoder.documents import join_title
-from search_r3_mteb.evaluation.tasks import BEIR, FORMS, LOCAL_TASKS, resolve_task
+from search_r3_mteb.evaluation.tasks import FORMS, LOCAL_TASKS, is_local, resolve_task
 from search_r3_mteb.text_files import read_rows
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ class Explanation:
     without: list[Hit]
     with_reasoning: list[Hit]
     documents: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        thought = {"reasoning": self.thought.text, "finished": self.thought.finished, "given": self.thought.given}
+        hits = {"without": self.without, "with_reasoning": self.with_reasoning}
+        found = {name: [{**asdict(hit), "score": float(hit.score)} for hit in part] for name, part in hits.items()}
+        return {**thought, "tokens": len(self.thought.token_ids), "documents": self.documents, **found}
 
 
 def explain(
@@ -106,7 +113,7 @@ def read_documents(corpus: str | Path) -> list[tuple[str, str]]:
         )
     if path.exists():
         return _unique(corpus, _files(path))
-    if isinstance(corpus, Path) or (not corpus.startswith(BEIR) and (path.suffix or len(path.parts) > 1)):
+    if isinstance(corpus, Path) or (not is_local(corpus) and (path.suffix or len(path.parts) > 1)):
         raise FileNotFoundError(
             f"There is no corpus {corpus}. Give a BEIR folder, a corpus.jsonl, a text file, or {FORMS}."
         )

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from search_r3_mteb.narrow_tables import NarrowTable
 
 NOT_MEASURED = "published, not measured here"
 _CERTAINTY = {"P": "[P] the authors' own words", "S": "[S] somebody else's table"}
@@ -53,18 +53,17 @@ def known_benchmarks() -> tuple[str, ...]:
     return tuple(dict.fromkeys(score.benchmark for score in published_scores()))
 
 
-def published_table(scores: Sequence[PublishedScore]) -> "Table":
-    """The scores as a rich table, which says that none was measured here."""
-    from rich import box
-    from rich.table import Table
+def published_table(scores: Sequence[PublishedScore]) -> "NarrowTable":
+    """The scores as a table that fits its terminal, which says that none was measured here; sources stand below it."""
+    from search_r3_mteb.narrow_tables import NarrowColumn, NarrowTable
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=NOT_MEASURED, title_justify="left")
-    for name in ("benchmark", "system", "setting"):
-        made.add_column(name, overflow="fold")
-    made.add_column("nDCG@10", justify="right", style="italic")
-    made.add_column("source", overflow="fold")
+    columns = [NarrowColumn(name, name=True) for name in ("benchmark", "system")]
+    columns += [NarrowColumn("setting", name=True, leaves=1), NarrowColumn("nDCG@10"), NarrowColumn("source")]
+    sources: dict[str, int] = {}
+    made = NarrowTable(columns, title=NOT_MEASURED)
     for score in scores:
-        source = f"\\[{score.certainty}] {score.source}, {score.address}"
-        made.add_row(score.benchmark, score.system, score.setting, f"{score.ndcg_at_10:.3f}", source)
-    made.caption = "; ".join(_CERTAINTY.values()).replace("[", "\\[")
+        source = f"[{score.certainty}] {score.source}, {score.address}"
+        number = sources.setdefault(source, len(sources) + 1)
+        made.add_row(score.benchmark, score.system, score.setting, f"{score.ndcg_at_10:.3f}", str(number))
+    made.notes = [*(f"{number}: {source}" for source, number in sources.items()), "; ".join(_CERTAINTY.values())]
     return made

@@ -31,9 +31,9 @@ from search_r3_mteb.locks import locked
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from rich.table import Table
 
     from search_r3_mteb.encoder.checkpoints import Checkpoint
+    from search_r3_mteb.narrow_tables import NarrowTable
 
 Finding = dict[str, Any]
 RELEASED_MODEL = "ytgui/Search-R3.0-Small"
@@ -141,15 +141,14 @@ def judge(claim: Claim, result: Difference) -> tuple[str, str]:
     return "undecided", f"{shown}: holds both no gain and {claimed}; more queries would be needed."
 
 
-def table(findings: Sequence[Finding]) -> "Table":
-    """The findings as a rich table."""
-    from rich import box
-    from rich.table import Table
+def table(findings: Sequence[Finding]) -> "NarrowTable":
+    """The findings as a table that fits its terminal."""
+    from search_r3_mteb.narrow_tables import NarrowColumn, NarrowTable
 
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("claim", "task", "claimed", "measured", "95 % interval", "direct", "reasoning", "queries", "verdict"):
-        numeric = name not in ("claim", "task", "verdict")
-        found.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    columns = [NarrowColumn("claim", name=True), NarrowColumn("task", name=True)]
+    numbers = [("claimed", 0), ("measured", 0), ("95 %\ninterval", 4), ("direct", 3), ("reasoning", 2), ("queries", 1)]
+    columns += [NarrowColumn(name, leaves=order) for name, order in numbers]
+    found = NarrowTable([*columns, NarrowColumn("verdict", name=True)])
     for finding in findings:
         low, high = finding["interval"]
         found.add_row(

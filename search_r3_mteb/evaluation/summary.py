@@ -14,7 +14,7 @@ from search_r3_mteb.evaluation.significance import interval
 from search_r3_mteb.json_files import read_json
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from search_r3_mteb.narrow_tables import NarrowTable
 
 SummaryRow = dict[str, Any]
 Records = Sequence[Mapping[str, Any]]
@@ -116,19 +116,17 @@ def identity(row: SummaryRow) -> tuple[Any, ...]:
     return tuple(row.get(key) for key in ("task", "split", "model", "mode"))
 
 
-def table(rows: Sequence[SummaryRow]) -> "Table":
-    """The rows as a rich table of at most 80 columns; a row of one hop count follows the row of all.
+def table(rows: Sequence[SummaryRow]) -> "NarrowTable":
+    """The rows as a table that fits its terminal; a row of one hop count follows the row of all.
 
     Tokens are those that a query's system generated; times are of this machine, without the search of the vectors.
     """
-    from rich import box
-    from rich.table import Table
+    from search_r3_mteb.narrow_tables import NarrowColumn, NarrowTable
 
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for name in ("task", "model", "mode"):
-        found.add_column(name, overflow="fold")
-    for name in ("nDCG@10", "95 %\ninterval", "recall\n@10", "tokens\n/query", "ms\n/query", "docs\n/s"):
-        found.add_column(name, justify="right", no_wrap=True)
+    names = [NarrowColumn("task", name=True), NarrowColumn("model", name=True), NarrowColumn("mode", name=True)]
+    numbers = [("nDCG@10", 0), ("95 %\ninterval", 3), ("recall\n@10", 5), ("tokens\n/query", 4)]
+    numbers += [("ms\n/query", 2), ("docs\n/s", 1)]
+    found = NarrowTable([*names, *(NarrowColumn(name, leaves=order) for name, order in numbers)])
     previous = None
     for row in rows:
         if previous is not None and identity(previous) != identity(row):

@@ -1,7 +1,8 @@
 """The systems that can be evaluated: Search-R3 checkpoints in each mode, writers with encoders, and baselines.
 
-Baselines are sentence-transformers folders and BM25. The modes of a system are "reason", "direct", "given" (queries are
-read with the reasonings of a file), and "if-unsure" (a query reasons where its direct ranking is unsure).
+Baselines are sentence-transformers folders, BM25, and those of other packages. The modes of a system are "reason",
+"direct", "given" (queries are read with the reasonings of a file), and "if-unsure" (a query reasons where its direct
+ranking is unsure).
 
 Each has a model that `mteb.evaluate` takes and an identity that no other checkpoint shares.
 """
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 from search_r3_mteb.encoder.arithmetic import arithmetic
 from search_r3_mteb.encoder.store import fingerprint_of
 from search_r3_mteb.evaluation.abstaining import AbstainingSearch, SearchSettings
+from search_r3_mteb.evaluation.own_baselines import OwnBaseline, own_baseline
 from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, Thinker
 from search_r3_mteb.expansion.names import SETTINGS, open_expansion, parse_name
+from search_r3_mteb.extensions import BASELINES
 
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
@@ -34,7 +37,7 @@ MODE_CHOICES: tuple[ModeChoice, ...] = ("both", "reason", "direct")
 GIVEN: Literal["given"] = "given"
 UNSURE: Literal["if-unsure"] = "if-unsure"
 SystemMode: TypeAlias = 'Mode | Literal["given", "if-unsure"]'
-ModelKind = Literal["bm25", "sentence-transformers", "search-r3", "expansion"]
+ModelKind = Literal["bm25", "sentence-transformers", "search-r3", "expansion", "own"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
 _TYPED = ("device", "trust_remote_code", "verify")
 _SHARED = ("device", "revision", "trust_remote_code", "verify")  # settings that ordinary models take too
@@ -75,7 +78,9 @@ def check_settings(
     kinds = [kind_of(name) for name in names if name is not None]
     kinds += ["search-r3" for spec in models if _is_checkpoint(spec)]  # encoders in memory have settings of their own
     expansions = [parsed for parsed in map(parse_name, names) if parsed is not None]
-    used = {*_SHARED}.union(*(each.check(settings) for each in expansions))
+    used = {name for name in _SHARED if {*kinds} - {"own"} or not kinds}.union(
+        *(each.check(settings) for each in expansions)
+    )
     unused = sorted(set(settings) - used)
     ours = "search-r3" in kinds
     if ours:  # an unknown name is refused by the encoder, with those that there are
@@ -145,11 +150,17 @@ def kind_of(path: str | Path) -> ModelKind:
             if model is not None:
                 resolve(model)
         return "expansion"
+    if own_baseline(path) is not None:
+        return "own"
     if path == BM25:
         if Path(BM25).is_dir():
             raise ValueError(f"{BM25!r} is both the baseline and a folder here. Write ./{BM25}, or rename the folder.")
         return "bm25"
-    folder = resolve(path)
+    try:
+        folder = resolve(path)
+    except FileNotFoundError as error:
+        names = ", ".join(BASELINES.names())
+        raise FileNotFoundError(f"{error} Baselines: {BM25}{', ' * bool(names)}{names}.") from error
     if is_sentence_transformer(folder):
         return "sentence-transformers"
     if (folder / _LIBRARY_CONFIG).exists() and not (folder / PROFILE_FILE).exists():
@@ -187,6 +198,8 @@ def open_systems(
         yield _bm25(label or BM25)
     elif kind == "sentence-transformers":
         yield _sentence_transformer(path, label, mode, settings)
+    elif (own := own_baseline(path)) is not None:
+        yield _own_baseline(own, label)
     elif (expansion := parse_name(path)) is not None:
         yield _expansion(open_expansion(expansion, {**settings, "cache_folder": cache_folder}), label, given)
     else:
@@ -332,6 +345,14 @@ def _bm25(label: str) -> System:
     meta = model.mteb_model_meta
     fingerprint = fingerprint_of({"name": meta.name, "revision": meta.revision, "bm25s": version("bm25s")})
     return System(label, "direct", RecordedSearch(model, meta), fingerprint)
+
+
+def _own_baseline(baseline: OwnBaseline, label: str | None) -> System:
+    """A baseline that another package brings."""
+    model, fingerprint = baseline.open()
+    searches = hasattr(model, "index") and hasattr(model, "search")
+    record = (RecordedSearch if searches else RecordedEncoder)(model, model.mteb_model_meta)
+    return System(label or baseline.label, "direct", record, fingerprint)
 
 
 def short_name(name: str) -> str:

@@ -1,10 +1,21 @@
-"""Tasks by name: hopworld, stdlib, any BEIR folder, and MTEB's own retrieval tasks and benchmarks."""
+"""Tasks by name: hopworld, stdlib, any BEIR folder, other packages' tasks, and MTEB's retrieval tasks and benchmarks.
+
+A task of another package is a function of what stands behind its name, and of the split that is asked for (or None):
+
+    @TASKS.register("faq")
+    def faq(argument, split):          # "questions.csv" of faq:questions.csv, "" of faq
+        return MemoryTask("faq", corpus, queries, relevant)
+
+It returns a retrieval task of MTEB's, whose name and revision must stand for its content, as those of
+`search_r3_mteb.tasks.mteb_tasks.MemoryTask` do.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from search_r3_mteb.evaluation.benchmarks import ALIASES, BENCHMARK_NAMES, benchmark_tasks
+from search_r3_mteb.extensions import TASKS
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -25,7 +36,7 @@ def resolve_tasks(specs: Sequence[TaskSpec], split: str | None = None) -> "list[
     """
     found: dict[Any, AbsTaskRetrieval] = {}
     for spec in specs:
-        several = benchmark_tasks(spec) if isinstance(spec, str) and not _is_local(spec) else None
+        several = benchmark_tasks(spec) if isinstance(spec, str) and not is_local(spec) else None
         for each in [spec] if several is None else several:
             task = resolve_task(each, split)
             found.setdefault((task.metadata.name, task.metadata.revision, *task.eval_splits, *task.hf_subsets), task)
@@ -54,8 +65,9 @@ def resolve_task(spec: TaskSpec, split: str | None = None) -> "AbsTaskRetrieval"
     return task
 
 
-def _is_local(name: str) -> bool:
-    return name.partition(":")[0] in ("beir", *LOCAL_TASKS)
+def is_local(name: str) -> bool:
+    """Whether this is the name of a task of ours or of another package, and not of MTEB's."""
+    return name.partition(":")[0] in ("beir", *LOCAL_TASKS, *TASKS.names())
 
 
 def with_identical_ids_ignored(specs: Sequence[str]) -> list[str]:
@@ -95,7 +107,29 @@ def _named(name: str, split: str | None) -> Any:
         from search_r3_mteb.tasks.mteb_tasks import StdlibTask
 
         return StdlibTask()
-    return _from_mteb(name)
+    return _from_extension(head, rest, split) if head in TASKS.names() else _from_mteb(name)
+
+
+def _from_extension(name: str, argument: str, split: str | None) -> Any:
+    """The task of another package. Raises ExtensionError where it is none, or where MTEB has one of that name."""
+    import mteb
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    extension = TASKS.find(name)
+    try:
+        mteb.get_task(ALIASES.get(name, name))
+    except KeyError:
+        known = name in BENCHMARK_NAMES
+    else:
+        known = True
+    if known:
+        raise extension.error(f"has the name of one of MTEB's, which could not be reached any more. Rename {name!r}")
+    task = extension(argument, split)
+    if not isinstance(task, AbsTaskRetrieval):
+        raise extension.error(f"gave {type(task).__name__}, not a retrieval task of MTEB's")
+    if not task.metadata.revision:
+        raise extension.error("has no dataset revision, so that results of other data would be taken for its own")
+    return task
 
 
 def _from_mteb(name: str) -> Any:
@@ -113,7 +147,7 @@ def _from_mteb(name: str) -> Any:
                 f"{', '.join(task.metadata.name for task in several)}."
             ) from error
         hint = str(error.args[0]).removeprefix("KeyError: ") if error.args else ""
-        raise ValueError(f"There is no task {name!r} ({hint}) A task is {FORMS}.") from error
+        raise ValueError(f"There is no task {name!r} ({hint}) A task is {FORMS}; {TASKS.said()}.") from error
 
 
 def _name(task: Any) -> str:

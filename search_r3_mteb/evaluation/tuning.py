@@ -34,9 +34,8 @@ from search_r3_mteb.expansion.names import parse_name
 from search_r3_mteb.search.arrays import Vectors
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from search_r3_mteb.encoder.checkpoints import Checkpoint
+    from search_r3_mteb.narrow_tables import NarrowTable
 
 TuningRecord = dict[str, Any]
 FILE = "tune.json"
@@ -210,29 +209,29 @@ def write_anchor(folder: Path | str, anchor: float | None) -> Path:
     return path
 
 
-def tables(found: TuningRecord) -> "list[Table]":
+def tables(found: TuningRecord) -> "list[NarrowTable]":
     """The table of anchors and, where there is one, of margins; the chosen row of each is marked."""
-    from rich import box
-    from rich.table import Table
+    from search_r3_mteb.narrow_tables import NarrowColumn, NarrowTable
 
     made = []
     own = "alone" if "margins" in found else "method's"  # the row without an anchor
+    columns = [("nDCG@10", 0), ("against\ndirect", 0), ("95 %\ninterval", 3), ("reasoned", 1), ("tokens\n/query", 0)]
+    columns += [("ms\n/query", 2)]
     for name, key in (("anchor", "anchors"), ("abstain_margin", "margins")):
         if key not in found:
             continue
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column(name.replace("abstain_", ""), justify="right")
-        for column in ("nDCG@10", "against direct", "reasoned", "tokens/query", "ms/query"):
-            table.add_column(column, justify="right", no_wrap=True)
+        shown = [NarrowColumn(title, leaves=order) for title, order in columns]
+        table = NarrowTable([NarrowColumn(name.replace("abstain_", "")), *shown])
         if key == "anchors":
-            table.add_row("direct", f"{found['direct']['ndcg_at_10']:.4f}", "", "0 %", *_costs(found["direct"]))
+            table.add_row("direct", f"{found['direct']['ndcg_at_10']:.4f}", "", "", "0 %", *_costs(found["direct"]))
         for row in found[key]:
             low, high = row["interval"]
             value = {None: own if key == "anchors" else "none"}.get(row[name], "")
             table.add_row(
                 f"{'* ' * (row[name] == found['chosen'][name])}{value or format(row[name], '.4g')}",
                 f"{row['ndcg_at_10']:.4f}",
-                f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f})",
+                f"{row['difference']:+.4f}",
+                f"{low:+.4f} to {high:+.4f}",
                 f"{row.get('reasoned_share', 1.0):.0%}",
                 *_costs(row),
             )

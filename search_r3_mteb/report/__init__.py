@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from search_r3_mteb.report.records import Message
+from search_r3_mteb.report.records import Message, summarised
 
 __all__ = ["report"]
 
@@ -21,7 +21,8 @@ def report(
     training logs. `format` is html, md, csv (OUTPUT-differences.csv then holds reasoning against direct) or latex.
     `peers` are files or folders of published scores (`peer_files`).
 
-    Raises FileNotFoundError for a path that does not exist and ValueError for an unknown format.
+    Raises FileNotFoundError for a path that does not exist and ValueError for an unknown format, and where there is
+    nothing to show: an earlier `output` then stays as it is.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is not one of {', '.join(FORMATS)}: pass one of these with --format.")
@@ -35,6 +36,9 @@ def report(
     from search_r3_mteb.report.runs import read_runs
 
     evidence = read_runs(list(runs))
+    if not (evidence.evaluations or evidence.logs or evidence.diagnoses):
+        said = "; ".join(summarised(evidence.messages, lines=3)) or "they hold no results"
+        raise ValueError(f"There is nothing to show in {', '.join(map(str, runs))}: {said}. {output} was not written.")
     rows = table_rows(evidence)
     differences = reasoning_differences(rows)
     published = read_peers(peers, rows, evidence) if peers else []

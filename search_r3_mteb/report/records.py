@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,23 @@ class Message:
 
     def __str__(self) -> str:
         return f"{self.level}: {self.where}: {self.text}"
+
+
+def summarised(messages: Sequence[Message], lines: int = 20) -> list[str]:
+    """The messages for a terminal: one line for each level and file, errors first, and at most `lines` of them."""
+    of_file: dict[tuple[str, str], list[Message]] = {}
+    for message in sorted(messages, key=lambda each: ("error", "warning", "note").index(each.level)):
+        file = message.where.partition(" entry ")[0]
+        of_file.setdefault((message.level, file), []).append(message)
+    shown = [
+        str(found[0]) if len(found) == 1 else f"{level}: {file}: {len(found)} {level}s, the first: {found[0].text}"
+        for (level, file), found in of_file.items()
+    ]
+    if len(shown) <= lines:
+        return shown
+    left = Counter(level for level, _ in list(of_file)[lines:])
+    counts = " and ".join(f"{level}s of {count} more" for level, count in left.items())
+    return [*shown[:lines], f"{counts} files or models: the page has them all."]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The three local tasks as MTEB retrieval tasks: a BEIR folder, hopworld, and the Python standard library.
+"""Local tasks as MTEB retrieval tasks: a BEIR folder, hopworld, the Python standard library, and texts in memory.
 
 They work offline, and their metadata are made per object, with a dataset revision that stands for the content. MTEB
 2.26 returns a complete cached result of the same task name whatever its revision (evaluate.py, `_check_cache`), so the
@@ -8,7 +8,9 @@ module imports mteb; importing the modules beside it does not.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -268,6 +270,54 @@ class StdlibTask(LocalRetrievalTask):
             _table(((id_, "", text) for id_, text in self.collection.documents.items()), ("id", "title", "text")),
             _table(self.collection.queries.items(), ("id", "text")),
             {query_id: {document_id: 1} for query_id, document_id in self.collection.relevant.items()},
+        )
+
+
+class MemoryTask(LocalRetrievalTask):
+    """A retrieval task of texts in memory, for tasks of other packages.
+
+    `corpus` maps document ids to texts, or to (title, text); `queries` ids to texts; `relevant` query ids to document
+    ids and their grades (whole numbers, above 0 is relevant). `split` is the name of the one split. The task's name is
+    `name` with eight digits of a hash of all of it, so that no other content shares its results. `instruction` is what
+    MTEB gives to encoders. Raises ValueError for judgements of what is not there, and for a query without any.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        corpus: Mapping[str, str | tuple[str, str]],
+        queries: Mapping[str, str],
+        relevant: Mapping[str, Mapping[str, int]],
+        *,
+        split: str = "test",
+        description: str = "",
+        instruction: str | None = None,
+        languages: Sequence[str] = ("eng-Latn",),
+    ) -> None:
+        pairs = {key: ("", each) if isinstance(each, str) else tuple(each) for key, each in corpus.items()}
+        judged = {query: dict(grades) for query, grades in relevant.items() if grades}
+        for query, grades in judged.items():
+            lost = next((each for each in grades if each not in pairs), None)
+            if query not in queries or lost is not None or max(grades.values()) <= 0:
+                what = f"document {lost!r} is not in the corpus" if lost is not None else "nothing is relevant for it"
+                what = what if query in queries else "there is no such query"
+                raise ValueError(f"The task {name!r} has judgements of query {query!r}: {what}.")
+        if not judged or set(queries) - set(judged):
+            lost = next(iter(set(queries) - set(judged)), "(there are none)")
+            raise ValueError(f"The task {name!r} has no judgement of query {lost!r}, so nothing could be scored.")
+        self._corpus, self._queries, self._judged = pairs, dict(queries), judged
+        held = json.dumps([list(pairs.items()), list(self._queries.items()), judged, instruction], ensure_ascii=False)
+        revision = hashlib.sha256(held.encode("utf-8", "surrogatepass")).hexdigest()
+        label = re.sub(r"[^\w.-]+", "_", name)
+        description = description or f"The task {name} of {len(pairs)} documents and {len(queries)} queries."
+        super().__init__(
+            _metadata(f"{label}-{revision[:8]}", description, revision[:32], split, languages, instruction=instruction)
+        )
+
+    def _load_split(self) -> dict[str, Any]:
+        documents = ((id_, title, text) for id_, (title, text) in self._corpus.items())
+        return _split_data(
+            _table(documents, ("id", "title", "text")), _table(self._queries.items(), ("id", "text")), self._judged
         )
 
 

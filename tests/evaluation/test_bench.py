@@ -95,7 +95,13 @@ def test_the_peers_do_the_same_work(kind, least):
 
 @pytest.mark.slow
 def test_quick_ends_within_a_minute(tmp_path):
-    command = [str(Path(sys.executable).with_name("search-r3")), "bench", "--quick", "--json", str(tmp_path / "b.json")]
+    command = [
+        str(Path(sys.executable).with_name("search-r3")),
+        "bench",
+        "--quick",
+        "--output",
+        str(tmp_path / "b.json"),
+    ]
     started = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     assert time.perf_counter() - started < 60

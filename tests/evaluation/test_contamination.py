@@ -177,7 +177,7 @@ def test_the_command(tmp_path, capsys):
         folder, corpus=CORPUS, queries=QUERIES, qrels={"test": [("q0", "d0", 1), ("q1", "d1", 1), ("q2", "d2", 1)]}
     )
     train.write_text(json.dumps({"query": QUERIES[0][1], "positive": "new"}) + "\n")
-    options = ["contamination", "--train", str(train), "--task", f"beir:{folder}", "--json", str(tmp_path / "r.json")]
+    options = ["contamination", "--train", str(train), "--task", f"beir:{folder}", "--output", str(tmp_path / "r.json")]
 
     def code(*more):
         try:

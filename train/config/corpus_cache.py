@@ -5,10 +5,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from train.config.settings import Count, CountOrZero, Positive, Settings, Share, StrictBool, Weight
+from search_r3_mteb.extensions import REFRESH_POLICIES
+from train.config.settings import (
+    Count,
+    CountOrZero,
+    Names,
+    OwnPolicies,
+    OwnSettings,
+    OwnTables,
+    Positive,
+    Settings,
+    Share,
+    StrictBool,
+    Weight,
+    settings_class,
+)
 
 Memory = Annotated[float, Field(strict=True, ge=0, lt=1)]
-CachePolicy = Literal["none", "random", "local", "random+map", "local+map", "full", "frozen"]
+CachePolicy = Annotated[str, Field(strict=True), Names(REFRESH_POLICIES)]
 
 
 class CorpusCacheSettings(Settings):
@@ -68,9 +82,17 @@ class CorpusCacheSettings(Settings):
     """Factor by which the budget grows at such an audit, and shrinks below half of the bound. Our choice: doubling."""
     budget_limit_tokens: Count = 524288
     """Limit of the growing budget; beyond it the log advises a rebuild. Our choice: eight times the start."""
+    own: OwnPolicies = OwnTables()
+    """Settings of a policy that another package brings (docs/extend.md), in a table of its name. Our choice: none."""
 
     def check(self) -> None:
         """A refreshing policy has a budget, the budget can grow, and the originals that values need are kept."""
+        for name in self.own.tables:
+            if name != self.policy:
+                raise ValueError(
+                    f'own.{name} would have no effect: policy = "{self.policy}". Set policy = "{name}", or remove it.'
+                )
+        _ = self.own_settings  # raises where they are missing
         if self.policy not in ("none", "frozen", "full") and self.budget_tokens == 0:
             raise ValueError(
                 f'policy = "{self.policy}" re-encodes documents, but budget_tokens = 0 lets it encode none. Set a '
@@ -96,9 +118,32 @@ class CorpusCacheSettings(Settings):
         return self.budget_limit_tokens / max(self.budget_tokens, 1)
 
     @property
+    def own_settings(self) -> OwnSettings | None:
+        """The settings of a policy that another package brings; None for one of ours."""
+        if self.policy in REFRESH_POLICIES.reserved:
+            return None
+        if self.policy in self.own.tables:
+            found: OwnSettings = self.own.tables[self.policy]
+            return found
+        cls = settings_class(REFRESH_POLICIES.find(self.policy), OwnSettings)
+        needed = [name for name, each in cls.model_fields.items() if each.is_required()]
+        if needed:
+            raise ValueError(
+                f'policy = "{self.policy}" needs {", ".join(needed)}: add a table [corpus_cache.own.{self.policy}].'
+            )
+        return cls()
+
+    @property
+    def uses_map(self) -> bool:
+        """Whether the drift map moves the rows that are not re-encoded."""
+        if self.policy in REFRESH_POLICIES.reserved:
+            return self.policy.endswith("+map")
+        return bool(REFRESH_POLICIES.find(self.policy).options.get("uses_map", False))
+
+    @property
     def needs_originals(self) -> bool:
         """Whether values are computed from encoded originals."""
-        return self.policy.endswith("+map") or self.storage != "float32"
+        return self.uses_map or self.storage != "float32"
 
     @property
     def originals(self) -> bool:

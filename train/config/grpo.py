@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from train.config.settings import Count, Positive, Settings, StrictBool, Temperature, Weight
+from train.config.settings import Count, OwnRewards, OwnTables, Positive, Settings, StrictBool, Temperature, Weight
 
 Fraction = Annotated[float, Field(strict=True, gt=0, le=0.999)]
 
@@ -51,6 +51,8 @@ class RewardSettings(Settings):
     teaches the model to end."""
     token_cost: Weight = 0.0
     """Subtracted per reasoning token. Our choice: 0, length is reported first."""
+    own: OwnRewards = OwnTables()
+    """Rewards of other packages (docs/extend.md), one table each: weight, and its own settings. Our choice: none."""
 
     def check(self) -> None:
         """A reward that is always the same teaches nothing."""
@@ -62,8 +64,9 @@ class RewardSettings(Settings):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Reward -> weight. Every field but the three named here is a reward, which must have a function."""
-        return {name: value for name, value in self if name not in ("k", "forced_penalty", "token_cost")}
+        """Reward -> weight. Every field but the four named here is a reward, which must have a function."""
+        weights = {name: value for name, value in self if name not in ("k", "forced_penalty", "token_cost", "own")}
+        return weights | {name: table.weight for name, table in self.own.tables.items()}
 
 
 class PolicySettings(Settings):

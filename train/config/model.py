@@ -1,8 +1,13 @@
 """Settings of the model that is trained: where it comes from, its adapter, or the shape of a model from nothing."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from train.config.settings import Count, Positive, Settings, Share, StrictBool
+from pydantic import Field
+
+from search_r3_mteb.extensions import PROFILES
+from train.config.settings import Count, Names, Positive, Settings, Share, StrictBool
+
+ProfileName = Annotated[str, Field(strict=True), Names(PROFILES)]
 
 
 class LoraSettings(Settings):
@@ -72,6 +77,9 @@ class ModelSettings(Settings):
     verify: StrictBool = False
     """Compare the weights, too, with the folder's manifest, which it must have. Our choice: off, it reads them twice;
     sizes, and all other files, are always compared where there is one."""
+    profile: ProfileName | None = None
+    """Prompts of a base without search_r3.json: a profile of another package (docs/extend.md). Our choice: absent is
+    Search-R3's own."""
     freeze: tuple[str, ...] = ()
     """Endings of the names of parameters that are not trained. Our choice: none; mini freezes the word embeddings,
     which its head shares: the reply's gradient moves every row at every step, and with them all vectors."""
@@ -103,5 +111,7 @@ class ModelSettings(Settings):
             raise ValueError("freeze and lora exclude each other: an adapter trains nothing but itself. Remove freeze.")
         if self.scratch is not None and self.verify:
             raise ValueError("verify compares a folder's files, but the weights come from scratch. Remove verify.")
+        if self.scratch is not None and self.profile is not None:
+            raise ValueError("profile belongs to a base, but the weights come from scratch. Remove profile.")
         if self.scratch is not None and self.revision is not None:
             raise ValueError("revision belongs to a hub id, but the weights come from scratch. Remove revision.")

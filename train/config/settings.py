@@ -6,11 +6,15 @@ a documented dump. The rules hold however the object is made: from TOML, from `-
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic import StrictBool as StrictBool
+from pydantic_core import PydanticCustomError, core_schema
+
+from search_r3_mteb.extensions import REFRESH_POLICIES, REWARDS, Extension, ExtensionError, Registry
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 """One or more."""
@@ -50,6 +54,98 @@ class Settings(BaseModel):
     def replaced(self, **changes: Any) -> Self:
         """The same settings with some values changed, checked again."""
         return type(self)(**{**dict(self), **changes})
+
+
+# ---- extensions ------------------------------------------------------------------------------------------------------
+
+
+class OwnSettings(Settings):
+    """Settings of an extension, the base of its class. A value has the type that is written, or is refused."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class OwnRewardSettings(OwnSettings):
+    """Settings of a reward that an extension brings."""
+
+    weight: Annotated[float, Field(strict=True, gt=0, le=1e6)]
+    """Its weight in the sum of rewards; without the table it has none."""
+
+
+class OwnTables(Settings):
+    """Tables of extensions, one for each name, checked by the class that its extension registered."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def tables(self) -> dict[str, Any]:
+        """The settings by name."""
+        return dict(self)
+
+
+def settings_class(extension: Extension, base: type[OwnSettings]) -> type[OwnSettings]:
+    """The class of an extension's settings. Raises ExtensionError where it is not a `base`."""
+    cls = base if extension.settings is None else extension.settings
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        name = getattr(cls, "__name__", repr(cls))
+        raise extension.error(f"has settings of the class {name}, which does not derive from {base.__name__}")
+    return cls
+
+
+@dataclass(frozen=True)
+class TablesOf:
+    """Makes OwnTables of what a configuration says about the extensions of a registry."""
+
+    registry: Registry
+    base: type[OwnSettings]
+
+    def __call__(self, given: Any) -> Any:
+        """The tables; ValueError that names extension, key and reason."""
+        if isinstance(given, OwnTables):
+            return given
+        if not isinstance(given, Mapping):
+            raise ValueError(f"got {show(given)}, but this is a section: one table of settings for each name.")
+        found = {}
+        for name, table in given.items():
+            extension = self.registry.find(name)
+            cls = settings_class(extension, self.base)
+            try:
+                found[name] = table if isinstance(table, cls) else cls.model_validate(table)
+            except ValidationError as error:
+                reasons = "; ".join(f"{'.'.join((name, *keys))}: {reason}" for keys, reason, _ in describe(error, cls))
+                raise ValueError(f"{reasons} These are settings of the {extension}.") from error
+        return OwnTables(**found)
+
+
+OwnRewards = Annotated[OwnTables, BeforeValidator(TablesOf(REWARDS, OwnRewardSettings))]
+OwnPolicies = Annotated[OwnTables, BeforeValidator(TablesOf(REFRESH_POLICIES, OwnSettings))]
+
+
+@dataclass(frozen=True)
+class Names:
+    """One of our names, or that of an extension, as the metadata of a text field."""
+
+    registry: Registry
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Ours, then those of extensions."""
+        return (*self.registry.reserved, *self.registry.names())
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, name: str) -> str:
+        if name in self.registry.reserved:
+            return name
+        if name not in self.registry.names():
+            names = ", ".join(self.known) or "(there are none)"
+            raise PydanticCustomError("literal_error", "{what}", {"what": f"{name!r} is none of the names {names}"})
+        self.registry.find(name)  # raises where it is broken
+        return name
+
+
+# ---- sections and errors ---------------------------------------------------------------------------------------------
 
 
 def sections_of(annotation: Any) -> Iterator[type[Settings]]:
@@ -156,23 +252,30 @@ def _one_line(text: str | None) -> str:
 def choices_of(path: Sequence[str], cls: type[Settings]) -> list[str]:
     """The values that the key at `path` can have, where its type lists them; empty for any other key."""
     try:
-        return _literals(_field_at(tuple(path), cls).annotation)
-    except (KeyError, StopIteration):
+        field = _field_at(tuple(path), cls)
+    except (KeyError, StopIteration, ExtensionError):
         return []
+    return [name for each in (*field.metadata, field.annotation) for name in _literals(each)]
 
 
 def _literals(annotation: Any) -> list[str]:
-    """The values of the Literal inside a type."""
-    found: list[str] = []
+    """The values of the Literal, or the names, inside a type."""
+    found: list[str] = list(annotation.known) if isinstance(annotation, Names) else []
     for inner in get_args(annotation):
         found += [inner] if isinstance(inner, str) else _literals(inner)
     return found
 
 
 def _section_at(path: tuple[str, ...], cls: type[Settings]) -> type[Settings]:
+    tables: TablesOf | None = None
     for key in path:
-        if not key.isdecimal():
-            cls = next(sections_of(cls.model_fields[key].annotation))
+        if tables is not None:
+            cls, tables = settings_class(tables.registry.find(key), tables.base), None
+        elif not key.isdecimal():
+            field = cls.model_fields[key]
+            cls = next(sections_of(field.annotation))
+            found = (getattr(each, "func", None) for each in field.metadata)
+            tables = next((each for each in found if isinstance(each, TablesOf)), None)
     return cls
 
 

@@ -1,5 +1,6 @@
 """The configuration of each stage: one class per command."""
 
+from search_r3_mteb.extensions import REFRESH_POLICIES, REWARDS
 from train.config.corpus_cache import CorpusCacheSettings
 from train.config.data import DataSettings, RlDataSettings, SourceSettings
 from train.config.grpo import PolicySettings, RewardSettings, RolloutSettings
@@ -131,3 +132,13 @@ class RlConfig(Settings):
                 'corpus_cache.policy = "frozen" embeds documents with the adapter off, but there is no [model.lora]: '
                 "full fine-tuning moves the documents too. Add [model.lora], or choose another policy."
             )
+
+    def extension_notes(self) -> list[str]:
+        """What other packages bring to this run, and which of their rewards and policies it does not use."""
+        own, policy = self.reward.own.tables, self.corpus_cache.policy
+        used = [f"{REWARDS.find(name)} counts {table.weight:g} times" for name, table in own.items()]
+        if policy not in REFRESH_POLICIES.reserved:
+            used.append(f"{REFRESH_POLICIES.find(policy)} refreshes the corpus cache")
+        unused = [f"[reward.own.{name}]" for name in REWARDS.names() if name not in own]
+        unused += [f'corpus_cache.policy = "{name}"' for name in REFRESH_POLICIES.names() if name != policy]
+        return used + ([f"installed, and not used here: {', '.join(unused)}"] if unused else [])

@@ -33,7 +33,7 @@ from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.audit import Audit, Probes, compare, grown_budget, sample_rows
 from train.corpus_cache.files import ChangeRecord, read_manifest
 from train.corpus_cache.neighbor_graph import Neighbors, repaired_edges
-from train.corpus_cache.refresh_policies import CorpusRows, Hits, RefreshReport, RetrievalCounts, policy
+from train.corpus_cache.refresh_policies import CorpusRows, Hits, RefreshReport, RetrievalCounts, policy_of
 from train.corpus_cache.row_ages import Age, RowAges
 from train.corpus_cache.state import CacheState, Origin, check_origin, encoded_state, loaded_state
 from train.corpus_cache.texts import CorpusTexts, Encode, encode_shared
@@ -49,7 +49,7 @@ class CorpusCache:
     def __init__(self, state: CacheState, texts: CorpusTexts, replicas: Replicas) -> None:
         self.settings = state.settings
         self.texts = texts
-        self.policy = policy(state.settings.policy)
+        self.policy = policy_of(state.settings)
         self._state = state
         self._replicas = replicas
         self._device: Any = None

@@ -1,4 +1,4 @@
-"""Refresh policies: which rows a refresh re-encodes. One interface: `POLICIES[name].select(rows, counts, budget)`.
+"""Refresh policies: which rows a refresh re-encodes. One interface: `policy_of(settings).select(rows, counts, budget)`.
 
     none        nothing is refreshed: what staleness costs
     random      random rows
@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from search_r3_mteb.extensions import REFRESH_POLICIES, Extension
 from search_r3_mteb.search.arrays import RowNumbers
+from train.config.corpus_cache import CorpusCacheSettings
 from train.corpus_cache.neighbor_graph import Neighbors, expand
 from train.corpus_cache.row_ages import RowAges
 
@@ -241,11 +243,33 @@ POLICIES: dict[str, RefreshPolicy] = {
 }
 
 
-def policy(name: Any) -> RefreshPolicy:
-    """The policy of that name. ValueError listing the names for any other."""
-    if name not in POLICIES:
-        raise ValueError(f"There is no refresh policy {name!r}. The policies are {', '.join(POLICIES)}.")
-    return POLICIES[name]
+def policy_of(settings: CorpusCacheSettings) -> RefreshPolicy:
+    """The policy that the settings name: ours, or another package's with its own settings."""
+    if settings.policy in POLICIES:
+        return POLICIES[settings.policy]
+    extension, own = REFRESH_POLICIES.find(settings.policy), settings.own_settings
+
+    def select(corpus: CorpusRows, counts: RetrievalCounts, budget: int) -> RowNumbers:
+        return _checked_rows(extension, extension(corpus, counts, budget, own), corpus, budget)
+
+    return RefreshPolicy(settings.policy, select, uses_map=settings.uses_map)
+
+
+def _checked_rows(extension: Extension, rows: Any, corpus: CorpusRows, budget: int) -> RowNumbers:
+    """What another package's policy has chosen. Raises ExtensionError unless it is distinct rows within the budget."""
+    found = np.asarray(rows)
+    if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
+        raise extension.error(f"gave {found.dtype} of shape {found.shape}; row numbers are integers (rows,)")
+    found = found.astype(np.int64)
+    if found.size and not 0 <= found.min() <= found.max() < corpus.n:
+        wrong = int(found[(found < 0) | (found >= corpus.n)][0])
+        raise extension.error(f"chose row {wrong}, but the corpus has rows 0 to {corpus.n - 1}")
+    if len(np.unique(found)) < len(found):
+        raise extension.error("chose a row twice, which would be encoded and counted twice")
+    tokens = corpus.tokens(found[~np.isin(found, corpus.given)])
+    if tokens > budget:
+        raise extension.error(f"chose rows of {tokens} tokens, but the budget is {budget}: see CorpusRows.cut")
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from search_r3_mteb.extensions import REWARDS
 from train.config.grpo import RewardSettings
+from train.config.settings import OwnRewardSettings
 
 Id = Hashable
 Judgements = Mapping[Any, Mapping[Any, float]]
@@ -163,13 +165,15 @@ def reward(
     settings = settings or RewardSettings()
     graded = grade(rankings, judgements, k=settings.k, corpus=corpus)
     weights = settings.weights
-    missing = sorted(weights.keys() - REWARD_FUNCTIONS.keys())
+    own = settings.own.tables
+    missing = sorted(weights.keys() - REWARD_FUNCTIONS.keys() - own.keys())
     if missing:
         raise ValueError(
             f"The settings have a reward {missing[0]!r} that no function computes, so its weight would have no effect. "
             f"The rewards are {', '.join(REWARD_FUNCTIONS)}."
         )
-    parts = {kind: REWARD_FUNCTIONS[kind](graded) for kind, weight in weights.items() if weight}
+    parts = {kind: REWARD_FUNCTIONS[kind](graded) for kind, weight in weights.items() if weight and kind not in own}
+    parts |= {name: _own(name, graded, rankings, table) for name, table in own.items()}
     total = sum((weights[kind] * part for kind, part in parts.items()), np.zeros(len(rankings.query_ids)))
     if settings.forced_penalty:
         finished: Bool[np.ndarray, " rollouts"] = _column("finished", rankings, "forced_penalty").astype(bool)
@@ -182,6 +186,21 @@ def reward(
             f"The reward of rollout {int(np.flatnonzero(~np.isfinite(total))[0])} is not finite; the parts are {parts}."
         )
     return Rewards(total=total, parts=parts)
+
+
+def _own(name: str, graded: Graded, rankings: Rankings, settings: OwnRewardSettings) -> Float[np.ndarray, " rollouts"]:
+    """The reward of another package, which must be one number from 0 to 1 for each rollout, as ours are."""
+    extension = REWARDS.find(name)
+    found = _array(extension(graded, rankings, settings))
+    if found.shape != (len(graded.gains),):
+        raise extension.error(
+            f"gave an array of shape {found.shape}, not ({len(graded.gains)},): one value per rollout"
+        )
+    outside = ~((found >= -1e-6) & (found <= 1 + 1e-6))  # NaN is outside
+    if outside.any():
+        rollout = int(np.flatnonzero(outside)[0])
+        raise extension.error(f"gave {found[rollout]} for rollout {rollout}; a reward lies between 0 and 1")
+    return found.clip(0, 1)
 
 
 def _discounted(gains: Float[np.ndarray, "rollouts k"]) -> Float[np.ndarray, " rollouts"]:

@@ -20,10 +20,9 @@ from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.head import Head
-from search_r3_mteb.encoder.initialise import profile_for
+from search_r3_mteb.encoder.initialise import profile_of
 from search_r3_mteb.encoder.manifest import check_files
 from search_r3_mteb.encoder.merging import merged
-from search_r3_mteb.encoder.profiles import EMBED_TOKEN, PROFILE_FILE, Profile
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.token_rows import layer_name, token_layers
 from search_r3_mteb.json_files import read_object
@@ -333,12 +332,16 @@ def _load(config: ModelSettings) -> Checkpoint:
         raise ValueError("model.path is empty, and there is no [model.scratch]: set one of the two.")
     folder = checkpoints.resolve(config.path, config.revision)
     if (start := adapter_start(config, folder)) is not None:
+        if config.profile is not None:
+            raise ValueError(
+                f"model.profile = {config.profile!r} would have no effect: the adapter {folder.name} has a profile, or "
+                "its base. Remove it."
+            )
         return _load_adapter(config, folder, start)
     check_files(folder, verify=config.verify)
     model = checkpoints.load_model(folder, config.dtype, config.trust_remote_code)
     tokenizer = checkpoints.load_tokenizer(folder, config.trust_remote_code)
-    described = (folder / PROFILE_FILE).exists()
-    profile = Profile.load(folder) if described else profile_for(tokenizer, EMBED_TOKEN)[1]
+    profile = profile_of(folder, tokenizer, config.profile)
     known = profile.embed_token in tokenizer.get_vocab()
     checkpoints.add_embed_token(model, tokenizer, profile.embed_token)
     if not known and config.lora is not None and not config.lora.train_embed_token:

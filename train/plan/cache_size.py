@@ -45,7 +45,7 @@ class CacheSize:
         square = (dim + 1) * dim * 4
         parts = -(-documents // PART_ROWS)
         tokens = round(documents * (tokens_per_document * _INT32 + _INT64)) + parts * (PART_HEADER + _INT64)
-        maps = settings.max_maps * square + (dim + 1) ** 2 * 4 if settings.policy.endswith("+map") else 0
+        maps = settings.max_maps * square + (dim + 1) ** 2 * 4 if settings.uses_map else 0
         return cls(documents, dim, documents * per_row, maps, settings.log_megabytes << 20, keep + 3, tokens)
 
     @property

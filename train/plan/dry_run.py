@@ -14,8 +14,7 @@ import torch
 
 from search_r3_mteb.encoder.backbone import unwrap
 from search_r3_mteb.encoder.checkpoints import load_tokenizer
-from search_r3_mteb.encoder.initialise import profile_for
-from search_r3_mteb.encoder.profiles import EMBED_TOKEN, PROFILE_FILE, Profile
+from search_r3_mteb.encoder.initialise import profile_of
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.tasks.beir_folder import read_relevance
 from search_r3_mteb.terminal import visible
@@ -178,8 +177,7 @@ def _renderer(config: SftConfig | RlConfig, planned: PlannedModel) -> Renderer |
         return None
     else:
         tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
-        described = (folder / PROFILE_FILE).exists()
-        profile = Profile.load(folder) if described else profile_for(tokenizer, EMBED_TOKEN)[1]
+        profile = profile_of(folder, tokenizer, config.model.profile)
         if profile.embed_token not in tokenizer.get_vocab():
             tokenizer.add_tokens([AddedToken(profile.embed_token, special=True, normalized=False)], special_tokens=True)
     return Renderer(tokenizer, profile, config.data.max_length)

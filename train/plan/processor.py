@@ -14,7 +14,7 @@ def processor_seconds(documents: int, dim: int, queries: int, settings: CorpusCa
     """
     rate = (2e11 if settings.storage == "bfloat16" else _FLOATS_PER_SECOND) * max(1, threads)
     searches = 2.0 * 2 * documents * dim * queries if settings.index == "exact" else 0.0
-    mapped = 2.0 * documents * dim * dim if settings.policy.endswith("+map") else 0.0
+    mapped = 2.0 * documents * dim * dim if settings.uses_map else 0.0
     return (searches + mapped) / rate
 
 

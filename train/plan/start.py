@@ -17,13 +17,17 @@ def check_start(config: SftConfig | RlConfig) -> list[str]:
     check_writable(Path(config.output.folder))
     path = config.model.path
     start = None if path is None else adapter_start(config.model, Path(path))
+    notes = config.extension_notes() if isinstance(config, RlConfig) else []
     if start is None:
-        return []
+        return notes
     if start == "merge":
-        return [f"model: {path} is an adapter and there is no [model.lora]: it is merged, and every weight is trained"]
+        return [
+            *notes,
+            f"model: {path} is an adapter and there is no [model.lora]: it is merged, and every weight is trained",
+        ]
     if isinstance(config, RlConfig):
         _check_reference(config)
-    return [f"model: the training of the adapter {path} goes on; its base stays as it is"]
+    return [*notes, f"model: the training of the adapter {path} goes on; its base stays as it is"]
 
 
 def check_processes(config: SftConfig | RlConfig, processes: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.disk import explained
+from search_r3_mteb.extensions import PROFILES, REFRESH_POLICIES, REWARDS
 from search_r3_mteb.stopping import advise, command_line
 from search_r3_mteb.terminal import visible
 from train.checkpoint.folders import checkpoints
@@ -93,7 +94,12 @@ def parse(program: str, cls: type[Any], arguments: Sequence[str] | None) -> Comm
 
     A wrong setting ends the program with its message and code 2.
     """
-    parser = argparse.ArgumentParser(prog=program, description=f"Settings: {cls.__name__} in train/config/stages.py.")
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=f"Settings: {cls.__name__} in train/config/stages.py.",
+        epilog=f"Rewards: {REWARDS.said()}. Refresh policies: {REFRESH_POLICIES.said()}. Profiles: {PROFILES.said()}. "
+        "How to bring one: docs/extend.md.",
+    )
     shipped = "rl_nano" if program == "rl.py" else "nano"
     example = f"a TOML file, for example train/configs/{shipped}.toml"
     parser.add_argument("--config", required=True, metavar="FILE", help=example)

@@ -1,15 +1,17 @@
 """Stage 2's environment: a corpus whose vectors stay fresh, and the reward of what rollouts retrieve from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from search_r3_mteb.extensions import REFRESH_POLICIES, REWARDS
 from search_r3_mteb.search.arrays import RowNumbers, Vectors
 from train.config.corpus_cache import CorpusCacheSettings
 from train.config.grpo import RewardSettings
+from train.config.stages import RlConfig
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.refresh_policies import Hits, RefreshReport
 from train.losses.rewards import Rankings, Rewards, reward
@@ -39,6 +41,49 @@ class Judged:
         found = zip(self.rows[rollout, :count], self.similarities[rollout, :count], strict=True)
         texts = self.corpus.texts.texts
         return [{"id": self.corpus.id_of(r), "cosine": float(s), "text": texts[int(r)][:300]} for r, s in found]
+
+
+@dataclass
+class OwnEffects:
+    """Whether what other packages bring to a run does anything: a reward that is always the same teaches nothing."""
+
+    rewards: tuple[str, ...]
+    policy: str | None
+    steps: int
+    _largest: dict[str, float] = field(default_factory=dict)
+    _seen: int = 0
+
+    @classmethod
+    def of(cls, config: RlConfig) -> "OwnEffects":
+        """Of a run's own rewards and policy. They are looked at for 10 steps (our choice), or all that there are."""
+        policy = config.corpus_cache.policy
+        own = None if policy in REFRESH_POLICIES.reserved else policy
+        return cls(tuple(config.reward.own.tables), own, min(10, config.optimization.steps))
+
+    def used(self) -> list[dict[str, str]]:
+        """Kind, name and origin of each, for the log."""
+        found = [REWARDS.find(name) for name in self.rewards]
+        found += [REFRESH_POLICIES.find(self.policy)] if self.policy is not None else []
+        return [{"kind": each.kind, "name": each.name, "origin": each.origin} for each in found]
+
+    def warnings(self, step: int, numbers: Mapping[str, float]) -> list[str]:
+        """After the numbers of a step: what has had no effect in any of the first steps. A resumed run says nothing."""
+        self._seen += 1
+        watched = {name: f"reward_{name}_spread" for name in self.rewards}
+        watched |= {self.policy: "documents_encoded"} if self.policy is not None else {}
+        for name, number in watched.items():
+            self._largest[name] = max(self._largest.get(name, 0.0), numbers[number])
+        if not self._seen == step == self.steps:
+            return []
+        return [
+            f"the {REWARDS.find(name)} has given every rollout of a query the same value in all of {step} steps: it "
+            "changed no advantage, and the run is as it would be without it"
+            if name in self.rewards
+            else f"the {REFRESH_POLICIES.find(name)} has chosen no document in all of {step} steps: the run is as it "
+            'would be with policy = "none"'
+            for name, largest in self._largest.items()
+            if largest <= 1e-9
+        ]
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,6 +125,10 @@ class PolicyStep:
         """Mean rewards, lengths and costs of this process's rollouts, for the log and the bar."""
         finished = self.groups.rollouts.finished
         parts = {f"reward_{name}": float(values.mean()) for name, values in judged.rewards.parts.items()}
+        prompts = np.array(self.groups.prompt)
+        for name in self.config.reward.own.tables:  # of the rollouts of one prompt, which are compared with each other
+            spreads = [np.ptp(judged.rewards.parts[name][prompts == prompt]) for prompt in np.unique(prompts)]
+            parts[f"reward_{name}_spread"] = float(np.mean(spreads))
         return parts | {
             "reward": float(judged.rewards.total.mean()),
             "finished_share": sum(finished) / len(finished),

@@ -624,7 +624,7 @@ def test_more_wanted_than_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": "lokal"}, "policy\n.*'none', 'random'"),
+        ({"policy": "lokal"}, "policy\n.*'lokal' is none of the names none, random"),
         ({"storage": "int8"}, "storage\n.*'bfloat16'"),
         ({"neighbors": 0}, "neighbors\n.*greater than or equal to 1"),
         ({"sweep_share": 1.5}, "sweep_share\n.*less than or equal to 1"),

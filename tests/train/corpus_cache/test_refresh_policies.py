@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from train.corpus_cache.refresh_policies import POLICIES, CorpusRows, Hits, RetrievalCounts, policy
+from train.config.corpus_cache import CorpusCacheSettings
+from train.corpus_cache.refresh_policies import POLICIES, CorpusRows, Hits, RetrievalCounts, policy_of
 from train.corpus_cache.row_ages import RowAges, scattered
 
 N = 12
@@ -45,8 +46,9 @@ NO_HITS = RetrievalCounts.none()
 def test_the_seven_policies():
     assert list(POLICIES) == ["none", "random", "local", "random+map", "local+map", "full", "frozen"]
     assert [name for name, one in POLICIES.items() if one.uses_map] == ["random+map", "local+map"]
-    with pytest.raises(ValueError, match=r"'locla'.*none, random, local, random\+map"):
-        policy("locla")
+    assert [policy_of(CorpusCacheSettings(policy=name)).name for name in POLICIES] == list(POLICIES)
+    with pytest.raises(ValueError, match=r"'locla' is none of the names none, random, local, random\+map"):
+        CorpusCacheSettings(policy="locla")
 
 
 def test_none_and_frozen_take_nothing_and_full_takes_all():

@@ -1,0 +1,1 @@
+"""One extension of search-r3-mteb of each kind."""

@@ -1,0 +1,115 @@
+"""Rewards and refresh policies of other packages in a run: each changes what is learned, or the log warns of it.
+
+The audit's case: a new reward was written in 15 minutes, all tests were green, and it had no effect.
+"""
+
+import numpy as np
+import pytest
+
+from search_r3_mteb.extensions import REFRESH_POLICIES, REWARDS
+from tests.train.loops import FORCED, cache_arrays, events, rl_config, same_weights, train_until
+from train.config.settings import OwnRewardSettings, Weight
+from train.rl import train
+
+
+class BriefSettings(OwnRewardSettings):
+    """Settings of the reward below."""
+
+    half: Weight = 4.0
+
+
+@pytest.fixture(autouse=True)
+def own():
+    """A reward that tells rollouts apart, one that does not, and two policies."""
+
+    @REWARDS.register("brief", settings=BriefSettings)
+    def brief(graded, rankings, settings):
+        return settings.half / (settings.half + np.asarray(rankings.reasoning_tokens))
+
+    @REWARDS.register("constant")
+    def constant(graded, rankings, settings):
+        return np.full(len(graded.gains), 0.5)
+
+    @REFRESH_POLICIES.register("positives", uses_map=True)
+    def positives(corpus, counts, budget, settings):
+        return corpus.cut(counts.rows[counts.positive > 0], budget)
+
+    @REFRESH_POLICIES.register("idle")
+    def idle(corpus, counts, budget, settings):
+        return np.zeros(0, np.int64)
+
+    yield
+    for registry, names in ((REWARDS, ("brief", "constant")), (REFRESH_POLICIES, ("positives", "idle"))):
+        for name in names:
+            del registry._registered[name]
+
+
+SHORT = ["optimization.steps=2", "corpus_cache.audit_every=0"]
+
+
+def warnings_of(folder):
+    return [event["text"] for event in events(folder, "warning")]
+
+
+def test_an_own_reward_changes_what_is_learned_and_one_that_does_not_is_warned_of(tmp_path, model, capsys):
+    plain, brief, constant = (tmp_path / name for name in ("plain", "brief", "constant"))
+    train(rl_config(plain, model, *SHORT))
+    capsys.readouterr()
+    train(rl_config(brief, model, *SHORT, "reward.own.brief.weight=0.5"))
+    assert "reward 'brief' of " in capsys.readouterr().out
+    train(rl_config(constant, model, *SHORT, "reward.own.constant.weight=0.5"))
+    assert not same_weights(brief / "last", plain / "last")
+    assert same_weights(constant / "last", plain / "last"), "it moved every reward of a group by the same amount"
+
+    step, before = events(brief, "step")[0], events(plain, "step")[0]
+    assert step["reward"] == pytest.approx(before["reward"] + 0.5 * step["reward_brief"])
+    assert step["reward_brief_spread"] > 0.01
+    assert not any(text for text in warnings_of(brief) if "reward 'brief'" in text)
+    ((event),) = events(brief, "extension")
+    assert (event["step"], event["kind"], event["name"]) == (1, "reward", "brief")
+    assert "test_own_extensions" in event["origin"]
+
+    (text,) = [text for text in warnings_of(constant) if "'constant'" in text]
+    assert "has given every rollout of a query the same value in all of 2 steps" in text
+    assert events(constant, "step")[0]["reward"] == pytest.approx(before["reward"] + 0.25)
+    assert "reward_constant" not in before
+    assert events(plain, "extension") == []
+
+
+def test_settings_of_an_own_reward_reach_it(tmp_path, model):
+    from tests.train.stage2.test_step import OneStep
+
+    overrides = ["reward.own.brief.weight=1", "reward.forced_penalty=0"]
+    one = OneStep(rl_config(tmp_path / "one", model, *overrides))
+    other = OneStep(rl_config(tmp_path / "other", model, *overrides, "reward.own.brief.half=1"))
+    tokens = np.array(one.groups.reasoning_tokens)
+    assert other.groups.reasoning_tokens == one.groups.reasoning_tokens
+    np.testing.assert_allclose(one.judged.rewards.parts["brief"], 4 / (4 + tokens))
+    np.testing.assert_allclose(other.judged.rewards.parts["brief"], 1 / (1 + tokens))
+
+
+def test_an_own_policy_refreshes_and_one_that_chooses_nothing_is_warned_of(tmp_path, model):
+    own, idle, none = (tmp_path / name for name in ("own", "idle", "none"))
+    train(rl_config(own, model, *SHORT, *FORCED, "corpus_cache.policy=positives"))
+    train(rl_config(idle, model, *SHORT, *FORCED, "corpus_cache.policy=idle"))
+    train(rl_config(none, model, *SHORT, *FORCED, "corpus_cache.policy=none"))
+    assert all(1 <= event["documents_encoded"] <= 4 for event in events(own, "step"))
+    arrays, _ = cache_arrays(own, 2)
+    assert arrays["row_step"].max() == 1
+    assert "originals" in arrays, "the map moves the others"
+    assert same_weights(idle / "last", none / "last")
+    (text,) = [text for text in warnings_of(idle) if "'idle'" in text]
+    assert "has chosen no document in all of 2 steps" in text
+    assert not [text for text in warnings_of(own) + warnings_of(none) if "chosen no document" in text]
+    assert [event["name"] for event in events(idle, "extension")] == ["idle"]
+
+
+def test_a_resumed_run_says_what_an_uninterrupted_one_says(tmp_path, model, monkeypatch):
+    settings = ["optimization.steps=2", "reward.own.brief.weight=1", "corpus_cache.policy=positives", *FORCED]
+    train(rl_config(tmp_path / "whole", model, *settings))
+    train_until(1, train, rl_config(tmp_path / "stopped", model, *settings), monkeypatch)
+    train(rl_config(tmp_path / "stopped", model, *settings))
+    assert events(tmp_path / "stopped") == events(tmp_path / "whole")
+    assert len(events(tmp_path / "whole", "extension")) == 2
+    with pytest.raises(ValueError, match=r"reward\.own\.brief\.half: 4\.0 -> 2\.0"):
+        train(rl_config(tmp_path / "stopped", model, *settings, "reward.own.brief.half=2", "optimization.steps=3"))

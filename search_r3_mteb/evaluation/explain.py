@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.evaluation.readiness import load_task
 from search_r3_mteb.evaluation.tasks import FORMS, LOCAL_TASKS, is_local, resolve_task
 from search_r3_mteb.text_files import read_rows
 
@@ -118,7 +119,7 @@ def read_documents(corpus: str | Path) -> list[tuple[str, str]]:
             f"There is no corpus {corpus}. Give a BEIR folder, a corpus.jsonl, a text file, or {FORMS}."
         )
     task = resolve_task(corpus)
-    task.load_data()
+    load_task(task)
     [splits] = task.dataset.values()
     return [(row["id"], join_title(row.get("title"), row["text"])) for row in next(iter(splits.values()))["corpus"]]
 

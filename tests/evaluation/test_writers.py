@@ -5,7 +5,8 @@ import json
 import pytest
 
 from search_r3_mteb.evaluation.evaluate import evaluate
-from search_r3_mteb.evaluation.systems import check_settings, kind_of, split_label
+from search_r3_mteb.evaluation.system_checks import check_settings
+from search_r3_mteb.evaluation.systems import kind_of, split_label
 from search_r3_mteb.expansion.names import parse_name
 from search_r3_mteb.expansion.writer import Writer
 from search_r3_mteb.expansion.writer_encoder import WriterEncoder

@@ -256,8 +256,9 @@ def _row(
         spoken = [each for thoughts in record.thoughts.values() for each in thoughts]
         row["abstain_margin"] = system.settings["abstain_margin"]
         row["reasoned_share"] = round(sum(text is not None for text, *_ in spoken) / max(1, len(spoken)), 6)
-    if "anchor" in system.settings and system.mode != "direct":
+    if "anchor" in system.settings and (system.mode != "direct" or system.settings["anchor"] is not None):
         row["anchor"] = system.settings["anchor"]
+    row |= {key: system.settings[key] for key in ("method", "samples") if key in system.settings}
     if system.mode == GIVEN:
         row |= {key: system.settings[key] for key in ("reasoning_file", "reasoning")}
     if command is not None:

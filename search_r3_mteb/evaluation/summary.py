@@ -152,6 +152,13 @@ def _cells(row: SummaryRow) -> list[str]:
     ]
 
 
+def condition(mode: str, budget: float | None, samples: float | None = None, anchor: float | None = None) -> str:
+    """A mode with what tells its runs apart: the budget of tokens, of each text where there are several; the anchor."""
+    texts = f"{samples:g} × " if samples is not None and samples > 1 else ""
+    most = "" if budget is None else f" ≤ {texts}{budget:g}"
+    return f"{mode}{most}{'' if anchor is None else f', anchor {anchor:g}'}"
+
+
 def milliseconds(row: SummaryRow) -> float | None:
     """The row's milliseconds per query, None if no time was measured; rows of older versions have only the rate."""
     if "milliseconds_per_query" in row:

@@ -124,7 +124,7 @@ def test_names_are_read(models, tmp_path, monkeypatch):
 
 
 def test_settings_that_nobody_would_use_are_refused_and_those_of_others_passed_over(names):
-    check_settings([names[0], "mini"], {"samples": 2, "temperature": 0.5, "max_length": 64, "mode": "reason"})
+    check_settings([names[0], "mini"], {"samples": 2, "temperature": 0.5, "max_length": 64})
     with pytest.raises(ValueError, match=r"samples would change nothing.*writer with an encoder"):
         check_settings(["mini"], {"samples": 2})
     with pytest.raises(ValueError, match="feedback_documents would change nothing"):

@@ -67,7 +67,8 @@ BudgetOption = Annotated[
     int | None,
     typer.Option(
         "--max-reasoning-tokens",
-        help="Budget of a query's reasoning, in tokens. [default: 256, for a writer 128]",
+        "--budget",
+        help="Budget of a query's reasoning, or of each text of a writer, in tokens. [default: 256, for a writer 128]",
         min=0,
         show_default=False,
     ),
@@ -104,6 +105,17 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set", help="Any other setting of SearchR3Encoder: --set seed=1 --set dtype=bfloat16 --set device=cuda."
+    ),
+]
+
+
+ExpansionSetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any other setting, NAME=VALUE: of a Search-R3 model (seed, dtype, device, max_length, temperature, anchor, "
+        "batch_invariant, ...), of its search (abstain_margin), or of a writer and encoder (samples, temperature, weight, "
+        "prompt, anchor, feedback_documents, ...). It goes to every model that has it.",
     ),
 ]
 

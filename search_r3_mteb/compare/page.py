@@ -27,8 +27,8 @@ NOTES = (
     "of one kind on one task.",
     "Tokens are generated per query, for a control: read. Times are the model's work on the queries, on this machine, "
     "without the last search, with the one for feedback; what came from the store counts with the time that computing "
-    "it took. A ratio of times is one measurement: that of few queries says little. A budget holds for each text: 8 × 32 "
-    "are eight texts of at most 32 tokens.",
+    "it took. A ratio of times is one measurement: that of few queries says little. A budget holds for each text: "
+    "8 × 32 are eight texts of at most 32 tokens.",
     "Controls: filler is as many tokens that say nothing, other is another query's reasoning, shuffled its own words "
     "in another order, empty none; perceptron is two layers on the direct vector, trained on the training judgements.",
 )

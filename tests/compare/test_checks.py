@@ -38,7 +38,7 @@ def test_a_model_without_its_weights_is_told_before_the_first_runs(names, models
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged or truncated"):
         check_plan(made("bm25", f"hyde:{broken}+{models / 'minis'}"))
-    with pytest.raises(ValueError, match="no token .* no place to read a vector from"):
+    with pytest.raises(ValueError, match=r"no token .* no place to read a vector from"):
         check_plan(made("bm25", str(models / "smol")))
 
 
@@ -111,5 +111,5 @@ def test_the_same_thing_is_not_said_twice_and_options_are_no_settings():
 def test_controls_that_were_not_asked_for_are_no_mistake(names):
     assert plan_of(["bm25", names["rocchio"]], ["hopworld"]).control == ()
     assert plan_of(["bm25", "nano"], ["hopworld"]).control == ("filler", "other", "shuffled", "empty")
-    with pytest.raises(ValueError, match="control .filler. would change nothing"):
+    with pytest.raises(ValueError, match=r"control \(filler\) would change nothing"):
         check_plan(plan_of(["bm25"], ["hopworld"], controls=["filler"]))

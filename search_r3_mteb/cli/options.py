@@ -113,9 +113,9 @@ ExpansionSetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Any other setting, NAME=VALUE: of a Search-R3 model (seed, dtype, device, max_length, temperature, anchor, "
-        "batch_invariant, ...), of its search (abstain_margin), or of a writer and encoder (samples, temperature, weight, "
-        "prompt, anchor, feedback_documents, ...). It goes to every model that has it.",
+        help="Any other setting, NAME=VALUE: of a Search-R3 model (seed, dtype, device, max_length, temperature, "
+        "anchor, batch_invariant, ...), of its search (abstain_margin), or of a writer and encoder (samples, weight, "
+        "prompt, temperature, anchor, feedback_documents, ...). It goes to every model that has it.",
     ),
 ]
 

@@ -67,8 +67,8 @@ def _too_long(error: BaseException) -> str | None:
         return None
     name = str(error.filename or "")
     return (
-        f"A name of {len(name)} characters is longer than the file system takes: {name[:60]!r}... Check what was given, "
-        "or use a shorter one."
+        f"A name of {len(name)} characters is longer than the file system takes: {name[:60]!r}... Check what was "
+        "given, or use a shorter one."
     )
 
 

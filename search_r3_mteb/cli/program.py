@@ -1,6 +1,5 @@
 """The program around the commands: signals, errors as one message, exit codes."""
 
-import errno
 import os
 import sys
 import tempfile
@@ -52,24 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with redirect_stderr(sys.stderr if bars else cast("TextIO", _WithoutBars(sys.stderr))), _warnings(bars, quiet):
             app(args=sys.argv[1:], prog_name="search-r3")
     except Exception as error:
-        message = explained(error) or _too_long(error)  # of a full disk: also as an exception of a library
+        message = explained(error)  # of a full disk: also as an exception of a library
         if debug or (message is None and not isinstance(error, _MISTAKES)):
             raise
         SafeConsole(stderr=True, soft_wrap=True).print(
             f"[red]Error:[/red] {escape(message or str(error))}", highlight=False
         )
         raise SystemExit(2) from None
-
-
-def _too_long(error: BaseException) -> str | None:
-    """What to say of a name that no file can have, where the system says no more than the name."""
-    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
-        return None
-    name = str(error.filename or "")
-    return (
-        f"A name of {len(name)} characters is longer than the file system takes: {name[:60]!r}... Check what was "
-        "given, or use a shorter one."
-    )
 
 
 _ANYWHERE = ("--debug", "-q", "--quiet")

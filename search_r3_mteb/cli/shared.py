@@ -63,7 +63,7 @@ def above_bars(text: str) -> None:
     if tqdm is None:
         print(text, file=sys.stderr)
     else:
-        tqdm.tqdm.write(text, file=sys.stderr)
+        tqdm.tqdm.write(f"{text}\n", file=sys.stderr, end="")  # in one piece: a line's end alone is taken for a bar's
 
 
 class _AboveBars(logging.Handler):

@@ -47,9 +47,8 @@ def check_settings(
         unused = [name for name in unused if name != "abstain_margin"]
     if ours:  # an unknown name is refused by the encoder, with those that there are
         unused = [name for name in unused if name in SETTINGS or name == "abstain_margin"]
-    if margin is not None and "abstain_margin" in unused:
-        why = "the mode is 'direct'" if ours else "none of the models is a Search-R3 checkpoint"
-        raise ValueError(f"abstain_margin={margin} would change nothing: {why}. Leave it out.")
+    if ours and "abstain_margin" in unused:
+        raise ValueError(f"abstain_margin={margin} would change nothing: the mode is 'direct'. Leave it out.")
     if unused:
         raise ValueError(
             f"{', '.join(unused)} would change nothing: none of the models is a "

@@ -21,6 +21,7 @@ from search_r3_mteb.evaluation.abstaining import AbstainingSearch
 from search_r3_mteb.evaluation.own_baselines import OwnBaseline, own_baseline
 from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, Thinker
 from search_r3_mteb.expansion.names import SETTINGS, open_expansion, parse_name
+from search_r3_mteb.expansion.places import check_places
 from search_r3_mteb.extensions import BASELINES
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def kind_of(path: str | Path) -> ModelKind:
 
     expansion = parse_name(path)
     if expansion is not None:
-        expansion.check_places()
+        check_places(expansion.method, expansion.writer, expansion.encoder)
         return "expansion"
     if own_baseline(path) is not None:
         return "own"

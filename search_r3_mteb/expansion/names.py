@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.encoder.checkpoints import resolve
-from search_r3_mteb.encoder.folders import can_write, is_sentence_transformer, is_there
+from search_r3_mteb.encoder.folders import is_sentence_transformer, is_there
 from search_r3_mteb.expansion.methods import METHODS, Method
 from search_r3_mteb.expansion.settings import ExpansionSettings, unused_by
 
@@ -53,18 +53,6 @@ class ExpansionName:
     @cached_property
     def _ordinary_encoder(self) -> bool:
         return is_sentence_transformer(resolve(self.encoder))
-
-    def check_places(self) -> None:
-        """Raises FileNotFoundError for a model that is not there, ValueError for an encoder in the writer's place."""
-        folders = [resolve(model) for model in (self.writer, self.encoder) if model is not None]
-        if self.writer is None or can_write(folders[0]):
-            return
-        form = f"{self.method.name}:WRITER+ENCODER"
-        turned = f" Perhaps {self.method.name}:{self.encoder}+{self.writer} is meant." if can_write(folders[1]) else ""
-        raise ValueError(
-            f"{self.writer!r} stands in the writer's place of {form}, but it is an encoder, which writes nothing: the "
-            f"writer comes before the '+', the encoder after it.{turned}"
-        )
 
 
 def parse_name(text: Any) -> ExpansionName | None:

@@ -23,7 +23,7 @@ from search_r3_mteb.encoder.thoughts import Thought
 from search_r3_mteb.expansion.chunked import chunked
 from search_r3_mteb.expansion.encoders import BesideWriter, open_encoder
 from search_r3_mteb.expansion.methods import method_named
-from search_r3_mteb.expansion.names import ExpansionName
+from search_r3_mteb.expansion.places import check_places
 from search_r3_mteb.expansion.rules import combined, embedded_texts, keywords_of, mean_direction
 from search_r3_mteb.expansion.settings import ExpansionSettings
 from search_r3_mteb.expansion.writer import Writer, Written
@@ -71,7 +71,7 @@ class WriterEncoder(EncoderDoors):
                 f"The method {method!r} {'needs a writer' if writer is None else 'has no writer'}, got {writer!r}."
             )
         if isinstance(writer, str | Path) and not isinstance(encoder, Checkpoint):
-            ExpansionName(self.method, str(writer), str(encoder)).check_places()
+            check_places(self.method, writer, encoder)
         self.writer = None if writer is None else Writer(writer, self.method, self._settings, revision)
         self.encoder: BesideWriter = open_encoder(encoder, self._settings)
         self.dim = self.encoder.dim
@@ -275,7 +275,7 @@ class WriterEncoder(EncoderDoors):
         writer, store = self.writer, self._store()
         began = time.perf_counter()
         contexts = self._contexts(texts, queries)
-        searched = time.perf_counter() - began
+        searched = time.perf_counter() - began if self.method.needs_corpus else 0.0
 
         def compute(rows: Sequence[int]) -> list[Any]:
             prompts = writer.prompts(

@@ -285,7 +285,7 @@ def test_doctor_warns_of_a_model_that_says_nothing(call, always, token, said):
     assert "warning" not in [each["name"] for each in json.loads(out)], "the control"
 
 
-# ---- names of options, and what the README says -----------------------------------------------------------------------
+# ---- names of options, and what the README says -----------------------------------------------------------
 
 
 def test_the_budget_has_the_same_two_names_in_every_command():
@@ -324,7 +324,7 @@ def test_commands_of_the_readme_can_be_given_as_they_are(line):
 
 
 def test_a_command_that_lacks_an_option_is_noticed():
-    with pytest.raises(Exception, match="Missing option '--task'"):
+    with pytest.raises(Exception, match="Missing parameter: task"):
         test_commands_of_the_readme_can_be_given_as_they_are("search-r3 tune --model hyde:LLM+ENCODER --split dev")
 
 

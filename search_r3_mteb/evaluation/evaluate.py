@@ -259,6 +259,8 @@ def _row(
     if "anchor" in system.settings and (system.mode != "direct" or system.settings["anchor"] is not None):
         row["anchor"] = system.settings["anchor"]
     row |= {key: system.settings[key] for key in ("method", "samples") if key in system.settings}
+    if system.encoder_fingerprint is not None:
+        row["encoder_fingerprint"] = system.encoder_fingerprint
     if system.mode == GIVEN:
         row |= {key: system.settings[key] for key in ("reasoning_file", "reasoning")}
     if command is not None:

@@ -42,15 +42,19 @@ def together(checks: Iterable[tuple[str, Callable[[], Any]]]) -> None:
             mistakes.append((name, error))
     if len(mistakes) == 1:
         name, error = mistakes[0]
-        if name in str(error) or not isinstance(error, FileNotFoundError | ValueError):
+        if name[:60] in str(error) or not isinstance(error, FileNotFoundError | ValueError):
             raise error
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"{name}: {error}") from error
+        raise kind(f"{_short(name)}: {error}") from error
     if mistakes:
         raise ValueError(
             f"{len(mistakes)} models cannot be run, and nothing was:\n"
-            + "\n".join(f"{name}: {error}" for name, error in mistakes)
+            + "\n".join(f"{_short(name)}: {error}" for name, error in mistakes)
         )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:60]}..."
 
 
 def _check_model(spec: str | Path) -> None:

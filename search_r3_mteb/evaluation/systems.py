@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.settings import Mode
     from search_r3_mteb.evaluation.given_file import GivenFile
+    from search_r3_mteb.expansion.encoders import BesideWriter
     from search_r3_mteb.expansion.writer_encoder import WriterEncoder
 
 BM25 = "bm25"
@@ -49,7 +50,8 @@ ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder | WriterEncode
 class System:
     """One model in one mode. `model` is run by MTEB and records times and thoughts.
 
-    `fingerprint` (hex) stands for everything that decides its vectors or scores.
+    `fingerprint` (hex) stands for everything that decides its vectors or scores. `encoder_fingerprint` is that of the
+    system which a writer's encoder, or Rocchio's, would be by itself.
     """
 
     label: str
@@ -58,6 +60,7 @@ class System:
     fingerprint: str
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    encoder_fingerprint: str | None = None
 
 
 def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
@@ -239,10 +242,17 @@ def _expansion(encoder: "WriterEncoder", label: str | None, given: "GivenFile | 
         fingerprint=encoder.fingerprint,
         seed=int(encoder.settings.get("seed", 0)),
         settings=encoder.settings,
+        encoder_fingerprint=_alone(encoder.encoder),
     )
     if given is None or encoder.method.needs_corpus:
         return found
     return _reading(replace(found, fingerprint=fingerprint_of({"is": found.fingerprint, "reads": given.digest})), given)
+
+
+def _alone(encoder: "BesideWriter") -> str:
+    """The fingerprint of the system that this encoder is by itself."""
+    ours = getattr(encoder, "encoder", None)
+    return encoder.fingerprint if ours is None else _system(ours, None).fingerprint
 
 
 def _sentence_transformer(path: str | Path, label: str | None, mode: ModeChoice, settings: Mapping[str, Any]) -> System:

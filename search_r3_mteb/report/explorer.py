@@ -97,11 +97,16 @@ LADDER = (
 def find_pairs(rows: Sequence[ScoreRow], baselines: Mapping[str, str] | None = None) -> list[Pair]:
     """One pair for each model and task with per-query results; those with both modes come first.
 
-    `baselines`: for a model's label that of the model that it is compared with.
+    `baselines`: for a model's label that of the model that it is compared with; unless it is there, a writer's encoder.
     """
-    beside = baselines or {}
     usable = [row for row in rows if row.first.hops is None and row.first.outcomes]
     direct = {(row.place, row.first.label): row for row in usable if row.first.mode == "direct"}
+    alone = {(row.place, row.first.fingerprint): row for row in direct.values() if row.first.fingerprint}
+
+    def beside(row: ScoreRow) -> ScoreRow | None:
+        named = direct.get((row.place, (baselines or {}).get(row.first.label, "")))
+        return named or alone.get((row.place, row.first.encoder_fingerprint))
+
     reason: dict[tuple[Any, ...], ScoreRow] = {}
     for row in usable:
         if row.first.mode == "reason":
@@ -110,13 +115,13 @@ def find_pairs(rows: Sequence[ScoreRow], baselines: Mapping[str, str] | None = N
                 reason[key] = row
     pairs, used = [], set()
     for key, row in reason.items():
-        partner = direct.get(key) or direct.get((row.place, row.first.model))
-        base = None if partner is not None else direct.get((row.place, beside.get(row.first.label, "")))
-        pairs.append(Pair(partner or base, row, against=base is not None))
-        if partner is not None or base is not None:
-            used.add(((partner or base).place, (partner or base).first.label))  # type: ignore[union-attr]
+        own = direct.get(key) or direct.get((row.place, row.first.model))
+        partner = own or beside(row)
+        pairs.append(Pair(partner, row, against=own is None and partner is not None))
+        if partner is not None:
+            used.add((partner.place, partner.first.label))
     for key, row in direct.items():
-        base = direct.get((row.place, beside.get(row.first.label, "")))
+        base = beside(row)
         if base is not None and base is not row and key not in used:
             pairs.append(Pair(base, row, against=True))
             used |= {key, (base.place, base.first.label)}

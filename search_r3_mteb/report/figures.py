@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from search_r3_mteb.report.plot import (
     plain_label,
     plot_json,
 )
-from search_r3_mteb.report.records import EvaluationRecord
+from search_r3_mteb.report.records import QueryOutcome
 
 
 def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Figure:
@@ -57,10 +57,13 @@ def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Fi
     )
 
 
-def length_figure(name: str, run: EvaluationRecord) -> Figure | None:
-    """Histogram of reasoning lengths, forced rows apart. None where no query has a length."""
-    known = [item for item in (run.outcomes or {}).values() if item.reasoning_tokens is not None]
-    cut, how = ("forced", " and the embed token appended") if run.method is None else ("cut", "")
+def length_figure(name: str, outcomes: Mapping[str, QueryOutcome], writes: bool = False) -> Figure | None:
+    """Histogram of reasoning lengths, forced rows apart. None where no query has a length.
+
+    `writes`: they are a writer's texts, which were cut without an embed token.
+    """
+    known = [item for item in outcomes.values() if item.reasoning_tokens is not None]
+    cut, how = ("cut", "") if writes else ("forced", " and the embed token appended")
     if not known:
         return None
     lengths = np.array([item.reasoning_tokens for item in known])

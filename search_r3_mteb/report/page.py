@@ -147,7 +147,8 @@ def _pair_figures(pairs: Sequence[Pair]) -> list[Figure]:
         if differences:
             found.append(drawing.difference_figure(f"difference-{number}", differences))
         if pair.reason is not None and pair.reason.first.outcomes:
-            found.append(drawing.length_figure(f"length-{number}", pair.reason.first))
+            run = pair.reason.first
+            found.append(drawing.length_figure(f"length-{number}", run.outcomes or {}, run.method is not None))
     return [figure for figure in found if figure is not None]
 
 

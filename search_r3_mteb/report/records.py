@@ -89,6 +89,7 @@ class EvaluationRecord:
     commit: str | None = None
     command: str | None = None
     fingerprint: str | None = None
+    encoder_fingerprint: str | None = None  # of a writer's encoder, evaluated by itself
     dataset_revision: str | None = None
     queries_file: str | None = None
     mark: str = ""  # the fingerprint that `evaluate` appends to the name of a second model or budget of that name

@@ -18,7 +18,17 @@ _NUMBERS = (
     *("milliseconds_per_query", "queries_per_second", "documents_per_second", "anchor"),
 )
 _WHOLE_NUMBERS = ("hops", "max_reasoning_tokens", "samples", "seed", "queries", "documents")
-_TEXTS = ("split", "subset", "commit", "command", "fingerprint", "dataset_revision", "queries_file", "method")
+_TEXTS = (
+    "split",
+    "subset",
+    "commit",
+    "command",
+    "fingerprint",
+    "dataset_revision",
+    "queries_file",
+    "method",
+    "encoder_fingerprint",
+)
 _MOST_DISAGREEMENT = 5e-3  # a summary and the mean of its queries may differ by rounding, not by more
 
 

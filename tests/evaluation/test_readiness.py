@@ -80,9 +80,7 @@ def test_models_in_each_others_place(models):
 
 @pytest.mark.parametrize("name", ["a" * 300, "org/" + "a" * 300, "hyde:" + "a" * 300 + "+mini", "a\0b", "x/" * 2100])
 def test_a_text_that_no_model_can_have_as_its_name(name):
-    with pytest.raises(
-        FileNotFoundError, match=r"There is no model .*\.\.\.: that is a name of \d+ characters"
-    ) as raised:
+    with pytest.raises(FileNotFoundError, match=r"no model .*: that is a name of \d+ characters") as raised:
         check_models([name])
     assert len(str(raised.value)) < 400
 

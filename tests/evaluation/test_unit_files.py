@@ -76,7 +76,8 @@ def test_models_of_such_names_keep_their_results(tmp_path, caplog, monkeypatch):
     for each in first:
         lines = [json.loads(line) for line in (output / each["queries_file"]).read_text().splitlines()]
         assert sum(line["ndcg_at_10"] for line in lines) / len(lines) == pytest.approx(each["ndcg_at_10"], abs=1e-6)
-    assert evaluate(models, tasks, "direct", output) == first  # complete: nothing is damaged, nothing is run again
+    stored = read_summary(output / "summary.json")
+    assert evaluate(models, tasks, "direct", output) == stored  # complete: nothing is damaged, nothing is run again
     assert "damaged" not in caplog.text
     evidence = read_runs([output])
     assert sorted(each.label for each in evidence.evaluations) == ["A__b", "a/b", "x"]

@@ -10,6 +10,9 @@ from search_r3_mteb.evaluation.systems import kind_of, split_label
 from search_r3_mteb.expansion.names import parse_name
 from search_r3_mteb.expansion.writer import Writer
 from search_r3_mteb.expansion.writer_encoder import WriterEncoder
+from search_r3_mteb.report.comparisons import table_rows
+from search_r3_mteb.report.explorer import find_pairs
+from search_r3_mteb.report.runs import read_runs
 from tests.mteb_running import made_task
 
 SETTINGS = {"max_reasoning_tokens": 4, "samples": 2, "temperature": 1.0}
@@ -85,9 +88,25 @@ def test_the_report_reads_it_and_the_command_line_runs_it(models, tmp_path, call
     assert "reason" in out
     summary = json.loads((output / "summary.json").read_text())
     assert [row["model"] for row in summary] == ["w", "st", "rocchio-minis"]
+    assert [row.get("encoder_fingerprint") for row in summary] == [
+        summary[1]["fingerprint"],
+        None,
+        summary[1]["fingerprint"],
+    ]
+    pairs = find_pairs(table_rows(read_runs([output])))
+    assert sorted(pair.title.partition(" · ")[2] for pair in pairs) == ["rocchio-minis against st", "w against st"]
     code, _, err = call("report", output, "--output", tmp_path / "report.html")
     assert code == 0, err
     assert "rocchio-minis" in (tmp_path / "report.html").read_text()
+
+
+def test_a_search_r3_encoder_beside_a_writer_is_known_by_itself(models, tmp_path):
+    rows = evaluate(
+        [f"gar:{models / 'smol'}+nano", "nano"], [task()], "both", tmp_path, settings={"max_reasoning_tokens": 3}
+    )
+    direct = next(row for row in rows if (row["model"], row["mode"]) == ("nano", "direct"))
+    assert rows[0]["encoder_fingerprint"] != rows[0]["fingerprint"]
+    assert direct["fingerprint"] == rows[0]["encoder_fingerprint"]
 
 
 def test_an_encoder_in_memory_is_evaluated_as_it_is(models, tmp_path):

@@ -101,8 +101,8 @@ def evaluate(  # noqa: PLR0913  what a run is made of
         )
     output = Path(output)
     given = None if reasoning is None else read_given(reasoning)
-    check_settings(models, settings or {}, mode, given)
     check_models(models)
+    check_settings(models, settings or {}, mode, given)
     resolved = resolve_tasks(tasks, split)
     check_data(resolved, output)
     rows: list[SummaryRow] = []

@@ -137,7 +137,8 @@ def table(rows: Sequence[SummaryRow]) -> "NarrowTable":
 
 
 def _cells(row: SummaryRow) -> list[str]:
-    names = [row["task"] if row["split"] == "test" else f"{row['task']} ({row['split']})", row["model"], row["mode"]]
+    mode = row["mode"] if "anchor" in row["mode"] else condition(row["mode"], None, None, row.get("anchor"))
+    names = [row["task"] if row["split"] == "test" else f"{row['task']} ({row['split']})", row["model"], mode]
     if "hops" in row:
         names = [f"  {row['hops']} hop" + ("s" if row["hops"] > 1 else ""), "", ""]
     bounds = row.get("interval")

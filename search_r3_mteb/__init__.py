@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from search_r3_mteb.encoder.encoder import SearchR3Encoder as SearchR3Encoder
     from search_r3_mteb.encoder.thoughts import Thought as Thought
+    from search_r3_mteb.expansion.feedback import FeedbackEncoder as FeedbackEncoder
+    from search_r3_mteb.expansion.writer_encoder import WriterEncoder as WriterEncoder
     from search_r3_mteb.indexing.index import SearchIndex as SearchIndex
     from search_r3_mteb.integrations.sentence_transformers import register as register
     from search_r3_mteb.tasks.hopworld import HopWorld as HopWorld
@@ -25,6 +27,8 @@ _HOMES = {
     "SentenceTransformer": "search_r3_mteb.integrations.sentence_transformers",
     "register": "search_r3_mteb.integrations.sentence_transformers",
     "BeirFolder": "search_r3_mteb.tasks.mteb_tasks",
+    "FeedbackEncoder": "search_r3_mteb.expansion.feedback",
+    "WriterEncoder": "search_r3_mteb.expansion.writer_encoder",
     "HopWorld": "search_r3_mteb.tasks.hopworld",
 }
 

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import warnings
+from contextlib import redirect_stderr
 
 import pytest
 import torch
@@ -293,6 +295,58 @@ def test_doctor_warns_of_a_model_that_says_nothing(call, always, token, said):
 
 def test_doctor_warns_of_no_model_that_speaks(call):
     assert call("doctor")[1].endswith("All well.\n")
-    code, out, _ = call("doctor", "--model", "nano", "--json")
-    assert code == 0
-    assert "warning" not in [each["name"] for each in json.loads(out)]
+    _, out, _ = call("doctor", "--model", "nano", "--json")
+    assert "warning" not in [each["name"] for each in json.loads(out)], "the control"
+
+
+# ---- names of options, and what the README says -----------------------------------------------------------
+
+
+def test_the_budget_has_the_same_two_names_in_every_command():
+    found = {}
+    for name, command in get_command(cli.app).commands.items():
+        for parameter in command.params:
+            if {"--budget", "--max-reasoning-tokens"} & set(parameter.opts):
+                found[name] = set(parameter.opts)
+    assert {"evaluate", "compare", "tune"} <= set(found)
+    assert set(map(frozenset, found.values())) == {frozenset({"--budget", "--max-reasoning-tokens"})}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "tune"])
+def test_help_names_the_settings_of_writers(call, command):
+    words = " ".join(call(command, "--help")[1].split())
+    for name in ("samples", "weight", "prompt", "feedback_documents", "abstain_margin", "batch_invariant"):
+        assert name in words.partition("--set")[2]
+
+
+def readme_commands():
+    """Every command line of README and docs that stands in a block of code."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in path.read_text(encoding="utf-8").split("```")[1::2]:
+            for line in block.splitlines():
+                if line.startswith("search-r3 "):
+                    yield line
+
+
+@pytest.mark.parametrize("line", sorted(set(readme_commands())))
+def test_commands_of_the_readme_can_be_given_as_they_are(line):
+    """Options exist and none is missing; nothing is run."""
+    words = shlex.split(line, comments=True)[1:]
+    command = get_command(cli.app).commands[words[0]]
+    with command.make_context(words[0], words[1:]):
+        pass
+
+
+def test_a_command_that_lacks_an_option_is_noticed():
+    with pytest.raises(Exception, match="Missing parameter: task"):
+        test_commands_of_the_readme_can_be_given_as_they_are("search-r3 tune --model hyde:LLM+ENCODER --split dev")
+
+
+def test_a_line_beside_bars_keeps_its_end():
+    import tqdm  # noqa: F401  where it is loaded, bars may be moving
+
+    shown = io.StringIO()
+    with redirect_stderr(program._WithoutBars(shown)):
+        shared.above_bars("one")
+        shared.above_bars("two")
+    assert shown.getvalue() == "one\ntwo\n"

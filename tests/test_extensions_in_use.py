@@ -60,7 +60,8 @@ def test_what_a_baseline_or_task_cannot_be_is_refused(example, call, questions, 
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     from search_r3_mteb.evaluation.explain import read_documents
-    from search_r3_mteb.evaluation.systems import check_settings, kind_of
+    from search_r3_mteb.evaluation.system_checks import check_settings
+    from search_r3_mteb.evaluation.systems import kind_of
     from search_r3_mteb.evaluation.tasks import resolve_task
 
     assert kind_of("hashing:64") == "own"

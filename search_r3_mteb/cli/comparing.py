@@ -10,9 +10,9 @@ import typer
 from search_r3_mteb.cli.options import (
     BudgetOption,
     CacheFolderOption,
+    ExpansionSetOption,
     ExtensibleCommand,
     JsonOption,
-    SetOption,
     SplitOption,
     app,
 )
@@ -30,7 +30,13 @@ def compare(  # noqa: PLR0913  an option is a parameter
     ] = None,
     task: Annotated[list[str] | None, typer.Option("--task", help="As in evaluate. May be repeated.")] = None,
     budget: Annotated[
-        list[int] | None, typer.Option("--budget", help="Tokens of a query's reasoning. May be repeated.", min=0)
+        list[int] | None,
+        typer.Option(
+            "--budget",
+            "--max-reasoning-tokens",
+            help="Tokens of a query's reasoning, or of each text of a writer. May be repeated.",
+            min=0,
+        ),
     ] = None,
     control: Annotated[
         list[str] | None,
@@ -45,7 +51,7 @@ def compare(  # noqa: PLR0913  an option is a parameter
         typer.Option(help="An interrupted comparison resumes there. [default: runs/compare]", show_default=False),
     ] = None,
     split: SplitOption = None,
-    setting: SetOption = None,
+    setting: ExpansionSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare systems at equal cost, on one page.
@@ -105,7 +111,7 @@ def tune(  # noqa: PLR0913  an option is a parameter
     max_queries: Annotated[int, typer.Option(help="Queries drawn at random; 0 for all.", min=0)] = 0,
     cache_folder: CacheFolderOption = None,
     max_reasoning_tokens: BudgetOption = None,
-    setting: SetOption = None,
+    setting: ExpansionSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Choose on a dev split how much the reasoning weighs.

@@ -11,6 +11,7 @@ import typer
 from search_r3_mteb.cli.options import (
     BudgetOption,
     CacheFolderOption,
+    ExpansionSetOption,
     ExtensibleCommand,
     IdenticalIdsOption,
     JsonOption,
@@ -72,7 +73,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         ),
     ] = None,
     max_reasoning_tokens: BudgetOption = None,
-    setting: SetOption = None,
+    setting: ExpansionSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score models on retrieval tasks, through MTEB.

@@ -67,7 +67,8 @@ BudgetOption = Annotated[
     int | None,
     typer.Option(
         "--max-reasoning-tokens",
-        help="Budget of a query's reasoning, in tokens. [default: 256, for a writer 128]",
+        "--budget",
+        help="Budget of a query's reasoning, or of each text of a writer, in tokens. [default: 256, for a writer 128]",
         min=0,
         show_default=False,
     ),
@@ -123,6 +124,17 @@ TitleColumnOption = Annotated[
 ]
 NoQuotesOption = Annotated[
     bool, typer.Option("--no-quotes", help="Quotation marks in .csv and .tsv are text like any other.")
+]
+
+
+ExpansionSetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any other setting, NAME=VALUE: of a Search-R3 model (seed, dtype, device, max_length, temperature, "
+        "anchor, batch_invariant, ...), of its search (abstain_margin), or of a writer and encoder (samples, weight, "
+        "prompt, temperature, anchor, feedback_documents, ...). It goes to every model that has it.",
+    ),
 ]
 
 

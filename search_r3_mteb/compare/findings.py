@@ -62,6 +62,7 @@ class FamilyPair:
             "pairs_in_family": self.size,
             "queries": None if found is None else found.queries,
             "time_ratio": None if self.pair.times is None else round(self.pair.times, 6),
+            "time_ratio_note": self.pair.rough.strip(" ()") or None,
             "sentence": self.sentence(),
         }
 

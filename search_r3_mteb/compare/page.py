@@ -1,5 +1,8 @@
 """The files of a comparison: comparison.json, comparison.md and comparison.html, each complete by itself."""
 
+import hashlib
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,18 +13,22 @@ from search_r3_mteb.compare.findings import FAMILIES, FamilyPair, family_pairs
 from search_r3_mteb.compare.plan import ComparisonPlan
 from search_r3_mteb.compare.run import ComparedRow, ComparedRuns, SystemFailure
 from search_r3_mteb.evaluation.provenance import commit
-from search_r3_mteb.evaluation.summary import SummaryRow, identity, milliseconds
+from search_r3_mteb.evaluation.summary import SummaryRow, condition, identity, milliseconds
+from search_r3_mteb.json_files import read_object
 from search_r3_mteb.report.mteb_results import split_mark
 from search_r3_mteb.report.number_text import count, score, span
 from search_r3_mteb.report.records import Message
 
+_log = logging.getLogger(__name__)
 VERSION = 1
 TITLE = "Systems side by side: quality, controls and cost"
 NOTES = (
     "Brackets and intervals are 95 %, by a bootstrap over queries, paired for differences; p is Holm's, over the pairs "
     "of one kind on one task.",
     "Tokens are generated per query, for a control: read. Times are the model's work on the queries, on this machine, "
-    "without the search; what came from the store counts with the time that computing it took.",
+    "without the last search, with the one for feedback; what came from the store counts with the time that computing "
+    "it took. A ratio of times is one measurement: that of few queries says little. A budget holds for each text: "
+    "8 × 32 are eight texts of at most 32 tokens.",
     "Controls: filler is as many tokens that say nothing, other is another query's reasoning, shuffled its own words "
     "in another order, empty none; perceptron is two layers on the direct vector, trained on the training judgements.",
 )
@@ -42,13 +49,35 @@ class ComparisonResult:
 
 
 def write_comparison(plan: ComparisonPlan, runs: ComparedRuns, command: str | None = None) -> ComparisonResult:
-    """Write the three files into the plan's output."""
+    """Write the three files into the plan's output; those of another plan get other names first."""
+    _keep_earlier(plan)
     pairs = family_pairs(runs.rows, plan.output, plan.baselines())
     files = [plan.output / f"comparison.{ending}" for ending in ("json", "md", "html")]
     write_json(files[0], _record(plan, runs, pairs, command))
     write_text(files[1], _markdown(plan, runs, pairs, command).encode("utf-8", "replace").decode())
     _write_page(plan, runs, pairs, files[2])
     return ComparisonResult(runs.rows, pairs, runs.failures, files)
+
+
+def _keep_earlier(plan: ComparisonPlan) -> None:
+    """Rename the files of a comparison of other systems, tasks or settings to comparison-DIGEST.*, and say so."""
+    path = plan.output / "comparison.json"
+    if not path.exists():
+        return
+    try:
+        earlier = read_object(path).get("plan")
+    except ValueError:
+        earlier = path.read_text(encoding="utf-8", errors="replace")
+    if isinstance(earlier, dict):
+        earlier = {key: value for key, value in earlier.items() if key != "output"}
+    if earlier == {key: value for key, value in _plain(asdict(plan)).items() if key != "output"}:
+        return
+    digest = hashlib.sha256(json.dumps(earlier, sort_keys=True).encode()).hexdigest()[:8]
+    for ending in ("html", "md", "json"):  # the last one decides: a kill before it is made up for by the next run
+        found = path.with_suffix(f".{ending}")
+        if found.exists():
+            found.replace(path.with_name(f"comparison-{digest}.{ending}"))
+    _log.info("%s was of another plan: its files are now comparison-%s.html, .md and .json", path, digest)
 
 
 def _record(
@@ -110,7 +139,8 @@ def _name(each: ComparedRow) -> str:
 
 
 def _mode(each: ComparedRow) -> str:
-    return str(each.row["mode"]) + ("" if each.budget is None else f" ≤ {each.budget}")
+    row = each.row
+    return condition(row["mode"], each.budget, row.get("samples"), row.get("anchor"))
 
 
 # ---- HTML ------------------------------------------------------------------------------------------------------------
@@ -143,4 +173,12 @@ def _write_page(plan: ComparisonPlan, runs: ComparedRuns, pairs: Sequence[Family
     ]
     if sections:
         sections.append(TextSection("method", "How to read this", NOTES))
-    write_page(Content(evidence, table_rows(evidence), (), title=TITLE, texts=sections), path)
+    content = Content(evidence, table_rows(evidence), (), title=TITLE, texts=sections, baselines=_baselines(plan, runs))
+    write_page(content, path)
+
+
+def _baselines(plan: ComparisonPlan, runs: ComparedRuns) -> dict[str, str]:
+    """For the name of each row in the tables, the one that its queries stand beside."""
+    names = {each.system: _name(each) for each in reversed(runs.rows) if each.control is None}
+    wanted = plan.baselines()
+    return {_name(each): names[wanted[each.system]] for each in runs.rows if wanted[each.system] in names}

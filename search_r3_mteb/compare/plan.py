@@ -22,7 +22,7 @@ baseline = "mini"                # in place of the one above: another encoder's 
 model = "minilm=FOLDER"
 control = "perceptron"           # evaluation/perceptron.py
 train = "data/own"               # a BEIR folder with training judgements
-train_split = "train"
+train_split = "train"             # unless named
 """
 
 import difflib
@@ -34,6 +34,7 @@ from typing import Any
 
 from search_r3_mteb.evaluation.controls import CONTROL_NAMES
 from search_r3_mteb.evaluation.perceptron import PERCEPTRON
+from search_r3_mteb.evaluation.system_checks import OWN_OPTIONS, reasons
 from search_r3_mteb.evaluation.systems import MODE_CHOICES, split_label
 
 CONTROL_CHOICES = (*CONTROL_NAMES, PERCEPTRON)
@@ -53,7 +54,7 @@ class ComparedSystem:
     control: tuple[str, ...] = ()
     budgets: tuple[int, ...] = ()
     train: str | None = None
-    train_split: str = "train"
+    train_split: str | None = None
     baseline: str | None = None
 
     def __post_init__(self) -> None:
@@ -67,6 +68,11 @@ class ComparedSystem:
                 f"{self.model}: control = {PERCEPTRON!r} and train = FOLDER belong together: it learns from the "
                 "training judgements of that BEIR folder. Write both or neither."
             )
+        if self.train_split is not None and self.train is None:
+            raise ValueError(
+                f"{self.model}: train_split = {self.train_split!r} would change nothing without train = FOLDER."
+            )
+        refuse_options(self.settings, f"{self.model}: ")
         if PERCEPTRON in self.control and self.mode == "reason":
             raise ValueError(
                 f"{self.model}: the perceptron stands on direct vectors, and mode = 'reason' has none. Write mode = "
@@ -111,6 +117,12 @@ class ComparisonPlan:
                 raise ValueError(f"control {each!r} {_not_among(each, CONTROL_NAMES)}")
         if min(self.budgets, default=0) < 0:
             raise ValueError(f"budgets: {min(self.budgets)} is negative; 0 means no reasoning.")
+        refuse_options(self.settings, "")
+        if self.budgets and "max_reasoning_tokens" in self.settings:
+            raise ValueError(
+                f"budgets ({', '.join(map(str, self.budgets))}) and the setting max_reasoning_tokens="
+                f"{self.settings['max_reasoning_tokens']} say the same thing. Give one."
+            )
         if not self.systems or not self.tasks:
             raise ValueError(
                 f"Nothing to compare: {len(self.systems)} systems and {len(self.tasks)} tasks. Name at least one of "
@@ -159,10 +171,14 @@ def plan_of(
     split: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> ComparisonPlan:
-    """The plan of a command line. `controls` None: all of them, "none": none, for the systems that reason."""
+    """The plan of a command line. `controls` None: all of them, "none": none, for the systems that reason.
+
+    Raises FileNotFoundError for a model that does not exist.
+    """
     if controls and "none" in controls and len(controls) > 1:
         raise ValueError("--control none excludes the other controls. Give it alone, or leave it out.")
-    chosen = CONTROL_NAMES if controls is None else () if "none" in controls else controls
+    every = CONTROL_NAMES if any(reasons(each) for each in models) else ()  # not asked for, so nothing to refuse
+    chosen = every if controls is None else () if "none" in controls else controls
     return ComparisonPlan(
         systems=tuple(ComparedSystem(model) for model in models),
         tasks=tuple(tasks),
@@ -219,10 +235,14 @@ def _settings(table: dict[str, Any], where: str) -> dict[str, Any]:
     for name in table:
         if name not in valid:
             raise ValueError(f"{where}setting {name!r} {_not_among(name, valid)}")
-    for name in ("mode", "cache_folder"):
-        if name in table:
-            raise ValueError(f"{where}settings.{name}: a comparison has its own; write mode beside model, or --output.")
+    refuse_options(table, where)
     return table
+
+
+def refuse_options(settings: Mapping[str, Any], where: str) -> None:
+    """ValueError for settings of an encoder that a comparison decides itself."""
+    for name in sorted(OWN_OPTIONS & set(settings)):
+        raise ValueError(f"{where}settings.{name}: a comparison has its own; write mode beside model, or --output.")
 
 
 def setting_names() -> list[str]:

@@ -3,19 +3,20 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from search_r3_mteb.compare.checks import check_plan, settings_for
 from search_r3_mteb.compare.plan import ComparedSystem, ComparisonPlan
 from search_r3_mteb.evaluation.controls import can_be_controlled, controlled
 from search_r3_mteb.evaluation.costs import whole_rows
 from search_r3_mteb.evaluation.evaluate import evaluate_unit
 from search_r3_mteb.evaluation.perceptron import PERCEPTRON, PerceptronPlan, with_perceptron
+from search_r3_mteb.evaluation.readiness import check_data
 from search_r3_mteb.evaluation.recording import Thinker
 from search_r3_mteb.evaluation.summary import SummaryRow
-from search_r3_mteb.evaluation.systems import System, check_settings, kind_of, open_systems, split_label
+from search_r3_mteb.evaluation.system_checks import reasons
+from search_r3_mteb.evaluation.systems import System, open_systems, split_label
 from search_r3_mteb.evaluation.tasks import resolve_tasks
-from search_r3_mteb.expansion.names import parse_name
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -74,9 +75,12 @@ class _Opened:
 def run_plan(plan: ComparisonPlan, command: str | None = None) -> ComparedRuns:
     """Run every system of the plan on every task; what is complete in the plan's output is read from there.
 
-    Raises ValueError and FileNotFoundError for tasks that do not exist, before anything is run.
+    Raises ValueError and FileNotFoundError for tasks, models and settings that do not exist or change nothing, and for
+    data that cannot be had, before anything is run.
     """
     tasks = resolve_tasks(plan.tasks, plan.split)
+    check_plan(plan)
+    check_data(tasks, plan.output)
     runs = ComparedRuns([], [])
     for entry in plan.systems:
         try:
@@ -124,12 +128,9 @@ def _opened(entry: ComparedSystem, plan: ComparisonPlan) -> Iterator[_Opened]:
 
     spec: Any = entry.model
     label = split_label(entry.model)[0] if entry.label is None else entry.label
-    reasons = _reasons(split_label(entry.model)[1])
-    check_settings([spec], entry.settings if not reasons else {**plan.settings, **entry.settings})
-    budgets: list[int | None] = [*sorted({*(entry.budgets or (plan.budgets if reasons else ()))}, reverse=True)]
-    if entry.budgets and not reasons:
-        raise ValueError(f"{entry.name} does not reason here, so budgets change nothing. Leave them out.")
-    settings: dict[str, Any] = {**plan.settings, **entry.settings}
+    talks = reasons(entry.model)
+    budgets: list[int | None] = [*sorted({*(entry.budgets or (plan.budgets if talks else ()))}, reverse=True)]
+    settings = settings_for(entry, plan)
     own_budget = "max_reasoning_tokens" in entry.settings  # in place of the plan's budgets
     if entry.mode == "direct" or own_budget:
         budgets = []
@@ -150,18 +151,12 @@ def _opened(entry: ComparedSystem, plan: ComparisonPlan) -> Iterator[_Opened]:
                 settings.setdefault("max_length", encoder.max_length)
 
 
-def _reasons(model: str | Path) -> bool:
-    """Whether the model generates text about a query, in one of its modes. Raises FileNotFoundError for no model."""
-    kind, expansion = kind_of(model), parse_name(model)
-    return kind == "search-r3" or (expansion is not None and expansion.method.needs_writer)
-
-
 def _controls(system: System, entry: ComparedSystem, plan: ComparisonPlan, budget: int | None) -> Iterator[_Opened]:
     names = entry.control or (plan.control if can_be_controlled(system) else ())
     for each in names:
         if each == PERCEPTRON:
             if system.mode == "direct":
-                training = PerceptronPlan(str(entry.train), entry.train_split, seed=plan.seed)
+                training = PerceptronPlan(str(entry.train), entry.train_split or "train", seed=plan.seed)
                 yield _Opened(with_perceptron(system, training), each, None)
         elif system.mode == "reason" or entry.mode != "both" or not _also_reasons(system):
             yield _Opened(controlled(system, each, plan.seed), each, budget)  # type: ignore[arg-type]

@@ -29,9 +29,11 @@ from search_r3_mteb.encoder.folders import (
     TOKENIZER_FILES,
     built_from,
     check_model_folder,
+    check_name,
     check_safetensors,
     check_tokenizer,
     check_weights,
+    method_hint,
     refuse_export,
     unknown_rotary,
 )
@@ -193,6 +195,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     A `Path` is always the folder. Raises ValueError for a string that means both a bundled model and a folder here.
     """
     name = str(path_or_id)
+    check_name(name)
     put_back(Path(name))  # a kill while the folder was replaced has left it under another name
     is_folder = bool(name) and Path(name).is_dir()
     if isinstance(path_or_id, Path) and not is_folder:
@@ -216,7 +219,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
         known = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/config.json"))) or "none"
         raise FileNotFoundError(
             f"There is no model {name!r}: not a folder, not a hub id of the form organisation/model, and not bundled "
-            f"(bundled: {known}). Check the path."
+            f"(bundled: {known}). Check the path.{method_hint(name)}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

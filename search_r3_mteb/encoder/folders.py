@@ -1,11 +1,15 @@
 """Checks of a model folder's files before anything is loaded from it. Nothing is ever read from a pickle."""
 
+import errno
+import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import Any
 
-from search_r3_mteb.encoder.manifest import deciding_files
+from search_r3_mteb.encoder.manifest import check_files, deciding_files
+from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.json_files import kind, read_json, read_object
 
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "model.safetensors")
@@ -16,7 +20,41 @@ TOKENIZER_FILES = (
 EXPORT_TYPE = "search_r3"
 """The model type of an export, in its config.json."""
 _MOST_LAYERS = 10_000  # our choice: libraries make one after the other, so that a damaged number takes hours
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes of one part of a path, and of all of it, on common systems
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def is_there(name: str) -> bool:
+    """Whether a file or folder has this name; False for a text that none can have, which is too long or holds NUL."""
+    try:
+        return Path(name).exists()
+    except ValueError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
+def check_name(name: str) -> None:
+    """FileNotFoundError for a name that neither a folder nor a model of the hub can have."""
+    longest = max(len(part.encode("utf-8", "surrogatepass")) for part in name.split("/"))
+    if "\0" in name or longest > _LONGEST_NAME or len(name) > _LONGEST_PATH:
+        why = "with NUL among them" if "\0" in name else "too many for a file system"
+        raise FileNotFoundError(
+            f"There is no model {name[:60]!r}...: that is a name of {len(name)} characters, {why}, so it is neither a "
+            "folder's nor a hub id. Check what was given."
+        )
+
+
+def method_hint(name: str) -> str:
+    """What to add where a name that is no model's may be one of query expansion, which an encoder does not know."""
+    if not re.match(r"[a-z][a-z0-9-]*:", name):
+        return ""
+    return (
+        " METHOD:WRITER+ENCODER and rocchio:ENCODER are names of the command line and of `evaluate`; in Python make a "
+        "search_r3_mteb.WriterEncoder(WRITER, ENCODER, method=METHOD), or a FeedbackEncoder for feedback and rocchio."
+    )
 
 
 def check_model_folder(folder: Path) -> None:
@@ -171,6 +209,53 @@ def is_export(folder: Path) -> bool:
     """Whether `search-r3 export` wrote the folder, for sentence-transformers."""
     config = folder / "config.json"
     return config.is_file() and f'"model_type": "{EXPORT_TYPE}"'.encode() in config.read_bytes()
+
+
+def is_sentence_transformer(folder: Path) -> bool:
+    """Whether a folder is an ordinary sentence-transformers model (modules.json), without a profile of ours."""
+    return (folder / "modules.json").exists() and not (folder / PROFILE_FILE).exists()
+
+
+def can_write(folder: Path) -> bool:
+    """False for a model that is trained to embed or to fill gaps, by its files: a causal LM's weights have a head."""
+    if (folder / PROFILE_FILE).exists() or not (folder / "config.json").exists():
+        return not is_sentence_transformer(folder)  # ours, or an adapter, whose base decides
+    config = read_object(folder / "config.json")
+    kinds = config.get("architectures")
+    said = [each for each in kinds if isinstance(each, str)] if isinstance(kinds, list) else []
+    if "AutoModelForCausalLM" in (config.get("auto_map") or ()):
+        return True
+    writes = any(word in each for each in said for word in ("CausalLM", "LMHead", "ConditionalGeneration"))
+    fills = any("MaskedLM" in each for each in said)
+    return writes or not (fills or is_sentence_transformer(folder))
+
+
+def check_folder(folder: Path, *, embeds: bool) -> None:
+    """Raise as loading would for what shows without reading weights; `embeds`: a Search-R3 folder has an embed token.
+
+    FileNotFoundError or ValueError. Of an adapter only its own files are looked at, not its base.
+    """
+    check_files(folder)
+    if is_sentence_transformer(folder):
+        refuse_pickled_modules(folder)
+        check_json(folder)
+        if (folder / "config.json").exists():
+            check_tokenizer(folder)
+        return
+    if not (folder / "adapter_config.json").exists():
+        refuse_export(folder)
+        check_model_folder(folder)
+        check_tokenizer(folder)
+    if embeds and (folder / "tokenizer.json").exists():
+        token = Profile.load(folder).embed_token
+        held = b"".join((folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists())
+        if not any(form.encode("utf-8", "surrogatepass") in held for form in (token, json.dumps(token)[1:-1])):
+            raise ValueError(
+                f"{folder.name}: its tokenizer has no token {token!r}, so there is no place to read a vector from. An "
+                "ordinary causal LM writes beside an encoder (hyde:WRITER+ENCODER), or becomes a checkpoint by "
+                "`search-r3 init MODEL --output FOLDER` and training; where the token has another name, give that as "
+                f'"embed_token" in {PROFILE_FILE}.'
+            )
 
 
 def refuse_export(folder: Path) -> None:

@@ -24,6 +24,7 @@ from search_r3_mteb.atomic import write_json
 from search_r3_mteb.column_roles import ColumnRole
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.queries import query_text
+from search_r3_mteb.evaluation.readiness import load_task
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_tasks
 from search_r3_mteb.evaluation.training_texts import TrainingText, read_training
 from search_r3_mteb.near_duplicates import DuplicateIndex, Signature, Signer
@@ -111,7 +112,7 @@ def contamination(
         raise FileNotFoundError(f"--train {train}: no such file or folder.")
     reports = []
     for task in resolve_tasks(tasks, split):
-        task.load_data()
+        load_task(task)
         task.convert_v1_dataset_format_to_v2(num_proc=None)
         for each in task.eval_splits:
             test = _TestData(task, each, threshold)

@@ -3,7 +3,8 @@
     SciFact, mini: reasoning +0.012 (+0.001 to +0.023) at 21 times the time per query.
 
 The difference is paired over queries (`significance.compare`). The time is what the model worked on the queries, on the
-machine of each run; what came from a store counts with the time that computing it took.
+machine of each run, with the search for feedback where a system needs one; what came from a store counts with the time
+that computing it took.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,16 @@ from search_r3_mteb.evaluation.significance import Difference, align, compare
 from search_r3_mteb.evaluation.summary import SummaryRow, identity, milliseconds
 from search_r3_mteb.json_files import parse_json
 
+_ENOUGH_QUERIES, _ENOUGH_SECONDS = 50, 0.5
+
 
 @dataclass(frozen=True)
 class SystemScores:
     """One system on one task: its mean quality, nDCG@10 by query id, and its milliseconds per query.
 
     `by_query` is None where the mean is not one over queries (a task of several subsets), `milliseconds` where no time
-    was measured. `tokens` are generated per query; `budget` tells several runs of one model apart.
+    was measured. `tokens` are generated per query; `budget` tells several runs of one model apart, and holds for each
+    of the `samples` texts of a query.
     """
 
     name: str
@@ -31,6 +35,8 @@ class SystemScores:
     milliseconds: float | None
     tokens: float | None = None
     budget: int | None = None
+    samples: int = 1
+    queries: int | None = None
 
     @property
     def label(self) -> str:
@@ -40,7 +46,9 @@ class SystemScores:
     @property
     def most(self) -> str:
         """The budget in words, empty where none is named."""
-        return "" if self.budget is None else f", at most {self.budget} tokens"
+        if self.budget is None:
+            return ""
+        return f", at most {f'{self.samples} texts of ' * (self.samples > 1)}{self.budget} tokens"
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,13 @@ class SystemPair:
         """The first system's time per query in units of the second's; None where one was not measured."""
         return time_ratio(self.first.milliseconds, self.second.milliseconds)
 
+    @property
+    def rough(self) -> str:
+        """What to know of the ratio of times where little was timed, else nothing."""
+        return rough_time(
+            (self.first.milliseconds, self.second.milliseconds), (self.first.queries, self.second.queries)
+        )
+
     def sentence(self, task: str) -> str:
         """The pair in one sentence: difference of nDCG@10, its 95 % interval, ratio of the times per query."""
         words = {
@@ -78,7 +93,7 @@ class SystemPair:
         what = what or f"{task}: {self.first.label} against {self.second.label}"
         found = self.result
         interval = "no interval" if found is None else f"{found.low:+.3f} to {found.high:+.3f}"
-        return f"{what} {self.difference:+.3f} ({interval}) {times_text(self.times)}."
+        return f"{what} {self.difference:+.3f} ({interval}) {times_text(self.times)}{self.rough}."
 
 
 def time_ratio(first: float | None, second: float | None) -> float | None:
@@ -91,6 +106,21 @@ def times_text(ratio: float | None) -> str:
     if ratio is None:
         return "at a time per query that was not measured"
     return f"at {ratio_text(ratio)} times the time per query"
+
+
+def rough_time(milliseconds: Sequence[float | None], queries: Sequence[int | None]) -> str:
+    """A note in brackets on the ratio of two times per query where one of them is of few queries, or of a moment.
+
+    Each was taken once, on a machine that may have done other work meanwhile: the same work measured twice over 8
+    queries has been seen 1.7 times apart. From 50 queries and half a second on (our choice) nothing is said.
+    """
+    known = [(each, many) for each, many in zip(milliseconds, queries, strict=True) if each is not None and many]
+    if len(known) < len(milliseconds):
+        return ""
+    fewest, seconds = min(many for _, many in known), min(each * many / 1000 for each, many in known)
+    if fewest >= _ENOUGH_QUERIES and seconds >= _ENOUGH_SECONDS:
+        return ""
+    return f" (roughly: {fewest} queries, {seconds:.2g} s, timed once)"
 
 
 def ratio_text(ratio: float) -> str:
@@ -148,6 +178,8 @@ def scores_of(row: SummaryRow, output: Path) -> SystemScores:
         by_query=by_query,
         milliseconds=milliseconds(row),
         tokens=row["reasoning_tokens_per_query"],
+        samples=row.get("samples") or 1,
+        queries=row.get("queries"),
     )
 
 

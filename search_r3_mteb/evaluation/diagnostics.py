@@ -50,6 +50,7 @@ from search_r3_mteb.evaluation.diagnosis_runs import DiagnosisPlan, DiagnosisRun
 from search_r3_mteb.evaluation.movement import spread
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.query_scorer import QueryScorer
+from search_r3_mteb.evaluation.readiness import check_models, load_task
 from search_r3_mteb.evaluation.systems import kind_of, short_name, split_label
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
 from search_r3_mteb.json_files import read_object
@@ -84,6 +85,9 @@ def diagnose(
     """
     plan = plan or DiagnosisPlan()
     resolved = resolve_task(task, split)
+    if isinstance(model, str | Path):
+        check_models([model])
+    load_task(resolved)
     encoder, label = _encoder(model, settings or {})
     name = resolved.metadata.name
     folder = Path("runs/diagnose") / f"{name}__{label.replace('/', '__')}" if output is None else Path(output)

@@ -25,6 +25,7 @@ from search_r3_mteb.checksums import described
 from search_r3_mteb.evaluation.given_file import read_given
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.queries import CUTOFF, as_scored, query_records
+from search_r3_mteb.evaluation.readiness import check_data, check_models, load_task
 from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, SplitRecord
 from search_r3_mteb.evaluation.summary import (
     SummaryRow,
@@ -39,6 +40,7 @@ from search_r3_mteb.evaluation.summary import (
     replace_rows,
     with_checksum,
 )
+from search_r3_mteb.evaluation.system_checks import check_settings
 from search_r3_mteb.evaluation.systems import (
     GIVEN,
     MODE_CHOICES,
@@ -46,7 +48,6 @@ from search_r3_mteb.evaluation.systems import (
     ModeChoice,
     ModelSpec,
     System,
-    check_settings,
     open_systems,
 )
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_tasks
@@ -103,8 +104,10 @@ def evaluate(  # noqa: PLR0913  what a run is made of
         )
     output = Path(output)
     given = None if reasoning is None else read_given(reasoning)
+    check_models(models)
     check_settings(models, settings or {}, mode, given, dims)
     resolved = resolve_tasks(tasks, split)
+    check_data(resolved, output)
     rows: list[SummaryRow] = []
     store = output / "store" if cache_folder is None else cache_folder
     clean(output, *(path for name in ("queries", "predictions", "mteb") for path in _folders(output / name)))
@@ -129,7 +132,7 @@ def evaluate_unit(system: System, task: "AbsTaskRetrieval", output: Path, comman
         logger.info("%s: complete in %s, not run again", what, output)
         return done
     logger.info("%s: running", what)
-    task.load_data()
+    load_task(task)
     _prepare(system, task)
     with temporary_folder(Path(tempfile.gettempdir()) / "search-r3", mode=0o700) as folder:
         rankings, scores, taken = _run(system, task, folder)
@@ -168,7 +171,7 @@ def _keep_unit(
     path = output / SUMMARY_FILE
     summary = intact_rows(read_summary(path), path)
     label = _label(system, task.metadata.name, summary)
-    predictions = predictions_file(label, system, task)
+    predictions = predictions_file(label, system, task, summary)
     shared = [predictions, *result_files(results)]
     set_aside_damaged(output, summary, existing(output, shared))
     merged = existing(output, shared)  # what other units have in the others is lost: they are done again
@@ -256,10 +259,13 @@ def _row(
         spoken = [each for thoughts in record.thoughts.values() for each in thoughts]
         row["abstain_margin"] = system.settings["abstain_margin"]
         row["reasoned_share"] = round(sum(text is not None for text, *_ in spoken) / max(1, len(spoken)), 6)
-    if "anchor" in system.settings and system.mode != "direct":
+    if "anchor" in system.settings and (system.mode != "direct" or system.settings["anchor"] is not None):
         row["anchor"] = system.settings["anchor"]
     if "truncate_dim" in system.settings:
         row["dim"] = system.settings["truncate_dim"]
+    row |= {key: system.settings[key] for key in ("method", "samples") if key in system.settings}
+    if system.encoder_fingerprint is not None:
+        row["encoder_fingerprint"] = system.encoder_fingerprint
     if system.mode == GIVEN:
         row |= {key: system.settings[key] for key in ("reasoning_file", "reasoning")}
     if command is not None:

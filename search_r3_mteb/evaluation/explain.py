@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.evaluation.readiness import load_task
 from search_r3_mteb.evaluation.tasks import FORMS, LOCAL_TASKS, is_local, resolve_task
 from search_r3_mteb.files import READABLE, STANDARD_INPUT, Columns, iter_documents
 from search_r3_mteb.indexing.results import Hit
@@ -107,7 +108,7 @@ def read_documents(corpus: str | Path, columns: Columns | None = None) -> list[t
     if isinstance(corpus, Path) or (not is_local(corpus) and (path.suffix or len(path.parts) > 1)):
         raise FileNotFoundError(f"There is no corpus {corpus}. Give {READABLE}, or a task: {FORMS}.")
     task = resolve_task(corpus)
-    task.load_data()
+    load_task(task)
     [splits] = task.dataset.values()
     return [(row["id"], join_title(row.get("title"), row["text"])) for row in next(iter(splits.values()))["corpus"]]
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from search_r3_mteb.encoder.folders import is_there
 from search_r3_mteb.encoder.identity import local_meta
 from search_r3_mteb.encoder.inputs import is_query, read_batches
 from search_r3_mteb.encoder.similarity import cosines, paired_cosines
@@ -67,7 +68,7 @@ def own_baseline(text: Any) -> OwnBaseline | None:
     name, _, argument = text.partition(":")
     if name not in BASELINES.names():
         return None
-    if Path(text).exists():
+    if is_there(text):
         raise ValueError(f"{text!r} is both a {BASELINES.find(name)} and a folder here. Write ./{text} for the folder.")
     return OwnBaseline(name, argument)
 

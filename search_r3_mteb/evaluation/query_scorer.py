@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, Int
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.abstaining import top_margins
 from search_r3_mteb.evaluation.queries import CUTOFF, as_scored, hops_of_query, query_text, score
+from search_r3_mteb.evaluation.readiness import load_task
 from search_r3_mteb.search.candidates import CandidateRows, candidate_rows, rank_candidates
 from search_r3_mteb.search.exact import exact_search
 
@@ -69,8 +70,7 @@ class QueryScorer:
         if len(splits) != 1:
             raise ValueError(f"{task.metadata.name} has the splits {', '.join(splits)}; name one of them with --split.")
         self.task, self.split = task, splits[0]
-        if not task.data_loaded:
-            task.load_data()
+        load_task(task)
         task.convert_v1_dataset_format_to_v2(num_proc=None)
         subsets = {name: data[self.split] for name, data in task.dataset.items() if self.split in data}
         every = [(name, row) for name, data in subsets.items() for row in _judged_rows(data)]

@@ -1,7 +1,7 @@
 """Wrappers of the models that MTEB runs, which take times and keep thoughts."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
@@ -66,13 +66,30 @@ class SplitRecord:
             self.document_seconds += seconds
 
 
+class _Kept:
+    """MTEB's loader of batches with the batches read."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader, self._batches = loader, list(loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
 class RecordedEncoder:
     """An encoder for MTEB; `encoder` is ours or any other that MTEB takes.
 
     With `given`, queries are read with the reasonings of a file, by their ids, and nothing is reasoned.
 
-    The seconds of ours are those of its statistics: what comes from the store counts with the time that computing it
-    took.
+    Seconds are those of the encoder's work on texts that are there. Ours count them themselves: what comes from the
+    store counts with the time that computing it took. Of others the call is timed, after MTEB's loader has given its
+    batches: reading these is no work of the model, and ours do not count it either.
     """
 
     def __init__(self, encoder: Any, mteb_model_meta: Any, given: "GivenFile | None" = None) -> None:
@@ -98,6 +115,7 @@ class RecordedEncoder:
         query = is_query(prompt_type)
         ours = isinstance(self.encoder, Thinker)
         before = seconds_of(self.encoder, query) if ours else 0.0
+        inputs = inputs if ours else _Kept(inputs)
         start = time.perf_counter()
         if ours and query and self.encoder.mode == "reason":
             batches = list(inputs)

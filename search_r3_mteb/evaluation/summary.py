@@ -137,7 +137,8 @@ def table(rows: Sequence[SummaryRow]) -> "NarrowTable":
 
 
 def _cells(row: SummaryRow) -> list[str]:
-    names = [row["task"] if row["split"] == "test" else f"{row['task']} ({row['split']})", row["model"], row["mode"]]
+    mode = row["mode"] if "anchor" in row["mode"] else condition(row["mode"], None, None, row.get("anchor"))
+    names = [row["task"] if row["split"] == "test" else f"{row['task']} ({row['split']})", row["model"], mode]
     if "hops" in row:
         names = [f"  {row['hops']} hop" + ("s" if row["hops"] > 1 else ""), "", ""]
     bounds = row.get("interval")
@@ -150,6 +151,13 @@ def _cells(row: SummaryRow) -> list[str]:
         _rate(milliseconds(row)),
         _rate(row.get("documents_per_second")),
     ]
+
+
+def condition(mode: str, budget: float | None, samples: float | None = None, anchor: float | None = None) -> str:
+    """A mode with what tells its runs apart: the budget of tokens, of each text where there are several; the anchor."""
+    texts = f"{samples:g} × " if samples is not None and samples > 1 else ""
+    most = "" if budget is None else f" ≤ {texts}{budget:g}"
+    return f"{mode}{most}{'' if anchor is None else f', anchor {anchor:g}'}"
 
 
 def milliseconds(row: SummaryRow) -> float | None:

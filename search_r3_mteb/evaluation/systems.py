@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from search_r3_mteb.encoder.arithmetic import arithmetic
+from search_r3_mteb.encoder.folders import is_sentence_transformer, is_there
 from search_r3_mteb.encoder.store import fingerprint_of
-from search_r3_mteb.evaluation.abstaining import AbstainingSearch, SearchSettings
+from search_r3_mteb.evaluation.abstaining import AbstainingSearch
 from search_r3_mteb.evaluation.own_baselines import OwnBaseline, own_baseline
 from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, Thinker
 from search_r3_mteb.expansion.names import SETTINGS, open_expansion, parse_name
+from search_r3_mteb.expansion.places import check_places
 from search_r3_mteb.extensions import BASELINES
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.settings import Mode
     from search_r3_mteb.evaluation.given_file import GivenFile
+    from search_r3_mteb.expansion.encoders import BesideWriter
     from search_r3_mteb.expansion.writer_encoder import WriterEncoder
 
 BM25 = "bm25"
@@ -40,8 +43,7 @@ UNSURE: Literal["if-unsure"] = "if-unsure"
 SystemMode: TypeAlias = 'Mode | Literal["given", "if-unsure"]'
 ModelKind = Literal["bm25", "sentence-transformers", "search-r3", "expansion", "own"]
 SAMPLING = ("max_reasoning_tokens", "temperature", "seed")
-_TYPED = ("device", "trust_remote_code", "verify")
-_SHARED = ("device", "revision", "trust_remote_code", "verify")  # settings that ordinary models take too
+SHARED = ("device", "revision", "trust_remote_code", "verify")  # settings that ordinary models take too
 ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder | WriterEncoder"
 
 
@@ -49,7 +51,8 @@ ModelSpec: TypeAlias = "str | Path | Checkpoint | SearchR3Encoder | WriterEncode
 class System:
     """One model in one mode. `model` is run by MTEB and records times and thoughts.
 
-    `fingerprint` (hex) stands for everything that decides its vectors or scores.
+    `fingerprint` (hex) stands for everything that decides its vectors or scores. `encoder_fingerprint` is that of the
+    system which a writer's encoder, or Rocchio's, would be by itself.
     """
 
     label: str
@@ -58,72 +61,7 @@ class System:
     fingerprint: str
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-def check_settings(
-    models: Sequence[ModelSpec],
-    settings: Mapping[str, Any],
-    mode: ModeChoice = "both",
-    given: "GivenFile | None" = None,
-    dims: Sequence[int] = (),
-) -> None:
-    """Raise FileNotFoundError for a missing model, and ValueError for settings that none of the models would use.
-
-    So are `given` reasonings where nothing reasons, and `dims` where no checkpoint has sizes. TypeError is raised for a
-    setting that is not what it must be, such as the text "false".
-    """
-    from search_r3_mteb.encoder.settings import EncoderSettings
-
-    EncoderSettings.from_keywords({name: value for name, value in settings.items() if name in _TYPED})
-    margin = SearchSettings(settings.get("abstain_margin")).abstain_margin
-    names = [split_label(spec)[1] if isinstance(spec, str | Path) else None for spec in models]
-    kinds = [kind_of(name) for name in names if name is not None]
-    kinds += ["search-r3" for spec in models if _is_checkpoint(spec)]  # encoders in memory have settings of their own
-    if dims and "search-r3" not in kinds:
-        raise ValueError(
-            f"The sizes {', '.join(map(str, dims))} would change nothing: none of the models is a Search-R3 "
-            "checkpoint, and baselines run as they were made. Leave them out."
-        )
-    if dims and settings.get("truncate_dim") is not None:
-        raise ValueError(
-            f"truncate_dim={settings['truncate_dim']} and the sizes {', '.join(map(str, dims))} say the same twice. "
-            "Name all of them as sizes."
-        )
-    expansions = [parsed for parsed in map(parse_name, names) if parsed is not None]
-    used = {name for name in _SHARED if {*kinds} - {"own"} or not kinds}.union(
-        *(each.check(settings) for each in expansions)
-    )
-    unused = sorted(set(settings) - used)
-    ours = "search-r3" in kinds
-    if ours:  # an unknown name is refused by the encoder, with those that there are
-        unused = [name for name in unused if name in SETTINGS - {each.name for each in fields(EncoderSettings)}]
-    if unused:
-        raise ValueError(
-            f"{', '.join(unused)} would change nothing: none of the models is a "
-            f"{'writer with an encoder that uses it' if ours or expansions else 'Search-R3 checkpoint'}, and baselines "
-            "run as they were made. Leave it out."
-        )
-    if margin is not None and (mode == "direct" or "search-r3" not in kinds):
-        why = "the mode is 'direct'" if "search-r3" in kinds else "none of the models is a Search-R3 checkpoint"
-        raise ValueError(f"abstain_margin={margin} would change nothing: {why}. Leave it out.")
-    readers: list[Any] = [kind for kind in kinds if kind == "search-r3" and mode != "direct"]
-    readers += [each for each in expansions if not each.method.needs_corpus]
-    readers += [spec for spec in models if _reads(spec)]
-    if given is not None and not readers:
-        why = "the mode is 'direct'" if "search-r3" in kinds else "none of the models is a Search-R3 checkpoint"
-        raise ValueError(f"The reasonings in {given.name} would change nothing: {why}. Leave them out.")
-
-
-def _is_checkpoint(spec: ModelSpec) -> bool:
-    from search_r3_mteb.encoder.checkpoints import Checkpoint
-
-    return isinstance(spec, Checkpoint)
-
-
-def _reads(spec: ModelSpec) -> bool:
-    """Whether an encoder in memory has a place for given reasonings."""
-    method = getattr(spec, "method", None)
-    return isinstance(spec, Thinker) and spec.mode == "reason" and not getattr(method, "needs_corpus", False)
+    encoder_fingerprint: str | None = None
 
 
 def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
@@ -134,7 +72,7 @@ def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
     if isinstance(spec, Path):
         return None, spec
     label, sign, path = spec.partition("=")
-    if not sign or Path(spec).exists() or parse_name(spec) is not None:
+    if not sign or is_there(spec) or parse_name(spec) is not None:
         return None, spec
     if label and (not label.strip(". ") or not label.isprintable() or "\\" in label):
         raise ValueError(
@@ -154,13 +92,10 @@ def kind_of(path: str | Path) -> ModelKind:
     """
     from search_r3_mteb.encoder.checkpoints import resolve
     from search_r3_mteb.encoder.profiles import PROFILE_FILE
-    from search_r3_mteb.expansion.encoders import is_sentence_transformer
 
     expansion = parse_name(path)
     if expansion is not None:
-        for model in (expansion.writer, expansion.encoder):
-            if model is not None:
-                resolve(model)
+        check_places(expansion.method, expansion.writer, expansion.encoder)
         return "expansion"
     if own_baseline(path) is not None:
         return "own"
@@ -319,10 +254,17 @@ def _expansion(encoder: "WriterEncoder", label: str | None, given: "GivenFile | 
         fingerprint=encoder.fingerprint,
         seed=int(encoder.settings.get("seed", 0)),
         settings=encoder.settings,
+        encoder_fingerprint=_alone(encoder.encoder),
     )
     if given is None or encoder.method.needs_corpus:
         return found
     return _reading(replace(found, fingerprint=fingerprint_of({"is": found.fingerprint, "reads": given.digest})), given)
+
+
+def _alone(encoder: "BesideWriter") -> str:
+    """The fingerprint of the system that this encoder is by itself."""
+    ours = getattr(encoder, "encoder", None)
+    return encoder.fingerprint if ours is None else _system(ours, None).fingerprint
 
 
 def _sentence_transformer(path: str | Path, label: str | None, mode: ModeChoice, settings: Mapping[str, Any]) -> System:
@@ -337,7 +279,7 @@ def _sentence_transformer(path: str | Path, label: str | None, mode: ModeChoice,
     from search_r3_mteb.encoder.identity import name_for_mteb
     from search_r3_mteb.expansion.encoders import open_sentence_transformer
 
-    chosen = {name: settings[name] for name in _SHARED if name in settings}
+    chosen = {name: settings[name] for name in SHARED if name in settings}
     folder, model, exported, fingerprint = open_sentence_transformer(path, **chosen)
     if exported and mode == "direct":
         raise ValueError(
@@ -349,6 +291,8 @@ def _sentence_transformer(path: str | Path, label: str | None, mode: ModeChoice,
         # mteb 2.26 calls sentence-transformers' method by its old name.
         warnings.filterwarnings("ignore", "The `get_sentence_embedding_dimension` method", FutureWarning)
         wrapped = SentenceTransformerEncoderWrapper(model)
+    # A library's first call sets up what later ones use: it is not counted, as it is not for ours, which are probed.
+    model.encode_document(["a"], show_progress_bar=False)
     meta = wrapped.mteb_model_meta.model_copy(
         update={
             "name": name if "/" in name else f"local/{name}",

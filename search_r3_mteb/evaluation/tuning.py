@@ -26,11 +26,15 @@ from search_r3_mteb.evaluation.abstaining import is_unsure
 from search_r3_mteb.evaluation.movement import PerQuery
 from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.query_scorer import QueryScorer
+from search_r3_mteb.evaluation.readiness import check_models, load_task
 from search_r3_mteb.evaluation.significance import compare
-from search_r3_mteb.evaluation.systems import check_settings, kind_of, short_name, split_label
+from search_r3_mteb.evaluation.system_checks import check_settings
+from search_r3_mteb.evaluation.systems import kind_of, short_name, split_label
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_task
 from search_r3_mteb.evaluation.tuning_runs import Cost, SystemRun, run_expansion, run_search_r3
+from search_r3_mteb.evaluation.unit_files import file_name
 from search_r3_mteb.expansion.names import parse_name
+from search_r3_mteb.json_files import read_object
 from search_r3_mteb.search.arrays import Vectors
 
 if TYPE_CHECKING:
@@ -89,10 +93,14 @@ def tune(
     kind = kind_of(spec) if isinstance(spec, str | Path) else "search-r3"
     if kind not in ("search-r3", "expansion"):
         raise ValueError(f"{spec} neither reasons nor expands queries, so it has no vector to weigh.")
+    if isinstance(spec, str | Path):
+        check_models([spec])
+    load_task(resolved)
 
     def places(name: str) -> tuple[Path, Path]:
-        folder = Path("runs/tune", f"{resolved.metadata.name}__{name.replace('/', '__')}")
+        folder = Path("runs/tune", f"{resolved.metadata.name}__{file_name(name)}")
         folder = folder if output is None else Path(output)
+        _check_folder(folder / FILE, resolved.metadata.name, name)
         return folder, folder / "store" if cache is None else Path(cache)
 
     def scorer_of(encoder: Any) -> QueryScorer:
@@ -115,6 +123,18 @@ def tune(
         found["command"] = command
     write_json(folder / FILE, found)
     return {**found, "file": str(folder / FILE)}
+
+
+def _check_folder(file: Path, task: str, model: str) -> None:
+    """ValueError where the file holds what was tuned for another model or task: it would be lost."""
+    if not file.exists():
+        return
+    found = read_object(file, "Remove it, or name another --output.")
+    if (found.get("task"), found.get("model")) != (task, model):
+        raise ValueError(
+            f"{file} is of {found.get('model')} on {found.get('task')}, and would be lost if {model} on {task} were "
+            "written there. Name another --output, or another NAME=MODEL."
+        )
 
 
 def _record(run: SystemRun, plan: TuningPlan, abstains: bool) -> TuningRecord:

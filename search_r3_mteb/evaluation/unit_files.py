@@ -4,17 +4,19 @@ MTEB's files and the predictions of several splits of a task lie in one file, wh
 what does so under the output's lock.
 """
 
+import hashlib
 import json
 import logging
+import unicodedata
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.atomic import write_text
 from search_r3_mteb.checksums import described, difference
 from search_r3_mteb.evaluation.queries import best
-from search_r3_mteb.evaluation.summary import SummaryRow, with_checksum
+from search_r3_mteb.evaluation.summary import SummaryRow, identity, with_checksum
 from search_r3_mteb.evaluation.systems import System
 from search_r3_mteb.json_files import read_object
 
@@ -23,23 +25,52 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _KEPT = 100  # documents per query in a prediction file: MTEB's 1000 would take some 40 MB for one hopworld run
+_LONGEST = 120  # bytes of a model in a file's name; a file system takes 255 for all of it
 _REMOVE = "Name another output folder, or remove the file."
 
 
 def queries_file(task: "AbsTaskRetrieval", split: str, label: str, mode: str, rows: Sequence[SummaryRow]) -> Path:
-    """queries/TASK__MODEL__MODE.jsonl, with TASK.SPLIT for a further split of the same task."""
+    """queries/TASK__MODEL__MODE.jsonl, with TASK.SPLIT for a further split of the same task.
+
+    Where a row of another unit has a file of that name, or one that a file system without case takes for it, a digest
+    of the label follows the label.
+    """
     name = task.metadata.name
-    plain = Path("queries") / f"{name}__{_file_name(label)}__{mode}.jsonl"
-    splits = [*task.eval_splits]
-    taken = any(row.get("queries_file") == plain.as_posix() and row.get("split") != split for row in rows)
-    if taken or split != splits[0]:
-        return plain.with_name(f"{name}.{split}__{_file_name(label)}__{mode}.jsonl")
-    return plain
+    others = [row for row in rows if identity(row) != (name, split, label, mode)]
+
+    def plain(part: str) -> Path:
+        return Path("queries") / f"{name}__{part}__{mode}.jsonl"
+
+    def of_split(part: str) -> Path:
+        return Path("queries") / f"{name}.{split}__{part}__{mode}.jsonl"
+
+    return _first_free([plain, of_split] if split == task.eval_splits[0] else [of_split], label, others)
 
 
-def predictions_file(label: str, system: System, task: "AbsTaskRetrieval") -> Path:
-    """predictions/MODEL/MODE/TASK_predictions.json, of all splits."""
-    return Path("predictions") / _file_name(label) / system.mode / task.prediction_file_name
+def predictions_file(label: str, system: System, task: "AbsTaskRetrieval", rows: Sequence[SummaryRow]) -> Path:
+    """predictions/MODEL/MODE/TASK_predictions.json, of all splits; a digest follows MODEL as in `queries_file`."""
+    mine = (task.metadata.name, label, system.mode)
+    others = [row for row in rows if (row.get("task"), row.get("model"), row.get("mode")) != mine]
+
+    def plain(part: str) -> Path:
+        return Path("predictions") / part / system.mode / task.prediction_file_name
+
+    return _first_free([plain], label, others)
+
+
+def _first_free(forms: Sequence[Callable[[str], Path]], label: str, others: Sequence[SummaryRow]) -> Path:
+    """The first of the forms that no other row has as one of its files."""
+    taken = {
+        _folded(name) for row in others for name in [*row.get("files", {}), row.get("queries_file")] if name is not None
+    }
+    part, digest = file_name(label), hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()
+    found = (form(end) for end in (part, f"{part}-{digest[:8]}", f"{part}-{digest}") for form in forms)
+    return next(path for path in found if _folded(path.as_posix()) not in taken)
+
+
+def _folded(name: str) -> str:
+    """What two names share that are one file where case, or the way in which an accent is written, does not count."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def keep_predictions(path: Path, rankings: Mapping[str, Mapping[str, Any]], system: System) -> None:
@@ -111,5 +142,11 @@ def recorded_again(rows: Sequence[SummaryRow], output: Path, names: Sequence[Pat
     return with_checksum([{**rows[0], "files": {**rows[0]["files"], **now}}, *rows[1:]])
 
 
-def _file_name(label: str) -> str:
-    return label.replace("/", "__")
+def file_name(label: str) -> str:
+    """The label as a part of a file's name: without slashes, a long one with its digest in the place of its end."""
+    name = label.replace("/", "__")
+    data = name.encode("utf-8", "surrogatepass")
+    if len(data) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{data[: _LONGEST - 17].decode('utf-8', 'ignore')}-{digest[:16]}"

@@ -14,11 +14,10 @@ from search_r3_mteb.encoder.arithmetic import is_half
 from search_r3_mteb.encoder.checkpoints import Checkpoint, display_name, resolve
 from search_r3_mteb.encoder.chunks import CHUNK
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
-from search_r3_mteb.encoder.folders import is_export
+from search_r3_mteb.encoder.folders import is_export, is_sentence_transformer
 from search_r3_mteb.encoder.identity import name_for_mteb
 from search_r3_mteb.encoder.manifest import MANIFEST_FILE
 from search_r3_mteb.encoder.processes import process_device
-from search_r3_mteb.encoder.profiles import PROFILE_FILE
 from search_r3_mteb.encoder.store import Store, fingerprint_of
 from search_r3_mteb.expansion.chunked import chunked
 from search_r3_mteb.expansion.settings import ExpansionSettings
@@ -195,11 +194,6 @@ def open_encoder(model: str | Path | Checkpoint, settings: ExpansionSettings) ->
     if not isinstance(model, Checkpoint) and is_sentence_transformer(resolve(model)):
         return SentenceEncoder(model, settings)
     return DirectEncoder(model, settings)
-
-
-def is_sentence_transformer(folder: Path) -> bool:
-    """Whether a folder is an ordinary sentence-transformers model (modules.json), without a profile of ours."""
-    return (folder / "modules.json").exists() and not (folder / PROFILE_FILE).exists()
 
 
 def open_sentence_transformer(

@@ -1,6 +1,7 @@
 """FeedbackEncoder: methods that look at the corpus first, as MTEB's search model and for plain use."""
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class FeedbackEncoder(WriterEncoder):
     `index(documents)` comes first, `search` or `encode_query` after it. The nearest documents are those of the query's
     own vector in the corpus; a document whose text is the query itself gives no feedback. MTEB and `evaluate` use
     `index` and `search`; where a query may find only some documents (excluded ids, candidates to be ranked again), no
-    other gives feedback: it may be what the query was made from.
+    other gives feedback: it may be what the query was made from. The search for feedback counts as work on the queries.
     """
 
     _corpus: Indexed | None = None
@@ -172,12 +173,12 @@ class FeedbackEncoder(WriterEncoder):
                 self._read(each)  # raises: there is no place for it
         vectors = self._indexed().vectors
         anchor = ROCCHIO_WEIGHT if self._settings.anchor is None else self._settings.anchor
-        thoughts = []
+        thoughts, began = [], time.perf_counter()
         for query, rows in zip(queries, self.nearest(texts, queries), strict=True):
             mean = vectors[rows].mean(axis=0) if rows else query
             vector = rocchio(query, vectors[rows], anchor)
             thoughts.append(ExpandedThought("", [], True, vector, direct=query, reasoned=mean))
-        return thoughts, 0.0
+        return thoughts, time.perf_counter() - began
 
 
 def _ids_and_titles(corpus: Any, count: int) -> tuple[list[str], list[Any]]:

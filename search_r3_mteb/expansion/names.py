@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.encoder.checkpoints import resolve
+from search_r3_mteb.encoder.folders import is_sentence_transformer, is_there
 from search_r3_mteb.expansion.methods import METHODS, Method
 from search_r3_mteb.expansion.settings import ExpansionSettings, unused_by
 
@@ -37,12 +39,20 @@ class ExpansionName:
                 f"revision={settings['revision']!r} would be that of the writer or of the encoder. Download the two, "
                 "and name their folders."
             )
-        ExpansionSettings.from_keywords(self.chosen(settings)).check_method(self.method)
-        return set(SETTINGS - unused_by(self.method))
+        ExpansionSettings.from_keywords(self.chosen(settings)).check_method(self.method, self._ordinary_encoder)
+        return set(self._used)
 
     def chosen(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the settings that this method uses."""
-        return {key: value for key, value in settings.items() if key in SETTINGS - unused_by(self.method)}
+        """Those of the settings that this method uses, with this encoder."""
+        return {key: value for key, value in settings.items() if key in self._used}
+
+    @cached_property
+    def _used(self) -> frozenset[str]:
+        return SETTINGS - unused_by(self.method, self._ordinary_encoder)
+
+    @cached_property
+    def _ordinary_encoder(self) -> bool:
+        return is_sentence_transformer(resolve(self.encoder))
 
 
 def parse_name(text: Any) -> ExpansionName | None:
@@ -51,7 +61,7 @@ def parse_name(text: Any) -> ExpansionName | None:
     A plus sign may be part of a folder's name: the place is taken where both sides are models. Raises ValueError for a
     method without its models, and where several places would do.
     """
-    if not isinstance(text, str) or Path(text).exists():
+    if not isinstance(text, str) or is_there(text):
         return None
     head, sign, rest = text.partition(":")
     if not sign or head not in METHODS:
@@ -60,6 +70,9 @@ def parse_name(text: Any) -> ExpansionName | None:
     form = f"{head}:{'WRITER+' if method.needs_writer else ''}ENCODER"
     if not rest or (method.needs_writer and _SIGN not in rest):
         raise ValueError(f"{text!r} does not say which models: write {form}, each a folder, a hub id or nano or mini.")
+    if method.needs_writer and _SIGN in (rest[0], rest[-1]) and rest.count(_SIGN) == 1:
+        lacking = "writer before" if rest[0] == _SIGN else "encoder after"
+        raise ValueError(f"{text!r} names no {lacking} the '+': write {form}.")
     if not method.needs_writer:
         return ExpansionName(method, None, rest)
     places = [place for place, letter in enumerate(rest) if letter == _SIGN]
@@ -86,7 +99,7 @@ def open_expansion(name: ExpansionName, settings: Mapping[str, Any]) -> Any:
 
 def _is_there(model: str) -> bool:
     """Whether a folder or a bundled model has this name; a hub is not asked."""
-    if not model or (not Path(model).is_dir() and "/" in model):
+    if not model or (not is_there(model) and "/" in model):
         return False
     try:
         resolve(model)

@@ -91,12 +91,19 @@ class ExpansionSettings:
             )
         return self.samples
 
-    def check_method(self, method: Method) -> None:
-        """Raises ValueError for settings that this method would not use, or uses in another form."""
+    def check_method(self, method: Method, ordinary_encoder: bool = False) -> None:
+        """Raises ValueError for settings that this method would not use, or uses in another form.
+
+        `ordinary_encoder`: beside it stands a folder of sentence-transformers, which has settings of its own.
+        """
         changed = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
-        found = sorted(changed & unused_by(method))
-        if found:
+        if found := sorted(changed & unused_by(method)):
             raise ValueError(f"The method {method.name!r} does not use {', '.join(found)}. Leave it out.")
+        if ordinary_encoder and (found := sorted(changed & unused_by(method, True))):
+            raise ValueError(
+                f"{', '.join(found)} would change nothing: an encoder of sentence-transformers runs as its folder "
+                "says. Leave it out."
+            )
         self.samples_of(method)
         if self.weight is not None and method.rule != "passages" and self.weight != int(self.weight):
             raise ValueError(
@@ -121,14 +128,15 @@ class ExpansionSettings:
         return cls(**keywords)
 
 
-def unused_by(method: Method) -> set[str]:
-    """Names of settings that change nothing under this method, and are refused."""
+def unused_by(method: Method, ordinary_encoder: bool = False) -> set[str]:
+    """Names of settings that change nothing under this method, and are refused.
+
+    With an `ordinary_encoder`, a folder of sentence-transformers, so do those that only a Search-R3 encoder has.
+    """
     found = set() if method.needs_corpus else {"feedback_documents"}
-    return (
-        found
-        if method.needs_writer
-        else found
-        | {
-            *("samples", "weight", "prompt", "temperature", "max_reasoning_tokens", "seed"),
-        }
-    )
+    if not method.needs_writer:
+        found |= {"samples", "weight", "prompt", "temperature", "max_reasoning_tokens", "seed"}
+    if ordinary_encoder:
+        found |= {"max_length", "task_prompts"}
+        found |= set() if method.needs_writer else {"dtype", "batch_tokens", "probe"}
+    return found

@@ -1,5 +1,6 @@
 """WriterEncoder: any causal LM writes about a query, any encoder embeds the result; nothing is trained."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.encoder.checkpoints import Checkpoint, resolve
 from search_r3_mteb.encoder.documents import Documents
 from search_r3_mteb.encoder.doors import EncoderDoors
+from search_r3_mteb.encoder.folders import is_sentence_transformer
 from search_r3_mteb.encoder.given import Reasonings, reasonings_of
 from search_r3_mteb.encoder.identity import local_meta, name_for_mteb
 from search_r3_mteb.encoder.inputs import check_batch_size, documents_of, instructions_of, refuse_keywords, texts_of
@@ -21,6 +23,7 @@ from search_r3_mteb.encoder.thoughts import Thought
 from search_r3_mteb.expansion.chunked import chunked
 from search_r3_mteb.expansion.encoders import BesideWriter, open_encoder
 from search_r3_mteb.expansion.methods import method_named
+from search_r3_mteb.expansion.places import check_places
 from search_r3_mteb.expansion.rules import combined, embedded_texts, keywords_of, mean_direction
 from search_r3_mteb.expansion.settings import ExpansionSettings
 from search_r3_mteb.expansion.writer import Writer, Written
@@ -60,12 +63,15 @@ class WriterEncoder(EncoderDoors):
         **settings: Any,
     ) -> None:
         self.method, self._settings = method_named(method), ExpansionSettings.from_keywords(settings)
-        self._settings.check_method(self.method)
+        ordinary = not isinstance(encoder, Checkpoint) and is_sentence_transformer(resolve(encoder))
+        self._settings.check_method(self.method, ordinary)
         self._check_kind()
         if self.method.needs_writer != (writer is not None):
             raise ValueError(
                 f"The method {method!r} {'needs a writer' if writer is None else 'has no writer'}, got {writer!r}."
             )
+        if isinstance(writer, str | Path) and not isinstance(encoder, Checkpoint):
+            check_places(self.method, writer, encoder)
         self.writer = None if writer is None else Writer(writer, self.method, self._settings, revision)
         self.encoder: BesideWriter = open_encoder(encoder, self._settings)
         self.dim = self.encoder.dim
@@ -267,7 +273,9 @@ class WriterEncoder(EncoderDoors):
         if not texts or self.writer is None:
             return [], 0.0
         writer, store = self.writer, self._store()
+        began = time.perf_counter()
         contexts = self._contexts(texts, queries)
+        searched = time.perf_counter() - began if self.method.needs_corpus else 0.0
 
         def compute(rows: Sequence[int]) -> list[Any]:
             prompts = writer.prompts(
@@ -283,7 +291,7 @@ class WriterEncoder(EncoderDoors):
             kept = store.thoughts(texts, instructions)
             samples = self._settings.samples_of(self.method)
             found = [Written(self._samples(each.token_ids, samples), each.token_ids, each.finished) for each in kept]
-        return found, seconds
+        return found, searched + seconds
 
     def _samples(self, token_ids: Sequence[int], samples: int) -> tuple[str, ...]:
         writer = self.writer

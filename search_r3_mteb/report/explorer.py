@@ -20,10 +20,21 @@ from search_r3_mteb.report.records import QueryOutcome, mean
 
 @dataclass(frozen=True)
 class Pair:
-    """One model on one task: its direct row, its reasoning row (largest budget), or only one of the two."""
+    """One model on one task: its direct row, its reasoning row (largest budget), or only one of the two.
+
+    A model without a direct row of its own stands beside that of its baseline, where there is one.
+    """
 
     direct: ScoreRow | None
     reason: ScoreRow | None
+    against: bool = False  # `direct` is another model's: the baseline of `reason`
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the two rows are called."""
+        if self.against and self.direct is not None:
+            return self.direct.first.label, self.row.first.label
+        return "without reasoning", "with reasoning"
 
     @property
     def row(self) -> ScoreRow:
@@ -37,6 +48,8 @@ class Pair:
     def title(self) -> str:
         """Task, model and what is compared."""
         run = self.row.first
+        if self.against and self.direct is not None:
+            return f"{run.task_label} · {run.label} against {self.direct.first.label}"
         modes = "reasoning against direct" if self.reason and self.direct else f"{run.mode} only"
         return f"{run.task_label} · {run.label} · {modes}"
 
@@ -81,10 +94,19 @@ LADDER = (
 )
 
 
-def find_pairs(rows: Sequence[ScoreRow]) -> list[Pair]:
-    """One pair for each model and task with per-query results; those with both modes come first."""
+def find_pairs(rows: Sequence[ScoreRow], baselines: Mapping[str, str] | None = None) -> list[Pair]:
+    """One pair for each model and task with per-query results; those with both modes come first.
+
+    `baselines`: for a model's label that of the model that it is compared with; unless it is there, a writer's encoder.
+    """
     usable = [row for row in rows if row.first.hops is None and row.first.outcomes]
     direct = {(row.place, row.first.label): row for row in usable if row.first.mode == "direct"}
+    alone = {(row.place, row.first.fingerprint): row for row in direct.values() if row.first.fingerprint}
+
+    def beside(row: ScoreRow) -> ScoreRow | None:
+        named = direct.get((row.place, (baselines or {}).get(row.first.label, "")))
+        return named or alone.get((row.place, row.first.encoder_fingerprint))
+
     reason: dict[tuple[Any, ...], ScoreRow] = {}
     for row in usable:
         if row.first.mode == "reason":
@@ -93,10 +115,16 @@ def find_pairs(rows: Sequence[ScoreRow]) -> list[Pair]:
                 reason[key] = row
     pairs, used = [], set()
     for key, row in reason.items():
-        partner = direct.get(key) or direct.get((row.place, row.first.model))
-        pairs.append(Pair(partner, row))
+        own = direct.get(key) or direct.get((row.place, row.first.model))
+        partner = own or beside(row)
+        pairs.append(Pair(partner, row, against=own is None and partner is not None))
         if partner is not None:
             used.add((partner.place, partner.first.label))
+    for key, row in direct.items():
+        base = beside(row)
+        if base is not None and base is not row and key not in used:
+            pairs.append(Pair(base, row, against=True))
+            used |= {key, (base.place, base.first.label)}
     pairs += [Pair(row, None) for key, row in direct.items() if key not in used]
     others = [row for row in usable if row.first.mode not in ("direct", "reason")]
     pairs += [Pair(row, None) for row in others]
@@ -156,6 +184,8 @@ def _pair(pair: Pair, numbers: dict[tuple[str, str], int], limits: Limits) -> di
     judged = [dict(entry for item in items for entry in item.judged) for items in known]
     result: dict[str, Any] = {
         "title": pair.title,
+        "names": list(pair.names),
+        "writes": pair.reason is not None and pair.reason.first.method is not None,
         "seeds": {name: [run.seed for run in row.runs] for name, row in sides.items()},
         "budget": pair.reason.first.max_reasoning_tokens if pair.reason else None,
         "total": len({key for outcomes in first.values() for key in outcomes}),

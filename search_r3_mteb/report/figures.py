@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from search_r3_mteb.evaluation.summary import condition
 from search_r3_mteb.report.comparisons import ScoreRow
 from search_r3_mteb.report.plot import (
     HELPED,
@@ -56,9 +57,13 @@ def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Fi
     )
 
 
-def length_figure(name: str, outcomes: Mapping[str, QueryOutcome]) -> Figure | None:
-    """Histogram of reasoning lengths, forced rows apart. None where no query has a length."""
+def length_figure(name: str, outcomes: Mapping[str, QueryOutcome], writes: bool = False) -> Figure | None:
+    """Histogram of reasoning lengths, forced rows apart. None where no query has a length.
+
+    `writes`: they are a writer's texts, which were cut without an embed token.
+    """
     known = [item for item in outcomes.values() if item.reasoning_tokens is not None]
+    cut, how = ("cut", "") if writes else ("forced", " and the embed token appended")
     if not known:
         return None
     lengths = np.array([item.reasoning_tokens for item in known])
@@ -66,7 +71,7 @@ def length_figure(name: str, outcomes: Mapping[str, QueryOutcome]) -> Figure | N
     step = max(1, math.ceil((int(lengths.max()) + 1) / 32))
     edges = np.arange(0, int(lengths.max()) + 1 + step, step)
     plot = blank_plot("Reasoning tokens", "Queries")
-    for label, part, colour in (("finished by itself", lengths[~forced], HELPED), ("forced", lengths[forced], HURT)):
+    for label, part, colour in (("finished by itself", lengths[~forced], HELPED), (cut, lengths[forced], HURT)):
         counts, _ = np.histogram(part, edges)
         plot.add_bar(
             x=edges[:-1] + step / 2, y=counts, width=step, name=label, marker_color=colour, customdata=edges[:-1],
@@ -77,9 +82,9 @@ def length_figure(name: str, outcomes: Mapping[str, QueryOutcome]) -> Figure | N
     return Figure(
         name,
         "Length of the reasoning",
-        f"Median {middle:g} tokens, mean {lengths.mean():.1f}, longest {lengths.max()}; {share} forced: "
-        "the budget was spent and the embed token appended.",
-        f"Histogram of reasoning lengths: median {middle:g} tokens, longest {lengths.max()}, {share} forced.",
+        f"Median {middle:g} tokens, mean {lengths.mean():.1f}, longest {lengths.max()}; {share} {cut}: "
+        f"the budget was spent{how}.",
+        f"Histogram of reasoning lengths: median {middle:g} tokens, longest {lengths.max()}, {share} {cut}.",
         plot_json(plot),
     )
 
@@ -228,7 +233,7 @@ def forced_figure(name: str, rows: Sequence[ScoreRow]) -> Figure | None:
     plot.add_bar(
         y=labels, x=[share for _, share in bars], orientation="h", marker_color=HURT, showlegend=False,
         error_x=error_bars([share for _, share in bars], bounds) | {"color": NEUTRAL},
-        hovertemplate="%{x:.1%} forced<extra></extra>",
+        hovertemplate="%{x:.1%}<extra></extra>",
     )  # fmt: skip
     plot.update_xaxes(tickformat=".0%", range=[0, 1])
     plot.update_yaxes(autorange="reversed")
@@ -236,8 +241,14 @@ def forced_figure(name: str, rows: Sequence[ScoreRow]) -> Figure | None:
     spoken = "; ".join(
         f"{label.replace('<br>', ', ')}: {share:.1%}" for label, (_, share) in zip(labels, bars, strict=True)
     )
-    caption = "The embed token was appended because the budget ended first. Bars are 95 % Wilson intervals."
-    return Figure(name, "Share of forced rows", caption, f"Share of forced rows. {spoken}.", plot_json(plot))
+    kinds = {row.first.method is None for row, _ in bars}
+    ours, theirs = (
+        "The embed token was appended because the budget ended first",
+        "a text was cut where its budget ended",
+    )
+    what = ours if kinds == {True} else f"{ours}; of a writer, {theirs}" if True in kinds else theirs.capitalize()
+    title = "Share of forced rows" if True in kinds else "Share of queries with a text cut at the budget"
+    return Figure(name, title, f"{what}. Bars are 95 % Wilson intervals.", f"{title}. {spoken}.", plot_json(plot))
 
 
 def _budget(row: ScoreRow) -> str:
@@ -245,8 +256,7 @@ def _budget(row: ScoreRow) -> str:
 
 
 def _most(row: ScoreRow) -> str:
-    tokens = row.first.max_reasoning_tokens
-    return "" if tokens is None else f" ≤ {tokens}"
+    return condition("", row.first.max_reasoning_tokens, row.first.samples, row.first.anchor)
 
 
 def _share(part: int, whole: int) -> str:

@@ -248,6 +248,8 @@ function ranks(pair, i) {
   });
 }
 
+const heading = (text) => (text.endsWith(" reasoning") ? text[0].toUpperCase() + text.slice(1) : text);
+
 function show(i, focus) {
   const pair = explorer.pair, delta = explorer.delta[i];
   explorer.current = i;
@@ -256,9 +258,9 @@ function show(i, focus) {
     else button.removeAttribute("aria-current");
   }
   const scores = element("p", {}, "nDCG@10 ");
-  if (pair.direct) scores.append(`without reasoning ${score(pair.direct.ndcg[i])}`);
+  if (pair.direct) scores.append(`${pair.names[0]} ${score(pair.direct.ndcg[i])}`);
   if (pair.direct && pair.reason) scores.append(", ");
-  if (pair.reason) scores.append(`with reasoning ${score(pair.reason.ndcg[i])}`);
+  if (pair.reason) scores.append(`${pair.names[1]} ${score(pair.reason.ndcg[i])}`);
   if (delta !== null) scores.append(" ", element("span", { class: `delta ${verdict(delta)}` }, `(${verdict(delta)}, ${signed(delta)})`));
   const facts = element("p", { class: "muted" }, `Query ${pair.ids[i]}`);
   if (pair.hops && pair.hops[i] !== null) facts.append(` · ${pair.hops[i]} hop${pair.hops[i] === 1 ? "" : "s"}`);
@@ -272,12 +274,12 @@ function show(i, focus) {
   if (pair.reason?.reasoning) {
     const head = element("h4", {}, "Reasoning ");
     if (pair.reason.tokens[i] !== null) head.append(element("span", { class: "tag" }, `${pair.reason.tokens[i]} tokens`));
-    if (pair.reason.forced[i]) head.append(" ", element("span", { class: "tag forced" }, "forced: budget spent"));
+    if (pair.reason.forced[i]) head.append(" ", element("span", { class: "tag forced" }, pair.writes ? "cut: budget spent" : "forced: budget spent"));
     detail.append(head, element("div", { class: "thought" }, pair.reason.reasoning[i] || "(empty)"));
   }
   const sides = element("div", { class: "sides" });
-  if (pair.direct) sides.append(element("div", {}, element("h4", {}, "Without reasoning"), ranking(pair.direct, i, judged)));
-  if (pair.reason) sides.append(element("div", {}, element("h4", {}, pair.direct ? "With reasoning" : "Top documents"), ranking(pair.reason, i, judged)));
+  if (pair.direct) sides.append(element("div", {}, element("h4", {}, heading(pair.names[0])), ranking(pair.direct, i, judged)));
+  if (pair.reason) sides.append(element("div", {}, element("h4", {}, pair.direct ? heading(pair.names[1]) : "Top documents"), ranking(pair.reason, i, judged)));
   detail.append(sides);
   if (!focus) return;
   detail.focus({ preventScroll: true });

@@ -7,14 +7,14 @@ a smaller bundle would have to be copied into the repository. A content security
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_text
-from search_r3_mteb.evaluation.costs import times_text
+from search_r3_mteb.evaluation.costs import rough_time, times_text
 from search_r3_mteb.report import figures as drawing
 from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
 from search_r3_mteb.report.explorer import Pair, build_payload, compress, find_pairs
@@ -52,6 +52,7 @@ class Content:
     title: str = "Search-R3: what the runs show"
     extra_groups: Sequence[FigureGroup] = field(default_factory=tuple)
     texts: Sequence[TextSection] = field(default_factory=tuple)
+    baselines: Mapping[str, str] = field(default_factory=dict)  # what a model stands beside in the explorer
 
 
 def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> int:
@@ -68,7 +69,7 @@ def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> 
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    pairs = find_pairs(content.rows)
+    pairs = find_pairs(content.rows, content.baselines)
     groups = _figure_groups(content)
     pair_figures = _pair_figures(pairs)
     plots = {item.name: _packed(item) for group in groups for item in group.figures}
@@ -146,7 +147,8 @@ def _pair_figures(pairs: Sequence[Pair]) -> list[Figure]:
         if differences:
             found.append(drawing.difference_figure(f"difference-{number}", differences))
         if pair.reason is not None and pair.reason.first.outcomes:
-            found.append(drawing.length_figure(f"length-{number}", pair.reason.first.outcomes))
+            run = pair.reason.first
+            found.append(drawing.length_figure(f"length-{number}", run.outcomes or {}, run.method is not None))
     return [figure for figure in found if figure is not None]
 
 
@@ -185,11 +187,14 @@ def _verdict(item: ReasoningDifference) -> str:
         return f"{subject}: not tested, {item.why_untested}."
     effect = "changes nothing that can be told apart from chance" if not result.significant else None
     effect = effect or ("helps" if result.difference > 0 else "hurts")
-    seeds = len(item.reason.runs)
+    seeds, first, second = len(item.reason.runs), item.reason, item.direct
+    rough = rough_time(
+        (first.average("milliseconds"), second.average("milliseconds")), (first.first.queries, second.first.queries)
+    )
     return (
         f"{subject}: reasoning {effect}: nDCG@10 {signed(result.difference)} "
         f"(95 % interval {signed(result.low)} to {signed(result.high)}, p = {p_value(result.p)}, "
-        f"{_plural(result.queries, 'query', 'queries')}, {_plural(seeds, 'seed')}), {times_text(item.times)}."
+        f"{_plural(result.queries, 'query', 'queries')}, {_plural(seeds, 'seed')}), {times_text(item.times)}{rough}."
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from search_r3_mteb.evaluation.summary import condition
 from search_r3_mteb.report.comparisons import ReasoningDifference, ScoreRow
 from search_r3_mteb.report.number_text import count, is_nan, p_value, ratio, score, signed, span
 from search_r3_mteb.report.tables import SCORE_COLUMNS, difference_frame
@@ -38,6 +39,9 @@ _PROVENANCE_CLASSES = {
     "Command": "wrap",
     "File": "wrap",
 }
+
+
+_CUT = "cut at the budget: a writer has no embed token"
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def score_table(frame: pd.DataFrame, further: set[tuple[str, str]]) -> PageTable
     published = bool(frame["published"].any())  # in a column of their own, never in one with what was measured
     for row in frame.to_dict("records"):
         budget = row["max_reasoning_tokens"]
-        mode = row["mode"] if budget is None else f"{row['mode']} ≤ {budget}"
+        mode = condition(row["mode"], budget, row["samples"], row["anchor"])
         interval = "" if row["low"] is None else f"[{span(row['low'], row['high']).replace(' to ', ', ')}]"
         forced = row["forced_share"] if row["mode"] not in ("direct", "published") else None
         seeds = f"{row['seeds']} seeds" if (row["seeds"] or 1) > 1 else ""
@@ -94,7 +98,11 @@ def score_table(frame: pd.DataFrame, further: set[tuple[str, str]]) -> PageTable
             *([_number(row["ndcg_at_10"] if row["published"] else None, score)] if published else []),
             _number(row["recall_at_10"], score),
             _number(row["reasoning_tokens"], _one_decimal),
-            _number(forced, lambda share: "–" if share is None or is_nan(share) else f"{share:.1%}"),
+            _number(
+                forced,
+                lambda share: "–" if share is None or is_nan(share) else f"{share:.1%}",
+                hint=_CUT if row["method"] is not None and forced is not None else "",
+            ),
             _number(row["milliseconds"], _one_decimal),
             _number(row["documents_per_second"], _one_decimal),
             _number(row["queries"], count, small=seeds),

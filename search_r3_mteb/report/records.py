@@ -71,6 +71,9 @@ class EvaluationRecord:
     subset: str | None = None
     hops: int | None = None
     max_reasoning_tokens: int | None = None
+    samples: int | None = None
+    anchor: float | None = None
+    method: str | None = None  # of a writer with an encoder, which has no embed token
     seed: int = 0
     ndcg_at_10: float | None = None
     recall_at_10: float | None = None
@@ -86,6 +89,7 @@ class EvaluationRecord:
     commit: str | None = None
     command: str | None = None
     fingerprint: str | None = None
+    encoder_fingerprint: str | None = None  # of a writer's encoder, evaluated by itself
     dataset_revision: str | None = None
     queries_file: str | None = None
     mark: str = ""  # the fingerprint that `evaluate` appends to the name of a second model or budget of that name
@@ -127,6 +131,8 @@ class EvaluationRecord:
             self.label,
             self.mode,
             self.max_reasoning_tokens if self.mode != "direct" else None,
+            self.samples,
+            self.anchor,
         )
 
     def values(self) -> dict[str, float] | None:

@@ -15,10 +15,20 @@ from search_r3_mteb.report.run_file import RunFile, string
 NOT_RESULTS = frozenset({"model_meta.json", "manifest.json", "config.json", "tokenizer.json", "search_r3.json"})
 _NUMBERS = (
     *("ndcg_at_10", "recall_at_10", "reasoning_tokens_per_query", "forced_share", "seconds"),
-    *("milliseconds_per_query", "queries_per_second", "documents_per_second"),
+    *("milliseconds_per_query", "queries_per_second", "documents_per_second", "anchor"),
 )
-_WHOLE_NUMBERS = ("hops", "max_reasoning_tokens", "seed", "queries", "documents")
-_TEXTS = ("split", "subset", "commit", "command", "fingerprint", "dataset_revision", "queries_file")
+_WHOLE_NUMBERS = ("hops", "max_reasoning_tokens", "samples", "seed", "queries", "documents")
+_TEXTS = (
+    "split",
+    "subset",
+    "commit",
+    "command",
+    "fingerprint",
+    "dataset_revision",
+    "queries_file",
+    "method",
+    "encoder_fingerprint",
+)
 _MOST_DISAGREEMENT = 5e-3  # a summary and the mean of its queries may differ by rounding, not by more
 
 

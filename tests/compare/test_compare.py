@@ -1,6 +1,9 @@
 """`search-r3 compare`: the runs, their differences, the page; killed and resumed; a system that fails."""
 
+import base64
+import gzip
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -65,7 +68,7 @@ def content(output):
     record = json.loads((output / "comparison.json").read_text())
     record["systems"] = [{k: v for k, v in row.items() if k not in TIMES} for row in record["systems"]]
     for pair in record["pairs"]:
-        del pair["time_ratio"], pair["sentence"]
+        del pair["time_ratio"], pair["time_ratio_note"], pair["sentence"]
     del record["plan"]["output"]
     return record
 
@@ -138,20 +141,18 @@ def test_a_system_that_fails_is_named_and_loses_no_other(plan, call, tmp_path, b
     toml = tmp_path / "plan.toml"
     toml.write_text(
         f'tasks = ["beir:{beir}"]\noutput = "{plan.output.as_posix()}"\n'
+        f'[[systems]]\nmodel = "tiny={short_folder.as_posix()}"\nsettings = {{max_reasoning_tokens = 1000000}}\n'
         f'[[systems]]\nmodel = "bm25"\n'
-        f'[[systems]]\nmodel = "{(tmp_path / "missing").as_posix()}"\nlabel = "gone"\n'
-        f'[[systems]]\nmodel = "tiny={short_folder.as_posix()}"\nmode = "direct"\ncontrol = "filler"\n'
     )
     code, out, err = call("compare", toml)
     assert code == 1
-    assert "gone failed: " in out.replace("\n", " ")
-    assert "gone failed" in err
-    assert "no reasoning to exchange" in out.replace("\n", " ")
+    assert "tiny failed: " in out.replace("\n", " ")
+    assert "tiny failed" in err
     record = json.loads((plan.output / "comparison.json").read_text())
-    assert [row["model"] for row in record["systems"]] == ["bm25", "tiny"]
-    assert [each["system"] for each in record["failures"]] == ["gone", "tiny"]
-    assert "gone failed" in (plan.output / "comparison.md").read_text()
-    assert "gone failed" in (plan.output / "comparison.html").read_text()
+    assert [row["model"] for row in record["systems"]] == ["bm25"]
+    assert [each["system"] for each in record["failures"]] == ["tiny"]
+    assert "tiny failed" in (plan.output / "comparison.md").read_text()
+    assert "tiny failed" in (plan.output / "comparison.html").read_text()
 
 
 def test_a_command_line_names_systems_and_shares_budgets_with_those_that_reason(call, beir, short_folder, tmp_path):
@@ -269,3 +270,71 @@ def test_another_baseline_and_none_that_was_run(tmp_path):
     assert compared(a="a", b="a", c="a") == [("b (direct)", "m (reason)"), ("c (direct)", "m (reason)")]
     assert compared(a="c", b="b", c="b") == [("m (reason)", "c (direct)"), ("c (direct)", "b (direct)")]  # each its own
     assert compared(a="failed", b="failed", c="failed") == []
+
+
+# ---- what the page says of writers and of settings ------------------------------------------------------------------
+
+
+def explorer_of(page):
+    packed = re.search(r'<script type="text/plain" id="data">(.*?)</script>', page, re.S).group(1)
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def test_a_writer_stands_beside_its_baseline_with_its_texts_and_its_anchor(models, beir, tmp_path):
+    encoder, writer = models / "minis", models / "smol"
+    systems = (
+        ComparedSystem(f"encoder={encoder}"),
+        ComparedSystem(f"hyde=hyde:{writer}+{encoder}", settings={"samples": 3, "anchor": 0.5}),
+        ComparedSystem(f"rocchio=rocchio:{encoder}"),
+    )
+    common = {"tasks": (f"beir:{beir}",), "output": tmp_path / "out", "budgets": (2,)}
+    plan = ComparisonPlan(systems, settings={"anchor": 0.3}, control=("filler",), **common)
+    result = compare(plan)
+    assert result.failures == []
+    assert [(row["model"], row["mode"]) for row in result.shown_rows()] == [
+        ("encoder", "direct"),
+        ("hyde", "reason ≤ 3 × 2, anchor 0.5"),
+        ("hyde-filler", "reason ≤ 3 × 2, anchor 0.5"),
+        ("rocchio", "direct, anchor 0.3"),
+    ]
+    page, markdown = ((plan.output / f"comparison.{ending}").read_text() for ending in ("html", "md"))
+    for cell in ("reason ≤ 3 × 2, anchor 0.5", "direct, anchor 0.3"):
+        assert cell in page
+        assert f"| {cell} |" in markdown
+    said = " ".join(each.sentence() for each in result.pairs)
+    assert "hyde (reason) against encoder (direct)" in said  # one budget needs no name there
+    data = explorer_of(page)
+    titles = sorted(each["title"].partition(" · ")[2] for each in data["pairs"])
+    assert titles == ["hyde against encoder", "hyde-filler against encoder", "rocchio against encoder"]
+    for pair in data["pairs"]:
+        assert pair["names"] == ["encoder", pair["title"].partition(" · ")[2].partition(" ")[0]]
+        assert all(value is not None for side in ("direct", "reason") for value in pair[side]["ndcg"])
+        assert pair["writes"] == (pair["names"][1] != "rocchio")
+    captions = " ".join(each["caption"] for each in data["figures"].values())
+    assert "text was cut where its budget ended" in captions
+    assert "embed token" not in captions  # none of these has one
+
+
+def test_a_checkpoint_keeps_its_own_pair_and_its_token(plan, beir):
+    small = replace(plan, systems=plan.systems[:1])
+    compare(small)
+    data = explorer_of((plan.output / "comparison.html").read_text())
+    assert data["pairs"][0]["names"] == ["without reasoning", "with reasoning"]
+    assert data["pairs"][0]["title"].endswith("tiny · reasoning against direct")
+    assert not data["pairs"][0]["writes"]
+    assert "The embed token was appended" in " ".join(each["caption"] for each in data["figures"].values())
+
+
+def test_a_comparison_of_another_plan_is_kept(plan, beir, short_folder):
+    first = replace(plan, systems=(ComparedSystem("bm25"),), settings={})
+    compare(first)
+    before = {each: (plan.output / f"comparison.{each}").read_bytes() for each in ("json", "md", "html")}
+    compare(first)
+    assert len(list(plan.output.glob("comparison*"))) == 3  # the same plan again: the same files
+    compare(replace(first, systems=(ComparedSystem("bm25", label="other"),)))
+    [aside] = plan.output.glob("comparison-*.json")
+    for ending, content in before.items():
+        kept = aside.with_suffix(f".{ending}").read_bytes()
+        assert kept == content or ending == "json"
+    assert json.loads(aside.read_text())["systems"][0]["model"] == "bm25"
+    assert json.loads((plan.output / "comparison.json").read_text())["systems"][0]["model"] == "other"

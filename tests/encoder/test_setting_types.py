@@ -10,7 +10,7 @@ import torch
 from search_r3_mteb.encoder.checkpoints import load, load_model, load_tokenizer
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.settings import EncoderSettings
-from search_r3_mteb.evaluation.systems import check_settings
+from search_r3_mteb.evaluation.system_checks import check_settings
 from tests.conftest import without_manifest
 
 NOT_FLAGS = ["false", "False", "no", "", 0, 1, 1.0, [], np.True_]

@@ -18,7 +18,7 @@ from search_r3_mteb.terminal import SafeConsole
 
 ROW = {
     "task": "SciFact", "split": "test", "model": "mini", "mode": "direct", "ndcg_at_10": 0.5, "recall_at_10": 0.75,
-    "interval": [0.4, 0.6], "queries": 4, "reasoning_tokens_per_query": 0.0, "milliseconds_per_query": 2.0,
+    "interval": [0.4, 0.6], "queries": 4000, "reasoning_tokens_per_query": 0.0, "milliseconds_per_query": 2.0,
     "documents_per_second": 300.0, "queries_file": "direct.jsonl",
 }  # fmt: skip
 REASON = ROW | {

@@ -5,10 +5,14 @@ import json
 import pytest
 
 from search_r3_mteb.evaluation.evaluate import evaluate
-from search_r3_mteb.evaluation.systems import check_settings, kind_of, split_label
+from search_r3_mteb.evaluation.system_checks import check_settings
+from search_r3_mteb.evaluation.systems import kind_of, split_label
 from search_r3_mteb.expansion.names import parse_name
 from search_r3_mteb.expansion.writer import Writer
 from search_r3_mteb.expansion.writer_encoder import WriterEncoder
+from search_r3_mteb.report.comparisons import table_rows
+from search_r3_mteb.report.explorer import find_pairs
+from search_r3_mteb.report.runs import read_runs
 from tests.mteb_running import made_task
 
 SETTINGS = {"max_reasoning_tokens": 4, "samples": 2, "temperature": 1.0}
@@ -84,9 +88,25 @@ def test_the_report_reads_it_and_the_command_line_runs_it(models, tmp_path, call
     assert "reason" in out
     summary = json.loads((output / "summary.json").read_text())
     assert [row["model"] for row in summary] == ["w", "st", "rocchio-minis"]
+    assert [row.get("encoder_fingerprint") for row in summary] == [
+        summary[1]["fingerprint"],
+        None,
+        summary[1]["fingerprint"],
+    ]
+    pairs = find_pairs(table_rows(read_runs([output])))
+    assert sorted(pair.title.partition(" · ")[2] for pair in pairs) == ["rocchio-minis against st", "w against st"]
     code, _, err = call("report", output, "--output", tmp_path / "report.html")
     assert code == 0, err
     assert "rocchio-minis" in (tmp_path / "report.html").read_text()
+
+
+def test_a_search_r3_encoder_beside_a_writer_is_known_by_itself(models, tmp_path):
+    rows = evaluate(
+        [f"gar:{models / 'smol'}+nano", "nano"], [task()], "both", tmp_path, settings={"max_reasoning_tokens": 3}
+    )
+    direct = next(row for row in rows if (row["model"], row["mode"]) == ("nano", "direct"))
+    assert rows[0]["encoder_fingerprint"] != rows[0]["fingerprint"]
+    assert direct["fingerprint"] == rows[0]["encoder_fingerprint"]
 
 
 def test_an_encoder_in_memory_is_evaluated_as_it_is(models, tmp_path):
@@ -123,7 +143,7 @@ def test_names_are_read(models, tmp_path, monkeypatch):
 
 
 def test_settings_that_nobody_would_use_are_refused_and_those_of_others_passed_over(names):
-    check_settings([names[0], "mini"], {"samples": 2, "temperature": 0.5, "max_length": 64, "mode": "reason"})
+    check_settings([names[0], "mini"], {"samples": 2, "temperature": 0.5, "max_length": 64})
     with pytest.raises(ValueError, match=r"samples would change nothing.*writer with an encoder"):
         check_settings(["mini"], {"samples": 2})
     with pytest.raises(ValueError, match="feedback_documents would change nothing"):

@@ -61,7 +61,7 @@ class SearchR3Encoder(EncoderDoors):
                 model,
                 revision=revision,
                 dtype=chosen.dtype,
-                # vLLM has a copy of the weights where it computes; ours say which model it is, and embed on a processor.
+                # vLLM has a copy of the weights where it computes; these say which model it is, and embed on a CPU.
                 device="cpu" if chosen.engine == "vllm" else chosen.device or process_device(),
                 trust_remote_code=chosen.trust_remote_code,
                 probe=chosen.probe,

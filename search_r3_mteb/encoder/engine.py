@@ -113,7 +113,7 @@ class Engine(Backbone):
         )
 
     def identity(self, reasons: bool) -> dict[str, Any]:
-        """Nothing: `arithmetic` says all that decides a vector of this engine, of a row that `reasons` and of others."""
+        """Nothing: `arithmetic` says all that decides a vector of this engine, whether its row `reasons` or not."""
         return {}
 
     def check_prompts(self, prompts: Sequence[Sequence[int]], group_size: int = 1) -> None:

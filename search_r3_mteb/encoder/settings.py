@@ -44,8 +44,9 @@ class EncoderSettings:
     checkpoint that is loaded is first run on a few tokens, and refused where the result is not the model's own.
     `verify`: its weights are compared with its manifest, too (`manifest.py`), which reads them twice.
 
-    `engine`: "own", or "vllm", where queries reason in vLLM (docs/vllm.md); `engine_options` are vLLM's `EngineArgs`, such
-    as {"tensor_parallel_size": 2}. vLLM forms its own batches, so that `batch_invariant` is a ValueError there.
+    `engine`: "own", or "vllm", where queries reason in vLLM (docs/vllm.md); `engine_options` are vLLM's `EngineArgs`,
+    such as {"tensor_parallel_size": 2}. vLLM forms batches of its own and runs where its build says, so that
+    `batch_invariant` and `device` are ValueErrors there.
 
     `anchor`: the weight of the reasoned vector in a query's normalise(direct + anchor x reasoned) (see `anchoring`),
     None for the reasoned vector alone, "auto" for what the checkpoint's profile recommends: None unless it says more.

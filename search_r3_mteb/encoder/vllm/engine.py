@@ -8,10 +8,10 @@ embed   what already ends in the embed token. On a processor by our own engine, 
 
 import json
 import uuid
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,9 @@ from search_r3_mteb.encoder.vllm.weights import readable_folder
 # Lowest cosine of vLLM's states to our own engine's on a few texts, by dtype. Measured: 1 - 1e-6 in float32, 0.9995 and
 # more in bfloat16; another model, or one that vLLM computes in another way, is at 0.9 and less.
 LEAST_COSINE = {torch.float32: 0.9999, torch.float16: 0.995, torch.bfloat16: 0.99}
+
+# What runs, by the model in memory, its state, positions and options.
+_RUNNING: WeakValueDictionary[tuple[int, int, int, str], RunningVllm] = WeakValueDictionary()
 
 
 class VllmEngine:
@@ -164,22 +167,28 @@ class VllmEngine:
                 "them as they were. Make a new encoder."
             )
         if self._running is None:
-            with readable_folder(self.checkpoint, self.folder) as folder:
-                running = RunningVllm.start(
-                    folder,
-                    dtype=str(self.causal.dtype).removeprefix("torch."),
-                    positions=self.positions,
-                    trust_remote_code=self.trust_remote_code,
-                    options=self.options,
-                )
-            weakref.finalize(self, running.stop)
-            try:
-                self._compare(running)
-            except Exception:
-                running.stop()
-                raise
-            self._running = running
+            # Encoders of one checkpoint in both modes share it: a GPU has no room for two.
+            key = (id(self.causal), self._weights, self.positions, json.dumps(self.options, sort_keys=True))
+            self._running = _RUNNING.get(key) or self._started()
+            _RUNNING[key] = self._running
         return self._running
+
+    def _started(self) -> RunningVllm:
+        with readable_folder(self.checkpoint, self.folder) as folder:
+            running = RunningVllm.start(
+                folder,
+                dtype=str(self.causal.dtype).removeprefix("torch."),
+                positions=self.positions,
+                trust_remote_code=self.trust_remote_code,
+                options=self.options,
+            )
+        running.source = self.causal
+        try:
+            self._compare(running)
+        except Exception:
+            running.stop()
+            raise
+        return running
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 

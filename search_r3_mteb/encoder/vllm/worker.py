@@ -43,6 +43,7 @@ class Turn:
 
     @property
     def stopped(self) -> bool:
+        """Whether the last token has ended the model's turn."""
         return bool(self.output) and self.output[-1] in self.rules.stop_token_ids
 
 
@@ -60,7 +61,7 @@ class EmbedTurns(LogitsProcessor):
         self.own: dict[str, bool] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """Not: a forced token is another one than the most probable."""
+        """False: a forced token is another one than the most probable."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:

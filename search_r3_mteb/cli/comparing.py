@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 from rich.markup import escape
 
-from search_r3_mteb.cli.options import BudgetOption, CacheFolderOption, SetOption, app
+from search_r3_mteb.cli.options import BudgetOption, CacheFolderOption, EngineOption, SetOption, app
 from search_r3_mteb.cli.shared import arguments_given, console_here, progress_lines, settings_of
 
 
@@ -87,6 +87,7 @@ def tune(  # noqa: PLR0913  an option is a parameter
     max_queries: Annotated[int, typer.Option(help="Queries drawn at random; 0 for all.", min=0)] = 0,
     cache_folder: CacheFolderOption = None,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: SetOption = None,
 ) -> None:
     """Choose on a dev split how much a reasoning or a writer's text weighs, and which queries need to reason at all."""
@@ -108,7 +109,11 @@ def tune(  # noqa: PLR0913  an option is a parameter
             split,
             output,
             settings=settings_of(
-                setting, ExpansionSettings, max_reasoning_tokens=max_reasoning_tokens, cache_folder=cache_folder
+                setting,
+                ExpansionSettings,
+                max_reasoning_tokens=max_reasoning_tokens,
+                engine=engine,
+                cache_folder=cache_folder,
             ),
             plan=replace(plan, anchors=tuple(anchors)) if anchors else plan,
             command=shlex.join(["search-r3", *arguments_given()]),

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from search_r3_mteb.cli.options import BudgetOption, ModelOption, SetOption, app
+from search_r3_mteb.cli.options import BudgetOption, EngineOption, ModelOption, SetOption, app
 from search_r3_mteb.cli.shared import choice, console_here, settings_of
 
 
 @app.command()
-def embed(
+def embed(  # noqa: PLR0913  an option is a parameter
     input: Annotated[
         Path, typer.Option(help="One text per line (Markdown too), or .jsonl or .json of {'text', 'title'?}; .gz too.")
     ],
@@ -21,13 +21,14 @@ def embed(
     mode: Annotated[str, typer.Option(help="reason or direct; documents are always direct.")] = "reason",
     show_reasoning: Annotated[bool, typer.Option("--show-reasoning", help="Print each query's reasoning.")] = False,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: SetOption = None,
 ) -> None:
     """Embed the texts of a file."""
     from search_r3_mteb.embed import embed_file
 
     choice("--role", role, ("query", "document"))
-    settings = settings_of(setting, max_reasoning_tokens=max_reasoning_tokens)
+    settings = settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine)
     settings["mode"] = choice("--mode", mode, ("reason", "direct"))
     done = embed_file(model, input, output, role, settings, think=show_reasoning)
     console = console_here()
@@ -51,6 +52,7 @@ def explain(
         str | None, typer.Option(help="A reasoning to read in place of the model's own.", show_default=False)
     ] = None,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: SetOption = None,
 ) -> None:
     """Show a question's reasoning, and the documents that it finds without and with it, side by side."""
@@ -59,7 +61,7 @@ def explain(
     from search_r3_mteb.evaluation.explain import read_documents, side_by_side
 
     documents = read_documents(corpus)
-    encoder = SearchR3Encoder(model, **settings_of(setting, max_reasoning_tokens=max_reasoning_tokens))
+    encoder = SearchR3Encoder(model, **settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine))
     found = look(encoder, documents, question, top, reasoning)
     console = console_here()
     end = "" if found.thought.finished else ", token forced: the budget was spent or the model ended its turn"

@@ -11,6 +11,7 @@ from rich.markup import escape
 from search_r3_mteb.cli.options import (
     BudgetOption,
     CacheFolderOption,
+    EngineOption,
     IdenticalIdsOption,
     ModelOption,
     ResultsOption,
@@ -53,6 +54,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         ),
     ] = None,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: SetOption = None,
 ) -> None:
     """Score models on retrieval tasks through MTEB: nDCG@10, recall@10, cost; summary.json and per-query files."""
@@ -72,7 +74,9 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             output,
             split=split,
             cache_folder=cache_folder,
-            settings=settings_of(setting, ExpansionSettings, SearchSettings, max_reasoning_tokens=max_reasoning_tokens),
+            settings=settings_of(
+                setting, ExpansionSettings, SearchSettings, max_reasoning_tokens=max_reasoning_tokens, engine=engine
+            ),
             reasoning=reasoning,
             command=shlex.join(["search-r3", *arguments_given()]),
         )
@@ -130,6 +134,7 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
     ] = 1000,
     rollouts: Annotated[int, typer.Option(help="Reasonings sampled for each query at temperature 1.", min=2)] = 16,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: SetOption = None,
 ) -> None:
     """Does the reasoning matter? Exchange it, shuffle it, leave it out, sample it again; diagnose.json."""
@@ -138,7 +143,7 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.evaluation.diagnostics import table
     from search_r3_mteb.evaluation.tasks import with_identical_ids_ignored
 
-    settings = settings_of(setting, max_reasoning_tokens=max_reasoning_tokens)
+    settings = settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine)
     with progress_lines():
         result = run(
             model,
@@ -156,7 +161,7 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
 
 
 @app.command()
-def reproduce(
+def reproduce(  # noqa: PLR0913  an option is a parameter
     claim: Annotated[
         list[str] | None,
         typer.Option(help="scifact, litsearch, mkqa or all. May be repeated. [default: all]", show_default=False),
@@ -176,6 +181,7 @@ def reproduce(
         ),
     ] = None,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: SetOption = None,
 ) -> None:
     """Measure the paper's claims on the released checkpoint; needs a network, and a GPU for its size."""
@@ -194,7 +200,7 @@ def reproduce(
             output,
             task_folders=parse_task_folders(task_folder or []),
             cache_folder=cache_folder,
-            settings=settings_of(setting, max_reasoning_tokens=max_reasoning_tokens),
+            settings=settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine),
             command=shlex.join(["search-r3", *arguments_given()]),
             on_finding=lambda each: console.print(_finding_line(each), markup=False, highlight=False),
         )

@@ -1,4 +1,4 @@
-"""SearchR3Encoder(engine="vllm"): LoRA folders, given reasonings, anchors, the store, fingerprints, and a killed run."""
+"""engine="vllm" in an encoder: LoRA folders, given reasonings, anchors, the store, fingerprints, and a killed run."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ pytest.importorskip("vllm")
 from search_r3_mteb.encoder.checkpoints import save
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.store import Store
-from tests.encoder.vllm.conftest import talkative
+from tests.encoder.vllm.talkative import talkative
 
 pytestmark = pytest.mark.vllm
 TEXTS = [f"the query number {number} and the document" for number in range(10)]

@@ -11,7 +11,7 @@ pytest.importorskip("vllm")
 from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.encoder.vllm import engine as module
 from search_r3_mteb.encoder.vllm.engine import VllmEngine
-from tests.encoder.vllm.conftest import EMBED, END, own_engine, talkative
+from tests.encoder.vllm.talkative import EMBED, END, own_engine, talkative
 
 pytestmark = pytest.mark.vllm
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of a component, as a share of the row's root mean square

@@ -68,9 +68,8 @@ def test_given_reasonings_and_anchors_are_our_own(own, vllm):
     check_equal(own.think(TEXTS, reasoning=given), vllm.think(TEXTS, reasoning=given))
     anchored = SearchR3Encoder(own.checkpoint, anchor=0.5, **SETTINGS)
     theirs = SearchR3Encoder(vllm.checkpoint, anchor=0.5, engine="vllm", **SETTINGS)
-    assert theirs.engine.running() is not None
+    assert theirs.engine.running() is vllm.engine.running()  # one vLLM for all encoders of a checkpoint
     check_equal(anchored.think(TEXTS), theirs.think(TEXTS))
-    theirs.engine.running().stop()
 
 
 def test_fingerprints_hold_the_engine_and_its_options(folder, own, vllm, monkeypatch):

@@ -9,7 +9,6 @@ import torch
 pytest.importorskip("vllm")
 
 from search_r3_mteb.encoder.sampling import Sampling
-from search_r3_mteb.encoder.vllm import engine as module
 from search_r3_mteb.encoder.vllm.engine import VllmEngine
 from tests.encoder.vllm.talkative import EMBED, END, own_engine, talkative
 
@@ -140,11 +139,26 @@ def test_an_interrupt_leaves_no_row_behind(checkpoint, vllm):
     assert equal_rows(ours, theirs, torch.float32) == len(PROMPTS)
 
 
-def test_weights_of_another_model_are_refused(checkpoint, tmp_path, monkeypatch):
-    other = talkative(checkpoint.model.config.model_type, seed=5, tie_word_embeddings=False)
-    other.model.save_pretrained(tmp_path)
+def test_rows_that_vllm_takes_out_and_begins_again_are_our_own(monkeypatch):
+    checkpoint, preempted = talkative(), []
+    few = OPTIONS | {"num_gpu_blocks_override": 12}  # 384 tokens, for 8 rows of up to 200
+    made = VllmEngine(checkpoint, own_engine(checkpoint), folder=None, positions=POSITIONS, options=few)
+    scheduler = type(made.running().engine.engine_core.engine_core.scheduler)
+    preempt = scheduler._preempt_request
+    counting = lambda *given, **named: preempted.append(1) or preempt(*given, **named)  # noqa: E731
+    monkeypatch.setattr(scheduler, "_preempt_request", counting)
+    sampling = Sampling(58, temperature=3.0, seed=1)
+    ours, theirs = own_engine(checkpoint).reason(PROMPTS, sampling), made.reason(PROMPTS, sampling)
+    made.running().stop()
+    assert preempted, "vLLM had room for all rows, so this test would pass"
+    assert theirs.token_ids == ours.token_ids
+    assert equal_rows(ours, theirs, torch.float32) == len(PROMPTS)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    checkpoint = talkative()
+    talkative(seed=5).model.save_pretrained(tmp_path)
     wrong = VllmEngine(checkpoint, own_engine(checkpoint), folder=tmp_path, positions=POSITIONS)
-    monkeypatch.setattr(module, "_RUNNING", {})
     with pytest.raises(ValueError, match="computes other hidden states"):
         wrong.reason(PROMPTS, Sampling(2))
 

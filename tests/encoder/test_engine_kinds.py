@@ -16,7 +16,7 @@ from search_r3_mteb.encoder.vllm import running
 from search_r3_mteb.encoder.vllm.engine import VllmEngine
 from search_r3_mteb.encoder.vllm.turns import EXTRA, TurnRules
 
-SETTINGS = {"max_reasoning_tokens": 4, "max_length": 300}
+SETTINGS = {"max_reasoning_tokens": 4, "max_length": 600}
 
 
 @pytest.fixture

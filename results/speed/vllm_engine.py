@@ -36,7 +36,7 @@ BUDGET, MAX_LENGTH = 48, 512
 COMMON = {"enforce_eager": True, "max_num_seqs": 64, "block_size": 32, "skip_tokenizer_init": True}
 
 
-class System:
+class Contender:
     """One system in its process: `reason()` and `documents()` give seconds and results."""
 
     def __init__(self, name: str, model: str, data: Path, dtype: str, documents: int) -> None:
@@ -136,7 +136,7 @@ class System:
 
 def serve(name: str, model: str, data: Path, dtype: str, documents: int) -> None:
     """The system of this process: a line of standard input names a task, and its answer is a file that is printed."""
-    system = System(name, model, data, dtype, documents)
+    system = Contender(name, model, data, dtype, documents)
     print("ready", flush=True)
     for line in sys.stdin:
         answer = getattr(system, line.strip())()
@@ -145,7 +145,7 @@ def serve(name: str, model: str, data: Path, dtype: str, documents: int) -> None
         print(f"answer {file.name}", flush=True)
 
 
-class Process:
+class ContenderProcess:
     """A system's process, which runs only while it is asked."""
 
     def __init__(self, name: str, arguments: argparse.Namespace, dtype: str) -> None:
@@ -217,7 +217,7 @@ def cosines(ours: dict[str, Any], theirs: dict[str, Any]) -> list[float]:
 
 def measure(arguments: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:
     """One row per task and system."""
-    processes = {name: Process(name, arguments, dtype) for name in SYSTEMS}
+    processes = {name: ContenderProcess(name, arguments, dtype) for name in SYSTEMS}
     tasks = {"reason": SYSTEMS, "documents": ("own", "vllm", "reread")}
     rows = []
     try:

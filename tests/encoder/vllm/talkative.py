@@ -1,5 +1,8 @@
 """Tiny checkpoints that vLLM can run on a processor: heads of width 32."""
 
+from importlib.util import find_spec
+
+import pytest
 import torch
 
 from search_r3_mteb.encoder.checkpoints import Checkpoint
@@ -7,6 +10,11 @@ from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.profiles import Profile
 from tests.conftest import build_model, build_tokenizer
 
+MARKS = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make test-vllm"),
+    pytest.mark.filterwarnings("ignore"),  # vLLM and what it imports warn of themselves
+]
 EMBED, END = 3, 2
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1}
 

@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("vllm")
-
 from search_r3_mteb.encoder.checkpoints import save
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.store import Store
-from tests.encoder.vllm.talkative import talkative
+from tests.encoder.vllm.talkative import MARKS, talkative
 
-pytestmark = pytest.mark.vllm
+pytestmark = MARKS
 TEXTS = [f"the query number {number} and the document" for number in range(10)]
 SETTINGS = {"max_reasoning_tokens": 6, "max_length": 600, "show_progress_bar": False}
 ROOT = Path(__file__).resolve().parents[3]

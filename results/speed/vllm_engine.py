@@ -178,7 +178,8 @@ class ContenderProcess:
         self._signal(signal.SIGSTOP)
 
     def ask(self, task: str) -> dict[str, Any]:
-        """The answer to a task."""
+        """The answer to a task, with the processor time that all processes of the system took for it, in seconds."""
+        before = self._processor_seconds()
         self._signal(signal.SIGCONT)
         assert self.process.stdin is not None
         self.process.stdin.write(f"{task}\n")
@@ -187,7 +188,16 @@ class ContenderProcess:
         self._signal(signal.SIGSTOP)
         answer: dict[str, Any] = json.loads(file.read_text())
         file.unlink()
-        return answer
+        return answer | {"processor": self._processor_seconds() - before}
+
+    def _processor_seconds(self) -> float:
+        ticks = 0
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[2]) == self.process.pid:  # the group that the system's process has begun
+                    ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> None:
         """End the process and those that it has started."""
@@ -221,23 +231,31 @@ def cosines(ours: dict[str, Any], theirs: dict[str, Any]) -> list[float]:
     return torch.nn.functional.cosine_similarity(*pair).tolist()
 
 
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median of the ratios of each round."""
+    return round(statistics.median(one / other for one, other in zip(ours, theirs, strict=True)), 2)
+
+
 def measure(arguments: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:
     """One row per task and system."""
     processes: dict[str, ContenderProcess] = {}
-    tasks = {"reason": SYSTEMS, "documents": ("own", "vllm", "reread")}
+    systems = SYSTEMS if dtype == "bfloat16" else SYSTEMS[:3]
+    tasks = {"reason": systems, "documents": ("own", "vllm", "reread")}
     rows: list[dict[str, Any]] = []
     try:
-        for name in SYSTEMS:
+        for name in systems:
             processes[name] = ContenderProcess(name, arguments, dtype)
         for task, names in tasks.items():
             answers = {name: [processes[name].ask(task)] for name in names}  # warm
             for _ in range(arguments.rounds):
                 for name in names:
                     answers[name].append(processes[name].ask(task))
-            seconds = {name: [each["seconds"] for each in found[1:]] for name, found in answers.items()}
+            seconds, processor = (
+                {name: [each[key] for each in found[1:]] for name, found in answers.items()}
+                for key in ("seconds", "processor")
+            )
             for name in names:
                 last, own = answers[name][-1], answers["own"][-1]
-                ratios = [one / other for one, other in zip(seconds[name], seconds["vllm"], strict=True)]
                 near = cosines(own, last) if "vectors" in last else []
                 rows.append(
                     {
@@ -246,7 +264,9 @@ def measure(arguments: argparse.Namespace, dtype: str) -> list[dict[str, Any]]:
                         "system": name,
                         "seconds": round(statistics.median(seconds[name]), 2),
                         "all_seconds": [round(each, 2) for each in seconds[name]],
-                        "times_of_vllm": round(statistics.median(ratios), 2),
+                        "times_of_vllm": ratio(seconds[name], seconds["vllm"]),
+                        "processor_seconds": round(statistics.median(processor[name]), 2),
+                        "processor_times_of_vllm": ratio(processor[name], processor["vllm"]),
                         "tokens": sum(map(len, last["ids"])) if "ids" in last else None,
                         "generating": round(statistics.median(each["generating"] for each in answers[name][1:]), 2)
                         if "generating" in last
@@ -275,14 +295,19 @@ def page(found: dict[str, Any]) -> str:
         f"turns beside other work: {found['rounds']} rounds, median seconds; the last column is the median of each",
         f"round's ratio to `vllm`: above 1 is slower. 64 SciFact claims, at most {BUDGET} tokens each;",
         f"{found['documents']} SciFact documents, cut at {MAX_LENGTH} tokens. Cosines:",
+        "Processor: the time of all processes of a system, which other work on the machine changes less. Cosines:",
         "the lowest to our own engine's vectors, of rows with the same ids.",
         "",
-        "| weights | task | system | seconds | generating | tokens | same ids | lowest cosine | times of vllm |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| weights | task | system | seconds | generating | tokens | same ids | lowest cosine | times of vllm "
+        "| processor, s | times of vllm |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         keys = ("dtype", "task", "system", "seconds", "generating", "tokens", "same_ids_as_own")
-        cells = [row[key] for key in (*keys, "least_cosine_to_own", "times_of_vllm")]
+        cells = [
+            row[key]
+            for key in (*keys, "least_cosine_to_own", "times_of_vllm", "processor_seconds", "processor_times_of_vllm")
+        ]
         lines.append("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
     return "\n".join([*lines, "", *NOTES, ""])
 

@@ -1,11 +1,13 @@
-"""Steps of TRL's trainer whose rollouts are vLLM's, in a process of their own: python trl_vllm_worker.py FOLDER SYNC.
+"""Steps of TRL's trainer with rollouts of vLLM, in a process of their own: trl_vllm_worker.py FOLDER SYNC DTYPE.
 
-SYNC is "sync", or "once": then vLLM gets the weights before the first step only. Prints the log as JSON. TRL starts
-vLLM in this very process (colocate), and leaves process groups and variables of the environment behind.
+SYNC is "sync", or "once": then vLLM gets the weights before the first step only. DTYPE is vLLM's; "auto", which TRL
+takes, is bfloat16 for a float32 model on a processor. Prints the log as JSON. TRL starts vLLM in this very process
+(colocate), and leaves process groups and variables of the environment behind.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,8 +30,9 @@ def keep_plain_weights():
     utils.dispatch_cpu_unquantized_gemm = plain
 
 
-def main(folder, sync):
+def main(folder, sync, dtype):
     from datasets import Dataset
+    from trl.generation import vllm_generation
 
     from search_r3_mteb.encoder.checkpoints import load, save
     from search_r3_mteb.encoder.prompts import Renderer
@@ -39,6 +42,7 @@ def main(folder, sync):
     from train.stage2 import trl_adapter as adapter
 
     keep_plain_weights()
+    vllm_generation.LLM = partial(vllm_generation.LLM, dtype=dtype)
     checkpoint = load(save(talkative(), folder))
     renderer = Renderer(checkpoint.tokenizer, checkpoint.profile)
     rows = [row.token_ids for row in renderer.render_batch(list(DOCUMENTS.values()), "direct")]
@@ -86,4 +90,4 @@ def main(folder, sync):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

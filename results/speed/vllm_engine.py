@@ -319,7 +319,8 @@ NOTES = """\
 - Why the states are read where vLLM computes logits, and not by `extract_hidden_states` and a connector: beside that
   vLLM 0.32 allows no logits processor, so that a token cannot be forced where the budget is spent, and it feeds each
   row's token twice per step (the second as a draft).
-- Documents: the faster of our engine and vLLM on a processor is what `engine="vllm"` uses for them.""".splitlines()
+- Documents: in half precision `engine="vllm"` embeds them by vLLM, as requests that say nothing, in float32 by our own
+  engine (on a GPU always by vLLM, which has the weights there); `vllm` in this table is vLLM in both.""".splitlines()
 
 
 def main() -> None:

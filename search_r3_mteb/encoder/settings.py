@@ -142,6 +142,8 @@ class EncoderSettings:
         """Whether batches are invariant: as given, or for the bundled models, small as they are, in half precision."""
         if self.batch_invariant is not None:
             return self.batch_invariant
+        if self.engine == "vllm":  # forms batches of its own
+            return False
         return checkpoint.bundled and bool(checkpoint.model.dtype.itemsize < 4)
 
     def anchor_of(self, checkpoint: Checkpoint) -> float | None:

@@ -113,6 +113,12 @@ def sampling_of(encoder):
     return Sampling(SETTINGS["max_reasoning_tokens"], encoder.settings["temperature"], encoder.settings["seed"])
 
 
+def test_the_bundled_models_are_not_said_to_be_batch_invariant_in_vllm(without_start):
+    settings = {"dtype": "bfloat16", "max_length": 300}
+    assert SearchR3Encoder("nano", device="cpu", **settings).batches["batch_invariant"]
+    assert not SearchR3Encoder("nano", engine="vllm", **settings).batches["batch_invariant"]
+
+
 def test_a_row_has_room_for_the_token_that_reading_the_embed_token_gives():
     rules = TurnRules("key", 3, budget=5, stop_token_ids=(2,))
     assert (rules.max_tokens, TurnRules("key", 3, direct=True).max_tokens) == (7, 1)

@@ -39,7 +39,7 @@ class VllmEngine:
 
     `own` is our engine on the same checkpoint. `positions` are those of a row, in tokens: prompt, reasoning and embed
     token. `options` are vLLM's `EngineArgs`, such as tensor_parallel_size. `embeds`: whether direct prompts go to vLLM
-    too; None: where it runs on a GPU. The counters are those of `Backbone`.
+    too; None: on a GPU, and in half precision. The counters are those of `Backbone`.
     """
 
     def __init__(
@@ -77,7 +77,9 @@ class VllmEngine:
     @property
     def embeds(self) -> bool:
         """Whether direct prompts go to vLLM."""
-        return self.device.type != "cpu" if self._embeds is None else self._embeds
+        if self._embeds is not None:
+            return self._embeds
+        return self.causal.dtype.itemsize < 4 or self.device.type != "cpu"
 
     def identity(self, reasons: bool) -> dict[str, Any]:
         """What decides a vector that vLLM computed: its version and options; nothing of what our engine computes."""

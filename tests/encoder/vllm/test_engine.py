@@ -105,7 +105,7 @@ def test_prefixes_are_cached_and_counted(vllm):
 def test_direct_prompts_by_vllm_are_our_own(checkpoint, vllm):
     direct = [[*prompt, EMBED] for prompt in PROMPTS]
     ours = own_engine(checkpoint).embed(direct)
-    assert not vllm.embeds  # on a processor our own engine does it
+    assert not vllm.embeds  # in float32 on a processor our own engine does it
     assert torch.equal(vllm.embed(direct), ours)
     by_vllm = VllmEngine(checkpoint, vllm.own, folder=None, positions=POSITIONS, options=OPTIONS, embeds=True)
     assert by_vllm.running() is vllm.running()  # both modes of an encoder share it
@@ -174,6 +174,11 @@ def test_bfloat16_vectors_are_near_where_ids_are_equal():
     checkpoint = talkative(dtype=torch.bfloat16)
     made = VllmEngine(checkpoint, own_engine(checkpoint), folder=None, positions=POSITIONS)
     ours, theirs = own_engine(checkpoint).reason(PROMPTS, Sampling(BUDGET)), made.reason(PROMPTS, Sampling(BUDGET))
+    assert made.embeds
+    direct = [[*prompt, EMBED] for prompt in PROMPTS]
+    embedded = own_engine(checkpoint).embed(direct), made.embed(direct)
+    assert not torch.equal(*embedded)
+    assert torch.nn.functional.cosine_similarity(*embedded).min() >= 0.999
     made.running().stop()
     same = [row for row, ids in enumerate(ours.token_ids) if ids == theirs.token_ids[row]]
     assert len(same) >= len(PROMPTS) // 2

@@ -291,15 +291,16 @@ def page(found: dict[str, Any]) -> str:
         "",
         f"`{found['command']}`; commit {found['commit']}.",
         "",
-        f"{found['model']}, vLLM {found['vllm']}, torch {found['torch']}, {found['processor']}. One core each, in",
-        f"turns beside other work: {found['rounds']} rounds, median seconds; the last column is the median of each",
-        f"round's ratio to `vllm`: above 1 is slower. 64 SciFact claims, at most {BUDGET} tokens each;",
-        f"{found['documents']} SciFact documents, cut at {MAX_LENGTH} tokens. Cosines:",
-        "Processor: the time of all processes of a system, which other work on the machine changes less. Cosines:",
-        "the lowest to our own engine's vectors, of rows with the same ids.",
+        f"{found['model']}, vLLM {found['vllm']}, torch {found['torch']}, {found['processor']}. Every system has one core,",
+        f"in turns, on a machine that is busy with other work; {found['rounds']} rounds. 64 SciFact claims under the",
+        f"reasoning prompt, at most {BUDGET} tokens each, the embed token forced in almost all rows because the model was",
+        f"never taught to say it; {found['documents']} SciFact documents, cut at {MAX_LENGTH} tokens. Seconds by the clock, and",
+        "of the processor (all processes of a system), which other work changes less: medians. Ratios: medians of each",
+        "round's ratio to `vllm`, above 1 is slower. Cosines: the lowest to our own engine's vectors, of rows with the",
+        "same ids.",
         "",
-        "| weights | task | system | seconds | generating | tokens | same ids | lowest cosine | times of vllm "
-        "| processor, s | times of vllm |",
+        "| weights | task | system | seconds | generating | tokens | same ids | lowest cosine | ratio "
+        "| processor, s | ratio |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:

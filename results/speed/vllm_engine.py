@@ -298,7 +298,8 @@ def page(found: dict[str, Any]) -> str:
         "forced, since this model was never taught to say it;",
         f"{found['documents']} SciFact documents, cut at {MAX_LENGTH} tokens. Seconds by the clock, and of the",
         "processor (all processes of a system), which other work changes less: medians. Ratios: medians of each",
-        "round's ratio to `vllm`, above 1 is slower. Cosines: the lowest to our own engine's vectors, of rows with the same ids.",
+        "round's ratio to `vllm`, above 1 is slower.",
+        "Cosines: the lowest to our own engine's vectors, of rows with the same ids.",
         "",
         "| weights | task | system | seconds | generating | tokens | same ids | lowest cosine | ratio "
         "| processor, s | ratio |",

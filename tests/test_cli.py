@@ -42,6 +42,7 @@ def test_evaluate_passes_every_option_on(call, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(module, "evaluate", lambda *given, **named: seen.update(named, given=given) or [])
     options = ["--mode", "reason", "--split", "dev", "--cache-folder", tmp_path, "--max-reasoning-tokens", "7"]
+    options += ["--engine", "vllm"]
     code, *_ = call(
         *("evaluate", "--model", "a", "--model", "b", "--task", "t", *options),
         *("--output", tmp_path / "o", "--set", "seed=3", "--set", "dtype=bfloat16"),
@@ -49,7 +50,7 @@ def test_evaluate_passes_every_option_on(call, tmp_path, monkeypatch):
     assert code == 0
     assert seen["given"] == (["a", "b"], ["t"], "reason", tmp_path / "o")
     assert (seen["split"], seen["cache_folder"]) == ("dev", tmp_path)
-    assert seen["settings"] == {"max_reasoning_tokens": 7, "seed": 3, "dtype": "bfloat16"}
+    assert seen["settings"] == {"max_reasoning_tokens": 7, "engine": "vllm", "seed": 3, "dtype": "bfloat16"}
 
 
 def test_embed_shows_the_reasoning(call, tiny_folder, tmp_path):

@@ -87,7 +87,7 @@ PROVIDED_BY = {"faiss": "faiss-cpu", "Stemmer": "pystemmer", "pytrec_eval": "pyt
 PROVIDED_BY |= {"haystack": "haystack-ai", "haystack_integrations": "sentence-transformers-haystack"}
 PROVIDED_BY |= {"llama_index": "llama-index-core", "pydantic_core": "pydantic"}
 FRAMEWORKS = ["langchain", "llamaindex", "haystack"]  # each an extra, for one module of the package
-OPTIONAL = [*FRAMEWORKS, "serve", "parquet"]
+OPTIONAL = [*FRAMEWORKS, "serve", "parquet", "vllm"]
 
 
 def imported(*folders):

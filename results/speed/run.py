@@ -104,6 +104,7 @@ def page(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         *table(["case", "peer", "ratio", "ours", "theirs", "unit", "runs"], (one.values() for one in records)),
         *notes(read_json(HERE / "tried.json")),
         "The cost of a decode step by rows and context, before and after a commit: [decode.md](decode.md).",
+        'Our engine, `engine="vllm"`, and vLLM with a second pass: [vllm.md](vllm.md).',
         "",
         "No GPU was available. `python results/speed/gpu.py` measures one and writes gpu.md; with `--dry-run` it runs",
         "on the CPU.",

@@ -10,6 +10,7 @@ import typer
 from search_r3_mteb.cli.options import (
     BudgetOption,
     CacheFolderOption,
+    EngineOption,
     ExpansionSetOption,
     ExtensibleCommand,
     JsonOption,
@@ -111,6 +112,7 @@ def tune(  # noqa: PLR0913  an option is a parameter
     max_queries: Annotated[int, typer.Option(help="Queries drawn at random; 0 for all.", min=0)] = 0,
     cache_folder: CacheFolderOption = None,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: ExpansionSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -136,7 +138,11 @@ def tune(  # noqa: PLR0913  an option is a parameter
             split,
             output,
             settings=settings_of(
-                setting, ExpansionSettings, max_reasoning_tokens=max_reasoning_tokens, cache_folder=cache_folder
+                setting,
+                ExpansionSettings,
+                max_reasoning_tokens=max_reasoning_tokens,
+                engine=engine,
+                cache_folder=cache_folder,
             ),
             plan=replace(plan, anchors=tuple(anchors)) if anchors else plan,
             command=shlex.join(["search-r3", *arguments_given()]),

@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from search_r3_mteb.cli.options import (
     BudgetOption,
+    EngineOption,
     ExtensibleCommand,
     IdColumnOption,
     JsonOption,
@@ -57,6 +58,7 @@ def embed(  # noqa: PLR0913  an option is a parameter
     ] = None,
     show_reasoning: Annotated[bool, typer.Option("--show-reasoning", help="Print each query's reasoning.")] = False,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: SetOption = None,
 ) -> None:
     """Embed the texts of a file into a file of vectors."""
@@ -64,7 +66,7 @@ def embed(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.files import Columns
     from search_r3_mteb.files.precisions import PRECISIONS
 
-    settings = settings_of(setting, max_reasoning_tokens=max_reasoning_tokens)
+    settings = settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine)
     settings["mode"] = choice("--mode", mode, ("reason", "direct"))
     plan = EmbedPlan(
         source=input,
@@ -104,6 +106,7 @@ def explain(  # noqa: PLR0913  an option is a parameter
     title: TitleColumnOption = None,
     no_quotes: NoQuotesOption = False,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -118,7 +121,7 @@ def explain(  # noqa: PLR0913  an option is a parameter
 
     with progress_lines():
         documents = read_documents(corpus, Columns(id, text, title, not no_quotes))
-    encoder = SearchR3Encoder(model, **settings_of(setting, max_reasoning_tokens=max_reasoning_tokens))
+    encoder = SearchR3Encoder(model, **settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine))
     found = look(encoder, documents, question, top, reasoning)
     if as_json:
         print_json(found.to_dict())

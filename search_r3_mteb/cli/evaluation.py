@@ -11,6 +11,7 @@ import typer
 from search_r3_mteb.cli.options import (
     BudgetOption,
     CacheFolderOption,
+    EngineOption,
     ExpansionSetOption,
     ExtensibleCommand,
     IdenticalIdsOption,
@@ -73,6 +74,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         ),
     ] = None,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: ExpansionSetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -96,7 +98,9 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             output,
             split=split,
             cache_folder=cache_folder,
-            settings=settings_of(setting, ExpansionSettings, SearchSettings, max_reasoning_tokens=max_reasoning_tokens),
+            settings=settings_of(
+                setting, ExpansionSettings, SearchSettings, max_reasoning_tokens=max_reasoning_tokens, engine=engine
+            ),
             reasoning=reasoning,
             dims=() if dim is None else sizes("--dim", dim),
             command=shlex.join(["search-r3", *arguments_given()]),
@@ -162,6 +166,7 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
     ] = 1000,
     rollouts: Annotated[int, typer.Option(help="Reasonings sampled for each query at temperature 1.", min=2)] = 16,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -174,7 +179,7 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.evaluation.diagnostics import table
     from search_r3_mteb.evaluation.tasks import with_identical_ids_ignored
 
-    settings = settings_of(setting, max_reasoning_tokens=max_reasoning_tokens)
+    settings = settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine)
     with progress_lines():
         result = run(
             model,
@@ -215,6 +220,7 @@ def reproduce(  # noqa: PLR0913  an option is a parameter
         ),
     ] = None,
     max_reasoning_tokens: BudgetOption = None,
+    engine: EngineOption = None,
     setting: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -241,7 +247,7 @@ def reproduce(  # noqa: PLR0913  an option is a parameter
             output,
             task_folders=parse_task_folders(task_folder or []),
             cache_folder=cache_folder,
-            settings=settings_of(setting, max_reasoning_tokens=max_reasoning_tokens),
+            settings=settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine),
             command=shlex.join(["search-r3", *arguments_given()]),
             on_finding=lambda each: None if as_json else said(console, _finding_line(each)),
         )

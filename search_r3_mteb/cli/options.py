@@ -75,6 +75,12 @@ BudgetOption = Annotated[
 ]
 
 
+EngineOption = Annotated[
+    str | None,
+    typer.Option("--engine", help="What reasons: own, or vllm (docs/vllm.md). [default: own]", show_default=False),
+]
+
+
 CacheFolderOption = Annotated[
     Path | None, typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False)
 ]

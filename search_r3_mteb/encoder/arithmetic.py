@@ -9,7 +9,7 @@ identity. The texts beside a text cannot be; `batch_invariant=True` makes its ve
 
 from typing import Any
 
-from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.engine_kinds import TextEngine
 
 
 def is_half(model: Any) -> bool:
@@ -17,16 +17,21 @@ def is_half(model: Any) -> bool:
     return bool(model.dtype.itemsize < 4)
 
 
-def batching(engine: Engine) -> dict[str, Any]:
+def batching(engine: TextEngine) -> dict[str, Any]:
     """The settings of batches that decide vectors: none in float32, unless batches are invariant."""
     if engine.batch_invariant:
         return {"batch_invariant": True}
     return {"batch_tokens": engine.token_budget} if is_half(engine.causal) else {}
 
 
-def arithmetic(engine: Engine) -> dict[str, Any]:
-    """`batching`, and in half precision the device: a GPU's name, or a processor's instructions and the threads."""
-    return batching(engine) | ({"arithmetic": _device(engine.device)} if is_half(engine.causal) else {})
+def arithmetic(engine: TextEngine, *, reasons: bool = True) -> dict[str, Any]:
+    """`batching`, another engine than our own, and in half precision the device.
+
+    The device is a GPU's name, or a processor's instructions and the threads. `reasons` False: of rows that are
+    embedded directly, for which another engine may leave the work to our own.
+    """
+    found = batching(engine) | engine.identity(reasons)
+    return found | ({"arithmetic": _device(engine.device)} if is_half(engine.causal) else {})
 
 
 def _device(device: Any) -> list[str]:

@@ -58,6 +58,11 @@ class Backbone:
         if self.batch_invariant:
             self.shapes = fixed_shapes(self.causal.config.get_text_config(), self.device.type, self.abreast)
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits, padding of the vocabulary included."""
+        return self.head.vocabulary
+
     def logits(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
         """Next-token logits in float32. A subclass may change them to steer the reasoning."""
         return self.head(hidden)

@@ -12,11 +12,12 @@ import numpy as np
 
 from search_r3_mteb.encoder.anchoring import anchored
 from search_r3_mteb.encoder.arithmetic import arithmetic, batching
-from search_r3_mteb.encoder.checkpoints import Checkpoint, load
+from search_r3_mteb.encoder.checkpoints import Checkpoint, load, resolve
 from search_r3_mteb.encoder.chunks import CHUNK, one_ahead, progress_bar
 from search_r3_mteb.encoder.documents import Documents
 from search_r3_mteb.encoder.doors import EncoderDoors
 from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.engine_kinds import open_engine
 from search_r3_mteb.encoder.given import GivenReasoning, GivenTurns, Reasonings, reasonings_of
 from search_r3_mteb.encoder.identity import model_meta
 from search_r3_mteb.encoder.inputs import (
@@ -64,7 +65,8 @@ class SearchR3Encoder(EncoderDoors):
                 model,
                 revision=revision,
                 dtype=chosen.dtype,
-                device=chosen.device or process_device(),
+                # vLLM has a copy of the weights where it computes; these say which model it is, and embed on a CPU.
+                device="cpu" if chosen.engine == "vllm" else chosen.device or process_device(),
                 trust_remote_code=chosen.trust_remote_code,
                 probe=chosen.probe,
                 verify=chosen.verify,
@@ -74,12 +76,21 @@ class SearchR3Encoder(EncoderDoors):
         self.max_length = chosen.fit_max_length(self.checkpoint)
         self.renderer = Renderer(self.tokenizer, self.checkpoint.profile, self.max_length)
         self.renderer.check_room("direct", chosen.mode)
-        self.engine = Engine(
+        own = Engine(
             self.model,
             self.checkpoint.embed_token_id,
             stop_token_ids=self.checkpoint.stop_token_ids,
             token_budget=chosen.batch_tokens,
             batch_invariant=chosen.fit_batch_invariant(self.checkpoint),
+        )
+        self.engine = open_engine(
+            chosen.engine,
+            self.checkpoint,
+            own,
+            folder=None if isinstance(model, Checkpoint) or chosen.engine == "own" else resolve(model, revision),
+            positions=self.max_length + chosen.max_reasoning_tokens + 1,
+            trust_remote_code=chosen.trust_remote_code,
+            options=chosen.engine_options,
         )
         self.dim = chosen.fit_dim(self.engine.dim)
         self.statistics = Statistics()
@@ -242,7 +253,7 @@ class SearchR3Encoder(EncoderDoors):
             found["anchor"] = float(self.anchor)
         if self.truncate_dim is not None:
             found["truncate_dim"] = self.truncate_dim
-        return found | batching(self.engine)
+        return found | batching(self.engine) | self.engine.identity(self.mode == "reason")
 
     @property
     def fingerprint(self) -> str:
@@ -404,7 +415,8 @@ class SearchR3Encoder(EncoderDoors):
         if self._settings.cache_folder is None:
             return None
         parts: dict[str, Any] = {"checkpoint": self.checkpoint.fingerprint(), "role": role, "template": template}
-        parts |= {"dtype": str(self.model.dtype), "max_length": self.max_length} | arithmetic(self.engine)
+        parts |= {"dtype": str(self.model.dtype), "max_length": self.max_length}
+        parts |= arithmetic(self.engine, reasons=sampling is not None and not given)
         parts["prompt"] = self.renderer.frame_ids(template)
         if given:
             parts["reasoning"] = "given"

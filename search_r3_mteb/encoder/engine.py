@@ -10,7 +10,7 @@ A row is prefilled once and sampled token by token; its vector is the final-norm
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -56,14 +56,8 @@ class Engine(Backbone):
 
         Sorted by length, right-padded, without the head. `on_batch` is called with the number of rows after each batch.
         """
-        self._check(prompts)
+        self.check_direct(prompts)
         vectors = torch.empty(len(prompts), self.dim)
-        wrong = next((i for i, prompt in enumerate(prompts) if prompt[-1] != self.embed_token_id), None)
-        if wrong is not None:
-            raise ValueError(
-                f"Prompt {wrong} ends in token {prompts[wrong][-1]}, not in the embed token {self.embed_token_id}: "
-                "its vector would be read at the wrong place. Render it with the direct template."
-            )
         with self.evaluating():
             prefix = self.prefix_length(prompts)
             cache = prefix_cache() if prefix else None
@@ -91,9 +85,7 @@ class Engine(Backbone):
         test and the benchmark do so. `log_probs=False` saves a pass over the vocabulary at every token. `on_batch` is
         called with the number of rows that just finished.
         """
-        self._check(prompts)
-        if group_size < 1:
-            raise ValueError(f"group_size={group_size}: each prompt needs at least one rollout.")
+        self.check_prompts(prompts, group_size)
         if self.shapes is not None and group_size > self.shapes.rows:
             raise ValueError(
                 f"group_size={group_size}: a batch-invariant engine decodes {self.shapes.rows} rows at once, and a "
@@ -120,7 +112,24 @@ class Engine(Backbone):
             computed_tokens=self.computed_tokens - computed,
         )
 
-    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+    def identity(self, reasons: bool) -> dict[str, Any]:
+        """Nothing: `arithmetic` says all that decides a vector of this engine, whether its row `reasons` or not."""
+        return {}
+
+    def check_prompts(self, prompts: Sequence[Sequence[int]], group_size: int = 1) -> None:
+        """ValueError for a prompt without tokens, and for a group without rows."""
         empty = next((i for i, prompt in enumerate(prompts) if len(prompt) == 0), None)
         if empty is not None:
             raise ValueError(f"Prompt {empty} has no tokens; render it with search_r3_mteb.encoder.prompts first.")
+        if group_size < 1:
+            raise ValueError(f"group_size={group_size}: each prompt needs at least one rollout.")
+
+    def check_direct(self, prompts: Sequence[Sequence[int]]) -> None:
+        """ValueError for a prompt that does not end in the embed token."""
+        self.check_prompts(prompts)
+        wrong = next((i for i, prompt in enumerate(prompts) if prompt[-1] != self.embed_token_id), None)
+        if wrong is not None:
+            raise ValueError(
+                f"Prompt {wrong} ends in token {prompts[wrong][-1]}, not in the embed token {self.embed_token_id}: "
+                "its vector would be read at the wrong place. Render it with the direct template."
+            )

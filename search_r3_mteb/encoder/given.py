@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.engine_kinds import TextEngine
 from search_r3_mteb.encoder.inputs import listed
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.store import ThoughtLike
@@ -74,7 +74,7 @@ def reasonings_of(reasoning: Any, count: int, *, single: bool) -> list[Any]:
 class GivenTurns:
     """Makes token ids of given reasonings, within `budget` tokens, for one model."""
 
-    def __init__(self, renderer: Renderer, engine: Engine, budget: int) -> None:
+    def __init__(self, renderer: Renderer, engine: TextEngine, budget: int) -> None:
         self._renderer, self._engine, self._budget = renderer, engine, budget
         self._before, self._after = renderer.reply_frame()
 
@@ -117,7 +117,7 @@ class GivenTurns:
         return [*ids[:room], *closing], False
 
     def _check_ids(self, ids: list[int], position: int) -> None:
-        vocabulary, embed = self._engine.head.vocabulary, self._engine.embed_token_id
+        vocabulary, embed = self._engine.vocabulary, self._engine.embed_token_id
         wrong = next((i for i in ids if not 0 <= i < vocabulary), None)
         if wrong is not None:
             raise ValueError(

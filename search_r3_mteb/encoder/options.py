@@ -1,10 +1,11 @@
 """Encoder settings from text: NAME=VALUE pairs of the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from search_r3_mteb.encoder.settings import EncoderSettings
+from search_r3_mteb.json_files import parse_json
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -35,6 +36,11 @@ def _parsed(pair: str, text: str, hint: Any) -> Any:
         return text
     if type(None) in kinds and text.lower() == "none":
         return None
+    if any(get_origin(kind) is Mapping for kind in kinds):
+        found = parse_json(text, f"--set {pair}")
+        if not isinstance(found, dict):
+            raise ValueError(f'--set {pair}: {text!r} is not a JSON object such as {{"tensor_parallel_size": 2}}.')
+        return found
     if bool in kinds:
         if text.lower() not in (*_TRUE, *_FALSE):
             raise ValueError(f"--set {pair}: {text!r} is neither true nor false.")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from search_r3_mteb.encoder.anchoring import Anchor, check_anchor
 from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype
@@ -20,6 +20,7 @@ from search_r3_mteb.encoder.setting_types import (
 from search_r3_mteb.encoder.thoughts import Thought
 
 Mode = Literal["reason", "direct"]
+EngineName = Literal["own", "vllm"]
 _DEFAULT_MAX_LENGTH = 512
 
 
@@ -42,6 +43,10 @@ class EncoderSettings:
     kept there and a killed run resumes (off by default). `show_progress_bar` None: on a terminal only. `probe`: a
     checkpoint that is loaded is first run on a few tokens, and refused where the result is not the model's own.
     `verify`: its weights are compared with its manifest, too (`manifest.py`), which reads them twice.
+
+    `engine`: "own", or "vllm", where queries reason in vLLM (docs/vllm.md); `engine_options` are vLLM's `EngineArgs`,
+    such as {"tensor_parallel_size": 2}. vLLM forms batches of its own and runs where its build says, so that
+    `batch_invariant` and `device` are ValueErrors there.
 
     `anchor`: the weight of the reasoned vector in a query's normalise(direct + anchor x reasoned) (see `anchoring`),
     None for the reasoned vector alone, "auto" for what the checkpoint's profile recommends: None unless it says more.
@@ -67,6 +72,8 @@ class EncoderSettings:
     trust_remote_code: bool = False
     probe: bool = True
     verify: bool = False
+    engine: EngineName = "own"
+    engine_options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("reason", "direct"):
@@ -88,8 +95,30 @@ class EncoderSettings:
             raise ValueError(f"max_reasoning_tokens={self.max_reasoning_tokens} is negative; 0 means no reasoning.")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature!r} must be 0 (greedy) or a positive number.")
+        self._check_engine()
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens} must be at least 1 token.")
+
+    def _check_engine(self) -> None:
+        """Raises ValueError for an engine that does not exist, and for settings that it does not have."""
+        check_kind("engine_options", self.engine_options, (Mapping, NoneType), "a mapping of vLLM's options, or None")
+        if self.engine not in get_args(EngineName):
+            raise ValueError(f"engine={self.engine!r} does not exist; it is one of {', '.join(get_args(EngineName))}.")
+        if self.engine == "own" and self.engine_options:
+            raise ValueError(
+                f"engine_options={dict(self.engine_options)} would change nothing: they are vLLM's, and engine is "
+                "'own'. Leave them out, or give engine='vllm'."
+            )
+        if self.engine == "vllm" and self.device is not None:
+            raise ValueError(
+                f"device={str(self.device)!r} was given with engine='vllm', whose build decides what it runs on. Leave "
+                "device out; CUDA_VISIBLE_DEVICES says which GPUs there are."
+            )
+        if self.engine == "vllm" and self.batch_invariant:
+            raise ValueError(
+                "batch_invariant=True was given with engine='vllm', which forms batches of its own, so that a vector "
+                "depends on the texts beside it. Use engine='own', or leave batch_invariant out."
+            )
 
     def check_fits(self, checkpoint: Checkpoint, revision: str | None) -> None:
         """Raises ValueError for settings that a checkpoint in memory, which is used as it is, does not have."""
@@ -118,6 +147,8 @@ class EncoderSettings:
         """Whether batches are invariant: as given, or for the bundled models, small as they are, in half precision."""
         if self.batch_invariant is not None:
             return self.batch_invariant
+        if self.engine == "vllm":  # forms batches of its own
+            return False
         return checkpoint.bundled and bool(checkpoint.model.dtype.itemsize < 4)
 
     def anchor_of(self, checkpoint: Checkpoint) -> float | None:

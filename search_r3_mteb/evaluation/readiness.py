@@ -41,15 +41,15 @@ def together(checks: Iterable[tuple[str, Callable[[], Any]]]) -> None:
         except _MISTAKES as error:
             mistakes.append((name, error))
     if len(mistakes) == 1:
-        name, error = mistakes[0]
-        if name[:60] in str(error) or not isinstance(error, FileNotFoundError | ValueError):
-            raise error
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"{_short(name)}: {error}") from error
+        of, mistake = mistakes[0]
+        if of[:60] in str(mistake) or not isinstance(mistake, FileNotFoundError | ValueError):
+            raise mistake
+        kind = FileNotFoundError if isinstance(mistake, FileNotFoundError) else ValueError
+        raise kind(f"{_short(of)}: {mistake}") from mistake
     if mistakes:
         raise ValueError(
             f"{len(mistakes)} models cannot be run, and nothing was:\n"
-            + "\n".join(f"{_short(name)}: {error}" for name, error in mistakes)
+            + "\n".join(f"{_short(of)}: {mistake}" for of, mistake in mistakes)
         )
 
 

@@ -105,7 +105,7 @@ def find_pairs(rows: Sequence[ScoreRow], baselines: Mapping[str, str] | None = N
 
     def beside(row: ScoreRow) -> ScoreRow | None:
         named = direct.get((row.place, (baselines or {}).get(row.first.label, "")))
-        return named or alone.get((row.place, row.first.encoder_fingerprint))
+        return named or alone.get((row.place, row.first.encoder_fingerprint or ""))
 
     reason: dict[tuple[Any, ...], ScoreRow] = {}
     for row in usable:

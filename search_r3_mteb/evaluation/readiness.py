@@ -41,15 +41,15 @@ def together(checks: Iterable[tuple[str, Callable[[], Any]]]) -> None:
         except _MISTAKES as error:
             mistakes.append((name, error))
     if len(mistakes) == 1:
-        name, only = mistakes[0]
-        if name[:60] in str(only) or not isinstance(only, FileNotFoundError | ValueError):
-            raise only
-        kind = FileNotFoundError if isinstance(only, FileNotFoundError) else ValueError
-        raise kind(f"{_short(name)}: {only}") from only
+        of, mistake = mistakes[0]
+        if of[:60] in str(mistake) or not isinstance(mistake, FileNotFoundError | ValueError):
+            raise mistake
+        kind = FileNotFoundError if isinstance(mistake, FileNotFoundError) else ValueError
+        raise kind(f"{_short(of)}: {mistake}") from mistake
     if mistakes:
         raise ValueError(
             f"{len(mistakes)} models cannot be run, and nothing was:\n"
-            + "\n".join(f"{_short(name)}: {error}" for name, error in mistakes)
+            + "\n".join(f"{_short(of)}: {mistake}" for of, mistake in mistakes)
         )
 
 

@@ -137,8 +137,9 @@ class WriterEncoder(EncoderDoors):
         """What is written about each query, and the vector that it leads to.
 
         `reasoning` is what somebody else has written, as in `SearchR3Encoder.think`: a text, a `Thought` (of ours: its
-        samples apart), or token ids of this writer; None for the writer's own. It is combined with the query as the
-        writer's texts would be, and is not kept in the store.
+        samples apart), or token ids of this writer; None for the writer's own. Each text of it is cut to the budget,
+        at a whole character. It is combined with the query as the writer's texts would be, and is not kept in the
+        store.
         """
         refuse_keywords(self.think, unknown)
         check_flag("show_progress_bar", show_progress_bar, optional=True)
@@ -298,10 +299,8 @@ class WriterEncoder(EncoderDoors):
             raise ValueError(f"reasoning was given, but the method {self.method.name!r} has no place for a text.")
         if isinstance(given, str):
             return self.writer.given([given])
-        if isinstance(given, ExpandedThought):
-            return Written(given.texts, list(given.token_ids), given.finished)
         if hasattr(given, "token_ids"):
-            return self.writer.given([given.text])
+            return self.writer.given_thought(given)
         return self.writer.given_ids(given)
 
     def _combined(

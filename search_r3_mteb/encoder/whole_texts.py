@@ -121,9 +121,7 @@ class WholeTexts:
         cuts = [[] if part.own else [m.start() + 1 for m in self._marker.finditer(part.text)] for part in parts]
         yield strings, *self._apart(strings, cuts)
 
-    def _spelled_out(
-        self, parts: Sequence[Part], strings: Sequence[str], ids: Sequence[int], offsets: Offsets
-    ) -> bool:
+    def _spelled_out(self, parts: Sequence[Part], strings: Sequence[str], ids: Sequence[int], offsets: Offsets) -> bool:
         """Whether an id is the unknown token where that token's own letters stand, not all in a template's part."""
         if not self._count_unknown(ids):
             return False

@@ -8,6 +8,7 @@ loop refuses (a recurrent state, for example) is run by transformers' own `gener
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from search_r3_mteb.encoder.checkpoints import (
 )
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.given import ids_of, until_whole_character
-from search_r3_mteb.encoder.store import ThoughtLike
 from search_r3_mteb.encoder.processes import process_device
 from search_r3_mteb.encoder.profiles import DATE, EMBED_TOKEN, PROFILE_FILE, Profile, Template
 from search_r3_mteb.encoder.prompts import Rendered, Renderer
 from search_r3_mteb.encoder.sampling import Sampling
+from search_r3_mteb.encoder.store import ThoughtLike
 from search_r3_mteb.expansion.generation import generated
 from search_r3_mteb.expansion.methods import CONTEXT, QUERY, Method
 from search_r3_mteb.expansion.settings import ExpansionSettings
@@ -104,8 +105,9 @@ class Writer:
         """What decides a text beside weights, prompt and sampling; see `encoder/arithmetic.py`."""
         if self.engine is not None:
             return arithmetic(self.engine)
-        model = self.checkpoint.model
-        return {"batch_tokens": self.settings.batch_tokens, "device": str(model.device)} if is_half(model) else {}
+        model, invariant = self.checkpoint.model, self.settings.batch_invariant
+        batches = {"batch_invariant": True} if invariant else {"batch_tokens": self.settings.batch_tokens}
+        return batches | {"device": str(model.device)} if is_half(model) else {}
 
     @property
     def prompt(self) -> str:
@@ -142,15 +144,18 @@ class Writer:
     # ---- writing ---------------------------------------------------------------------------------------------------
 
     def write(self, prompts: Sequence[Sequence[int]], on_rows: Callable[[int], None] | None = None) -> list[Written]:
-        """Texts for each prompt. In float32 no text depends on the others beside it; see `encoder/arithmetic.py`."""
+        """Texts for each prompt.
+
+        In float32, and with `batch_invariant`, no text depends on the prompts beside its own. In half precision without
+        that most do; see `encoder/arithmetic.py`.
+        """
         settings = self.settings
         sampling = Sampling(settings.max_reasoning_tokens, settings.temperature_of(self.method), settings.seed)
         samples = settings.samples_of(self.method)
         stops = {self.end_id, *self.stop_ids}
         if self.engine is None:
-            rows = generated(
-                self.checkpoint.model, prompts, sampling, samples, sorted(stops), settings.batch_tokens, on_rows
-            )
+            room = 0 if settings.batch_invariant else settings.batch_tokens  # of no tokens: each prompt by itself
+            rows = generated(self.checkpoint.model, prompts, sampling, samples, sorted(stops), room, on_rows)
             # What transformers generates ends with the token that ended it; ours is forced and never counted.
             done = [bool(ids) and ids[-1] in stops for ids in rows]
             rows = [ids[:-1] if ids and ids[-1] == self.end_id else ids for ids in rows]
@@ -263,14 +268,19 @@ class Writer:
         return min(PROMPT_TOKENS, window - budget)
 
     def _engine(self, model: Any, revision: str | None) -> Engine | None:
-        """The decode loop on this model, None where it refuses the model."""
+        """The decode loop on this model, None where it refuses the model.
+
+        Raises ValueError for `batch_invariant` where the loop cannot have it: a mixture of experts, too many samples.
+        """
+        engine_of = partial(
+            Engine,
+            self.checkpoint.model,
+            self.end_id,
+            stop_token_ids=self.stop_ids,
+            token_budget=self.settings.batch_tokens,
+        )
         try:
-            engine = Engine(
-                self.checkpoint.model,
-                self.end_id,
-                stop_token_ids=self.stop_ids,
-                token_budget=self.settings.batch_tokens,
-            )
+            engine = engine_of()
             if self.settings.probe and not isinstance(model, Checkpoint):
                 folder = resolve(model, revision)
                 if not _is_ours(folder):  # else it was probed when it was loaded
@@ -278,6 +288,15 @@ class Writer:
         except ValueError as error:
             _log.warning("%s: it is run by transformers' generate, more slowly, because: %s", self.name, error)
             return None
+        if not self.settings.batch_invariant:
+            return engine
+        engine = engine_of(batch_invariant=True)
+        samples = self.settings.samples_of(self.method)
+        if engine.shapes is not None and samples > engine.shapes.rows:
+            raise ValueError(
+                f"samples={samples}: with batch_invariant a writer decodes {engine.shapes.rows} rows at once, and the "
+                "samples of a query enter together. Lower it, or leave batch_invariant out."
+            )
         return engine
 
 

@@ -26,6 +26,8 @@ from search_r3_mteb.expansion.settings import ExpansionSettings
 from search_r3_mteb.expansion.writer import Writer, Written
 from search_r3_mteb.search.arrays import Vectors
 
+# Raised when the same token ids give other texts or keywords. 2: whole characters, numbers that begin a keyword.
+TEXTS_VERSION = 2
 CHUNK_QUERIES = 64  # written and stored together; a killed run loses one chunk (our choice: writing is slow)
 
 
@@ -181,10 +183,9 @@ class WriterEncoder(EncoderDoors):
     @property
     def fingerprint(self) -> str:
         """Hex digest over writer, prompt, encoder and every setting that decides a vector."""
-        return fingerprint_of(
-            {"writer": self._writer_parts(), "encoder": self.encoder.fingerprint, "separator": self.encoder.separator}
-            | self.settings
-        )
+        parts = {"writer": self._writer_parts(), "encoder": self.encoder.fingerprint}
+        parts |= {"separator": self.encoder.separator} | ({} if self.writer is None else {"texts": TEXTS_VERSION})
+        return fingerprint_of(parts | self.settings)
 
     def _described(self, experiment: dict[str, Any]) -> Any:
         writer = 0 if self.writer is None else sum(p.numel() for p in self.writer.checkpoint.model.parameters())

@@ -135,12 +135,23 @@ def test_texts_end_with_a_whole_character(writer):
     """Written by the model, given as a text, as ids, and kept in a store by ids: all the same."""
     made = make(writer, max_reasoning_tokens=6)
     encode = made.tokenizer.encode
-    for text, kept in (("ab😀", "ab😀"), ("abc😀", "abc"), ("abcde😀", "abcde"), ("กกก", "กก"), ("a\ufffdbcdefg", None)):
+    for text, kept in (
+        ("ab😀", "ab😀"),
+        ("abc😀", "abc"),
+        ("abcde😀", "abcde"),
+        ("กกก", "กก"),
+        ("a\ufffdbcdefg", None),
+    ):
         ids = encode(text, add_special_tokens=False)
         cut = made.given([text])
         spoken = made.given_ids(ids)
         assert cut == spoken == made._written([ids[:6]], len(ids) <= 6)
-        assert made.texts_of(cut.token_ids) == made.texts_of(ids[:6]) == cut.texts == (made.tokenizer.decode(cut.token_ids),)
+        assert (
+            made.texts_of(cut.token_ids)
+            == made.texts_of(ids[:6])
+            == cut.texts
+            == (made.tokenizer.decode(cut.token_ids),)
+        )
         assert cut.texts[0] == kept or kept is None
         assert text.startswith(cut.texts[0])
     assert made.tokenizer.decode(encode("abc😀", add_special_tokens=False)[:6]) == "abc\ufffd", "control"

@@ -159,7 +159,10 @@ def test_a_given_thought_is_cut_to_the_budget_sample_by_sample(writer, sentences
     found = short.think(["the query"], reasoning=other)[0]
     assert found.texts == short.think(["the query"], reasoning=[other[0].text])[0].texts
     assert len(found.token_ids) <= 4
-    for fits in (long.think(QUERIES, reasoning=thoughts), long.think(QUERIES, reasoning=[t.token_ids for t in thoughts])):
+    for fits in (
+        long.think(QUERIES, reasoning=thoughts),
+        long.think(QUERIES, reasoning=[t.token_ids for t in thoughts]),
+    ):
         assert [(each.texts, each.token_ids) for each in fits] == [(each.texts, each.token_ids) for each in thoughts]
     assert [e.finished for e in long.think(QUERIES, reasoning=thoughts)] == [e.finished for e in thoughts]
 

@@ -1,8 +1,9 @@
 """What decides a vector beside weights, texts and sampling: in half precision, what runs together, and where.
 
 Sums in another order differ by some 1e-6 in float32, and so do vectors; words would differ only where two tokens tie to
-that digit. In bfloat16 and float16 a vector differs by some 1e-3, and now and then a row gets other words,
-when the order changes with the batch, the number of threads or the processor. So there these are part of a vector's
+that digit. In bfloat16 and float16 a vector differs by some 1e-3, and now and then a row gets other words (of long
+sampled texts, as writers write them, most do), when the order changes with the batch, the number of threads or the
+processor. So there these are part of a vector's
 identity. The texts beside a text cannot be; `batch_invariant=True` makes its vector independent of them
 (`fixed_shapes.py`).
 """

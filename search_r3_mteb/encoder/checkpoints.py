@@ -41,7 +41,7 @@ from search_r3_mteb.encoder.manifest import MANIFEST_FILE, check_files, write_ma
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.encoder.setting_types import check_device_name, check_flag
 from search_r3_mteb.encoder.setting_types import check_kind as check_setting
-from search_r3_mteb.encoder.special_tokens import embed_token_id
+from search_r3_mteb.encoder.special_tokens import can_spell_unknown, embed_token_id
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, load_rows, mean_row, resize, token_layers
 from search_r3_mteb.json_files import read_object
 from search_r3_mteb.search.products import cpu_multiplies_bfloat16
@@ -118,6 +118,8 @@ class Checkpoint:
         version = weights_version(self.model)
         if self._fingerprint is None or self._fingerprint[0] != version:
             rest = {"profile": self.profile.identity(), "stop": self.stop_token_ids}
+            if self.profile.tokenization == "whole" and can_spell_unknown(self.tokenizer):
+                rest["unknown"] = "text"
             self._fingerprint = (version, digest(self.model, self.tokenizer, rest))
         return self._fingerprint[1]
 

@@ -3,7 +3,7 @@
 Ids are taken as they are. A text is tokenised once, as the reply of a training row is: behind the prompt, and between
 what the profile's reply puts around a reasoning ("<think>{reasoning}</think>..."), unless the text brings that itself.
 Markers that are spelled in it stay text. The whole turn is cut to the budget at the end of the reasoning, so that what
-follows the reasoning, and the embed token, are kept.
+follows the reasoning, and the embed token, are kept; a text is cut between two of its characters.
 
 A model's own text gives its own vector wherever tokenising the text gives the sampled ids again. It does not where the
 model cut a word in an unusual way, wrote control tokens, which a text does not show, or began with a space that its
@@ -114,7 +114,8 @@ class GivenTurns:
                 f"max_reasoning_tokens={self._budget} leaves no room for a given reasoning: what the profile's reply "
                 f"puts around one, {before!r} and {after!r}, takes {len(opening) + len(closing)} tokens. Raise it."
             )
-        return [*ids[:room], *closing], False
+        kept = until_whole_character(self._renderer.tokenizer, ids[len(opening) : room])
+        return [*ids[: len(opening)], *kept, *closing], False
 
     def _check_ids(self, ids: list[int], position: int) -> None:
         vocabulary, embed = self._engine.vocabulary, self._engine.embed_token_id
@@ -132,6 +133,18 @@ class GivenTurns:
 
     def _decoded(self, ids: list[list[int]]) -> list[str]:
         return list(self._renderer.tokenizer.batch_decode(ids, skip_special_tokens=True)) if ids else []
+
+
+def until_whole_character(tokenizer: Any, token_ids: Sequence[int]) -> list[int]:
+    """Token ids without the last ones, where these hold a part of a character only: a cut may fall between its bytes.
+
+    A tokenizer decodes such a part as U+FFFD; a character has at most four bytes, so at most three ids are left out.
+    """
+    ids = list(token_ids)
+    for kept in (ids, ids[:-1], ids[:-2], ids[:-3]):
+        if not tokenizer.decode(kept, skip_special_tokens=True).endswith("\ufffd"):
+            return kept
+    return ids  # what stands before is no whole character either: nothing that a cut has made
 
 
 def _is_id(value: Any) -> bool:

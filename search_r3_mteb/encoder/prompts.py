@@ -77,9 +77,10 @@ class Renderer:
         for name in TEMPLATES:
             self._frames[name] = self._whole_frame(name) if whole else self._build_frame(name)
         markers = self._markers()
-        self._control = frozenset(self.tokenizer.convert_tokens_to_ids(markers))
-        self._marker = re.compile("|".join(re.escape(token) for token in markers))
-        self._whole = WholeTexts(self.tokenizer, self._control, self._marker)
+        self._unknown = unknown_token(self.tokenizer)
+        self._control = frozenset(self.tokenizer.convert_tokens_to_ids(markers)) - {*self._unknown}
+        self._marker = re.compile("|".join(re.escape(token) for token in sorted({*markers, *self._unknown.values()})))
+        self._whole = WholeTexts(self.tokenizer, self._control, self._marker, self._unknown)
         if self.profile.tokenization is None:
             self._check_undecided()
 
@@ -239,9 +240,26 @@ class Renderer:
             return_token_type_ids=False,
         )
         return [
-            ids if self._control.isdisjoint(ids) else self._spell_out(text)
+            self._without_unknown(text, ids) if self._control.isdisjoint(ids) else self._spell_out(text)
             for text, ids in zip(texts, map(list, encoded["input_ids"]), strict=True)
         ]
+
+    def _without_unknown(self, text: str, ids: list[int]) -> list[int]:
+        """The ids of a text, without an unknown token that it spells and that can be spelled in another way.
+
+        Models that read text and template apart were trained with versions that left it there.
+        """
+        apart = self.profile.tokenization != "whole"
+        if apart or self._unknown.keys().isdisjoint(ids) or not self._whole.may_spell_unknown(text):
+            return ids
+        found = self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+        if not self._whole.spells_unknown(text, found["input_ids"], found["offset_mapping"]):
+            return ids
+        spelled = self._spell_out(text)
+        fewer = sum(each in self._unknown for each in spelled) < sum(each in self._unknown for each in ids)
+        return spelled if fewer else ids
 
     def _markers(self) -> list[str]:
         """Tokens that a text must not produce: the embed token, special tokens, and added tokens of the templates.
@@ -251,10 +269,7 @@ class Renderer:
         framing = {i for frame in self._frames.values() for i in (*frame.before, *frame.after)}
         added = [token for token, i in self.tokenizer.get_added_vocab().items() if i in framing and token.strip()]
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        return sorted(
-            {self.profile.embed_token, *added, *special, *self.tokenizer.all_special_tokens}
-            - {self.tokenizer.unk_token, unknown_token(self.tokenizer)}
-        )
+        return sorted({self.profile.embed_token, *added, *special, *self.tokenizer.all_special_tokens})
 
     def _spell_out(self, text: str) -> list[int]:
         """Ids of a text that spells markers which the tokenizer does not split by itself: cut inside each one."""
@@ -306,7 +321,11 @@ class Renderer:
                 continue
             opening, body, closing = ids[:first], ids[first : len(ids) - last], ids[len(ids) - last :]
             usual = opening == around.opening and closing == around.closing and first + last <= len(ids)
-            if usual and (not head or len(ids) <= room) and self._control.isdisjoint(body):
+            forged = not self._control.isdisjoint(body) or (
+                not self._unknown.keys().isdisjoint(body)
+                and self._whole.may_spell_unknown(f"{around.left}{head}{text}{around.right}")
+            )
+            if usual and (not head or len(ids) <= room) and not forged:
                 rendered.append(self._assemble(frame, [], body, text))
             else:
                 rendered.append(self._render_parts(frame, around, head, text))

@@ -29,14 +29,31 @@ def embed_token_id(tokenizer: Any, token: str) -> int:
     return int(ids[0])
 
 
-def unknown_token(tokenizer: Any) -> str | None:
-    """What the tokenizer's model makes of characters that it does not know, declared in its configuration or not."""
-    model = tokenizer.backend_tokenizer.model
-    if hasattr(model, "unk_token"):
-        found: str | None = model.unk_token
-        return found
-    number = parse_json(tokenizer.backend_tokenizer.to_str(), "the tokenizer")["model"].get("unk_id")  # Unigram's
-    return None if number is None else str(tokenizer.convert_ids_to_tokens(number))
+def unknown_token(tokenizer: Any) -> dict[int, str]:
+    """Id and text of what the tokenizer's model makes of characters that it does not know; empty where it knows all.
+
+    What `unk_token` declares does not count: byte-level models declare one that they never give.
+    """
+    backend = tokenizer.backend_tokenizer
+    if hasattr(backend.model, "unk_token"):
+        number = backend.token_to_id(backend.model.unk_token) if backend.model.unk_token else None
+    else:
+        number = parse_json(backend.to_str(), "the tokenizer")["model"].get("unk_id")  # Unigram's
+    return {} if number is None else {int(number): str(backend.id_to_token(number))}
+
+
+def can_spell_unknown(tokenizer: Any) -> bool:
+    """Whether some text spells the unknown token, declared or the model's, and can be tokenised without it.
+
+    In prompts that are tokenised as one text, earlier versions left that token in: they have another identity.
+    """
+    for token in {*unknown_token(tokenizer).values(), tokenizer.unk_token} - {None}:
+        number = tokenizer.convert_tokens_to_ids(token)
+        pieces = tokenizer([token[:1], token[1:]], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        spelled = tokenizer(f"a {token} a", add_special_tokens=False, split_special_tokens=False)["input_ids"]
+        if number in spelled and not any(number in ids for ids in pieces):
+            return True
+    return False
 
 
 def list_special_tokens(tokenizer: Any) -> list[str]:

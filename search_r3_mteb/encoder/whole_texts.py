@@ -9,7 +9,8 @@ first one behind it, and those further out are known.
 import json
 import re
 import secrets
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -45,10 +46,15 @@ class Surroundings:
 
 
 class WholeTexts:
-    """Tokenises texts of several parts as one; `control` are the ids that only a template's own parts may give."""
+    """Tokenises texts of several parts as one; `control` are the ids that only a template's own parts may give.
 
-    def __init__(self, tokenizer: Any, control: frozenset[int], marker: re.Pattern[str]) -> None:
-        self._tokenizer, self._control, self._marker = tokenizer, control, marker
+    `unknown` are those of what the vocabulary lacks, and their tokens: a text may give them, but not spell them.
+    """
+
+    def __init__(
+        self, tokenizer: Any, control: frozenset[int], marker: re.Pattern[str], unknown: Mapping[int, str]
+    ) -> None:
+        self._tokenizer, self._control, self._marker, self._unknown = tokenizer, control, marker, unknown
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text in which markers are markers."""
@@ -61,27 +67,28 @@ class WholeTexts:
         ValueError where a user's part gives a control token even in pieces.
         """
         wanted = [i for part in parts if part.own for i in self.ids(part.text) if i in self._control]
-        ids, offsets = encoded(self._tokenizer, "".join(part.text for part in parts))
-        strings = [part.text for part in parts]
-        if self._controls(ids) != wanted:
-            strings = [self._renamed(part.text) if part.own else part.text for part in parts]
-            ids, offsets = self._apart(strings, [[]] * len(parts))
-        if self._controls(ids) != wanted:  # the marker is an ordinary word of the vocabulary: cut inside each one
-            cuts = [[] if part.own else [m.start() + 1 for m in self._marker.finditer(part.text)] for part in parts]
-            ids, offsets = self._apart(strings, cuts)
-        if self._controls(ids) != wanted:
-            text = "".join(part.text for part in parts if not part.own)
-            if len(self._controls(ids)) < len(wanted):
-                raise ValueError(
-                    f"Beside the text {text!r:.60} the tokenizer does not find the template's markers (their "
-                    "single_word or normalized is set in tokenizer.json). Unset it, or give the profile a 'plain' "
-                    "prompt without them."
-                )
+        kept: tuple[list[str], list[int], Offsets] | None = None
+        ids: list[int] = []
+        for strings, ids, offsets in self._attempts(parts):
+            if self._controls(ids) != wanted:
+                continue
+            if kept is None or self._count_unknown(ids) < self._count_unknown(kept[1]):
+                kept = strings, ids, offsets
+            if not self._spelled_out(parts, strings, ids, offsets):
+                break
+        if kept is not None:  # a spelled unknown token that stays one has no other spelling: any such word gives it
+            return kept[1], _borders(parts, kept[0], kept[2])
+        text = "".join(part.text for part in parts if not part.own)
+        if len(self._controls(ids)) < len(wanted):
             raise ValueError(
-                f"The tokenizer turns the text {text!r:.60} into a control token even in pieces. Remove the marker "
-                "from the text."
+                f"Beside the text {text!r:.60} the tokenizer does not find the template's markers (their "
+                "single_word or normalized is set in tokenizer.json). Unset it, or give the profile a 'plain' "
+                "prompt without them."
             )
-        return ids, _borders(parts, strings, offsets)
+        raise ValueError(
+            f"The tokenizer turns the text {text!r:.60} into a control token even in pieces. Remove the marker "
+            "from the text."
+        )
 
     def continued(self, contexts: Sequence[str], parts: Sequence[Part]) -> tuple[list[int], list[int]]:
         """Ids and borders of parts that follow a prompt whose ids are given: in the first context that they leave
@@ -93,6 +100,44 @@ class WholeTexts:
             if ids[: len(known)] == known:
                 return ids[len(known) :], [max(0, border - len(known)) for border in borders[1:]]
         return self.encode(parts)
+
+    def may_spell_unknown(self, text: str) -> bool:
+        """Whether a text holds the unknown token's letters, in any form that a normalizer may make equal."""
+        return bool(self._unknown) and any(_folded(token) in _folded(text) for token in self._unknown.values())
+
+    def spells_unknown(self, text: str, ids: Sequence[int], offsets: Offsets) -> bool:
+        """Whether one of these ids of a text is the unknown token because the text spells it."""
+        return self._spelled_out([Part(text, False)], [text], ids, offsets)
+
+    def _attempts(self, parts: Sequence[Part]) -> Iterator[tuple[list[str], list[int], Offsets]]:
+        """Strings of the parts, their ids and offsets: as they are, then in ways that leave markers of a user's part
+        alone.
+        """
+        strings = [part.text for part in parts]
+        yield strings, *encoded(self._tokenizer, "".join(strings))
+        strings = [self._renamed(part.text) if part.own else part.text for part in parts]
+        yield strings, *self._apart(strings, [[]] * len(parts))
+        # The marker is an ordinary word of the vocabulary: cut inside each one.
+        cuts = [[] if part.own else [m.start() + 1 for m in self._marker.finditer(part.text)] for part in parts]
+        yield strings, *self._apart(strings, cuts)
+
+    def _spelled_out(self, parts: Sequence[Part], strings: Sequence[str], ids: Sequence[int], offsets: Offsets) -> bool:
+        """Whether an id is the unknown token where that token's own letters stand, not all in a template's part."""
+        if not self._count_unknown(ids):
+            return False
+        whole, own, place = "".join(strings), [], 0
+        for part, string in zip(parts, strings, strict=True):
+            own += [(place, place + len(string))] if part.own else []
+            place += len(string)
+        return any(
+            _folded(whole[first:last]) == _folded(self._unknown[each])
+            and not any(start <= first and last <= end for start, end in own)
+            for each, (first, last) in zip(ids, offsets, strict=True)
+            if each in self._unknown
+        )
+
+    def _count_unknown(self, ids: Sequence[int]) -> int:
+        return sum(each in self._unknown for each in ids) if self._unknown else 0
 
     def _controls(self, ids: Sequence[int]) -> list[int]:
         return [] if self._control.isdisjoint(ids) else [i for i in ids if i in self._control]
@@ -129,7 +174,7 @@ class WholeTexts:
         state |= {"truncation": None, "padding": None, "post_processor": None}
         names, salt = {}, secrets.token_hex(8)
         for token in state["added_tokens"]:
-            if token["id"] in self._control:
+            if token["id"] in self._control or token["id"] in self._unknown:
                 names[token["content"]] = token["content"] = f"<{salt}:{token['id']}>"
         backend = Tokenizer.from_str(json.dumps(state))
         ids: dict[Any, int] = {backend.token_to_id(token["content"]): token["id"] for token in state["added_tokens"]}
@@ -168,6 +213,10 @@ def surround(tokenizer: Any, before: str, after: str, reply: str) -> tuple[Surro
         if [*found.lead, *within, *found.rest] != encoded(tokenizer, before + text + after + reply)[0]:
             found = made(None, None)
     return found, offsets[:first], len(ids) - end
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold().strip()
 
 
 def encoded(tokenizer: Any, text: str) -> tuple[list[int], Offsets]:

@@ -7,7 +7,11 @@ Of several such keys the first of the list counts: per-query files of `search-r3
 "reasoning") and QueryGym's JSON lines ("qid", and the rewrite in "query") are read as they are. Tables are read as
 QueryGym writes its `.queries.tsv` (Python's csv: a text with quotation marks, tabs or line breaks is quoted, marks in
 it doubled), or else as anserini reads its topics (one row per line, quotation marks are text); sources: QueryGym's
-data/dataloader.py and runs, anserini's TsvStringTopicReader, as read in November 2026. Either may be packed as .gz.
+data/dataloader.py and runs, anserini's TsvStringTopicReader, as read in November 2026. Either may be packed as .gz. A
+table whose lines can be read in both ways, as one quoted text or as several rows, is refused.
+
+A file whose texts are the queries themselves says nothing: it is refused where another column may be the one that is
+meant, else warned of.
 """
 
 import csv
@@ -16,7 +20,7 @@ import io
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 ID_KEYS = ("_id", "id", "query_id", "query-id", "qid")
 TEXT_KEYS = ("reasoning", "rewrite", "reformulated", "reformulated_query", "text", "query")
+_UNCLEAR = ("text", "query")  # of TEXT_KEYS: other files have the query itself there
 _TABLES = (".tsv", ".txt")
 _NAMED = 5  # ids in a message
 _log = logging.getLogger(__name__)
@@ -37,10 +42,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GivenFile:
-    """The reasonings of a file by query id. `name` is the file's, without its folder."""
+    """The reasonings of a file by query id. `name` is the file's, without its folder.
+
+    `column` is the key that they were read from, `left` are the keys of other texts, which were not read.
+    """
 
     name: str
     texts: Mapping[str, str]
+    column: str = field(default="", compare=False)
+    left: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def digest(self) -> str:
@@ -60,6 +70,13 @@ class GivenFile:
             if split in splits
             for id_ in splits[split]["queries"]["id"]
         ]
+        queries = [
+            query
+            for splits in task.dataset.values()
+            for split in task.eval_splits
+            if split in splits
+            for query in splits[split]["queries"]["text"]
+        ]
         missing = [id_ for subset, id_ in wanted if id_ not in self.texts and f"{subset}/{id_}" not in self.texts]
         if missing:
             raise ValueError(
@@ -76,6 +93,21 @@ class GivenFile:
                 task.metadata.name,
                 _some(unknown),
             )
+        said = [text for subset, id_ in wanted for text in self.of([id_], subset)]
+        self._check_news(said, queries, task.metadata.name)
+
+    def _check_news(self, said: Sequence[str], queries: Sequence[Any], task: str) -> None:
+        """ValueError where texts are the queries themselves and another column was meant; else a warning."""
+        if not queries or any(_words(text) != _words(query) for text, query in zip(said, queries, strict=True)):
+            return
+        same = f"{self.name}: each of the {len(said)} reasonings is its query of {task} itself"
+        if self.left:
+            raise ValueError(
+                f"{same}. They were read from {self.column!r}, and the rows hold {', '.join(map(repr, self.left))}, "
+                f"too, which {'is' if len(self.left) == 1 else 'are'} not read. Name the column of the reasonings "
+                f"{TEXT_KEYS[0]!r}."
+            )
+        _log.warning("%s: with them nothing is shown but what reading a query twice does.", same)
 
 
 def read_given(path: Path | str) -> GivenFile:
@@ -90,7 +122,9 @@ def read_given(path: Path | str) -> GivenFile:
         known = ", ".join((*JSON_ENDINGS, *_TABLES))
         raise ValueError(f"{path}: reasonings are read from {known} (perhaps with .gz behind), got {ending!r}.")
     text = content(path)
-    rows = _from_table(path, text) if ending in _TABLES else _from_json(path, text, ending)
+    columns: dict[str, None] = {}
+    left: dict[str, None] = {}
+    rows = _from_table(path, text) if ending in _TABLES else _from_json(path, text, ending, columns, left)
     found: dict[str, str] = {}
     places: dict[str, str] = {}
     for place, id_, said in rows:
@@ -105,27 +139,48 @@ def read_given(path: Path | str) -> GivenFile:
         found[id_], places[id_] = said, place
     if not found:
         raise ValueError(f"{path} holds no reasoning. Give one row per query: its id and the text.")
-    return GivenFile(path.name, found)
+    others = tuple(key for key in left if key not in columns)
+    if others and (unclear := [key for key in columns if key in _UNCLEAR]):
+        _log.warning(
+            "%s: the reasonings are read from %s, which may be the query; %s are left out. Name the column that is "
+            "meant %r.",
+            path.name,
+            _some(unclear),
+            _some(others),
+            TEXT_KEYS[0],
+        )
+    return GivenFile(path.name, found, ", ".join(columns), others)
 
 
-def _from_json(path: Path, text: str, ending: str) -> Iterator[tuple[str, str, str]]:
+def _from_json(
+    path: Path, text: str, ending: str, columns: dict[str, None], left: dict[str, None]
+) -> Iterator[tuple[str, str, str]]:
+    """Rows; the keys that are read, and those of other texts, are put into `columns` and `left`."""
     for what, number, record in json_records(path, text, ending):
         place = f"{path}, {what} {number}"
         if not isinstance(record, dict):
             raise ValueError(f"{place}: a JSON object with a query id and a reasoning is needed, got {kind(record)}.")
-        id_ = _value(place, record, ID_KEYS, "query id")
+        id_ = record[_key(place, record, ID_KEYS, "query id")]
         if isinstance(id_, bool) or not isinstance(id_, str | int):
             raise ValueError(f"{place}: the query id must be a string or a whole number, got {kind(id_)}.")
-        said = _value(place, record, TEXT_KEYS, "reasoning")
+        column = _key(place, record, TEXT_KEYS, "reasoning")
+        said = record[column]
+        columns[column] = None
+        left |= {key: None for key, value in record.items() if isinstance(value, str) and _is_left(key, column)}
         if not isinstance(said, str):
             raise ValueError(f"{place}: the reasoning must be a string, got {kind(said)}.")
         yield place, str(id_), said
 
 
-def _value(place: str, record: Mapping[str, Any], keys: Iterable[str], what: str) -> Any:
+def _is_left(key: str, column: str) -> bool:
+    """Whether a text under this key may be the reasoning that was meant; the query's own place is behind all others."""
+    return key not in (*ID_KEYS, column) and (key not in TEXT_KEYS or column in _UNCLEAR)
+
+
+def _key(place: str, record: Mapping[str, Any], keys: Iterable[str], what: str) -> str:
     for key in keys:
         if key in record:
-            return record[key]
+            return key
     held = ", ".join(record) or "nothing"
     raise ValueError(f"{place}: no {what}: one of {', '.join(keys)} is needed, the row holds {held:.80}.")
 
@@ -143,12 +198,24 @@ def _from_table(path: Path, text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _quoted(path: Path, text: str) -> list[tuple[int, list[str]]] | None:
-    """Rows as Python's csv writes them, None for a text whose quotation marks are none of csv's."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    """Rows as Python's csv writes them, None for a text whose quotation marks are none of csv's.
+
+    Raises ValueError for a text of several lines each of which is a row, too.
+    """
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter="\t", strict=True)
     rows: list[tuple[int, list[str]]] = []
     before = 0
     try:
         for cells in reader:
+            own = lines[before : reader.line_num]
+            if len(own) > 1 and all(line.count("\t") == 1 for line in own if line.strip()):
+                raise ValueError(
+                    f"{path}, lines {before + 1} to {reader.line_num}: a quotation mark at the beginning of a text is "
+                    "closed on a later line, and between them each line is a row of its own, so that this is either "
+                    f"one text of {len(own)} lines or {len(own)} rows. Write the file as .jsonl, or take the "
+                    "quotation marks at the beginnings of texts away."
+                )
             if cells:
                 rows.append((before + 1, cells))
             before = reader.line_num
@@ -161,6 +228,10 @@ def _quoted(path: Path, text: str) -> list[tuple[int, list[str]]] | None:
 
 def _plain(text: str) -> list[tuple[int, list[str]]]:
     return [(number, line.split("\t")) for number, line in enumerate(split_lines(text), start=1) if line.strip()]
+
+
+def _words(text: Any) -> list[str]:
+    return str(text).casefold().split()
 
 
 def _some(ids: Iterable[str]) -> str:

@@ -66,6 +66,7 @@ class DirectEncoder(BesideWriter):
             "dtype",
             "device",
             "batch_tokens",
+            "batch_invariant",
             "max_length",
             "cache_folder",
             "trust_remote_code",

@@ -30,6 +30,12 @@ class ExpansionSettings:
     `max_length`, `dtype` and `batch_tokens` are those of `EncoderSettings`, for a Search-R3 encoder; the last two also
     for the writer. `task_prompts`: an MTEB task's own instruction goes to a Search-R3 encoder and its writer.
     `verify`: weights are compared with the folders' manifests, where there are any.
+
+    In float32 no text depends on the other queries. In bfloat16 and float16, the type of many folders, most texts do:
+    the next token often hangs on the last digits, and every further one on it. `batch_invariant` True: a writer's words
+    are the same whatever the other queries and `batch_tokens` (which it ignores), on one device with one number of
+    threads, and so are a Search-R3 encoder's vectors; see `EncoderSettings`. A model that the decode loop refuses then
+    writes for one query at a time. None: the writer's batches are not invariant, the encoder's are as its own default.
     """
 
     samples: int | None = None
@@ -44,6 +50,7 @@ class ExpansionSettings:
     dtype: Dtype = "auto"
     device: str | None = None
     batch_tokens: int = 16384
+    batch_invariant: bool | None = None
     max_length: int | None = None
     cache_folder: Path | str | None = None
     show_progress_bar: bool | None = None
@@ -61,7 +68,8 @@ class ExpansionSettings:
                 check_number(name, getattr(self, name))
         for name in ("task_prompts", "trust_remote_code", "probe", "verify"):
             check_flag(name, getattr(self, name))
-        check_flag("show_progress_bar", self.show_progress_bar, optional=True)
+        for name in ("show_progress_bar", "batch_invariant"):
+            check_flag(name, getattr(self, name), optional=True)
         check_device_name(self.device)
         check_kind("cache_folder", self.cache_folder, (str, PathLike, NoneType), "a folder (str or Path), or None")
         check_kind("prompt", self.prompt, (str, NoneType), "a text with the slot {query}, or None")
@@ -135,7 +143,7 @@ def unused_by(method: Method, ordinary_encoder: bool = False) -> set[str]:
     """
     found = set() if method.needs_corpus else {"feedback_documents"}
     if not method.needs_writer:
-        found |= {"samples", "weight", "prompt", "temperature", "max_reasoning_tokens", "seed"}
+        found |= {"samples", "weight", "prompt", "temperature", "max_reasoning_tokens", "seed", "batch_invariant"}
     if ordinary_encoder:
         found |= {"max_length", "task_prompts"}
         found |= set() if method.needs_writer else {"dtype", "batch_tokens", "probe"}

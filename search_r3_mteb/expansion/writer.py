@@ -8,6 +8,7 @@ loop refuses (a recurrent state, for example) is run by transformers' own `gener
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from search_r3_mteb.encoder.checkpoints import (
     resolve,
 )
 from search_r3_mteb.encoder.engine import Engine
-from search_r3_mteb.encoder.given import ids_of
+from search_r3_mteb.encoder.given import ids_of, until_whole_character
 from search_r3_mteb.encoder.processes import process_device
 from search_r3_mteb.encoder.profiles import DATE, EMBED_TOKEN, PROFILE_FILE, Profile, Template
 from search_r3_mteb.encoder.prompts import Rendered, Renderer
 from search_r3_mteb.encoder.sampling import Sampling
+from search_r3_mteb.encoder.store import ThoughtLike
 from search_r3_mteb.expansion.generation import generated
 from search_r3_mteb.expansion.methods import CONTEXT, QUERY, Method
 from search_r3_mteb.expansion.settings import ExpansionSettings
@@ -45,7 +47,8 @@ class Written:
     """What was written for one query.
 
     `texts` are decoded and stripped, one per sample. `token_ids` are all sampled ids, with the id of the ending token
-    between two samples. `finished` is False where a text was cut because its budget was spent.
+    between two samples, but for those of a last character whose other bytes the budget has cut off. `finished` is False
+    where a text was cut because its budget was spent.
     """
 
     texts: tuple[str, ...]
@@ -102,8 +105,9 @@ class Writer:
         """What decides a text beside weights, prompt and sampling; see `encoder/arithmetic.py`."""
         if self.engine is not None:
             return arithmetic(self.engine)
-        model = self.checkpoint.model
-        return {"batch_tokens": self.settings.batch_tokens, "device": str(model.device)} if is_half(model) else {}
+        model, invariant = self.checkpoint.model, self.settings.batch_invariant
+        batches = {"batch_invariant": True} if invariant else {"batch_tokens": self.settings.batch_tokens}
+        return batches | {"device": str(model.device)} if is_half(model) else {}
 
     @property
     def prompt(self) -> str:
@@ -140,15 +144,18 @@ class Writer:
     # ---- writing ---------------------------------------------------------------------------------------------------
 
     def write(self, prompts: Sequence[Sequence[int]], on_rows: Callable[[int], None] | None = None) -> list[Written]:
-        """Texts for each prompt. In float32 no text depends on the others beside it; see `encoder/arithmetic.py`."""
+        """Texts for each prompt.
+
+        In float32, and with `batch_invariant`, no text depends on the prompts beside its own. In half precision without
+        that most do; see `encoder/arithmetic.py`.
+        """
         settings = self.settings
         sampling = Sampling(settings.max_reasoning_tokens, settings.temperature_of(self.method), settings.seed)
         samples = settings.samples_of(self.method)
         stops = {self.end_id, *self.stop_ids}
         if self.engine is None:
-            rows = generated(
-                self.checkpoint.model, prompts, sampling, samples, sorted(stops), settings.batch_tokens, on_rows
-            )
+            room = 0 if settings.batch_invariant else settings.batch_tokens  # of no tokens: each prompt by itself
+            rows = generated(self.checkpoint.model, prompts, sampling, samples, sorted(stops), room, on_rows)
             # What transformers generates ends with the token that ended it; ours is forced and never counted.
             done = [bool(ids) and ids[-1] in stops for ids in rows]
             rows = [ids[:-1] if ids and ids[-1] == self.end_id else ids for ids in rows]
@@ -163,12 +170,26 @@ class Writer:
     def given(self, texts: Sequence[str]) -> Written:
         """Texts that somebody else wrote, as if they had been written here: each is cut to the budget of tokens."""
         budget, found = self.settings.max_reasoning_tokens, self.renderer.tokenize_text(texts)
+        whole = [len(ids) <= budget for ids in found]
         kept = [
-            text if len(ids) <= budget else self.tokenizer.decode(ids[:budget], skip_special_tokens=True)
-            for text, ids in zip(texts, found, strict=True)
+            ids if fits else until_whole_character(self.tokenizer, ids[:budget])
+            for ids, fits in zip(found, whole, strict=True)
         ]
-        whole = all(len(ids) <= budget for ids in found)
-        return Written(tuple(text.strip() for text in kept), self._joined([ids[:budget] for ids in found]), whole)
+        said = [
+            text if fits else self.tokenizer.decode(ids, skip_special_tokens=True)
+            for text, ids, fits in zip(texts, kept, whole, strict=True)
+        ]
+        return Written(tuple(text.strip() for text in said), self._joined(kept), all(whole))
+
+    def given_thought(self, thought: ThoughtLike) -> Written:
+        """The same for what a writer, or a Search-R3 checkpoint, has thought: by its token ids where they are this
+        writer's, else by its texts.
+        """
+        texts = tuple(text.strip() for text in getattr(thought, "texts", (thought.text,)))
+        ids = ids_of(thought.token_ids, 0)
+        own = not self._foreign(ids) and self.texts_of(ids) == texts
+        found = self.given_ids(ids) if own else self.given(texts)
+        return replace(found, finished=found.finished and thought.finished)
 
     def given_ids(self, token_ids: Sequence[int]) -> Written:
         """The same for `Written.token_ids`, which are taken as they are.
@@ -176,15 +197,23 @@ class Writer:
         Raises TypeError for what is no id, and ValueError for one that the model lacks.
         """
         ids = ids_of(token_ids, 0)
-        vocabulary = int(self.checkpoint.model.get_input_embeddings().weight.shape[0])
-        if wrong := [each for each in ids if not 0 <= each < vocabulary]:
+        if wrong := self._foreign(ids):
             raise ValueError(
-                f"A reasoning holds the token id {wrong[0]}, and {self.name} has {vocabulary}: another model "
+                f"A reasoning holds the token id {wrong[0]}, and {self.name} has {self._vocabulary}: another model "
                 "wrote it. Give its text."
             )
         budget, parts = self.settings.max_reasoning_tokens, self._parts(ids)
         whole = all(len(part) <= budget for part in parts)
         return self._written([part[:budget] for part in parts], whole)
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.checkpoint.model.get_input_embeddings().weight.shape[0])
+
+    def _foreign(self, ids: Sequence[int]) -> list[int]:
+        """Those of the ids that the model lacks."""
+        vocabulary = self._vocabulary
+        return [each for each in ids if not 0 <= each < vocabulary]
 
     def texts_of(self, token_ids: Sequence[int]) -> tuple[str, ...]:
         """The texts of `Written.token_ids`."""
@@ -200,14 +229,15 @@ class Writer:
         return parts
 
     def _written(self, rows: Sequence[list[int]], finished: bool) -> Written:
-        return Written(tuple(self._text(ids) for ids in rows), self._joined(rows), finished)
+        kept = [until_whole_character(self.tokenizer, ids) for ids in rows]
+        return Written(tuple(self._text(ids) for ids in kept), self._joined(kept), finished)
 
     def _joined(self, rows: Sequence[Sequence[int]]) -> list[int]:
         joined = [each for ids in rows for each in (*ids, self.end_id)]
         return joined[:-1]
 
     def _text(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = self.tokenizer.decode(until_whole_character(self.tokenizer, ids), skip_special_tokens=True)
         return (text.partition("\n")[0] if self.lines else text).strip()
 
     # ---- the model -------------------------------------------------------------------------------------------------
@@ -238,14 +268,19 @@ class Writer:
         return min(PROMPT_TOKENS, window - budget)
 
     def _engine(self, model: Any, revision: str | None) -> Engine | None:
-        """The decode loop on this model, None where it refuses the model."""
+        """The decode loop on this model, None where it refuses the model.
+
+        Raises ValueError for `batch_invariant` where the loop cannot have it: a mixture of experts, too many samples.
+        """
+        engine_of = partial(
+            Engine,
+            self.checkpoint.model,
+            self.end_id,
+            stop_token_ids=self.stop_ids,
+            token_budget=self.settings.batch_tokens,
+        )
         try:
-            engine = Engine(
-                self.checkpoint.model,
-                self.end_id,
-                stop_token_ids=self.stop_ids,
-                token_budget=self.settings.batch_tokens,
-            )
+            engine = engine_of()
             if self.settings.probe and not isinstance(model, Checkpoint):
                 folder = resolve(model, revision)
                 if not _is_ours(folder):  # else it was probed when it was loaded
@@ -253,6 +288,15 @@ class Writer:
         except ValueError as error:
             _log.warning("%s: it is run by transformers' generate, more slowly, because: %s", self.name, error)
             return None
+        if not self.settings.batch_invariant:
+            return engine
+        engine = engine_of(batch_invariant=True)
+        samples = self.settings.samples_of(self.method)
+        if engine.shapes is not None and samples > engine.shapes.rows:
+            raise ValueError(
+                f"samples={samples}: with batch_invariant a writer decodes {engine.shapes.rows} rows at once, and the "
+                "samples of a query enter together. Lower it, or leave batch_invariant out."
+            )
         return engine
 
 

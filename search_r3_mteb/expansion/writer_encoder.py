@@ -29,6 +29,8 @@ from search_r3_mteb.expansion.settings import ExpansionSettings
 from search_r3_mteb.expansion.writer import Writer, Written
 from search_r3_mteb.search.arrays import Vectors
 
+# Raised when the same token ids give other texts or keywords. 2: whole characters, numbers that begin a keyword.
+TEXTS_VERSION = 2
 CHUNK_QUERIES = 64  # written and stored together; a killed run loses one chunk (our choice: writing is slow)
 
 
@@ -143,8 +145,9 @@ class WriterEncoder(EncoderDoors):
         """What is written about each query, and the vector that it leads to.
 
         `reasoning` is what somebody else has written, as in `SearchR3Encoder.think`: a text, a `Thought` (of ours: its
-        samples apart), or token ids of this writer; None for the writer's own. It is combined with the query as the
-        writer's texts would be, and is not kept in the store.
+        samples apart), or token ids of this writer; None for the writer's own. Each text of it is cut to the budget,
+        at a whole character. It is combined with the query as the writer's texts would be, and is not kept in the
+        store.
         """
         refuse_keywords(self.think, unknown)
         check_flag("show_progress_bar", show_progress_bar, optional=True)
@@ -186,10 +189,9 @@ class WriterEncoder(EncoderDoors):
     @property
     def fingerprint(self) -> str:
         """Hex digest over writer, prompt, encoder and every setting that decides a vector."""
-        return fingerprint_of(
-            {"writer": self._writer_parts(), "encoder": self.encoder.fingerprint, "separator": self.encoder.separator}
-            | self.settings
-        )
+        parts = {"writer": self._writer_parts(), "encoder": self.encoder.fingerprint}
+        parts |= {"separator": self.encoder.separator} | ({} if self.writer is None else {"texts": TEXTS_VERSION})
+        return fingerprint_of(parts | self.settings)
 
     def _described(self, experiment: dict[str, Any]) -> Any:
         writer = 0 if self.writer is None else sum(p.numel() for p in self.writer.checkpoint.model.parameters())
@@ -306,10 +308,8 @@ class WriterEncoder(EncoderDoors):
             raise ValueError(f"reasoning was given, but the method {self.method.name!r} has no place for a text.")
         if isinstance(given, str):
             return self.writer.given([given])
-        if isinstance(given, ExpandedThought):
-            return Written(given.texts, list(given.token_ids), given.finished)
         if hasattr(given, "token_ids"):
-            return self.writer.given([given.text])
+            return self.writer.given_thought(given)
         return self.writer.given_ids(given)
 
     def _combined(

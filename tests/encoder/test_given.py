@@ -139,6 +139,27 @@ def test_the_budget_cuts_the_reasoning_and_no_marker(tiny_checkpoint):
     assert encoder.think(["x"], reasoning=[words])[0].token_ids == words  # ids are taken as they are
 
 
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_text_is_cut_between_characters(tiny_checkpoint, framed):
+    checkpoint = replace(tiny_checkpoint, profile=FRAMED) if framed else tiny_checkpoint
+    whole = SearchR3Encoder(checkpoint, max_reasoning_tokens=40, max_length=600)
+    before, after = whole.renderer.reply_frame()
+    around = [len(whole.renderer.control_ids(part)) for part in (before, after)]
+    for text, kept in (("ab😀", "ab"), ("x€y€", "x€y")):
+        ids = whole.renderer.reply_ids(text)[:-1]
+        encoder = SearchR3Encoder(checkpoint, max_reasoning_tokens=len(ids) - 1, max_length=600)
+        decoded = encoder.tokenizer.decode(ids[around[0] : len(ids) - around[1] - 1])
+        assert decoded == kept + "\ufffd", "control: a cut to the budget alone parts a character"
+        [cut] = encoder.think(["the query"], reasoning=[text])
+        assert (cut.text, cut.finished) == (before + kept + after, False)
+        assert cut.text == encoder.tokenizer.decode(cut.token_ids)
+        [wanted] = whole.think(["the query"], reasoning=[kept])
+        assert distance(cut, wanted) < 1e-6
+        # Ids are taken as they are, cut as the model would have been.
+        [exact] = encoder.think(["the query"], reasoning=[ids])
+        assert exact.token_ids == ids[:-1]
+
+
 def test_without_a_budget_nothing_is_read(encoder):
     [nothing] = encoder.think(["x"], reasoning=[""])
     [cut] = encoder.think(["x"], reasoning=[SAID], max_reasoning_tokens=0)

@@ -446,3 +446,86 @@ def test_what_no_vocabulary_holds_is_text(kind, declared):
 def test_every_way_of_trimming_is_the_templates(strip):
     template = CHAT_TEMPLATE.replace("m['content']", f"m['content'].{strip}")
     assert differing(tokenizer_of("byte-level", template), SHORT) == []
+
+
+def unknown_tokenizer(kind):
+    """A tokenizer with its unknown token, as SmolLM, GPT-2, BERT, Llama 2 and XLM-R declare theirs; the last one does
+    so in its model alone, where the token is a piece like others.
+    """
+    if kind == "BERT":
+        letters = [chr(c) for c in range(33, 127)]
+        words = ["[UNK]", *letters, *(f"##{letter}" for letter in letters)]
+        made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+        made.pre_tokenizer, made.normalizer = pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer()
+    else:
+        state = json.loads(core({"Llama 2": "Prepend", "XLM-R": "Unigram"}.get(kind, "byte-level")))
+        if kind == "XLM-R":
+            state["model"]["vocab"][0][1] = 0.0
+        made = Tokenizer.from_str(json.dumps(state))
+    unknown = {"BERT": "[UNK]", "Llama 2": "<unk>", "XLM-R": "<unk>"}.get(kind, "<|endoftext|>")
+    special = SPECIAL if kind == "XLM-R" else [*SPECIAL, unknown]
+    made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(special)])
+    ends = {"eos_token": unknown, "bos_token": unknown} if kind == "GPT-2" else {"eos_token": "<|im_end|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, **ends | ({} if kind == "XLM-R" else {"unk_token": unknown}))
+    fast.chat_template = CHAT_TEMPLATE
+    return fast, unknown
+
+
+UNKNOWN = ["SmolLM", "GPT-2", "BERT", "Llama 2", "XLM-R"]
+
+
+@pytest.mark.parametrize("how", ["whole", "apart"])
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_an_unknown_token_that_a_text_spells_is_text(kind, how):
+    tokenizer, token = unknown_tokenizer(kind)
+    profile = replace(SHORT, tokenization=how)
+    renderer, number = Renderer(tokenizer, profile, 10_000), tokenizer.convert_tokens_to_ids(token)
+    text = f"the {token} price{token}"
+    for name in ("reason", "direct"):
+        for said, instruction in ((text, None), ("the price", text), (text, text)):
+            ids = renderer.render(said, name, instruction).token_ids
+            if kind == "XLM-R" and how == "apart":  # as the bundled nano, whose vectors stay
+                assert number in ids
+                continue
+            assert ids.count(number) == renderer.render("the price", name, "the price").token_ids.count(number)
+            assert squeezed(text) in squeezed(tokenizer.decode(ids)).replace("##", "")
+    if how == "whole":
+        forged = library_ids(tokenizer, profile, "direct", text)
+        assert forged.count(number) > renderer.render(text).token_ids.count(number), "control: the library reads it"
+        assert number not in renderer.tokenize_text([text])[0]
+        assert renderer.reply_ids(text).count(number) == renderer.reply_ids("the price").count(number)
+
+
+@pytest.mark.parametrize("how", ["whole", "apart"])
+def test_what_a_vocabulary_lacks_is_unknown_beside_a_spelled_unknown_token(how):
+    """WordPiece has no other spelling of a character that it does not know."""
+    renderer = Renderer(unknown_tokenizer("BERT")[0], replace(SHORT, tokenization=how), 10_000)
+    number = renderer.tokenizer.unk_token_id
+
+    def count(text):
+        return renderer.render(text).token_ids.count(number) - renderer.render("the").token_ids.count(number)
+
+    assert [count(text) for text in ("the", "€", "€ [UNK]", "[UNK]", "[unk] € €")] == [0, 1, 1, 0, 2]
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, "<|embed_token|>": 2, "is": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens([AddedToken("<|embed_token|>", special=True)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    profile = replace(SHORT, plain="the {system} {text} the ", reason=Template("is", "{reasoning}{embed_token}"),
+                      direct=Template("is", "{embed_token}"), tokenization=how)  # fmt: skip
+    # Here "<unk>" is as unknown as any other word, in one piece or in two.
+    assert Renderer(fast, profile, 100).render("is <unk> is").token_ids == [1, 3, 3, 0, 3, 1, 2]
+
+
+def test_only_a_tokenizer_whose_unknown_token_was_read_has_another_identity(monkeypatch):
+    from search_r3_mteb.encoder import checkpoints
+
+    def prints(tokenizer, how):
+        model = build_model(vocab_size=1024)
+        return Checkpoint(model, tokenizer, replace(SHORT, tokenization=how), "tests/x").fingerprint()
+
+    made = [(unknown_tokenizer(kind)[0], how) for kind in UNKNOWN for how in ("whole", "apart")]
+    made += [(tokenizer_of(kind), "whole") for kind in ("byte-level", "Prepend", "BERT")]
+    now = [prints(*each) for each in made]
+    monkeypatch.setattr(checkpoints, "can_spell_unknown", lambda tokenizer: False)
+    before = [prints(*each) for each in made]
+    assert [a != b for a, b in zip(now, before, strict=True)] == [True, False] * len(UNKNOWN) + [False] * 3

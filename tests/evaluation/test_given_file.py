@@ -75,6 +75,25 @@ def test_anserinis_tables(tmp_path):
     assert read_given(path).texts == {"1": '"to be" or not', "2": 'the 12" disc', "3": '"unfinished', "4": "last"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '1\t"who said\n2\tto be or not"\n3\tz',
+        '0\t"quoted"\n1\t"who said\r\n2\tto be\r\n5\tor not"\r\n3\tz',
+        '"1\twho\n2"\tsaid\n3\tz',
+    ],
+)
+def test_a_text_that_swallows_rows_is_refused(tmp_path, text):
+    path = tmp_path / "topics.tsv"
+    path.write_text(text, newline="")
+    with pytest.raises(ValueError, match=r"topics.tsv, lines \d to \d: .* is either one text of \d lines or \d rows"):
+        read_given(path)
+    path.write_text(text.replace('"', ""), newline="")
+    assert len(read_given(path).texts) == len(text.splitlines())
+    path.write_text('1\t"who said\nto be or not"\n3\tz')  # a line that is no row belongs to the text
+    assert read_given(path).texts == {"1": "who said\nto be or not", "3": "z"}
+
+
 @pytest.mark.parametrize("names", ["qid\ttext", "query-id\treasoning", "_ID\tQuery"])
 def test_a_header_row_is_no_query(tmp_path, names):
     path = tmp_path / "said.tsv"
@@ -194,6 +213,37 @@ def test_unknown_queries_are_named_and_left_out(tiny_checkpoint, beir, given, tm
     evaluate([tiny_checkpoint], [f"beir:{beir}"], "reason", tmp_path / "out", settings=settings, reasoning=given)
     assert "said.jsonl: 1 ids are no queries of" in caplog.text
     assert "'elsewhere'" in caplog.text
+
+
+def test_texts_that_are_the_queries_themselves_are_refused_or_warned_of(tmp_path, caplog):
+    words = {"q0": "What is  it?", "q1": "why"}
+    queries = [{"id": id_, "text": text} for id_, text in words.items()]
+    task = made_task("Same", {"default": ([{"id": "1", "text": "a"}], queries, {id_: {"1": 1} for id_ in words})})
+    task.load_data()
+
+    def read(thoughts, **rows):
+        path = tmp_path / "said.jsonl"
+        said = [{"qid": i, "query": text.lower()} | thoughts for i, text in (words | rows).items()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in said))
+        caplog.clear()
+        return read_given(path)
+
+    given = read({"thought": "because"})
+    assert "said.jsonl: the reasonings are read from 'query', which may be the query; 'thought' are left" in caplog.text
+    with pytest.raises(
+        ValueError,
+        match=r"each of the 2 reasonings is its query of .* itself\. They were read from 'query', and the rows hold "
+        "'thought', too, .* Name the column of the reasonings 'reasoning'",
+    ):
+        given.check(task)
+    alone = read({})
+    assert not caplog.text
+    alone.check(task)
+    assert "each of the 2 reasonings is its query of" in caplog.text
+    for other in (read({"reasoning": "because"}), read({"thought": "x"}, q1="because"), read({}, q0="so")):
+        caplog.clear()
+        other.check(task)  # control: what says something is read
+        assert "is its query" not in caplog.text
 
 
 def test_a_subsets_own_id_goes_first():

@@ -70,3 +70,17 @@ def test_vectors_that_cancel_each_other_out_have_no_direction():
 def test_keywords_lose_bullets_and_numbers():
     assert keywords_of("1. salt, sugar\n2) fat\n- fibre;\n\n* 3 meals") == "salt, sugar, fat, fibre, 3 meals"
     assert keywords_of("vitamin b12, 5-HTP") == "vitamin b12, 5-HTP"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("2.5 mg dose\n1.25-dihydroxyvitamin D", "2.5 mg dose, 1.25-dihydroxyvitamin D"),
+        ("3.5 billion", "3.5 billion"),
+        ("1. 2.5 mg\n2) -5 degrees\n-273 degrees", "2.5 mg, -5 degrees, -273 degrees"),
+        ("*args\n1999. A year\n1,25-D\n2.4-D\n3)x", "*args, 1999. A year, 1,25-D, 2.4-D, 3)x"),
+        ("  10. ten\r\n\t\u2022fat\n-\n3.", "ten, fat"),  # the last ones were cut before their words
+    ],
+)
+def test_keywords_keep_signs_that_belong_to_them(text, wanted):
+    assert keywords_of(text) == wanted

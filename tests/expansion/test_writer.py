@@ -85,6 +85,8 @@ def test_greedy_texts_are_those_of_transformers_one_by_one(writer, base, kind):
         )[0, len(prompt) :].tolist()  # fmt: skip
         finished = output[-1] in stops
         assert written.finished == finished
+        while made.tokenizer.decode(output).endswith("\ufffd"):  # a random model writes bytes that are no characters
+            output.pop()
         assert written.token_ids == [each for each in output if each != made.end_id]
         text = made.tokenizer.decode(output, skip_special_tokens=True)
         assert written.texts == ((text.partition("\n")[0] if kind == "base" else text).strip(),)
@@ -127,6 +129,33 @@ def test_no_text_depends_on_its_company_and_seeds_decide_samples(writer):
         each.texts[:1] for each in together
     ]
     assert all(made.texts_of(each.token_ids) == each.texts for each in together)
+
+
+def test_texts_end_with_a_whole_character(writer):
+    """Written by the model, given as a text, as ids, and kept in a store by ids: all the same."""
+    made = make(writer, max_reasoning_tokens=6)
+    encode = made.tokenizer.encode
+    for text, kept in (
+        ("ab😀", "ab😀"),
+        ("abc😀", "abc"),
+        ("abcde😀", "abcde"),
+        ("กกก", "กก"),
+        ("a\ufffdbcdefg", None),
+    ):
+        ids = encode(text, add_special_tokens=False)
+        cut = made.given([text])
+        spoken = made.given_ids(ids)
+        assert cut == spoken == made._written([ids[:6]], len(ids) <= 6)
+        assert (
+            made.texts_of(cut.token_ids)
+            == made.texts_of(ids[:6])
+            == cut.texts
+            == (made.tokenizer.decode(cut.token_ids),)
+        )
+        assert cut.texts[0] == kept or kept is None
+        assert text.startswith(cut.texts[0])
+    assert made.tokenizer.decode(encode("abc😀", add_special_tokens=False)[:6]) == "abc\ufffd", "control"
+    assert made.given(["ab\ufffd"]).texts == ("ab\ufffd",)  # the text's own, and not cut
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -142,6 +142,31 @@ def test_a_given_text_is_cut_to_the_budget(writer, sentences):
     assert thought.text == made.writer.tokenizer.decode(thought.token_ids).strip()
 
 
+def test_a_given_thought_is_cut_to_the_budget_sample_by_sample(writer, sentences, tiny_folder):
+    long = make(writer, sentences, samples=2, temperature=1.0, max_reasoning_tokens=24)
+    short = make(writer, sentences, samples=2, temperature=1.0, max_reasoning_tokens=4)
+    thoughts = long.think(QUERIES)
+    end = short.writer.end_id
+    for thought, cut in zip(thoughts, short.think(QUERIES, reasoning=thoughts), strict=True):
+        place = thought.token_ids.index(end)
+        parts = thought.token_ids[:place], thought.token_ids[place + 1 :]
+        assert max(map(len, parts)) > 4  # else nothing would be cut
+        assert cut.texts == short.writer.texts_of([*parts[0][:4], end, *parts[1][:4]])
+        assert len(cut.token_ids) <= 2 * 4 + 1
+        assert not cut.finished
+    # Another model's thoughts are given by their texts, a thought of this writer that fits as it is.
+    other = make(tiny_folder, sentences, max_reasoning_tokens=24).think(["the query"])
+    found = short.think(["the query"], reasoning=other)[0]
+    assert found.texts == short.think(["the query"], reasoning=[other[0].text])[0].texts
+    assert len(found.token_ids) <= 4
+    for fits in (
+        long.think(QUERIES, reasoning=thoughts),
+        long.think(QUERIES, reasoning=[t.token_ids for t in thoughts]),
+    ):
+        assert [(each.texts, each.token_ids) for each in fits] == [(each.texts, each.token_ids) for each in thoughts]
+    assert [e.finished for e in long.think(QUERIES, reasoning=thoughts)] == [e.finished for e in thoughts]
+
+
 def test_a_search_r3_checkpoint_writes_for_its_own_prompt_what_it_reasons(tiny_folder, sentences):
     reasoned = SearchR3Encoder(tiny_folder, max_reasoning_tokens=BUDGET, max_length=1024).think(QUERIES)
     found = make(tiny_folder, sentences, "search-r3-prompt").think(QUERIES)

@@ -84,10 +84,11 @@ def main() -> None:
     found = by_client(given.data, given.model, settings)
     rows = []
     with tempfile.TemporaryDirectory() as place:
+        stored = settings | {"cache_folder": Path(place) / "store"}  # both modes have the same documents
         for mode in ("direct", "reason"):
             output = Path(place) / mode
             task: list[str] = [f"beir:{given.data}"]
-            evaluate([given.model], task, mode, output, split="test", settings=settings)  # type: ignore[arg-type]
+            evaluate([given.model], task, mode, output, split="test", settings=stored)  # type: ignore[arg-type]
             [file] = (output / "predictions").rglob("*.json")
             rankings = read_object(file)["default"]["test"]
             counts: Counter[str] = Counter()

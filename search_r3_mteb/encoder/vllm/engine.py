@@ -22,7 +22,7 @@ from search_r3_mteb.encoder.comparison import probe_prompts
 from search_r3_mteb.encoder.engine import Engine, Rollouts
 from search_r3_mteb.encoder.fingerprint import weights_version
 from search_r3_mteb.encoder.sampling import Sampling
-from search_r3_mteb.encoder.vllm.running import RunningVllm, check_options, installed_version
+from search_r3_mteb.encoder.vllm.running import RunningVllm, check_options, installed_version, platform
 from search_r3_mteb.encoder.vllm.turns import TurnRules
 from search_r3_mteb.encoder.vllm.weights import readable_folder
 
@@ -70,9 +70,7 @@ class VllmEngine:
     @property
     def device(self) -> torch.device:
         """Where vLLM runs."""
-        from vllm.platforms import current_platform
-
-        return torch.device(current_platform.device_type)
+        return torch.device(platform().device_type)
 
     @property
     def embeds(self) -> bool:

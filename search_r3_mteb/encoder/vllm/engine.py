@@ -26,7 +26,7 @@ from search_r3_mteb.encoder.vllm.running import RunningVllm, check_options, inst
 from search_r3_mteb.encoder.vllm.turns import TurnRules
 from search_r3_mteb.encoder.vllm.weights import readable_folder
 
-# Lowest cosine of vLLM's states to our own engine's on a few texts, by dtype (our choice). Measured on SmolLM2: 1 to six
+# Lowest cosine of vLLM's states to our own on a few texts, by dtype (our choice). Measured on SmolLM2: 1 to six
 # digits in float32, 0.9995 in bfloat16; a rounded model stays above these, another model does not come near them.
 LEAST_COSINE = {torch.float32: 0.9999, torch.float16: 0.995, torch.bfloat16: 0.99}
 

@@ -54,6 +54,20 @@ def installed_version() -> str:
     )
 
 
+def platform() -> Any:
+    """What vLLM runs on here. Nothing of vLLM is imported before this has been called.
+
+    vLLM reads these variables when it is imported, here and in the processes that it starts: its log would stand
+    between our output, and the logits processor is one of the first model runner's.
+    """
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    from vllm.platforms import current_platform
+
+    return current_platform
+
+
 @dataclass(eq=False)
 class RunningVllm:
     """An engine of vLLM with our processor in its workers.
@@ -78,13 +92,8 @@ class RunningVllm:
         The scheduler runs in this process, so that a row can be taken out between two steps; the model runs where
         vLLM puts it. Raises ValueError for a model or options that vLLM refuses.
         """
-        # Read by vLLM when it is imported, here and in the processes that it starts. Its log would stand between our
-        # output; the processor is of the V1 runner.
-        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+        current_platform = platform()
         from vllm.engine.arg_utils import EngineArgs
-        from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
         from vllm.v1.executor import Executor
 

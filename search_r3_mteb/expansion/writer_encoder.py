@@ -183,7 +183,7 @@ class WriterEncoder(EncoderDoors):
     @property
     def fingerprint(self) -> str:
         """Hex digest over writer, prompt, encoder and every setting that decides a vector."""
-        parts = {"writer": self._writer_parts(), "encoder": self.encoder.fingerprint}
+        parts: dict[str, Any] = {"writer": self._writer_parts(), "encoder": self.encoder.fingerprint}
         parts |= {"separator": self.encoder.separator} | ({} if self.writer is None else {"texts": TEXTS_VERSION})
         return fingerprint_of(parts | self.settings)
 

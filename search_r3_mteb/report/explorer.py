@@ -185,7 +185,7 @@ def _pair(pair: Pair, numbers: dict[tuple[str, str], int], limits: Limits) -> di
     result: dict[str, Any] = {
         "title": pair.title,
         "names": list(pair.names),
-        "writes": pair.reason is not None and pair.reason.first.method is not None,
+        "writes": pair.reason is not None and pair.reason.first.writes,
         "seeds": {name: [run.seed for run in row.runs] for name, row in sides.items()},
         "budget": pair.reason.first.max_reasoning_tokens if pair.reason else None,
         "total": len({key for outcomes in first.values() for key in outcomes}),

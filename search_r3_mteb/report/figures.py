@@ -241,7 +241,7 @@ def forced_figure(name: str, rows: Sequence[ScoreRow]) -> Figure | None:
     spoken = "; ".join(
         f"{label.replace('<br>', ', ')}: {share:.1%}" for label, (_, share) in zip(labels, bars, strict=True)
     )
-    kinds = {row.first.method is None for row, _ in bars}
+    kinds = {not row.first.writes for row, _ in bars}
     ours, theirs = (
         "The embed token was appended because the budget ended first",
         "a text was cut where its budget ended",

@@ -146,9 +146,9 @@ def _pair_figures(pairs: Sequence[Pair]) -> list[Figure]:
         differences = pair.differences()
         if differences:
             found.append(drawing.difference_figure(f"difference-{number}", differences))
-        if pair.reason is not None and pair.reason.first.outcomes:
+        if pair.reason is not None and pair.reason.first.outcomes and pair.reason.first.mode != "direct":
             run = pair.reason.first
-            found.append(drawing.length_figure(f"length-{number}", run.outcomes or {}, run.method is not None))
+            found.append(drawing.length_figure(f"length-{number}", run.outcomes or {}, run.writes))
     return [figure for figure in found if figure is not None]
 
 

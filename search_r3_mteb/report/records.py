@@ -102,6 +102,11 @@ class EvaluationRecord:
         return f"{self.model} ({self.variant})" if self.variant else self.model
 
     @property
+    def writes(self) -> bool:
+        """Whether a writer's texts were embedded: where one was cut, no embed token was forced."""
+        return self.method is not None and self.mode != "direct"
+
+    @property
     def task_label(self) -> str:
         """Task, split where it is not test, subset and hop count in one string."""
         parts = [self.task]

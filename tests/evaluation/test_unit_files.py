@@ -68,9 +68,9 @@ def test_long_labels_are_cut_and_stay_apart():
     assert file_name("org/model") == "org__model"
 
 
-def test_models_of_such_names_keep_their_results(tmp_path, caplog, monkeypatch):
+def test_models_of_such_names_keep_their_results(tmp_path, caplog):
     folder, output = write_little(tmp_path / "little", WORDS, 16), tmp_path / "out"
-    models, tasks = ["a/b=bm25", "A__b=nano", "x=bm25"], [f"beir:{folder}"]
+    models, tasks = ["a/b=bm25", "A__b=nano"], [f"beir:{folder}"]
     first = evaluate(models, tasks, "direct", output)
     assert first[0]["ndcg_at_10"] != first[1]["ndcg_at_10"]
     for each in first:
@@ -80,16 +80,16 @@ def test_models_of_such_names_keep_their_results(tmp_path, caplog, monkeypatch):
     assert evaluate(models, tasks, "direct", output) == stored  # complete: nothing is damaged, nothing is run again
     assert "damaged" not in caplog.text
     evidence = read_runs([output])
-    assert sorted(each.label for each in evidence.evaluations) == ["A__b", "a/b", "x"]
+    assert sorted(each.label for each in evidence.evaluations) == ["A__b", "a/b"]
     assert not [each for each in evidence.messages if each.level != "note"]
     # An output whose files have other names, as another version may give them, is complete all the same.
-    moved = first[2]["queries_file"]
+    moved = first[0]["queries_file"]
     (output / moved).rename(output / "queries" / "older.jsonl")
     text = (output / "summary.json").read_text().replace(moved, "queries/older.jsonl")
     rows = json.loads(text)
     from search_r3_mteb.evaluation.summary import with_checksum
 
     (output / "summary.json").write_text(json.dumps([each for one in rows for each in with_checksum([one])]))
-    assert evaluate(models, tasks, "direct", output)[2]["queries_file"] == "queries/older.jsonl"
-    assert len(read_summary(output / "summary.json")) == 3
+    assert evaluate(models[:1], tasks, "direct", output)[0]["queries_file"] == "queries/older.jsonl"
+    assert len(read_summary(output / "summary.json")) == 2
     assert "damaged" not in caplog.text

@@ -322,8 +322,9 @@ NOTES = """\
 - Why the states are read where vLLM computes logits, and not by `extract_hidden_states` and a connector: beside that
   vLLM 0.32 allows no logits processor, so that a token cannot be forced where the budget is spent, and it feeds each
   row's token twice per step (the second as a draft).
-- Documents: in half precision `engine="vllm"` embeds them by vLLM, as requests that say nothing, in float32 by our own
-  engine (on a GPU always by vLLM, which has the weights there); `vllm` in this table is vLLM in both.""".splitlines()
+- Documents: in half precision `engine="vllm"` embeds them by vLLM, as requests that say nothing (`vllm` here, in both
+  types). In float32 on a processor it leaves them to our own engine, which is nearly as fast, so that both engines
+  share stored vectors. On a GPU vLLM has the weights, and embeds them in any type.""".splitlines()
 
 
 def main() -> None:

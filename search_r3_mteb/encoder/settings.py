@@ -167,16 +167,19 @@ class EncoderSettings:
 
     def fit_max_length(self, checkpoint: Checkpoint) -> int:
         """The prompt's length in tokens: the given one, or what fits; both modes have one, as they share documents."""
-        budget = self.max_reasoning_tokens + 1
+        # The embed token, and in vLLM the position behind it.
+        budget = self.max_reasoning_tokens + (2 if self.engine == "vllm" else 1)
         if self.max_length is not None:
-            check_window(checkpoint, self.max_length + (budget if self.mode == "reason" else 0), budget - 1)
+            check_window(
+                checkpoint, self.max_length + (budget if self.mode == "reason" else 0), self.max_reasoning_tokens
+            )
             return self.max_length
         if checkpoint.window is None:
             return _DEFAULT_MAX_LENGTH
         if checkpoint.window > budget:
             return min(_DEFAULT_MAX_LENGTH, checkpoint.window - budget)
         if self.mode == "reason":
-            check_window(checkpoint, 1 + budget, budget - 1)
+            check_window(checkpoint, 1 + budget, self.max_reasoning_tokens)
         return min(_DEFAULT_MAX_LENGTH, checkpoint.window)
 
     @classmethod

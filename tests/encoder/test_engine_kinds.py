@@ -119,6 +119,14 @@ def test_the_bundled_models_are_not_said_to_be_batch_invariant_in_vllm(without_s
     assert not SearchR3Encoder("nano", engine="vllm", **settings).batches["batch_invariant"]
 
 
+def test_the_position_that_vllm_needs_more_is_left_free(without_start):
+    own = SearchR3Encoder("mini", device="cpu", dtype="float32")
+    vllm = SearchR3Encoder("mini", engine="vllm", dtype="float32")
+    assert (own.max_length, vllm.max_length) == (512 - 257, 512 - 258)
+    with pytest.raises(ValueError, match="513 positions are needed"):
+        SearchR3Encoder("mini", engine="vllm", dtype="float32", max_length=512 - 257)
+
+
 def test_a_row_has_room_for_the_token_that_reading_the_embed_token_gives():
     rules = TurnRules("key", 3, budget=5, stop_token_ids=(2,))
     assert (rules.max_tokens, TurnRules("key", 3, direct=True).max_tokens) == (7, 1)

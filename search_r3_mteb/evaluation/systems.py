@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from search_r3_mteb.encoder.arithmetic import arithmetic
-from search_r3_mteb.encoder.folders import is_sentence_transformer, is_there
+from search_r3_mteb.encoder.folders import built_from, is_sentence_transformer, is_there
+from search_r3_mteb.encoder.manifest import deciding_files
 from search_r3_mteb.encoder.store import fingerprint_of
 from search_r3_mteb.evaluation.abstaining import AbstainingSearch
 from search_r3_mteb.evaluation.own_baselines import OwnBaseline, own_baseline
@@ -292,7 +293,13 @@ def _sentence_transformer(path: str | Path, label: str | None, mode: ModeChoice,
         warnings.filterwarnings("ignore", "The `get_sentence_embedding_dimension` method", FutureWarning)
         wrapped = SentenceTransformerEncoderWrapper(model)
     # A library's first call sets up what later ones use: it is not counted, as it is not for ours, which are probed.
-    model.encode_document(["a"], show_progress_bar=False)
+    try:
+        model.encode_document(["a"], show_progress_bar=False)
+    except Exception as error:  # libraries raise errors of their own for what a folder's files say
+        raise ValueError(
+            f"{folder.name}: sentence-transformers {version('sentence-transformers')} loads this folder and cannot "
+            f"embed with it: {type(error).__name__}: {error}. {built_from(folder, deciding_files(folder))}"
+        ) from error
     meta = wrapped.mteb_model_meta.model_copy(
         update={
             "name": name if "/" in name else f"local/{name}",

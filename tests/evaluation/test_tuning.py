@@ -171,6 +171,9 @@ def test_rows_of_writers_are_what_evaluations_give(models, beir, tmp_path, monke
 
     monkeypatch.setattr(Writer, "write", None)  # a run that was killed goes on from the store
     again = tune(model, f"beir:{beir}", "dev", tmp_path / "tune", settings=settings, plan=plan)
+    if method in ("feedback", "rocchio"):  # the search for feedback is made, and timed, again
+        for row in (*again["anchors"], *found["anchors"]):
+            del row["milliseconds_per_query"]
     assert again["anchors"] == found["anchors"]
 
 

@@ -150,8 +150,10 @@ def test_the_command_line_says_it_and_ends_with_2(full, call, tmp_path):
     output = full / "vectors.npy"
     code, _, errors = call("embed", "--input", tmp_path / "texts.txt", "--output", output, "--role", "document")
     assert code == 2
-    assert errors.startswith(f"Error: {output} could not be written")
-    assert errors.count("\n") == 1
+    *notes, message = errors.splitlines()
+    assert message.startswith(f"Error: {output} could not be written")
+    assert len(notes) == 1
+    assert "known by their numbers" in notes[0]
     assert not list(full.iterdir())
 
 

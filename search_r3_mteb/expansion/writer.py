@@ -179,7 +179,8 @@ class Writer:
             text if fits else self.tokenizer.decode(ids, skip_special_tokens=True)
             for text, ids, fits in zip(texts, kept, whole, strict=True)
         ]
-        return Written(tuple(text.strip() for text in said), self._joined(kept), all(whole))
+        ids = self._joined(kept) if any(kept) else []  # where nothing is said, ends between nothing cost nothing
+        return Written(tuple(text.strip() for text in said), ids, all(whole))
 
     def given_thought(self, thought: ThoughtLike) -> Written:
         """The same for what a writer, or a Search-R3 checkpoint, has thought: by its token ids where they are this

@@ -6,7 +6,7 @@ import torch
 
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.options import parse_settings
-from search_r3_mteb.evaluation.systems import check_settings
+from search_r3_mteb.evaluation.system_checks import check_settings
 from search_r3_mteb.expansion.methods import METHODS
 from search_r3_mteb.expansion.names import open_expansion, parse_name
 from search_r3_mteb.expansion.settings import ExpansionSettings

@@ -142,7 +142,7 @@ def test_report_writes_one_file(call, tmp_path, monkeypatch, format, file):
 def test_doctor_computes_a_vector(call):
     code, out, _ = call("doctor", "--model", "nano")
     assert code == 0
-    for word in ("torch", "threads", "device", "dimensions, length 1.0000", "All well"):
+    for word in ("torch", "threads", "device", "dimensions, length 1.0000", "1 thread ", "All well"):
         assert word in out
 
 

@@ -284,7 +284,11 @@ def always(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("token", "said"), [("<|embed_token|>", "wrote no reasoning to any of 4"), ("a", "ended none of 4 reasonings")]
+    ("token", "said"),
+    [
+        ("<|embed_token|>", "wrote no reasoning to any of 4"),
+        pytest.param("a", "ended none of 4 reasonings", marks=pytest.mark.slow),
+    ],
 )
 def test_doctor_warns_of_a_model_that_says_nothing(call, always, token, said):
     code, out, err = call("doctor", "--model", always(token))
@@ -293,6 +297,7 @@ def test_doctor_warns_of_a_model_that_says_nothing(call, always, token, said):
     assert out.rstrip().endswith("1 warning: see above.")
 
 
+@pytest.mark.slow
 def test_doctor_warns_of_no_model_that_speaks(call):
     assert call("doctor")[1].endswith("All well.\n")
     _, out, _ = call("doctor", "--model", "nano", "--json")

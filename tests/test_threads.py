@@ -106,10 +106,3 @@ def test_an_encoder_says_it(tiny_checkpoint, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         encoder.encode_document(["a document"] * 16)
     assert caplog.text.count("tokens/s, and") == 1
-
-
-def test_doctor_measures_threads(call, tiny_folder):
-    code, out, _ = call("doctor", "--model", tiny_folder)
-    assert code == 0
-    assert "1 thread " in out
-    assert "tokens/s" in out

@@ -301,6 +301,7 @@ def test_an_encoder_that_does_not_compare_by_cosine_is_refused(writer, sentences
 # ---- doors ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # in the suite: that of feedback
 def test_mteb_conformity(writer, sentences, monkeypatch):
     import mteb
 

@@ -345,7 +345,7 @@ def worker(*arguments, timeout=100):
     return json.loads(python(WORKER, *arguments, timeout=timeout).splitlines()[-1])
 
 
-@pytest.mark.parametrize("count", mostly_slow([2, 50], 2))
+@pytest.mark.parametrize("count", mostly_slow([4, 50]))
 def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_happened(tmp_path, count):
     result = worker("kills", tmp_path, count, timeout=300)
     assert result["kills"] == count

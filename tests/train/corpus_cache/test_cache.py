@@ -507,6 +507,7 @@ def test_a_log_cut_at_any_byte_is_the_state_before_or_after(tmp_path):
 KILLING = Path(__file__).with_name("cache_killing.py")
 
 
+@pytest.mark.slow  # in the suite: tests/attack, "kills/cache"
 def test_kill_9_at_random_moments(tmp_path):
     assert python(KILLING, tmp_path, "random", "12").startswith("12 kills")
 
@@ -749,6 +750,7 @@ def test_cost_of_a_refresh_does_not_depend_on_the_corpus():
     assert max(per_row) < 3 * min(per_row), found
 
 
+@pytest.mark.slow
 def test_large_corpora_in_small(tmp_path):
     found = json.loads(script("large", "--rows", "20000", "--folder", str(tmp_path / "large")))
     assert found["ivf_recall_at_10"] > 0.8

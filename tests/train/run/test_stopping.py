@@ -124,6 +124,7 @@ def test_a_stop_without_a_checkpoint_and_with_resume_never(tmp_path):
     assert command._kept("sft.py", command.Command(config, dry_run=True)).startswith("A dry run writes nothing.")
 
 
+@pytest.mark.slow
 def test_evaluate_stopped_by_ctrl_c_goes_on_with_the_command_that_it_names(tmp_path):
     output = tmp_path / "out"
     given = ["evaluate", "--model", "nano", "--task", "hopworld:500", "--mode", "direct", "--output", output]

@@ -4,8 +4,9 @@ import collections
 import contextlib
 import io
 import random
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -170,10 +171,11 @@ class FuzzedSettings(OnModel):
         hints = get_type_hints(EncoderSettings) | {"revision": str | None}
         if name not in hints:
             return failure("silent", "an unknown setting was taken")
-        kinds = [kind for kind in (get_args(hints[name]) or (hints[name],)) if isinstance(kind, type)]
+        kinds = [get_origin(kind) or kind for kind in (get_args(hints[name]) or (hints[name],))]
         words = [
             word for kind in (hints[name], *get_args(hints[name])) for word in get_args(kind) if isinstance(word, str)
         ]
         fits = any(type(given) is kind for kind in kinds) or given in words or (float in kinds and type(given) is int)
+        fits |= Mapping in kinds and isinstance(given, Mapping)
         kept = getattr(answer.value._settings, name, given)
         return Outcome("kept") if fits and kept == given else failure("silent", f"{name}: {given!r} became {kept!r}")

@@ -206,6 +206,8 @@ def _asked(questions: list[str], file: str | None) -> Iterator[list[tuple[str, s
         raise ValueError("Give questions (or - for standard input), or --file FILE of them: one of the two.")
     if "-" in questions[1:] or (len(questions) > 1 and questions[0] == "-"):
         raise ValueError("- reads questions from standard input, so no others can stand beside it.")
+    if any(not question.strip() for question in questions):
+        raise ValueError("A question is empty: any document would be as near to it as another. Ask something.")
     if questions and questions != ["-"]:
         stream: Iterator[tuple[str, str]] = ((str(number), text) for number, text in enumerate(questions, start=1))
     else:

@@ -59,7 +59,7 @@ def convert(
         raise ValueError("Standard input (-) is named twice, and can be read once. Write one of the two into a file.")
     for each in given:
         check_source(each)
-    documents = _Seen(lambda: iter_documents(source, columns, keep_empty=True))
+    documents = _Seen(lambda: _with_some_text(source, iter_documents(source, columns, keep_empty=True)))
     asked = _Seen(lambda: iter_queries(queries or source, query_columns))
     counts: dict[str, int] = {}
     write_beir(
@@ -69,6 +69,23 @@ def convert(
         qrels={name: _judged(file, name, documents.ids, asked.ids, counts) for name, file in qrels.items()},
     )
     return Converted(len(documents.ids), len(asked.ids), counts)
+
+
+def _with_some_text(source: str | Path, documents: Iterator[Document]) -> Iterator[Document]:
+    """The documents; those with neither title nor text are counted aloud. Raises ValueError where all of them are."""
+    count = empty = 0
+    for document in documents:
+        count, empty = count + 1, empty + (not (document.title.strip() or document.text.strip()))
+        yield document
+    if empty == count:
+        raise ValueError(f"{name_of(source)}: none of the {count} documents has a title or a text. Check the columns.")
+    if empty:
+        logger.warning(
+            "%s: %d of %d documents have neither title nor text; they are kept, since judgements may name them.",
+            name_of(source),
+            empty,
+            count,
+        )
 
 
 class _Seen(Iterable[Identified]):

@@ -168,7 +168,7 @@ def embedded(folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, l
             store.append(missing, encoder.encode_document(missing))
         done, kept = done + len(rows), kept + len(rows) - len(missing)
         yield rows, store.lookup(texts)
-        said = f" ({kept:,} were there already)" if kept else ""
+        said = f" ({kept:,} of them known: stored before, or equal texts)" if kept else ""
         _log.info("%s document%s embedded%s.", f"{done:,}", "" if done == 1 else "s", said)
 
 

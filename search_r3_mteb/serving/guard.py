@@ -80,6 +80,8 @@ class Guard:
 
     def _check_key(self, given: bytes) -> None:
         """Raises RequestError unless the key was given; comparing takes as long wherever the two differ."""
+        scheme, _, key = given.partition(b" ")
+        given = b" ".join([b"Bearer", key]) if scheme.lower() == b"bearer" else given  # RFC 9110: in any case
         if self._expected is None or hmac.compare_digest(given, self._expected):
             return
         what = "is not the key of this server" if given else "is missing"

@@ -183,9 +183,11 @@ def write_beir(
 
     Without `queries` (None) documents are all that is written. Rows are read in that order, one after the other.
     The folder may exist if it is empty or holds only files that are overwritten; otherwise FileExistsError, since an
-    old split beside a new corpus would be evaluated without complaint.
+    old split beside a new corpus would be evaluated without complaint. So is a file in its place.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():  # a link to a file, too
+        raise FileExistsError(f"{folder} is a file, and a BEIR folder would take its place. Name another place.")
     wanted = {Path("corpus.jsonl")}
     if queries is not None:
         wanted |= {Path("queries.jsonl"), *(Path("qrels", f"{split}.tsv") for split in qrels)}

@@ -48,6 +48,27 @@ def test_documents_alone_are_a_folder_of_one_file(files, call):
     ]
 
 
+def test_no_file_gives_way_to_a_folder(files, call):
+    """Regression: `convert same.csv --output same.csv` replaced its own input."""
+    (files / "link").symlink_to(files / "shop.csv")
+    for name in ("shop.csv", "q.tsv", "link"):
+        code, _, err = call("convert", files / "shop.csv", "--output", files / name, "--id", "sku", "--title", "name")
+        assert code == 2
+        assert f"{name} is a file, and a BEIR folder would take its place" in err
+    assert (files / "shop.csv").read_text() == CORPUS
+    assert (files / "q.tsv").read_text() == QUERIES
+
+
+def test_documents_without_a_word_are_counted_and_are_not_all(files, caplog):
+    (files / "some.jsonl").write_text('{"id": "a", "text": ""}\n{"id": "b", "text": "hi"}\n{"id": "c", "text": " "}\n')
+    assert convert(files / "some.jsonl", files / "beir").documents == 3
+    assert "2 of 3 documents have neither title nor text; they are kept" in caplog.text
+    (files / "none.jsonl").write_text('{"id": "a", "text": ""}\n')
+    with pytest.raises(ValueError, match="none of the 1 documents has a title or a text"):
+        convert(files / "none.jsonl", files / "other")
+    assert not (files / "other").exists()
+
+
 def test_queries_and_judgements_come_along(files, call):
     code, out, _ = call(
         *("convert", files / "shop.csv", "--output", files / "beir", "--id", "sku", "--title", "name"),

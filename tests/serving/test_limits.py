@@ -126,6 +126,8 @@ def test_the_key(small, monkeypatch):
         for wrong in ("s3cre", "s3cret2", "S3CRET", "none"):
             with pytest.raises(openai.AuthenticationError, match="is not the key"):
                 server.client(api_key=wrong).embeddings.create(model="tiny", input="a")
+        for scheme, status in (("bearer", 200), ("BEARER", 200), ("Basic", 401)):
+            assert get(server, "/v1/models", authorization=f"{scheme} s3cret") == status
         status, headers, answer = post(server, "{}")
         assert (status, headers["www-authenticate"]) == (401, "Bearer")
         assert answer["error"]["code"] == "invalid_api_key"
@@ -133,9 +135,9 @@ def test_the_key(small, monkeypatch):
         assert {get(server, path) for path in ("/metrics", "/v1/models", "/v1/indexes", "/x")} == {401}
 
 
-def get(server, path):
+def get(server, path, **headers):
     connection = http.client.HTTPConnection("127.0.0.1", server.prepared.port, timeout=60)
-    connection.request("GET", path)
+    connection.request("GET", path, headers=headers)
     return connection.getresponse().status
 
 

@@ -117,6 +117,7 @@ def test_quiet_leaves_the_result_and_errors(call, tmp_path, corpus, tiny_folder)
     assert "Error:" in err
 
 
+@pytest.mark.slow
 def test_an_evaluation_quietly_as_json_and_as_ever(call, tmp_path):
     documents = [("d1", "", "cats sleep"), ("d2", "", "dogs bark"), ("d3", "", "birds sing")]
     write_beir(tmp_path / "pets", corpus=documents, queries=[("q", "who barks")], qrels={"test": [("q", "d2", 1)]})

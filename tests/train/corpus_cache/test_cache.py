@@ -150,6 +150,7 @@ def error(cache, step):
     return np.linalg.norm(cache.values(np.arange(N)) - truth(step), axis=1).mean()
 
 
+@pytest.mark.slow
 def test_the_map_brings_the_rest_of_the_corpus_along(tmp_path):
     errors = {}
     for policy in ("none", "random", "local", "random+map", "local+map", "full"):

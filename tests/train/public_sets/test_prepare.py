@@ -304,6 +304,7 @@ def test_a_real_kill(tmp_path):
 FIRST, SECOND = "a" * 40, "b" * 40
 
 
+@pytest.mark.slow
 def test_from_the_hub_at_one_commit_that_a_continued_command_keeps(tmp_path):
     """The libraries' own requests to a hub on this machine: killed at the first state, then a newer commit appears."""
     old = triplets(tmp_path / "old")

@@ -143,8 +143,8 @@ def unused_by(method: Method, ordinary_encoder: bool = False) -> set[str]:
     """
     found = set() if method.needs_corpus else {"feedback_documents"}
     if not method.needs_writer:
-        found |= {"samples", "weight", "prompt", "temperature", "max_reasoning_tokens", "seed", "batch_invariant"}
+        found |= {"samples", "weight", "prompt", "temperature", "max_reasoning_tokens", "seed"}
     if ordinary_encoder:
         found |= {"max_length", "task_prompts"}
-        found |= set() if method.needs_writer else {"dtype", "batch_tokens", "probe"}
+        found |= set() if method.needs_writer else {"dtype", "batch_tokens", "batch_invariant", "probe"}
     return found

@@ -75,8 +75,18 @@ def test_the_setting_reaches_writer_and_encoder_and_is_part_of_both_identities(
     assert len(stores) == 2
     with pytest.raises(TypeError, match="batch_invariant='yes' is of type str; it must be True, False or None"):
         WriterEncoder(writer, sentences, batch_invariant="yes")
-    with pytest.raises(ValueError, match="'rocchio' does not use batch_invariant"):
-        ExpansionSettings(**INVARIANT).check_method(METHODS["rocchio"])
+
+
+def test_rocchio_writes_nothing_and_its_encoder_has_the_setting(sentences, tiny_folder):
+    settings = {"dtype": "bfloat16", "device": "cpu"}
+    name = parse_name(f"rocchio:{tiny_folder}")
+    check_settings([f"rocchio:{tiny_folder}"], settings | INVARIANT)
+    made, plain = open_expansion(name, settings | INVARIANT), open_expansion(name, settings)
+    assert made.encoder.encoder.engine.shapes is not None
+    assert plain.encoder.encoder.engine.shapes is None
+    assert made.fingerprint != plain.fingerprint
+    with pytest.raises(ValueError, match="batch_invariant would change nothing"):
+        check_settings([f"rocchio:{sentences}"], INVARIANT)
 
 
 def test_what_cannot_have_it_is_refused_by_name(writer, tmp_path):

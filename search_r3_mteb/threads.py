@@ -1,8 +1,8 @@
 """Threads of a processor: how they wait for each other, how many are best, and whether work has become slow.
 
 The threads of OpenMP, which torch computes with, spin while they wait. Where another program has one of the cores, all
-of them spin until the one that was put aside comes back, at every small operation: two threads on two cores with other
-load decoded 10 to 90 times slower than one (`results/speed/threads.md`). Threads that sleep while they wait do not.
+of them spin until the one that was put aside comes back, at every small operation: two threads on two cores can then be
+many times slower than one. Threads that sleep while they wait are not; `results/speed/threads.py` measures it.
 """
 
 import os

@@ -2,8 +2,8 @@
 
 reason  every prompt is a request of vLLM: continuous batching, paged attention, prefix caching, chunked prefill. A
         row ends in the embed token there (`worker.py`), and the state of the step that read it comes back: one pass
-embed   what already ends in the embed token. On a processor by our own engine, which is faster there
-        (results/speed/vllm.md); on a GPU by vLLM, which has the weights there, as requests that say nothing
+embed   what already ends in the embed token. In float32 on a processor by our own engine, which is nearly as fast
+        there (results/speed/vllm.md) and shares what is stored; else by vLLM, as requests that say nothing
 """
 
 import json

@@ -11,7 +11,6 @@ from typing import Any
 
 from search_r3_mteb.encoder.vllm.turns import TurnRules
 
-TESTED = "0.32"
 _ROOM = "search_r3_mteb.encoder.vllm.worker"
 # Decided by the encoder's own settings, or by how a row ends here.
 _OURS = {

@@ -244,6 +244,11 @@ class SearchR3Encoder(EncoderDoors):
         return {"batch_tokens": self.engine.token_budget, "batch_invariant": self.engine.batch_invariant}
 
     @property
+    def chosen_engine(self) -> dict[str, Any]:
+        """The settings `engine` and `engine_options`, as they were given."""
+        return {"engine": self._settings.engine, "engine_options": self._settings.engine_options}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Every setting that decides a vector, as JSON scalars."""
         chosen = asdict(self._settings)
@@ -260,7 +265,7 @@ class SearchR3Encoder(EncoderDoors):
         """Hex digest over the checkpoint, every setting that decides a vector, and in half precision the device."""
         parts: dict[str, Any] = {"checkpoint": self.checkpoint.fingerprint()}
         parts["prompts"] = {name: self.renderer.frame_ids(name) for name in TEMPLATES}
-        return fingerprint_of(parts | self.settings | arithmetic(self.engine))
+        return fingerprint_of(parts | self.settings | arithmetic(self.engine, reasons=self.mode == "reason"))
 
     def _described(self, experiment: dict[str, Any]) -> Any:
         return model_meta(self.checkpoint, self.dim, experiment)

@@ -190,12 +190,13 @@ def again(encoder: "SearchR3Encoder", store: Path, **changed: Any) -> "SearchR3E
     """
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
-    kept = {key: value for key, value in encoder.settings.items() if key not in ("dtype", "mode")}
+    said = ("dtype", "mode", "engine", "engine_options")  # in other words than they are given in
+    kept = {key: value for key, value in encoder.settings.items() if key not in said}
     kept["anchor"] = encoder.anchor  # also where that is none, but its profile recommends one
     mode = changed.get("mode", "reason")
     return SearchR3Encoder(
         encoder.checkpoint,
-        **{**kept, **encoder.batches, "cache_folder": store, "mode": mode, **changed},
+        **{**kept, **encoder.batches, **encoder.chosen_engine, "cache_folder": store, "mode": mode, **changed},
     )
 
 

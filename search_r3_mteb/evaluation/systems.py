@@ -212,13 +212,12 @@ def _system(encoder: "SearchR3Encoder", label: str | None, given: "GivenFile | N
         settings = {key: value for key, value in settings.items() if key not in SAMPLING[1:]}
         settings |= {"mode": GIVEN, "reasoning": given.digest}
     size = "" if encoder.truncate_dim is None else f"-{encoder.truncate_dim}d"
+    run_by = arithmetic(encoder.engine, reasons=encoder.mode == "reason")
     found = System(
         label=(label or short_name(encoder.name)) + size,
         mode=encoder.mode,
         model=RecordedEncoder(encoder, encoder.mteb_model_meta),
-        fingerprint=fingerprint_of(
-            {"checkpoint": encoder.checkpoint.fingerprint(), **settings, **arithmetic(encoder.engine)}
-        ),
+        fingerprint=fingerprint_of({"checkpoint": encoder.checkpoint.fingerprint(), **settings, **run_by}),
         seed=int(encoder.settings["seed"]),
         settings=settings,
     )

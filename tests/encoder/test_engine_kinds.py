@@ -15,6 +15,7 @@ from search_r3_mteb.encoder.vllm import engine as vllm_engine
 from search_r3_mteb.encoder.vllm import running
 from search_r3_mteb.encoder.vllm.engine import VllmEngine
 from search_r3_mteb.encoder.vllm.turns import EXTRA, TurnRules
+from search_r3_mteb.evaluation.diagnosis_runs import again
 
 SETTINGS = {"max_reasoning_tokens": 4, "max_length": 600}
 
@@ -98,6 +99,9 @@ def test_the_engine_is_part_of_what_it_computed_only(tiny_checkpoint, without_st
     assert len({each.fingerprint for each in (own, vllm, other)}) == 3
     assert (vllm.settings["engine"], "engine" in own.settings) == ("vllm 0.32.0", False)
     assert arithmetic(own.engine) == {} == arithmetic(vllm.engine, reasons=False)
+    own_direct, vllm_direct = encoder("own", mode="direct"), encoder("vllm", mode="direct")
+    assert own_direct.engine is not vllm_direct.engine  # and yet the vectors of both are our own engine's
+    assert own_direct.fingerprint == vllm_direct.fingerprint
     texts = ["the query", "and the document"]
     np.testing.assert_array_equal(own.encode_document(texts), vllm.encode_document(texts))
     assert own.engine.forward_tokens > 0 == vllm.engine.forward_tokens  # from the store that both share
@@ -105,6 +109,17 @@ def test_the_engine_is_part_of_what_it_computed_only(tiny_checkpoint, without_st
     assert len({id(store) for store in stores}) == len({store.folder for store in stores}) == 3
     monkeypatch.setattr(vllm.engine, "version", "0.33.0")
     assert vllm._store("query", "reason", sampling_of(vllm), False).folder != stores[1].folder
+
+
+def test_a_diagnosis_and_a_choice_of_anchors_run_in_the_same_engine(tiny_checkpoint, without_start, tmp_path):
+    options = {"max_num_seqs": 3}
+    vllm = SearchR3Encoder(tiny_checkpoint, engine="vllm", engine_options=options, **SETTINGS)
+    for mode in ("reason", "direct"):
+        found = again(vllm, tmp_path, mode=mode)
+        assert (type(found.engine), found.engine.options, found.mode) == (VllmEngine, options, mode)
+        assert found.engine.positions == vllm.engine.positions  # so that both can share what runs
+    own = again(SearchR3Encoder(tiny_checkpoint, **SETTINGS), tmp_path)
+    assert type(own.engine) is Engine
 
 
 def sampling_of(encoder):

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search_r3_mteb.encoder.beginnings import Beginnings, groups
-from search_r3_mteb.encoder.chat_templates import INSTEAD, SLOT, around_nothing, has_template, trimmed, wrap
-from search_r3_mteb.encoder.profiles import PROFILE_FILE, TEMPLATES, Profile, Template, TemplateName
+from search_r3_mteb.encoder.frames import Frame, FrameMaker
+from search_r3_mteb.encoder.profiles import PROFILE_FILE, TEMPLATES, Profile, TemplateName
 from search_r3_mteb.encoder.special_tokens import embed_token_id, unknown_token
 from search_r3_mteb.encoder.text_checks import check_text, check_texts
-from search_r3_mteb.encoder.whole_texts import ORDINARY, Part, Surroundings, WholeTexts, encoded, surround
+from search_r3_mteb.encoder.whole_texts import ORDINARY, Part, Surroundings, WholeTexts, encoded
 
 _CHARACTERS = 8  # of a long text that are tokenised first, per token of `max_length` (our choice)
 _TOGETHER = 1_000_000  # characters that are tokenised at once: some 150 MB (our choice)
@@ -30,25 +30,6 @@ class Rendered:
     truncated_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """The token ids around the user's text, for one template.
-
-    `assistant` is the length of the assistant's part at the end of `after`. `around` is None where the text is
-    tokenised apart; else `before` and `after` are as around an ordinary text, and `trimmed` are the characters that the
-    template takes from the two ends of a text.
-    """
-
-    before: list[int]
-    after: list[int]
-    system: tuple[int, int]
-    assistant: int
-    around: Surroundings | None = None
-    trimmed: tuple[str, str] = ("", "")
-    nothing: list[int] | None = None
-    """The ids of an empty text's prompt, where the template makes another one of it."""
-
-
 @dataclass
 class Renderer:
     """Renders texts to token ids under a profile; `max_length` is in tokens and covers the whole prompt.
@@ -61,7 +42,7 @@ class Renderer:
     tokenizer: Any
     profile: Profile
     max_length: int = 512
-    _frames: dict[TemplateName, _Frame] = field(default_factory=dict, init=False, repr=False)
+    _frames: dict[TemplateName, Frame] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "is_fast", False):
@@ -73,9 +54,9 @@ class Renderer:
         self._beginnings = Beginnings(self.tokenizer)
         added = self.tokenizer.added_tokens_decoder.values()
         self._hard = tuple(token.content for token in added if not token.normalized)
-        whole = self.profile.tokenization == "whole"
+        self.frame_maker = FrameMaker(self.tokenizer, self.profile)
         for name in TEMPLATES:
-            self._frames[name] = self._whole_frame(name) if whole else self._build_frame(name)
+            self._frames[name] = self.frame_maker.frame(name)
         markers = self._markers()
         self._unknown = unknown_token(self.tokenizer)
         self._control = frozenset(self.tokenizer.convert_tokens_to_ids(markers)) - {*self._unknown}
@@ -131,7 +112,7 @@ class Renderer:
                 [rendered[row]] = self._render_rows(frame, [start], [filled[row]])
         return rendered
 
-    def _starts(self, frame: _Frame, texts: Sequence[str], characters: int) -> list[str]:
+    def _starts(self, frame: Frame, texts: Sequence[str], characters: int) -> list[str]:
         """Beginnings of long texts that give the same prompts as the texts, as long as they fill `max_length`."""
         around = frame.around
         if around is not None:
@@ -141,7 +122,7 @@ class Renderer:
                 return list(texts)
         return [self._beginnings.cut(text, characters) for text in texts]
 
-    def _render_rows(self, frame: _Frame, texts: Sequence[str], filled: Sequence[str]) -> list[Rendered]:
+    def _render_rows(self, frame: Frame, texts: Sequence[str], filled: Sequence[str]) -> list[Rendered]:
         if frame.around is not None:
             return self._render_whole(frame, frame.around, texts, filled)
         bodies = self.tokenize_text(texts)
@@ -297,7 +278,7 @@ class Renderer:
         return [self.profile.instruction.replace("{instruction}", text) if text else "" for text in instructions]
 
     def _render_whole(
-        self, frame: _Frame, around: Surroundings, texts: Sequence[str], heads: Sequence[str]
+        self, frame: Frame, around: Surroundings, texts: Sequence[str], heads: Sequence[str]
     ) -> list[Rendered]:
         """Prompts tokenised as one text with their frames; `heads` are filled instructions."""
         check_texts(texts)
@@ -331,12 +312,12 @@ class Renderer:
                 rendered.append(self._render_parts(frame, around, head, text))
         return rendered
 
-    def _assemble_nothing(self, frame: _Frame, ids: list[int]) -> Rendered:
+    def _assemble_nothing(self, frame: Frame, ids: list[int]) -> Rendered:
         end = len(ids) - frame.assistant
         spans = {"system": frame.system, "user": (frame.system[1], frame.system[1]), "assistant": (end, len(ids))}
         return Rendered(list(ids), spans | ({"embed": (len(ids) - 1, len(ids))} if frame.assistant else {}))
 
-    def _render_parts(self, frame: _Frame, around: Surroundings, head: str, text: str) -> Rendered:
+    def _render_parts(self, frame: Frame, around: Surroundings, head: str, text: str) -> Rendered:
         """One such prompt, with the place of each part looked up."""
         users = [Part(head, False), Part(text, False)] if head else [Part(text, False)]
         ids, borders = self._whole.encode([Part(around.left, True), *users, Part(around.right, True)])
@@ -348,12 +329,12 @@ class Renderer:
         middle = min(max(first, borders[-2]), last) if head else first
         start = len(frame.before) - len(around.opening)
         lead, rest = frame.before[:start], around.rest
-        own = _Frame([*lead, *ids[:first]], [*ids[last:], *rest], frame.system, frame.assistant)
+        own = Frame([*lead, *ids[:first]], [*ids[last:], *rest], frame.system, frame.assistant)
         if len(own.before) + last - first + len(own.after) > self.max_length:  # the text's end is lost, and its border
-            own = _Frame(own.before, frame.after, frame.system, frame.assistant)
+            own = Frame(own.before, frame.after, frame.system, frame.assistant)
         return self._assemble(own, ids[first:middle], ids[middle:last], text)
 
-    def _assemble(self, frame: _Frame, head: list[int], body: list[int], text: str) -> Rendered:
+    def _assemble(self, frame: Frame, head: list[int], body: list[int], text: str) -> Rendered:
         room = self.max_length - len(frame.before) - len(frame.after) - len(head)
         if room < 1:
             raise ValueError(
@@ -371,34 +352,12 @@ class Renderer:
             spans["embed"] = (len(ids) - 1, len(ids))
         return Rendered(ids, spans, max(0, len(body) - room))
 
-    def _texts(self, name: TemplateName) -> tuple[str, str, str, str]:
-        """System prompt, text before the user's, text behind it, reply."""
-        template: Template = getattr(self.profile, name)
-        system = template.system.replace("{embed_token}", self.profile.embed_token)
-        before, after = wrap(self.tokenizer, self.profile, system).split(SLOT)
-        reply = "" if name == "reason" else template.reply.replace("{embed_token}", self.profile.embed_token)
-        return system, before, after, reply
-
-    def _whole_frame(self, name: TemplateName) -> _Frame:
-        system, before, after, reply = self._texts(name)
-        around, offsets, replied = surround(self.tokenizer, before, after, reply)
-        nothing = around_nothing(self.tokenizer, self.profile, system)
-        return _Frame(
-            before=[*self._leading_ids(), *around.lead, *around.opening],
-            after=[*around.closing, *around.rest],
-            system=self._system_span(before, system, offsets),
-            assistant=replied,
-            around=around,
-            trimmed=trimmed(self.tokenizer, self.profile, system),
-            nothing=None if nothing is None else [*self._leading_ids(), *encoded(self.tokenizer, nothing + reply)[0]],
-        )
-
     def _check_undecided(self) -> None:
         """Raises ValueError for a profile that does not say how prompts are tokenised, where that gives other ids."""
         for name in TEMPLATES:
-            _, before, after, reply = self._texts(name)
+            _, before, after, reply = self.frame_maker.texts(name)
             frame, text = self._frames[name], "The storm moved over 12 hills."
-            whole = [*self._leading_ids(), *encoded(self.tokenizer, before + text + after + reply)[0]]
+            whole = [*self.frame_maker.leading_ids(), *encoded(self.tokenizer, before + text + after + reply)[0]]
             apart = [*frame.before, *self.tokenize_text([text])[0], *frame.after]
             if apart != whole:
                 raise ValueError(
@@ -409,38 +368,9 @@ class Renderer:
                     "without that key."
                 )
 
-    def _build_frame(self, name: TemplateName) -> _Frame:
-        system, before, after, reply = self._texts(name)
-        prefix = self.tokenizer(before, add_special_tokens=False, return_offsets_mapping=True)
-        reply_ids = self.control_ids(reply)
-        return _Frame(
-            before=self._leading_ids() + list(prefix["input_ids"]),
-            after=self.control_ids(after) + reply_ids,
-            system=self._system_span(before, system, prefix["offset_mapping"]),
-            assistant=len(reply_ids),
-        )
-
-    def _leading_ids(self) -> list[int]:
-        """A beginning-of-text id where the tokenizer adds one to plain text and no chat template writes it."""
-        if has_template(self.tokenizer, self.profile):
-            return []
-        bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
-
-    def _system_span(self, before: str, system: str, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """Token range of the system prompt; a template may have trimmed its edges."""
-        stripped = system.strip()
-        start = before.find(stripped)
-        if start < 0:
-            raise ValueError(f"The system prompt stands behind the text. {INSTEAD}")
-        end = start + len(stripped)
-        inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
-        shift = len(self._leading_ids())
-        return (inside[0] + shift, inside[-1] + 1 + shift) if inside else (shift, shift)
-
     def control_ids(self, text: str) -> list[int]:
         """Ids of the template's own text, in which markers are markers."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        return self.frame_maker.control_ids(text)
 
 
 def _trimmed(head: str, text: str, characters: tuple[str, str]) -> tuple[str, str]:

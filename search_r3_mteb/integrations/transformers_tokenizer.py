@@ -218,7 +218,7 @@ def _branch(renderer: Renderer, template: Template, with_reply: bool) -> str:
     before, after = wrap(renderer.tokenizer, renderer.profile, template.system.replace("{embed_token}", token)).split(
         SLOT
     )
-    leading = renderer.tokenizer.convert_ids_to_tokens(renderer._leading_ids())
+    leading = renderer.tokenizer.convert_ids_to_tokens(renderer.frame_maker.leading_ids())
     before = "".join(leading) + before
     body, nothing = "body", None
     if renderer.profile.tokenization == "whole":

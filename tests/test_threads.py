@@ -63,8 +63,6 @@ def test_speeds_are_medians_of_turns_and_threads_are_put_back():
 
     def decode():
         seen.append(torch.get_num_threads())
-        if len(seen) == 5:
-            seen.append("stop")
         return {1: 5.0}.get(torch.get_num_threads(), 7.0) + len(seen)
 
     most = max(used, os.cpu_count() or 1)

@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from results.comparison import page, plans
-from results.comparison.plans import ANCHORS, BUDGET, HERE, LENGTH, RUNS, TASKS, Task, plan, read_anchors, tuned
+from results.comparison.plans import (
+    ANCHORS,
+    BUDGET,
+    ENCODERS,
+    HERE,
+    LENGTH,
+    RUNS,
+    TASKS,
+    Task,
+    plan,
+    read_anchors,
+    tuned,
+)
 from search_r3_mteb.atomic import write_json, write_text
 
 QUERIES = 100
@@ -27,8 +39,9 @@ def choose(task: Task) -> None:
     for label, (model, settings) in tuned().items():
         output = Path(RUNS, task.name, "tune", label)
         if not (output / "tune.json").exists():
-            given = {"max_length": LENGTH, **settings}
-            if not model.startswith("rocchio:"):  # it writes nothing, and refuses a budget
+            # What changes nothing is refused: MiniLM is cut as its folder says, and Rocchio writes nothing.
+            given = dict(settings) if model.endswith(ENCODERS["MiniLM"]) else {"max_length": LENGTH, **settings}
+            if not model.startswith("rocchio:"):
                 given["max_reasoning_tokens"] = BUDGET
             pairs = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
             search_r3(

@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from results.comparison import page, plans, run, squad_sample
 from search_r3_mteb.compare.plan import read_plan
+from search_r3_mteb.encoder.options import parse_settings
+from search_r3_mteb.evaluation.system_checks import check_settings
+from search_r3_mteb.expansion.settings import ExpansionSettings
 from search_r3_mteb.tasks.beir_folder import choose_split, read_corpus, read_queries, read_relevance, write_beir
 
 CHOSEN = {
@@ -112,8 +116,17 @@ def test_a_weight_that_was_chosen_is_not_chosen_again(tmp_path, monkeypatch):
     ]
     record = {"chosen": {"anchor": 0.5}, "anchors": rows, "queries": 100, "split": "train", "commit": "c"}
     asked = []
+    for folder, file, held in (
+        (plans.WRITER, "config.json", '{"architectures": ["LlamaForCausalLM"]}'),
+        (plans.ENCODERS["MiniLM"], "modules.json", "[]"),
+    ):
+        Path(folder).mkdir(parents=True)
+        Path(folder, file).write_text(held)
 
     def command(*arguments):
+        pairs = [arguments[place + 1] for place, part in enumerate(arguments) if part == "--set"]
+        model = arguments[arguments.index("--model") + 1]
+        check_settings([model], parse_settings(pairs, ExpansionSettings))  # as `tune` does: nothing is refused
         asked.append(arguments)
         output = tmp_path / arguments[arguments.index("--output") + 1]
         output.mkdir(parents=True)
@@ -125,8 +138,10 @@ def test_a_weight_that_was_chosen_is_not_chosen_again(tmp_path, monkeypatch):
     hyde = next(each for each in asked if any(part.startswith("hyde:") for part in each))
     assert hyde[:5] == ("tune", "--task", "beir:../shared/data/cosqa", "--split", "dev")
     assert "samples=4" in hyde
-    for each in asked:  # Rocchio writes nothing, and refuses a budget
-        assert ("max_reasoning_tokens=48" in each) != each[each.index("--model") + 1].startswith("rocchio:")
+    for each in asked:
+        model = each[each.index("--model") + 1]
+        assert ("max_reasoning_tokens=48" in each) != model.startswith("rocchio:")
+        assert ("max_length=256" in each) != model.endswith("MiniLM-L6-v2")
     assert plans.read_anchors(tmp_path / plans.RUNS)["cosqa"] == dict.fromkeys(plans.tuned(), CHOSEN)
     first = len(asked)
     run.choose(task)

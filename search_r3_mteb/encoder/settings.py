@@ -52,7 +52,8 @@ class EncoderSettings:
     None for the reasoned vector alone, "auto" for what the checkpoint's profile recommends: None unless it says more.
 
     `truncate_dim`: vectors are the first so many dimensions, normalised again (Matryoshka, arXiv 2205.13147); None for
-    all of them. What is kept in `cache_folder` is whole, so that every size reads the same rows.
+    all of them. With an `anchor` both parts are cut and normalised first, and then added. What is kept in
+    `cache_folder` is whole, so that every size reads the same rows.
     """
 
     mode: Mode = "reason"

@@ -352,11 +352,11 @@ def test_a_fingerprint_tells_settings_apart(make):
 
 def test_a_prompt_that_changes_changes_the_fingerprint(tiny_checkpoint, monkeypatch, tmp_path):
     """Also where the checkpoint's own fingerprint does not know of it: another version may render otherwise."""
-    from search_r3_mteb.encoder import prompts
+    from search_r3_mteb.encoder import frames
 
-    wrap, prints = prompts.wrap, []
+    wrap, prints = frames.wrap, []
     for ending in ("", " "):
-        monkeypatch.setattr(prompts, "wrap", lambda *given, ending=ending: wrap(*given) + ending)
+        monkeypatch.setattr(frames, "wrap", lambda *given, ending=ending: wrap(*given) + ending)
         encoder = SearchR3Encoder(tiny_checkpoint, cache_folder=tmp_path, **SETTINGS)
         encoder.encode_document(["a"])
         prints.append(encoder.fingerprint)

@@ -134,6 +134,8 @@ def test_the_kind_and_its_settings_are_those_of_the_options(call, corpus, model,
         (("search", "{folder}", "q", "-"), "no others can stand beside it"),
         (("search", "{folder}", "q", "--mode", "both"), "--mode must be one of reason, direct"),
         (("search", "{folder}", "q", "--model", "nano"), "vectors of 128 dimensions"),
+        (("verify", "{folder}"), "is an index, not a model. Its files have checksums of their own"),
+        (("verify", "{folder}", "--accept"), "is an index, not a model"),
         # mini has no room for these prompts either, but that is not what is wrong
         (("search", "{folder}", "q", "--model", "mini"), "holds documents encoded by another model than mini"),
         (("search", "{folder}", "q", "--model", "{model}", "--max-reasoning-tokens", "99999"), "positions are needed"),

@@ -151,6 +151,14 @@ def test_what_is_refused_is_named(searched, body, status, message):
     assert message in answer["error"]["message"]
 
 
+def test_what_is_wrong_with_a_question_is_said_of_the_field_query(searched):
+    for body in ({"query": "\ud800"}, {"query": ["a"] * 5000}):
+        status, answer = post(searched, **body)
+        assert (status, answer["error"]["param"]) == (400, "query")
+    *_, (name, data) = events(searched, query="\ud800")
+    assert (name, data["error"]["param"]) == ("error", "query")
+
+
 def test_an_index_that_is_replaced_by_one_of_another_encoding_is_not_searched(folder, tmp_path, caplog):
     place = shutil.copytree(folder, tmp_path / "rivers")
     with serving("nano", [place]) as server:

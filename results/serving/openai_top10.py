@@ -12,7 +12,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,15 @@ import numpy as np
 
 from results.pages import table
 from results.serving.page import write_section
-from results.serving.same_top10 import CLOSE, K, compared
+from results.serving.top10 import CLOSE, OUTCOMES, K, Ranking, asked, compared, counted, evaluated
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.encoder.documents import join_title
-from search_r3_mteb.evaluation.evaluate import evaluate
+from search_r3_mteb.encoder.settings import Mode
 from search_r3_mteb.evaluation.provenance import commit
-from search_r3_mteb.json_files import read_object
-from search_r3_mteb.tasks.beir_folder import read_corpus, read_queries, read_relevance
+from search_r3_mteb.tasks.beir_folder import read_corpus
 
 HERE = Path(__file__).resolve().parent
+MODES: tuple[Mode, ...] = ("direct", "reason")
 _TOGETHER = 128  # texts of a request
 
 
@@ -41,7 +40,7 @@ def vectors(client: Any, model: str, texts: list[str]) -> Any:
     return np.array(found, np.float32)
 
 
-def by_client(data: Path, model: str, settings: dict[str, Any]) -> dict[str, dict[str, list[tuple[str, float]]]]:
+def by_client(data: Path, model: str, settings: dict[str, Any]) -> dict[str, dict[str, Ranking]]:
     """The ten best (id, cosine) of each query by its id, in both modes, from a server's vectors."""
     import openai
 
@@ -57,10 +56,9 @@ def by_client(data: Path, model: str, settings: dict[str, Any]) -> dict[str, dic
         url = (server.stdout.readline() if server.stdout else "").split(" at ")[1].split()[0]
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", timeout=3000)
         documents = list(read_corpus(data))
-        asked = read_relevance(data, "test")
-        queries = [query for query in read_queries(data) if query.id in asked]
+        queries = asked(data)
         corpus = vectors(client, f"{model}:document", [join_title(each.title, each.text) for each in documents])
-        found: dict[str, dict[str, list[tuple[str, float]]]] = {}
+        found: dict[str, dict[str, Ranking]] = {}
         for mode, role in (("direct", "document"), ("reason", "query")):
             scores = vectors(client, f"{model}:{role}", [query.text for query in queries]) @ corpus.T
             best = np.argsort(-scores, axis=1, kind="stable")[:, :K]
@@ -84,17 +82,10 @@ def main() -> None:
     found = by_client(given.data, given.model, settings)
     rows = []
     with tempfile.TemporaryDirectory() as place:
-        stored = settings | {"cache_folder": Path(place) / "store"}  # both modes have the same documents
-        for mode in ("direct", "reason"):
-            output = Path(place) / mode
-            task: list[str] = [f"beir:{given.data}"]
-            evaluate([given.model], task, mode, output, split="test", settings=stored)  # type: ignore[arg-type]
-            [file] = (output / "predictions").rglob("*.json")
-            rankings = read_object(file)["default"]["test"]
-            counts: Counter[str] = Counter()
-            for query, best in found[mode].items():
-                counts[compared(best, sorted(rankings[query].items(), key=lambda pair: -pair[1]))] += 1
-            rows.append({"mode": mode, "queries": len(found[mode]), **{name: counts[name] for name in _OUTCOMES}})
+        for mode in MODES:
+            rankings = evaluated(given.data, given.model, mode, settings, Path(place))["rankings"]
+            outcomes = (compared(best, rankings[query]) for query, best in found[mode].items())
+            rows.append({"mode": mode, **counted(outcomes)})
     result = {
         "command": shlex.join(["python", "results/serving/openai_top10.py", "--data", "SCIFACT"]),
         "commit": commit(),
@@ -109,12 +100,9 @@ def main() -> None:
         raise SystemExit(1)
 
 
-_OUTCOMES = ("equal", "ties", "different")
-
-
 def section(found: dict[str, Any]) -> list[str]:
     """The lines of the page."""
-    columns = ("mode", "queries", *_OUTCOMES)
+    columns = ("mode", "queries", *OUTCOMES)
     return [
         "## The same ten documents by OpenAI's client",
         "",

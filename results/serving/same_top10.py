@@ -8,59 +8,38 @@ cache between the two. Minutes; writes same_top10.json and its section of README
 
 import argparse
 import shlex
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from results.pages import table
 from results.serving.page import write_section
+from results.serving.top10 import CLOSE, OUTCOMES, K, asked, compared, counted, evaluated
 from search_r3_mteb import SearchIndex, SearchR3Encoder
 from search_r3_mteb.atomic import write_json
-from search_r3_mteb.evaluation.evaluate import evaluate
 from search_r3_mteb.evaluation.provenance import commit
-from search_r3_mteb.json_files import read_object
-from search_r3_mteb.tasks.beir_folder import read_corpus, read_queries, read_relevance
+from search_r3_mteb.tasks.beir_folder import read_corpus
 
 HERE = Path(__file__).resolve().parent
-K, CLOSE = 10, 1e-5
-
-
-def compared(found: list[tuple[str, float]], wanted: list[tuple[str, float]]) -> str:
-    """How the ten of a query compare: "equal", "ties" where only documents of equal score (to 1e-5) differ, or not."""
-    if [id_ for id_, _ in found] == [id_ for id_, _ in wanted[:K]]:
-        return "equal"
-    scores = dict(wanted)
-    alike = all(abs(one - other) < CLOSE for (_, one), (_, other) in zip(found, wanted, strict=False))
-    known = all(id_ in scores and abs(scores[id_] - score) < CLOSE for id_, score in found)
-    return "ties" if alike and known else "different"
 
 
 def measure(mode: Any, data: Path, model: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Counts of one mode over the test split."""
-    output = folder / f"evaluate-{mode}"
-    # Both modes of MTEB read one store; the index shares nothing with it.
-    store = folder / "store"
-    [row] = evaluate([model], [f"beir:{data}"], mode, output, split="test", settings=settings, cache_folder=store)
-    [file] = (output / "predictions").rglob("*.json")
-    rankings = read_object(file)["default"]["test"]
-    asked = read_relevance(data, "test")
-    queries = [query for query in read_queries(data) if query.id in asked]
+    row = evaluated(data, model, mode, settings, folder)
+    queries = asked(data)
     index = SearchIndex.open(folder / "index", SearchR3Encoder(model, mode=mode, **settings))
     results = index.search([query.text for query in queries], mode, K)
-    outcomes: dict[str, list[str]] = {"equal": [], "ties": [], "different": []}
-    largest = 0.0
+    outcomes, largest = {}, 0.0
     for query, result in zip(queries, results, strict=True):
-        wanted = sorted(rankings[query.id].items(), key=lambda pair: -pair[1])
+        wanted = row["rankings"][query.id]
         found = [(hit.id, hit.score) for hit in result.hits]
-        outcomes[compared(found, wanted)].append(query.id)
+        outcomes[query.id] = compared(found, wanted)
         largest = max(largest, *(abs(score - wanted[rank][1]) for rank, (_, score) in enumerate(found)))
     return {
         "mode": mode,
-        "queries": len(queries),
-        **{name: len(ids) for name, ids in outcomes.items()},
-        "queries_different": outcomes["different"],
-        "queries_ties": outcomes["ties"],
+        **counted(outcomes.values()),
+        "queries_different": [id_ for id_, each in outcomes.items() if each == "different"],
+        "queries_ties": [id_ for id_, each in outcomes.items() if each == "ties"],
         "largest_difference_of_a_score": largest,
         "ndcg_at_10": row["ndcg_at_10"],
     }
@@ -74,6 +53,7 @@ def main() -> None:
     parser.add_argument("--max-reasoning-tokens", type=int, default=48)
     parser.add_argument("--max-length", type=int, default=128)
     given = parser.parse_args()
+    other = [f"--{name.replace('_', '-')}={value}" for name, value in vars(given).items() if name != "data"]
     made_with = commit()
     settings = {"max_reasoning_tokens": given.max_reasoning_tokens, "max_length": given.max_length}
     with tempfile.TemporaryDirectory() as place:
@@ -82,7 +62,7 @@ def main() -> None:
         built = SearchIndex.build(read_corpus(given.data), encoder, folder / "index")
         rows = [measure(mode, given.data, given.model, settings, folder) for mode in ("direct", "reason")]
         documents = len(built)
-    command = shlex.join(["python", "results/serving/same_top10.py", "--data", "SCIFACT", *sys.argv[3:]])
+    command = shlex.join(["python", "results/serving/same_top10.py", "--data", "SCIFACT", *other])
     found = {
         "command": command,
         "commit": made_with,
@@ -101,7 +81,7 @@ def main() -> None:
 
 def section(found: dict[str, Any]) -> list[str]:
     """The lines of the page."""
-    columns = ("mode", "queries", "equal", "ties", "different")
+    columns = ("mode", "queries", *OUTCOMES)
     rows = [[*(row[name] for name in columns), f"{row['largest_difference_of_a_score']:.1e}"] for row in found["modes"]]
     tokens, length = found["settings"]["max_reasoning_tokens"], found["settings"]["max_length"]
     return [

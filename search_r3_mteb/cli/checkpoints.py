@@ -76,7 +76,13 @@ def verify(
     """
     from search_r3_mteb.encoder.verification import accept as write
     from search_r3_mteb.encoder.verification import verify as compare
+    from search_r3_mteb.indexing.state import is_index
 
+    if is_index(Path(model)):
+        raise ValueError(
+            f"{model} is an index, not a model. Its files have checksums of their own, which are compared whenever it "
+            f"is searched (search-r3 search {model} QUESTION) or opened (SearchIndex.open)."
+        )
     found = write(model) if accept else compare(model)
     if as_json:
         print_json(found.to_dict())

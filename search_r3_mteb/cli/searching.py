@@ -1,6 +1,5 @@
 """Commands of an index: index, search."""
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -19,7 +18,7 @@ from search_r3_mteb.cli.options import (
     TitleColumnOption,
     app,
 )
-from search_r3_mteb.cli.shared import choice, console_here, progress_lines, settings_of
+from search_r3_mteb.cli.shared import choice, console_here, print_json, progress_lines, said, settings_of
 
 if TYPE_CHECKING:
     from search_r3_mteb.indexing.index import SearchIndex
@@ -82,6 +81,10 @@ def index(  # noqa: PLR0913  an option is a parameter
 
     changes = {"--add": add, "--remove": remove, "--remove-file": remove_file, "--compact": compact}
     asked = [name for name, value in changes.items() if value]
+    if replace and add is None:
+        raise ValueError("--replace says what becomes of documents that are added: give --add FILE with it.")
+    if missing_ok and not (remove or remove_file):
+        raise ValueError("--missing-ok says what becomes of ids to remove: give --remove or --remove-file with it.")
     columns, console = Columns(id, text, title, not no_quotes), console_here()
     settings = settings_of(setting, IndexSettings)
     if output is not None:
@@ -92,8 +95,9 @@ def index(  # noqa: PLR0913  an option is a parameter
             how["kind"] = kind
         with progress_lines():
             built = _build(corpus, columns, model or "nano", output, settings, how)
-        console.print(f"Written to {escape(str(output))}:", *_described(built), sep="\n", soft_wrap=True)
-        console.print(f"Search it: search-r3 search {escape(str(output))} 'QUESTION'", soft_wrap=True)
+        said(console, f"Written to {output}:")
+        console.print(*_described(built), sep="\n", soft_wrap=True)
+        said(console, f"Search it: search-r3 search {output} 'QUESTION'")
         return
     if kind != "auto" or set(settings) & {each.name for each in fields(IndexSettings)}:
         raise ValueError(
@@ -150,7 +154,7 @@ def search(  # noqa: PLR0913  an option is a parameter
         found = opened.search([text for _, text in some], chosen, k)
         for (id_, _), result in zip(some, found, strict=True):
             if as_json:
-                print(json.dumps({"id": id_, **_as_json(result)}))  # ASCII: nothing in it acts on a terminal
+                print_json({"id": id_, **_as_json(result)})
             else:
                 _show(result)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.store import fingerprint_of
 
@@ -53,6 +54,16 @@ def check_encoding(folder: Path, wanted: Mapping[str, Any], model: str | None, e
         f"compared. Search with {model or 'the model that made the index'}, loaded as it was then, or build another "
         "index with this one."
     )
+
+
+def check_model(folder: Path, wanted: Mapping[str, Any], model: str | None, given: str | Path) -> None:
+    """ValueError unless `given`, which could not be loaded as the index asks for, is the model of its documents."""
+    checkpoint = load(given, dtype=wanted["dtype"], probe=False)
+    if checkpoint.fingerprint() != wanted["checkpoint"]:
+        raise ValueError(
+            f"{folder} holds documents encoded by another model than {given}. Vectors of the two cannot be compared. "
+            f"Search with {model or 'the model that made the index'}, or build another index with {given}."
+        )
 
 
 def origin_of(encoder: SearchR3Encoder, model: str | Path | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from search_r3_mteb.encoder.setting_types import check_whole_number
 from search_r3_mteb.encoder.settings import Mode
 from search_r3_mteb.encoder.thoughts import Thought
 from search_r3_mteb.indexing import writing
-from search_r3_mteb.indexing.encoding import check_encoding, encoding_of, origin_of
+from search_r3_mteb.indexing.encoding import check_encoding, check_model, encoding_of, origin_of
 from search_r3_mteb.indexing.results import Hit, SearchResult
 from search_r3_mteb.indexing.settings import IndexSettings
 from search_r3_mteb.indexing.snapshot import Snapshot, open_snapshot
@@ -40,6 +40,7 @@ class SearchIndex:
         self._encoder: SearchR3Encoder | None = None
         self._twin: SearchR3Encoder | None = None  # the same model, in mode "direct"
         self._wanted: tuple[str | Path | None, dict[str, Any]] = (None, {})
+        self._agreed: dict[str, Any] | None = None  # the encoding that the encoder was last compared with
         if encoder is not None:
             self._check(encoder)
             self._encoder = encoder
@@ -110,7 +111,12 @@ class SearchIndex:
             chosen = {name: state.encoding[name] for name in ("dtype", "max_length", "truncate_dim")}
             if given is None:
                 chosen["revision"] = state.model["revision"]
-            self._encoder = SearchR3Encoder(name, **(chosen | settings))
+            try:
+                self._encoder = SearchR3Encoder(name, **(chosen | settings))
+            except ValueError:
+                if given is not None:  # another model may have no room for this one's prompts, which says little
+                    check_model(self.folder, state.encoding, state.model["name"], given)
+                raise
         self._check(self._encoder)  # each time: weights may have been trained meanwhile, or the index been replaced
         return self._encoder
 
@@ -141,11 +147,17 @@ class SearchIndex:
     ) -> list[SearchResult]:
         """The `k` nearest documents of query vectors (queries, dim) of unit length that this model has made.
 
-        For those who encode queries themselves, as a server does.
+        For those who encode queries themselves, as a server does. Raises ValueError where another process has replaced
+        the index by one of another encoding since the encoder was compared with it.
         """
         if len(queries) == 0:
             return []
         snapshot = self._current()
+        if self._agreed not in (None, snapshot.state.encoding):
+            raise ValueError(
+                f"{self.folder} was replaced by an index of another encoding while it was open: these queries' vectors "
+                "cannot be compared with its documents'. Open it again, with the model that made it."
+            )
         found = snapshot.nearest(np.asarray(vectors, np.float32), k)
         documents = snapshot.read(place for hits in found for place, _ in hits)
         said: Sequence[Thought | None] = [None] * len(queries) if thoughts is None else thoughts
@@ -202,6 +214,7 @@ class SearchIndex:
     def _check(self, encoder: SearchR3Encoder) -> None:
         state = self._current().state
         check_encoding(self.folder, state.encoding, state.model["name"], encoder)
+        self._agreed = state.encoding
 
     def _encoded(
         self, queries: list[str], mode: Mode, keywords: dict[str, Any]

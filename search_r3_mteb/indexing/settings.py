@@ -21,7 +21,7 @@ class IndexSettings:
 
     Our choice, from 1,000,000 made rows of 384 on one core (results/serving): a flat scan of half of them takes an
     eighth of a second for a query alone, and misses nothing. IVF answers in 10 ms with a recall@10 of 0.999, and is
-    built in half a minute more than flat; HNSW answers in 1 ms with 0.987, and its graph takes a quarter of an hour.
+    built in 15 seconds more than flat; HNSW answers in 1 ms with 0.987, and its graph takes a quarter of an hour.
 
     `ivf_lists` None: the square root of the number of rows. `ivf_probes` None: 1/16 of the lists, at least 32.
     `hnsw_links` is the number of neighbours per row (M), `hnsw_build` and `hnsw_search` are the candidates that are

@@ -5,7 +5,7 @@
     FOLDER/part-000001/documents.sqlite    row, id, title, text
     FOLDER/part-000001/index.faiss         of an IVF or HNSW part
     FOLDER/part-000001.removed-000004.npy  the rows that are removed, one bit each
-    FOLDER/building/                       vectors of an unfinished build, by text, from which it resumes
+    FOLDER/building/                       vectors of an unfinished build or addition, by text, from which it resumes
 
 Parts and files of removed rows are never changed. A change writes new ones, then replaces `index.json` by one rename:
 whoever has read the old one goes on with what that names. Files that no state names are removed by the next change.
@@ -101,7 +101,8 @@ def read_state(folder: Path) -> IndexState:
     try:
         found = unsealed(path)
     except DamagedError as error:
-        raise ValueError(f"{folder}: {error}. {_REMEDY}") from error
+        said = str(error).removeprefix(f"{STATE_FILE}: ").rstrip(". ")  # what cannot be read names the file itself
+        raise ValueError(f"{folder}: {said}. {_REMEDY}") from error
     if found.get("format") != _FORMAT:
         raise ValueError(f"{path} is not the state of a {_FORMAT}. Name the folder of an index.")
     if found.get("version") != _VERSION:

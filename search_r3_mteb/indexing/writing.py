@@ -157,11 +157,13 @@ def embedded(folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, l
             "without a launcher."
         )
     encoding = encoding_of(encoder)
-    store = Store(folder / BUILDING, fingerprint_of(encoding | arithmetic(encoder.engine)), "document", encoder.dim)
+    fingerprint, store = fingerprint_of(encoding | arithmetic(encoder.engine)), None
     stream = (row_of(document, position) for position, document in enumerate(documents))
     done = kept = 0
     while rows := list(islice(stream, EMBEDDED_AT_ONCE)):
         look(rows)
+        if store is None:  # only now: what is refused leaves nothing behind
+            store = Store(folder / BUILDING, fingerprint, "document", encoder.dim)
         texts = [join_title(title, text) for _, title, text in rows]
         missing = [texts[position] for position in store.missing(texts)]
         if missing:

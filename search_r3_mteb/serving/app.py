@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,14 +147,15 @@ def _search(app: FastAPI, service: Service, indexes: Searches) -> None:
             raise RequestError(400, "stream: one question at a time can be watched.", param="stream")
 
         async def found(on_written: Any = None) -> bytes:
-            with service.place(len(body.query)):
+            with _texts_are("query"), service.place(len(body.query)):
                 answers = await service.answers(body.query, mode, on_written)
                 results = await asyncio.to_thread(indexes.search, index, body.query, answers, body.k)
                 service.metrics.texts.labels("query").inc(len(answers))
             content = {"object": "search.results", "index": index, "mode": mode, "results": results}
             return json.dumps(content | {"usage": _usage(answers)}).encode()
 
-        service.check_room(len(body.query))
+        with _texts_are("query"):
+            service.check_room(len(body.query))
         if not body.stream:
             answered = await _while_wanted(request, settings.timeout, found())
             return Response(answered, media_type="application/json")
@@ -163,6 +164,17 @@ def _search(app: FastAPI, service: Service, indexes: Searches) -> None:
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
+
+
+@contextmanager
+def _texts_are(field: str) -> Iterator[None]:
+    """Errors of the service, which knows texts as `input`, name this field of the request."""
+    try:
+        yield
+    except RequestError as error:
+        if error.param == "input":
+            error.param = field
+        raise
 
 
 async def _events(service: Service, found: Any, timeout: float) -> AsyncIterator[bytes]:

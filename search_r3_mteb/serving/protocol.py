@@ -44,10 +44,11 @@ def _is_id(value: Any) -> bool:
 
 
 def _questions(value: Any) -> list[str]:
-    found = _inputs(value)
-    if isinstance(found[0], list):
-        raise ValueError("give a question, or an array of questions; token ids are not searched for")
-    return [str(each) for each in found]
+    """A question, or several, as a list. Raises ValueError that names the place."""
+    rows: Any = [value] if isinstance(value, str) else value
+    if not isinstance(rows, list) or not rows or not all(isinstance(each, str) for each in rows):
+        raise ValueError("give a question, or an array of questions, not empty; token ids are not searched for")
+    return [str(each) for each in _inputs(rows)]
 
 
 class EmbeddingRequest(BaseModel):

@@ -39,6 +39,7 @@ def test_an_id_that_is_there_is_refused_or_replaced(built, encoder, documents):
     with pytest.raises(ValueError, match="has a document 'd5' already"):
         built.add([{"id": "fresh", "text": "x"}, new])
     same(pairs(built.search(QUERIES, "direct", 30)), expected(encoder, documents, QUERIES, "direct", 30))
+    assert not (built.folder / "building").exists()
     assert built.add([new], replace=True) == 1
     now = [each for each in documents if each["id"] != "d5"] + [new]
     same(pairs(built.search(QUERIES, "direct", 30)), expected(encoder, now, QUERIES, "direct", 30))

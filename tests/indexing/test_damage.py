@@ -43,6 +43,13 @@ def test_a_changed_bit_in_any_file_is_found(index, encoder):
     assert len(SearchIndex.open(index.folder, encoder)) == 29
 
 
+def test_a_state_that_is_not_json_is_named_once(index, encoder):
+    with (index.folder / "index.json").open("a") as stream:
+        stream.write("}")
+    with pytest.raises(ValueError, match=rf"{index.folder.name}: index\.json, line \d+: not JSON \(.*\)\. Copy the"):
+        SearchIndex.open(index.folder, encoder)
+
+
 def test_a_short_file_is_found_without_reading_it_and_a_missing_one(index, encoder):
     for path in files_of(index.folder):
         if path.name == "index.json":

@@ -39,6 +39,12 @@ def folder(call, corpus, model, tmp_path):
     return tmp_path / "index"
 
 
+def test_quiet_says_what_is_in_the_index_alone(call, corpus, model, tmp_path):
+    code, out, err = call("index", corpus, "--model", model, "--output", tmp_path / "index", "-q")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["documents", "model", "flat"]
+
+
 def asked(call, folder, *arguments):
     code, out, err = call("search", folder, *arguments, "--json", "--max-reasoning-tokens", 3)
     assert code == 0, err
@@ -128,10 +134,18 @@ def test_the_kind_and_its_settings_are_those_of_the_options(call, corpus, model,
         (("search", "{folder}", "q", "-"), "no others can stand beside it"),
         (("search", "{folder}", "q", "--mode", "both"), "--mode must be one of reason, direct"),
         (("search", "{folder}", "q", "--model", "nano"), "vectors of 128 dimensions"),
+        (("verify", "{folder}"), "is an index, not a model. Its files have checksums of their own"),
+        (("verify", "{folder}", "--accept"), "is an index, not a model"),
+        # mini has no room for these prompts either, but that is not what is wrong
+        (("search", "{folder}", "q", "--model", "mini"), "holds documents encoded by another model than mini"),
+        (("search", "{folder}", "q", "--model", "{model}", "--max-reasoning-tokens", "99999"), "positions are needed"),
+        (("index", "{folder}", "--replace"), "--replace says what becomes of documents that are added"),
+        (("index", "{corpus}", "--output", "{folder}x", "--replace"), "--replace says what becomes of documents"),
+        (("index", "{folder}", "--compact", "--missing-ok"), "--missing-ok says what becomes of ids"),
     ],
 )
-def test_what_cannot_be_is_said(call, folder, corpus, arguments, message):
-    given = [each.format(folder=folder, corpus=corpus) for each in arguments]
+def test_what_cannot_be_is_said(call, folder, corpus, model, arguments, message):
+    given = [each.format(folder=folder, corpus=corpus, model=model) for each in arguments]
     code, _, err = call(*given)
     assert code == 2
     assert message in " ".join(err.split())

@@ -1,46 +1,19 @@
 """The page in Debian's chromium, headless. Skipped, with the reason, on a machine without the browser or selenium."""
 
 import json
-import shutil
 import time
 
 import pytest
 
 from search_r3_mteb.report import report
+from tests.browser import browser
 from tests.report.made_diagnosis import diagnosis, write
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-if not (BROWSER and DRIVER):
-    pytest.skip(
-        "no chromium and chromedriver on this machine (apt-get install chromium chromium-driver): "
-        "the report page is not opened in a browser",
-        allow_module_level=True,
-    )
-webdriver = pytest.importorskip(
-    "selenium.webdriver", reason="selenium is not installed: the page is not opened in a browser"
-)
-
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    "--window-size=1400,1000",
-)
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(DRIVER))
-    started.set_script_timeout(60)
-    yield started
-    started.quit()
+    with browser(tmp_path_factory.mktemp("profile")) as opened_browser:
+        yield opened_browser
 
 
 @pytest.fixture(scope="module")

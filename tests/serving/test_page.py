@@ -1,7 +1,6 @@
 """The page in Debian's chromium, headless, on a server with an index; skipped, with the reason, without a browser."""
 
 import json
-import shutil
 import time
 
 import pytest
@@ -9,24 +8,10 @@ import pytest
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.indexing.index import SearchIndex
 from search_r3_mteb.tasks.hopworld import HopWorld
+from tests.browser import browser
 from tests.serving.conftest import serving, until
 from tests.serving.test_limits import never_ends
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-if not (BROWSER and DRIVER):
-    pytest.skip(
-        "no chromium and chromedriver on this machine (apt-get install chromium chromium-driver): "
-        "the page of the server is not opened in a browser",
-        allow_module_level=True,
-    )
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: no page is opened")
-
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    "--window-size=1400,1000",
-)
 HOSTILE = (
     "</script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\"><b id=injected>"
 )
@@ -35,17 +20,8 @@ QUESTION = "Name the birthplace of Hilda Laurent."  # of nano's world
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(DRIVER))
-    started.set_script_timeout(60)
-    yield started
-    started.quit()
+    with browser(tmp_path_factory.mktemp("profile")) as opened_browser:
+        yield opened_browser
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import socket
 
 import numpy as np
@@ -133,6 +134,8 @@ def test_the_index_may_change_while_it_is_served(searched, folder):
         ({}, 400, "query: Field required"),
         ({"query": ""}, 400, "entry 0 is empty or blank"),
         ({"query": [1, 2]}, 400, "token ids are not searched for"),
+        ({"query": []}, 400, "give a question, or an array of questions, not empty; token ids are not searched for"),
+        ({"query": ["a", " "]}, 400, "entry 1 is empty or blank"),
         ({"query": "a", "k": 21}, 400, "at most 20 hits"),
         ({"query": "a", "k": 0}, 400, "k: Input should be greater"),
         ({"query": "a", "index": "seas"}, 404, "There is no index 'seas', only 'rivers'"),
@@ -146,6 +149,27 @@ def test_what_is_refused_is_named(searched, body, status, message):
     found, answer = post(searched, **body)
     assert found == status
     assert message in answer["error"]["message"]
+
+
+def test_what_is_wrong_with_a_question_is_said_of_the_field_query(searched):
+    for body in ({"query": "\ud800"}, {"query": ["a"] * 5000}):
+        status, answer = post(searched, **body)
+        assert (status, answer["error"]["param"]) == (400, "query")
+    *_, (name, data) = events(searched, query="\ud800")
+    assert (name, data["error"]["param"]) == ("error", "query")
+
+
+def test_an_index_that_is_replaced_by_one_of_another_encoding_is_not_searched(folder, tmp_path, caplog):
+    place = shutil.copytree(folder, tmp_path / "rivers")
+    with serving("nano", [place]) as server:
+        assert post(server, query="a river", mode="direct")[0] == 200
+        shutil.rmtree(place)
+        SearchIndex.build(DOCUMENTS, SearchR3Encoder("nano", max_length=100, max_reasoning_tokens=16), place)
+        assert post(server, query="a river", mode="direct")[0] == 500
+        shutil.rmtree(place)
+        shutil.copytree(folder, place)
+        assert post(server, query="a river", mode="direct")[0] == 200
+    assert "ValueError at index.py" in caplog.text
 
 
 def test_an_index_of_another_encoding_is_refused(folder, tmp_path):

@@ -36,8 +36,9 @@ def test_a_circle_and_a_second_meaning_would_be_found():
 
 
 def test_no_text_cites_what_a_reader_cannot_open():
-    folders = [ROOT / part for part in ("train", "search_r3_mteb", "results", "tests")]
-    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile", ROOT / "pyproject.toml"]
+    folders = [ROOT / part for part in ("train", "search_r3_mteb", "results", "tests", "docs", "examples")]
+    names = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", ".ci/run")
+    texts = [ROOT / name for name in names]
     texts += [path for folder in folders for ending in ("py", "md", "toml") for path in folder.rglob(f"*.{ending}")]
     found = {
         f"{path.relative_to(ROOT)}: {match.group()}"

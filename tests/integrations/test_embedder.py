@@ -58,7 +58,7 @@ def test_a_path_is_the_folder_and_a_text_may_be_a_bundled_model(tiny_folder, tmp
     from search_r3_mteb.encoder.checkpoints import resolve
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no model './nano'"):
+    with pytest.raises(FileNotFoundError, match=r"no model '\./nano'"):
         _ = Embedder(Path("nano")).encoder
     assert resolve(Embedder("nano").model).name == "nano", "the control: the bundled one"
     (tmp_path / "nano").symlink_to(tiny_folder)

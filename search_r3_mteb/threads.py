@@ -2,7 +2,7 @@
 
 The threads of OpenMP, which torch computes with, spin while they wait. Where another program has one of the cores, all
 of them spin until the one that was put aside comes back, at every small operation: two threads on two cores with other
-load decoded 10 to 90 times slower than one (`results/speed/threads.md`). Threads that sleep while they wait do not.
+load then decode many times slower than one (`results/speed/threads.py` measures it). Threads that sleep do not.
 """
 
 import os

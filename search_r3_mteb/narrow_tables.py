@@ -34,11 +34,12 @@ class NarrowColumn:
 
 @dataclass
 class NarrowTable:
-    """A table as rich prints it. Cells are plain texts: nothing in them is markup."""
+    """A table as rich prints it. Cells are plain texts: nothing in them is markup. `complete` has what is left out."""
 
     columns: Sequence[NarrowColumn]
     title: str | None = None
     notes: Sequence[str] = ()
+    complete: str = "--json"
     rows: list[list[str]] = field(default_factory=list)
     sections: set[int] = field(default_factory=set)
 
@@ -73,7 +74,7 @@ class NarrowTable:
         yield made
         left = [column.label for place, column in enumerate(self.columns) if place not in kept]
         if left:
-            yield Text(f"Left out at this width, --json has them: {', '.join(left)}", style="dim")
+            yield Text(f"Left out at this width, {self.complete} has them: {', '.join(left)}", style="dim")
         yield from (Text(note, style="dim") for note in self.notes)
 
     def _fitted(self, width: int) -> tuple[list[int], list[int], int]:

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
-EXTRAS = ("train", "dev", "trl", "serve")
+EXTRAS = ("train", "dev", "trl", "serve", "parquet")
 HEADER = """# The versions that the suite last passed on: Python {python}, Linux, no GPU. By make constraints.
 # pyproject.toml says what works; for exactly these: pip install -c constraints.txt ...
 """

@@ -138,6 +138,20 @@ def test_what_follows_two_dashes_is_no_option():
     assert program._taken_out(["explain", "-q", "--", "--debug"]) == (["explain", "--", "--debug"], {"-q"})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-q", "compare", "plan.toml"], "What is complete is kept"),
+        (["tune", "--task", "t"], "What is complete is kept"),
+        (["convert", "search", "--output", "evaluate"], "What was written is complete, or as it was before"),
+        (["search", "evaluate", "why?"], "It writes nothing"),
+        (["--help"], "What was written is complete"),
+    ],
+)
+def test_what_a_stopped_command_has_kept_is_said_by_its_name_alone(arguments, said):
+    assert program._kept(arguments).startswith(said)
+
+
 # ---- texts -----------------------------------------------------------------------------------------------------------
 
 

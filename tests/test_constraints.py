@@ -53,7 +53,7 @@ def test_every_requirement_is_held_at_a_version_that_is_allowed(declared, text):
 
 def test_a_line_that_is_missing_or_too_old_would_be_found(declared, text):
     found = pinned(text)
-    for name in ("torch", "pytest", "trl", "pydantic"):
+    for name in ("torch", "pytest", "trl", "pydantic", "uvicorn", "pyarrow"):
         assert missing_or_refused(declared, {n: v for n, v in found.items() if n != name}) == {name}
         assert missing_or_refused(declared, found | {name: Version("0.0.1")}) == {name}
 

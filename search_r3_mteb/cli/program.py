@@ -18,14 +18,12 @@ from search_r3_mteb.stopping import command_line, end_on_signals
 from search_r3_mteb.terminal import SafeConsole
 
 _MISTAKES = (ValueError, TypeError, OSError, ImportError)  # the last: an optional library is missing
-
-
 _RESUMED = "What is complete is kept, and so is every chunk of vectors and reasoning. Go on with"
-
-
 # What is kept when a command is stopped, for those that keep anything.
 _KEPT = {
     "evaluate": _RESUMED,
+    "compare": _RESUMED,
+    "tune": _RESUMED,
     "diagnose": _RESUMED,
     "reproduce": _RESUMED,
     "index": _RESUMED,
@@ -97,7 +95,7 @@ def _find_place_for_mteb() -> None:
 
 def _kept(arguments: Sequence[str]) -> str:
     """What a command that is stopped has kept, and how to go on."""
-    command = next((each for each in arguments if each in _KEPT), "")
+    command = next((each for each in arguments if not each.startswith("-")), "")
     kept = _KEPT.get(command, "What was written is complete, or as it was before. Start it again")
     return f"{kept}: {command_line('search-r3')}"
 

@@ -60,7 +60,7 @@ def published_table(scores: Sequence[PublishedScore]) -> "NarrowTable":
     columns = [NarrowColumn(name, name=True) for name in ("benchmark", "system")]
     columns += [NarrowColumn("setting", name=True, leaves=1), NarrowColumn("nDCG@10"), NarrowColumn("source")]
     sources: dict[str, int] = {}
-    made = NarrowTable(columns, title=NOT_MEASURED)
+    made = NarrowTable(columns, title=NOT_MEASURED, complete="search-r3 reproduce --published all --json")
     for score in scores:
         source = f"[{score.certainty}] {score.source}, {score.address}"
         number = sources.setdefault(source, len(sources) + 1)

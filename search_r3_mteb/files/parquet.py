@@ -6,7 +6,8 @@ from typing import Any, BinaryIO
 
 _BATCH = 1024  # rows
 MISSING = (
-    "{} needs pyarrow, which reads and writes Parquet and is not installed: pip install pyarrow. Or use .jsonl or .csv."
+    "{} needs pyarrow, which reads and writes Parquet and is not installed: pip install 'search-r3-mteb[parquet]'. Or "
+    "use .jsonl or .csv."
 )
 
 

@@ -45,7 +45,7 @@ class Embedder:
         }
         self._encoder = model if isinstance(model, SearchR3Encoder) else None
         self._named = self._encoder is None
-        self.model = model.name if isinstance(model, SearchR3Encoder) else str(model)
+        self.model = model.name if isinstance(model, SearchR3Encoder) else _as_text(model)
         if self.settings and not self._named:
             raise ValueError(
                 f"{', '.join(self.settings)} was given beside an encoder, which has settings already. Make the encoder "
@@ -95,6 +95,13 @@ class Embedder:
 
     def __deepcopy__(self, memo: Any) -> "Embedder":
         return self  # nothing in it changes but the encoder, which is loaded once
+
+
+def _as_text(model: str | Path) -> str:
+    """The model as a text that means the same: a Path is always the folder, also where a bundled model is called so."""
+    if isinstance(model, str):
+        return model
+    return str(model) if model.is_absolute() else f"./{model}"
 
 
 def _lock(encoder: "SearchR3Encoder") -> "threading.RLock":

@@ -311,7 +311,6 @@ def _words(rng: random.Random, command: str) -> list[str]:
         )
     if command == "embed":
         words += rng.choice([[], ["--role", rng.choice(["query", "document", "x"])], ["--show-reasoning"]])
-    if command == "embed":
         words += rng.choice([[], ["--precision", rng.choice(["int8", "binary", "x"])], ["--dim", number]])
     if command == "index":
         words += rng.choice([[], ["--kind", rng.choice(["flat", "ivf", "hnsw", "x"])], ["--set", setting]])

@@ -1,7 +1,10 @@
+import io
+
 import pytest
 
 from search_r3_mteb import cli
-from search_r3_mteb.evaluation.published import PublishedScore, published_scores
+from search_r3_mteb.evaluation.published import PublishedScore, published_scores, published_table
+from search_r3_mteb.terminal import SafeConsole
 
 
 def test_every_published_score_has_a_source_and_says_how_sure_it_is():
@@ -26,3 +29,11 @@ def test_they_are_shown_as_not_measured(capsys):
     assert "published, not measured here" in shown
     assert "0.381" in shown
     assert "[P] abstract" in " ".join(shown.split())
+
+
+def test_what_a_narrow_table_leaves_out_is_where_it_says():
+    """Also below the table of `evaluate`, whose own --json holds what was measured."""
+    shown = SafeConsole(file=io.StringIO(), width=40)
+    shown.print(published_table(published_scores(["BRIGHT"])))
+    said = " ".join(shown.file.getvalue().split())
+    assert "Left out at this width, search-r3 reproduce --published all --json has them: setting" in said

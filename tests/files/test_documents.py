@@ -270,7 +270,7 @@ def test_parquet_is_read(tmp_path):
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"Parquet file, needs pyarrow.* pip install pyarrow"):
+    with pytest.raises(ImportError, match=r"Parquet file, needs pyarrow.* pip install 'search-r3-mteb\[parquet\]'"):
         read(write(tmp_path, b"PAR1", "d.parquet"))
 
 

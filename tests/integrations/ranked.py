@@ -11,9 +11,6 @@ import pytest
 from search_r3_mteb import HopWorld, SearchR3Encoder
 from search_r3_mteb.integrations.embedder import _lock
 
-MODEL = "nano"
-SETTINGS = {"max_reasoning_tokens": 48, "max_length": 128}
-
 
 def needs(*modules):
     """Skip what needs a module that is not installed, and say so; `make test-frameworks` lets nothing be skipped."""
@@ -24,9 +21,14 @@ def needs(*modules):
             pytest.importorskip(module, reason=f"{module} is not installed; `make test-frameworks` runs this")
 
 
+def of_model(kind, **more):
+    """A framework's object, or an encoder, over the model of these tests with its settings."""
+    return kind("nano", max_reasoning_tokens=48, max_length=128, **more)
+
+
 @cache
 def encoder(mode="reason"):
-    return SearchR3Encoder(MODEL, mode=mode, **SETTINGS)
+    return of_model(SearchR3Encoder, mode=mode)
 
 
 @cache

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import pickle
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,21 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(encoder):
         Embedder("nano", None, 3)
     with pytest.raises(TypeError, match="mode was given twice"):
         split_settings({"settings": {"mode": "direct"}, "mode": "reason"}, ("settings",))
+
+
+def test_a_path_is_the_folder_and_a_text_may_be_a_bundled_model(tiny_folder, tmp_path, monkeypatch):
+    from search_r3_mteb.encoder.checkpoints import resolve
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no model '\./nano'"):
+        _ = Embedder(Path("nano")).encoder
+    assert resolve(Embedder("nano").model).name == "nano", "the control: the bundled one"
+    (tmp_path / "nano").symlink_to(tiny_folder)
+    embedder = Embedder(Path("nano"), {"max_reasoning_tokens": 3})
+    assert embedder.documents(["x"]) == Embedder(tiny_folder).documents(["x"])
+    assert pickle.loads(pickle.dumps(embedder)).documents(["x"]) == embedder.documents(["x"])
+    with pytest.raises(ValueError, match="both a bundled model and a folder"):
+        _ = Embedder("nano").encoder
 
 
 def test_copies_share_the_model_and_pickles_name_it(encoder, tiny_folder):

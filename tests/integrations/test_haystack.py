@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.integrations.ranked import MODEL, SETTINGS, assert_found, assert_waits_elsewhere, encoder, needs, world
+from tests.integrations.ranked import assert_found, assert_waits_elsewhere, encoder, needs, of_model, world
 
 needs("haystack")
 from haystack import Document, Pipeline
@@ -25,7 +25,7 @@ def store():
 
 def pipeline_over(store):
     pipeline = Pipeline()
-    pipeline.add_component("query", SearchR3TextEmbedder(MODEL, **SETTINGS))
+    pipeline.add_component("query", of_model(SearchR3TextEmbedder))
     pipeline.add_component("search", InMemoryEmbeddingRetriever(store, top_k=10))
     pipeline.connect("query.embedding", "search.query_embedding")
     return pipeline

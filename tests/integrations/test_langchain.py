@@ -4,16 +4,7 @@ import json
 
 import pytest
 
-from tests.integrations.ranked import (
-    MODEL,
-    SETTINGS,
-    assert_found,
-    assert_waits_elsewhere,
-    encoder,
-    exact,
-    needs,
-    world,
-)
+from tests.integrations.ranked import assert_found, assert_waits_elsewhere, encoder, exact, needs, of_model, world
 
 needs("langchain_core")
 from langchain_core.documents import Document
@@ -25,7 +16,7 @@ from search_r3_mteb.integrations.langchain import SearchR3Embeddings
 
 @pytest.fixture(scope="module")
 def embeddings():
-    return SearchR3Embeddings(MODEL, **SETTINGS)
+    return of_model(SearchR3Embeddings)
 
 
 def documents_of(corpus):

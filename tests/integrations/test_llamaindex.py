@@ -6,16 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from tests.integrations.ranked import (
-    MODEL,
-    SETTINGS,
-    assert_found,
-    assert_waits_elsewhere,
-    encoder,
-    exact,
-    needs,
-    world,
-)
+from tests.integrations.ranked import assert_found, assert_waits_elsewhere, encoder, exact, needs, of_model, world
 
 needs("llama_index.core")
 from llama_index.core import VectorStoreIndex
@@ -27,7 +18,7 @@ from search_r3_mteb.integrations.llamaindex import SearchR3Embedding
 
 @pytest.fixture(scope="module")
 def embedding():
-    return SearchR3Embedding(MODEL, **SETTINGS)
+    return of_model(SearchR3Embedding)
 
 
 def test_the_in_memory_store_finds_what_exact_search_finds(embedding):

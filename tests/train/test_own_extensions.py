@@ -111,6 +111,19 @@ def test_an_own_policy_refreshes_and_one_that_chooses_nothing_is_warned_of(tmp_p
     assert [event["name"] for event in events(idle, "extension")] == ["idle"]
 
 
+def test_a_reward_and_a_policy_of_one_name_are_both_watched():
+    from train.stage2.environment import OwnEffects
+
+    REFRESH_POLICIES.register("constant")(lambda corpus, counts, budget, settings: np.zeros(0, np.int64))
+    try:
+        for spread, documents, said in ((0.0, 3, ["reward"]), (0.5, 0, ["refresh policy"]), (0.5, 3, [])):
+            effects = OwnEffects(("constant",), "constant", 1)
+            texts = effects.warnings(1, {"reward_constant_spread": spread, "documents_encoded": documents})
+            assert [text.partition("the ")[2].partition(" 'constant'")[0] for text in texts] == said
+    finally:
+        del REFRESH_POLICIES._registered["constant"]
+
+
 @pytest.mark.slow
 def test_a_resumed_run_says_what_an_uninterrupted_one_says(tmp_path, model, monkeypatch):
     settings = ["optimization.steps=2", "reward.own.brief.weight=1", "corpus_cache.policy=positives", *FORCED]

@@ -69,21 +69,23 @@ class OwnEffects:
     def warnings(self, step: int, numbers: Mapping[str, float]) -> list[str]:
         """After the numbers of a step: what has had no effect in any of the first steps. A resumed run says nothing."""
         self._seen += 1
-        watched = {name: f"reward_{name}_spread" for name in self.rewards}
-        watched |= {self.policy: "documents_encoded"} if self.policy is not None else {}
-        for name, number in watched.items():
-            self._largest[name] = max(self._largest.get(name, 0.0), numbers[number])
+        spreads = {name: f"reward_{name}_spread" for name in self.rewards}
+        for number in (*spreads.values(), "documents_encoded"):
+            self._largest[number] = max(self._largest.get(number, 0.0), numbers[number])
         if not self._seen == step == self.steps:
             return []
-        return [
+        found = [
             f"the {REWARDS.find(name)} has given every rollout of a query the same value in all of {step} steps: it "
             "changed no advantage, and the policy learns as it would without it"
-            if name in self.rewards
-            else f"the {REFRESH_POLICIES.find(name)} has chosen no document in all of {step} steps: the run is as it "
-            'would be with policy = "none"'
-            for name, largest in self._largest.items()
-            if largest <= 1e-9
+            for name, number in spreads.items()
+            if self._largest[number] <= 1e-9
         ]
+        if self.policy is not None and not self._largest["documents_encoded"]:
+            found.append(
+                f"the {REFRESH_POLICIES.find(self.policy)} has chosen no document in all of {step} steps: the run is "
+                'as it would be with policy = "none"'
+            )
+        return found
 
 
 @dataclass

@@ -75,7 +75,7 @@ def _delimiter(first: str, named: str, columns: Columns, kind: Kind) -> str:
 
 def _is_header(cells: Sequence[str], columns: Columns, kind: Kind, place: str) -> bool:
     wanted = [name for name in (columns.id, columns.title, columns.text) if name]
-    if wanted and all(name.isdigit() for name in wanted):
+    if wanted and all(name.isdecimal() for name in wanted):
         number = int(columns.text or 0)
         found = sum(map(usual, cells)) > 1 or (0 < number <= len(cells) and usual(cells[number - 1]))
         if found:

@@ -212,6 +212,18 @@ def test_a_header_is_no_document_though_columns_are_given_by_number(tmp_path, ca
     assert "the first row, 'id', 'text', is a header and is left out" in caplog.text
 
 
+def test_a_number_counts_all_columns_of_a_header(tmp_path):
+    """Regression: behind the text's column, `--id 2` was the third one, and `--id 3` none."""
+    path = write(tmp_path, "text,sku,id\na,s1,1\nb,s2,2\n", "d.csv")
+    assert [each.id for each in read(path, text="1", id="2")] == ["s1", "s2"]
+    assert [each.id for each in read(path, text="1", id="3")] == ["1", "2"]
+    refused(path, r"there is no column '0' \(--id\); .* Columns are counted from 1", text="1", id="0")
+    refused(path, "there is no column '²'", text="²")
+    refused(path, "--id 1 is the column 'text', which is read as another part already", text="text", id="1")
+    path = write(tmp_path, "id,text,text\n1,a,b\n", "d.csv")
+    refused(path, "there are 2 columns 'text'", text="3")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.explain import read_documents
+from search_r3_mteb.extensions import TASKS
 from search_r3_mteb.files import Columns, Document, Query, iter_documents, iter_queries
 
 ROWS = [{"_id": "a", "title": "x", "text": "alpha"}, {"_id": 7, "text": "beta"}]
@@ -181,6 +182,14 @@ IN_TABLE = [Document("1", "T", 'a, b\nc "q"'), Document("2", "", "x")]
 def test_tables_are_read_with_quotes_and_line_breaks_in_cells(tmp_path, name, text):
     path = write(tmp_path, gzip.compress(text.encode()) if name.endswith("gz") else text, name)
     assert read(path) == IN_TABLE
+
+
+def test_blank_rows_are_left_out_aloud(tmp_path, caplog):
+    assert [each.id for each in read(write(tmp_path, "id,text\n1,a\n\n , \n2,b\n", "d.csv"))] == ["1", "2"]
+    assert "d.csv: 2 blank rows left out, the first in line 3" in caplog.text
+    caplog.clear()
+    read(write(tmp_path, "id,text\n1,a\n", "d.csv"))
+    assert "blank" not in caplog.text
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -392,5 +401,11 @@ def test_a_corpus_that_is_also_a_task_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"hopworld is both a task and a file or folder here\. Write \./hopworld"):
         read_documents("hopworld")
     assert read_documents("./hopworld") == [("1", "alpha")]
+    monkeypatch.setitem(TASKS._registered, "faq", None)
+    (tmp_path / "faq").write_text("alpha\n")
+    with pytest.raises(ValueError, match="faq is both a task and a file"):
+        read_documents("faq")
     (tmp_path / "hopworld").unlink()
+    with pytest.raises(ValueError, match="hopworld is a task, whose documents have no columns to name"):
+        read_documents("hopworld", Columns(id="sku"))
     assert len(read_documents("hopworld:500")) == 500

@@ -27,7 +27,7 @@ JUDGED = [Judgement("q1", "b", 2), Judgement("q2", "a", 1), Judgement("q2", "c",
 
 @pytest.fixture
 def files(tmp_path):
-    for name, text in (("shop.csv", CORPUS), ("q.tsv", QUERIES), ("j.csv", QRELS)):
+    for name, text in (("shop.csv", CORPUS), ("one.csv", "id,text\na,b\n"), ("q.tsv", QUERIES), ("j.csv", QRELS)):
         (tmp_path / name).write_text(text)
     return tmp_path
 
@@ -39,6 +39,10 @@ def test_documents_alone_are_a_folder_of_one_file(files, call):
     )
     assert code == 0
     assert "3 documents, 0 queries" in out
+    code, out, _ = call("-q", "convert", files / "one.csv", "--output", files / "quiet")
+    assert (code, out) == (0, "")
+    _, out, _ = call("convert", files / "one.csv", "--output", files / "one")
+    assert "1 document, 0 queries" in out
     assert [path.name for path in (files / "beir").rglob("*")] == ["corpus.jsonl"]
     # A document without text stays where it has a title or an id: a judgement may name it.
     assert list(read_corpus(files / "beir")) == [

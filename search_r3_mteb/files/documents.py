@@ -222,10 +222,10 @@ def _kept(entries: Iterator[_Entry], place: str, kind: Kind, keep_empty: bool) -
         raise ValueError(f"{place} holds no {several}: nothing can be read from it.")
     if numbered.count:
         logger.info(
-            "%s: %d %s without an id are known by their numbers, the first in %s.",
+            "%s: %d %s without an id, known by number, the first in %s.",
             place,
             numbered.count,
-            several,
+            kind if numbered.count == 1 else several,
             numbered.first,
         )
 

@@ -156,7 +156,7 @@ def test_ids_that_come_twice_are_refused_and_missing_ones_are_numbered_aloud(tmp
     caplog.set_level(logging.INFO)
     path = write(tmp_path, "\n" + LINES + '{"text": ""}\n{"text": "c"}\n', "d.jsonl")
     assert [each.id for each in read(path)] == ["a", "7", "5"]
-    assert "1 documents without an id are known by their numbers, the first in line 5" in caplog.text
+    assert "1 document without an id, known by number, the first in line 5" in caplog.text
     refused(write(tmp_path, LINES + LINES, "d.jsonl"), "line 3: two documents have the id 'a', the first is number 1")
     assert [each.id for each in read(path, id="")] == ["1", "2", "3", "4"]
     path = write(tmp_path, '{"text": "a"}\n{"_id": 1, "text": "b"}\n', "d.jsonl")  # a number is an id like any other

@@ -46,8 +46,6 @@ def convert(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.files import Columns
     from search_r3_mteb.files.convert import convert as write
 
-    if queries is None and (query_id or query_text):
-        raise ValueError("--query-id and --query-text name columns of --queries, and none are given. Leave them out.")
     with progress_lines():
         done = write(
             input,

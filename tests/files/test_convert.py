@@ -210,6 +210,18 @@ def test_a_split_whose_name_has_a_point_keeps_it(tmp_path):
     assert resolve_task(str(tmp_path / "mine")).eval_splits == ["v1.0"]
 
 
+def test_columns_of_a_folders_own_queries_are_named_as_those_of_a_file(tmp_path, call):
+    """Regression: they were refused, as if there were no queries."""
+    tables(tmp_path / "shop")
+    (tmp_path / "shop" / "queries.csv").write_text("nr,wording\nq1,where to sit\nq2,light?\n")
+    given = ("--output", tmp_path / "beir", "--query-id", "nr", "--query-text", "wording")
+    assert call("convert", tmp_path / "shop", *given)[0] == 0
+    assert list(read_queries(tmp_path / "beir")) == [Query("q1", "where to sit"), Query("q2", "light?")]
+    code, _, err = call("convert", tmp_path / "shop" / "corpus.csv", *given)
+    assert code == 2
+    assert "--query-id and --query-text name columns of --queries, and none are given" in err
+
+
 def test_two_files_of_judgements_of_one_split_are_refused(tmp_path):
     tables(tmp_path / "shop")
     (tmp_path / "shop" / "qrels.tsv").write_text(QRELS.replace(",", "\t"))

@@ -44,10 +44,15 @@ class NoRoomError(OSError):
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """In the block an error of the disk names `path`, also where what was written has a hidden name beside it."""
+    """In the block an error of the disk names `path`, also where what was written has a hidden name beside it.
+
+    A place of the system's own (/proc), which says of what it will not hold that it is not there, denies permission.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENOENT and _not_made(error.filename, path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from error
         if error.errno in _ADVICE or error.errno in _PLACES:
             _name(error, path)
         raise
@@ -86,6 +91,15 @@ def explained(error: BaseException) -> str | None:
         f"{subject}: {_ADVICE[number]} ({room}). {advice}, and start the same command again. Nothing that was complete "
         "before has been changed, and what is half-written is not used."
     )
+
+
+def _not_made(given: object, path: Path) -> bool:
+    """Whether what could not be made is a folder above `path`, or a hidden name beside it, in one that is there."""
+    if not isinstance(given, str | os.PathLike):
+        return False
+    place = Path(given)
+    ours = place in path.parents or (place.parent == path.parent and place.name.startswith(f".{path.name}."))
+    return ours and place.parent.is_dir()
 
 
 def _name(error: OSError, path: Path) -> None:

@@ -67,6 +67,10 @@ class EmbedPlan:
                 f"--calibration {self.calibration} is for int8 and uint8, whose ranges it gives, and would change "
                 f"nothing in {self.precision}. Leave it out."
             )
+        if self.dim is not None and settings.get("truncate_dim") is not None:
+            raise ValueError(
+                f"--dim {self.dim} and truncate_dim={settings['truncate_dim']} say the same twice. Leave one out."
+            )
         check_output(self.output, self.source)
         if self.calibration is not None and not self.calibration.is_file():
             raise FileNotFoundError(f"--calibration {self.calibration}: there is no such file.")

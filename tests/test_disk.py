@@ -183,3 +183,18 @@ def test_a_training_says_it_and_ends_with_2(full, capsys):
     assert f"sft.py: {place}" in errors
     assert "could not be written" in errors
     assert not list((run / "checkpoints").glob("*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux has /proc, which holds no files of others")
+@pytest.mark.parametrize("place", ["/proc/none", "/proc/none/deep"])
+def test_a_place_that_takes_no_files_is_one_without_permission(place):
+    """Regression: such a place says that what is to be made is not there, by its hidden name."""
+    for write in (lambda: write_text(Path(place), "a"), lambda: replaced_folder(Path(place)).__enter__()):
+        with pytest.raises(PermissionError) as caught:
+            write()
+        assert f"{place} could not be written or read: permission was denied" in explained(caught.value)
+
+
+def test_an_input_that_is_not_there_is_no_matter_of_permissions(tmp_path):
+    with pytest.raises(FileNotFoundError), naming(tmp_path / "output"):
+        (tmp_path / "input").read_text()

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from search_r3_mteb.cli.options import IdColumnOption, NoQuotesOption, TextColumnOption, TitleColumnOption, app
-from search_r3_mteb.cli.shared import console_here, progress_lines
+from search_r3_mteb.cli.shared import console_here, counted, progress_lines, said
 
 
 @app.command()
@@ -47,8 +46,6 @@ def convert(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.files import Columns
     from search_r3_mteb.files.convert import convert as write
 
-    if queries is None and (query_id or query_text):
-        raise ValueError("--query-id and --query-text name columns of --queries, and none are given. Leave them out.")
     with progress_lines():
         done = write(
             input,
@@ -60,8 +57,9 @@ def convert(  # noqa: PLR0913  an option is a parameter
             split=split,
         )
     console = console_here()
-    console.print(f"Written to {escape(str(output))}: {done.documents:,} documents, {done.queries:,} queries")
+    documents = counted(done.documents, "document", "documents")
+    said(console, f"Written to {output}: {documents}, {counted(done.queries, 'query', 'queries')}")
     for name, count in done.judgements.items():
-        console.print(f"  {count:,} judgements of split {escape(name)}", highlight=False)
+        said(console, f"  {counted(count, 'judgement', 'judgements')} of split {name}")
     if done.judgements:
-        console.print(f"Try it: search-r3 evaluate --model mini --task {escape(str(output))}", soft_wrap=True)
+        said(console, f"Try it: search-r3 evaluate --model mini --task {output}")

@@ -18,7 +18,7 @@ from search_r3_mteb.cli.options import (
     TitleColumnOption,
     app,
 )
-from search_r3_mteb.cli.shared import choice, console_here, print_json, progress_lines, said, settings_of
+from search_r3_mteb.cli.shared import choice, console_here, counted, print_json, progress_lines, said, settings_of
 
 if TYPE_CHECKING:
     from search_r3_mteb.indexing.index import SearchIndex
@@ -110,10 +110,10 @@ def index(  # noqa: PLR0913  an option is a parameter
         if add is not None:
             from search_r3_mteb.files import iter_documents
 
-            console.print(f"{_counted(found.add(iter_documents(add, columns), replace=replace))} added.")
+            console.print(f"{_documents(found.add(iter_documents(add, columns), replace=replace))} added.")
         elif remove or remove_file:
             ids = list(remove or ()) or _lines(str(remove_file))
-            console.print(f"{_counted(found.remove(ids, missing_ok=missing_ok))} removed.")
+            console.print(f"{_documents(found.remove(ids, missing_ok=missing_ok))} removed.")
         elif compact:
             found.compact()
     console.print(*_described(found), sep="\n", soft_wrap=True)
@@ -187,8 +187,8 @@ def _open(corpus: str, model: str | None, settings: dict[str, Any], changed: boo
     return SearchIndex.open(corpus, model, verify=False, **settings)
 
 
-def _counted(documents: int) -> str:
-    return f"{documents:,} document{'' if documents == 1 else 's'}"
+def _documents(number: int) -> str:
+    return counted(number, "document", "documents")
 
 
 def _described(found: "SearchIndex") -> list[str]:
@@ -196,7 +196,7 @@ def _described(found: "SearchIndex") -> list[str]:
     rows = [f"{'documents':>12}  {len(found):,}", f"{'model':>12}  {escape(str(found.model['name']))}"]
     for part in found.parts():
         removed = f", {part['removed']:,} of them removed" if part["removed"] else ""
-        rows.append(f"{part['kind']:>12}  {_counted(part['rows'])} in {part['name']}{removed}")
+        rows.append(f"{part['kind']:>12}  {_documents(part['rows'])} in {part['name']}{removed}")
     return rows
 
 

@@ -83,6 +83,11 @@ def console_here() -> SafeConsole:
     return console if console.is_terminal else SafeConsole(width=_LOG_WIDTH, soft_wrap=False)
 
 
+def counted(number: int, one: str, several: str) -> str:
+    """A number with its noun: "1 document", "2,000 documents"."""
+    return f"{number:,} {one if number == 1 else several}"
+
+
 def arguments_given() -> list[str]:
     """What stands behind the program's name."""
     return sys.argv[1:]

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.readiness import load_task
 from search_r3_mteb.evaluation.tasks import FORMS, LOCAL_TASKS, is_local, resolve_task
+from search_r3_mteb.extensions import TASKS
 from search_r3_mteb.files import READABLE, STANDARD_INPUT, Columns, iter_documents
 from search_r3_mteb.indexing.results import Hit
 
@@ -95,10 +96,11 @@ def side_by_side(explanation: Explanation) -> "Table":
 def read_documents(corpus: str | Path, columns: Columns | None = None) -> list[tuple[str, str]]:
     """(id, text) of the documents of whatever `files` reads, or of a task; the text begins with the title.
 
-    Raises FileNotFoundError and ValueError, also for a name that means both a task and what is here.
+    Raises FileNotFoundError and ValueError, also for a name that means both a task and what is here, and for `columns`
+    of a task, which has its own.
     """
     path = Path(corpus)
-    if isinstance(corpus, str) and corpus in LOCAL_TASKS and path.exists():
+    if isinstance(corpus, str) and corpus in (*LOCAL_TASKS, *TASKS.names()) and path.exists():
         raise ValueError(
             f"--corpus {corpus} is both a task and a file or folder here. Write ./{corpus} for what is here; for the "
             "task, work in another folder."
@@ -107,6 +109,8 @@ def read_documents(corpus: str | Path, columns: Columns | None = None) -> list[t
         return [(each.id, join_title(each.title, each.text)) for each in iter_documents(corpus, columns)]
     if isinstance(corpus, Path) or (not is_local(corpus) and (path.suffix or len(path.parts) > 1)):
         raise FileNotFoundError(f"There is no corpus {corpus}. Give {READABLE}, or a task: {FORMS}.")
+    if columns not in (None, Columns()):
+        raise ValueError(f"{corpus} is a task, whose documents have no columns to name. Leave the options out.")
     task = resolve_task(corpus)
     load_task(task)
     [splits] = task.dataset.values()

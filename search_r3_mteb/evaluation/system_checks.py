@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.evaluation.abstaining import SearchSettings
 from search_r3_mteb.evaluation.recording import Thinker
-from search_r3_mteb.evaluation.systems import SHARED, ModeChoice, ModelKind, ModelSpec, kind_of, split_label
+from search_r3_mteb.evaluation.systems import (
+    SHARED,
+    ModeChoice,
+    ModelKind,
+    ModelSpec,
+    check_sizes,
+    kind_of,
+    split_label,
+)
 from search_r3_mteb.expansion.names import SETTINGS, ExpansionName, parse_name
+from search_r3_mteb.json_files import read_object
 
 if TYPE_CHECKING:
     from search_r3_mteb.evaluation.given_file import GivenFile
@@ -31,9 +40,9 @@ def check_settings(
 ) -> None:
     """Raise FileNotFoundError for a missing model, and ValueError for settings that none of the models would use.
 
-    So are `given` reasonings where nothing reads them, `dims` where no checkpoint has sizes, a mode that a model does
-    not have, and `mode` and `cache_folder` among the settings. TypeError is raised for a setting that is not what it
-    must be, such as the text "false".
+    So are `given` reasonings where nothing reads them, `dims` where no checkpoint has sizes or one has fewer
+    dimensions, a mode that a model does not have, and `mode` and `cache_folder` among the settings. TypeError is raised
+    for a setting that is not what it must be, such as the text "false".
     """
     from search_r3_mteb.encoder.settings import EncoderSettings
 
@@ -50,6 +59,8 @@ def check_settings(
             f"The sizes {sizes} would change nothing: none of the models is a Search-R3 checkpoint, and baselines run "
             "as they were made. Leave them out."
         )
+    for spec in models if dims else ():
+        _check_sizes(spec, dims)
     if dims and settings.get("truncate_dim") is not None:
         raise ValueError(
             f"truncate_dim={settings['truncate_dim']} and the sizes {sizes} say the same twice. Name all of them "
@@ -132,6 +143,24 @@ def _is_checkpoint(spec: ModelSpec) -> bool:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
 
     return isinstance(spec, Checkpoint)
+
+
+def _check_sizes(spec: ModelSpec, dims: Sequence[int]) -> None:
+    """ValueError for a size that is too large, where a folder's config.json says how long its vectors are."""
+    from search_r3_mteb.encoder.checkpoints import resolve
+
+    if not isinstance(spec, str | Path) or _kind(spec) != "search-r3":
+        return  # an encoder's or a checkpoint's weights are loaded: `open_systems` looks at them
+    path = split_label(spec)[1]
+    file = resolve(path) / "config.json"
+    config = read_object(file) if file.is_file() else {}
+    text = config.get("text_config")
+    width = (text if isinstance(text, dict) else config).get("hidden_size")
+    if isinstance(width, int):
+        try:
+            check_sizes(dims, width)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def _reads(spec: ModelSpec, mode: ModeChoice) -> bool:

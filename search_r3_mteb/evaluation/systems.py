@@ -196,11 +196,21 @@ def _search_r3(
         chosen["truncate_dim"] = size
         encoder = SearchR3Encoder(model, revision=revision, **{**chosen, "mode": each})
         model = encoder.checkpoint  # the next ones run on the weights that the first one loaded
+        if size is None:  # before its vectors are computed, which may take hours
+            check_sizes(dims, encoder.dim)
         if margin is not None and each == "reason":
             direct = SearchR3Encoder(model, **{**chosen, "mode": "direct", "max_length": encoder.max_length})
             yield _unsure(AbstainingSearch(encoder, direct, margin), label)
         else:
             yield _system(encoder, label, given if each == "reason" else None)
+
+
+def check_sizes(sizes: Sequence[int], dim: int) -> None:
+    """Raises ValueError for a size that vectors of `dim` dimensions do not have."""
+    from search_r3_mteb.encoder.settings import EncoderSettings
+
+    for size in sizes:
+        EncoderSettings(truncate_dim=size).fit_dim(dim)
 
 
 def _system(encoder: "SearchR3Encoder", label: str | None, given: "GivenFile | None" = None) -> System:

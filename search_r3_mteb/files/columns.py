@@ -62,15 +62,16 @@ def choose(names: Sequence[str], columns: Columns, kind: Kind, place: str) -> Co
     queries = kind == "query"
     if queries and columns.title:
         raise ValueError(f"{place}: queries have no title, so --title {columns.title} has no meaning here.")
-    text = _one(names, columns.text, _QUERY_TEXTS if queries else _TEXTS, "text", place)
+    text = _one(names, names, columns.text, _QUERY_TEXTS if queries else _TEXTS, "text", place)
     if text is None:
         raise ValueError(
             f"{place}: none of the columns {shown(names)} is known to hold the text of a {kind}. Name it: --text NAME "
             "(and --id NAME, --title NAME where there are such)."
         )
     rest = [name for name in names if name != text]
-    title = None if queries else _one(rest, columns.title, _TITLES, "title", place)
-    id_ = _one([name for name in rest if name != title], columns.id, _QUERY_IDS if queries else _IDS, "id", place)
+    title = None if queries else _one(names, rest, columns.title, _TITLES, "title", place)
+    rest = [name for name in rest if name != title]
+    id_ = _one(names, rest, columns.id, _QUERY_IDS if queries else _IDS, "id", place)
     return ColumnNames(id_, title, text)
 
 
@@ -96,12 +97,18 @@ def shown(names: Sequence[str]) -> str:
 
 
 def _one(
-    names: Sequence[str], wanted: str | None, groups: Sequence[Sequence[str]], option: str, place: str
+    names: Sequence[str],
+    free: Sequence[str],
+    wanted: str | None,
+    groups: Sequence[Sequence[str]],
+    option: str,
+    place: str,
 ) -> str | None:
+    """The column that is wanted of all, or one of the free ones by its usual name; None for none."""
     if wanted is not None:
-        return _named(names, wanted, option, place)
+        return _named(names, free, wanted, option, place)
     for group in groups:
-        found = [name for name in names if _plain(name) in group]
+        found = [name for name in free if _plain(name) in group]
         if len({_plain(name) for name in found}) == 1:  # "_id" beside "Id", "text" beside "Text"
             exact = [name for name in (f"_{_plain(found[0])}", _plain(found[0])) if found.count(name) == 1]
             found = exact[:1] or found
@@ -112,18 +119,25 @@ def _one(
     return None
 
 
-def _named(names: Sequence[str], wanted: str, option: str, place: str) -> str | None:
+def _named(names: Sequence[str], free: Sequence[str], wanted: str, option: str, place: str) -> str | None:
     if not wanted:
         if option == "text":
             raise ValueError(f"{place}: --text names no column. Name that of the texts, of {shown(names)}.")
         return None
-    if list(names).count(wanted) > 1:
-        raise ValueError(f"{place}: there are {list(names).count(wanted)} columns {wanted!r}. Rename one of them.")
     if wanted in names:
-        return wanted
-    if wanted.isdigit() and 1 <= int(wanted) <= len(names):
-        return names[int(wanted) - 1]
-    raise ValueError(f"{place}: there is no column {wanted!r} (--{option}); there are {shown(names)}.")
+        found = wanted
+    elif wanted.isdecimal() and 1 <= int(wanted) <= len(names):
+        found = names[int(wanted) - 1]
+    else:
+        counted = " Columns are counted from 1." if wanted.isdecimal() else ""
+        raise ValueError(f"{place}: there is no column {wanted!r} (--{option}); there are {shown(names)}.{counted}")
+    if (count := list(names).count(found)) > 1:
+        raise ValueError(f"{place}: there are {count} columns {found!r}. Rename one of them.")
+    if found not in free:
+        raise ValueError(
+            f"{place}: --{option} {wanted} is the column {found!r}, which is read as another part already."
+        )
+    return found
 
 
 def _plain(name: str) -> str:

@@ -52,8 +52,12 @@ def convert(
             f"Judgements are given ({', '.join(map(str, qrels.values()))}) without the queries that they judge. Name "
             "them: --queries FILE."
         )
+    if queries is None and query_columns is not None and (query_columns.id, query_columns.text) != (None, None):
+        raise ValueError("--query-id and --query-text name columns of --queries, and none are given. Leave them out.")
     if split is not None and judgements is None:
         raise ValueError(f"--split {split} names the split of --judgements, and none are given. Leave it out.")
+    if split is not None and (not split or split != Path(split).name):
+        raise ValueError(f"--split {split!r} is no name: it becomes that of a file, qrels/SPLIT.tsv. Give test or dev.")
     given = [source, *([] if queries is None else [queries]), *qrels.values()]
     if [str(each) for each in given].count(STANDARD_INPUT) > 1:
         raise ValueError("Standard input (-) is named twice, and can be read once. Write one of the two into a file.")

@@ -30,7 +30,7 @@ class Cells(NamedTuple):
 def read_table(
     lines: Iterator[str], place: str, delimiter: str, columns: Columns, kind: Kind
 ) -> tuple[list[str], Iterator[Cells]]:
-    """The names of a table's columns ("1", "2", ... without a header) and its rows, streamed; empty lines are left out.
+    """The names of a table's columns ("1", "2", ... without a header) and its rows, streamed; blank ones are counted.
 
     Raises ValueError, with file and line, for a table whose first row is not known as a header where columns are not
     given by number, for rows of another width, and for quotation marks that do not match.
@@ -75,7 +75,7 @@ def _delimiter(first: str, named: str, columns: Columns, kind: Kind) -> str:
 
 def _is_header(cells: Sequence[str], columns: Columns, kind: Kind, place: str) -> bool:
     wanted = [name for name in (columns.id, columns.title, columns.text) if name]
-    if wanted and all(name.isdigit() for name in wanted):
+    if wanted and all(name.isdecimal() for name in wanted):
         number = int(columns.text or 0)
         found = sum(map(usual, cells)) > 1 or (0 < number <= len(cells) and usual(cells[number - 1]))
         if found:
@@ -90,18 +90,22 @@ def _is_header(cells: Sequence[str], columns: Columns, kind: Kind, place: str) -
 
 
 def _rows(reader: Iterator[list[str]], place: str, skipped: int, delimiter: str) -> Iterator[Cells]:
-    before = 0
+    before, blank, first = 0, 0, 0
     try:
         for cells in reader:
             begin, before = skipped + before + 1, reader.line_num  # type: ignore[attr-defined]
             if any(cell.strip() for cell in cells):
                 _check_quotes(cells, f"{place}, line {begin}", delimiter)
                 yield Cells(0, begin, cells)
+            else:
+                blank, first = blank + 1, first or begin
     except csv.Error as error:
         raise ValueError(
             f"{place}, line {skipped + before + 1}: not a row of cells ({error}). A quotation mark within a quoted "
             "cell is doubled; where quotation marks are text like any other, say --no-quotes."
         ) from error
+    if blank:
+        logger.warning("%s: %d blank rows left out, the first in line %d.", place, blank, first)
 
 
 def _check_quotes(cells: Sequence[str], place: str, delimiter: str) -> None:

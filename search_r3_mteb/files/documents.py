@@ -11,18 +11,15 @@ from search_r3_mteb.file_kinds import check_lines
 from search_r3_mteb.files.columns import ColumnNames, Columns, Kind, choose, logger, usual
 from search_r3_mteb.files.delimited import read_table
 from search_r3_mteb.files.opening import (
-    JSON_ENDINGS,
-    PARQUET,
+    RECORD_ENDINGS,
     STANDARD_INPUT,
-    TABLES,
     check_source,
     ending_of,
     format_of,
-    json_lines,
-    json_records,
     lines_of,
     name_of,
     opened,
+    records_of,
 )
 from search_r3_mteb.files.parquet import read_parquet
 from search_r3_mteb.json_files import kind as json_kind
@@ -79,9 +76,7 @@ def file_in(folder: Path, kind: Kind) -> Path:
     Raises FileNotFoundError where there is none, ValueError where there are several.
     """
     stem = _FILES[kind]
-    endings = (*JSON_ENDINGS, *TABLES, PARQUET)
-    found = [path for path in sorted(folder.glob(f"{stem}.*")) if ending_of(path) in endings and path.is_file()]
-    found = [path for path in found if path.name.partition(".")[0] == stem]
+    found = [path for path in sorted(folder.glob(f"{stem}.*")) if ending_of(path) in RECORD_ENDINGS and path.is_file()]
     if not found:
         raise FileNotFoundError(
             f"BEIR folder {str(folder)!r}: neither {stem}.jsonl nor {stem}.jsonl.gz is there, nor {stem} in .csv, "
@@ -106,15 +101,12 @@ def _entries(source: str | Path, columns: Columns, kind: Kind) -> Iterator[_Entr
         format_, delimiter = format_of(source, stream)
         if format_ == "lines":
             yield from _lines(lines_of(stream, place), place, columns)
-        elif format_ == "json":
-            text = "".join(lines_of(stream, place))
-            yield from _json(json_records(place, text, ".json"), place, columns, kind)
-        elif format_ == "json lines":
-            yield from _json(json_lines(place, lines_of(stream, place)), place, columns, kind)
         elif format_ == "table":
             yield from _table(lines_of(stream, place), place, delimiter, columns, kind)
-        else:
+        elif format_ == "parquet":
             yield from _parquet(source, stream, columns, kind)
+        else:
+            yield from _json(records_of(stream, place, format_), place, columns, kind)
 
 
 def _lines(lines: Iterator[str], place: str, columns: Columns) -> Iterator[_Entry]:
@@ -230,10 +222,10 @@ def _kept(entries: Iterator[_Entry], place: str, kind: Kind, keep_empty: bool) -
         raise ValueError(f"{place} holds no {several}: nothing can be read from it.")
     if numbered.count:
         logger.info(
-            "%s: %d %s without an id are known by their numbers, the first in %s.",
+            "%s: %d %s without an id, known by number, the first in %s.",
             place,
             numbered.count,
-            several,
+            kind if numbered.count == 1 else several,
             numbered.first,
         )
 

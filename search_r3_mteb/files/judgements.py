@@ -9,17 +9,14 @@ from typing import Any
 from search_r3_mteb.files.columns import logger, shown
 from search_r3_mteb.files.opening import (
     DELIMITERS,
-    JSON_ENDINGS,
-    PARQUET,
-    TABLES,
+    RECORD_ENDINGS,
     check_source,
     ending_of,
     format_of,
-    json_lines,
-    json_records,
     lines_of,
     name_of,
     opened,
+    records_of,
 )
 from search_r3_mteb.files.parquet import read_parquet
 from search_r3_mteb.json_files import kind as json_kind
@@ -36,11 +33,10 @@ def judgement_files(folder: Path) -> dict[str, Path]:
     Raises ValueError for several of one split.
     """
     found: dict[str, Path] = {}
-    endings = (*JSON_ENDINGS, *TABLES, PARQUET)
     places = [(_split(path), path) for path in sorted((folder / "qrels").glob("*"))]
     places += [(_TEST, path) for stem in _STEMS for path in sorted(folder.glob(f"{stem}.*"))]
     for split, path in places:
-        if ending_of(path) not in endings or not path.is_file():
+        if ending_of(path) not in RECORD_ENDINGS or not path.is_file():
             continue
         if split in found:
             raise ValueError(f"{folder} holds both {found[split].name} and {path.name}, each for the split {split!r}.")
@@ -92,9 +88,7 @@ def _records(source: str | Path, place: str) -> Iterator[tuple[str, Mapping[str,
     with opened(source) as stream:
         format_, delimiter = format_of(source, stream)
         if format_ in ("json", "json lines"):
-            lines = lines_of(stream, place)
-            records = json_records(place, "".join(lines), ".json") if format_ == "json" else json_lines(place, lines)
-            for what, number, record in records:
+            for what, number, record in records_of(stream, place, format_):
                 if not isinstance(record, dict):
                     raise ValueError(f"{place}, {what} {number}: a JSON object is needed, got {json_kind(record)}.")
                 yield f"{what} {number}", record

@@ -30,6 +30,7 @@ JSON_ENDINGS = (*JSON_LINES, _JSON)
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 PARQUET = ".parquet"
+RECORD_ENDINGS = (*JSON_ENDINGS, *TABLES, PARQUET)  # of files in which a record has named parts
 _FOREIGN = (
     ".feather",
     ".arrow",
@@ -170,6 +171,12 @@ def content(path: Path) -> str:
     """A file's text, unpacked. Raises FileNotFoundError, and ValueError for what is no text or a damaged .gz."""
     with opened(path) as stream:
         return decode(stream.read(), path)
+
+
+def records_of(stream: BinaryIO, place: str, format_: Format) -> Iterator[tuple[str, int, Any]]:
+    """`json_records` of an opened source of format "json" or "json lines"; the latter is streamed."""
+    lines = lines_of(stream, place)
+    return json_records(place, "".join(lines), _JSON) if format_ == "json" else json_lines(place, lines)
 
 
 def json_records(source: Path | str, text: str, ending: str) -> Iterator[tuple[str, int, Any]]:

@@ -4,7 +4,8 @@
     vectors.parquet   id, vector, reasoning (null where nothing was reasoned)
     vectors.jsonl     {"id", "vector", "reasoning"}, one per line
 
-For int8 and uint8 the ranges that were used are beside it, too: vectors.ranges.npy (2, dim).
+For int8 and uint8 the ranges that were used are beside it, too: vectors.ranges.npy (2, dim), and for the others
+vectors.parquet.ranges.npy and vectors.jsonl.ranges.npy.
 """
 
 import json
@@ -45,8 +46,8 @@ def ids_file(output: Path) -> Path:
 
 
 def ranges_file(output: Path) -> Path:
-    """Where the ranges of int8 and uint8 are."""
-    return output.with_name(output.name.removesuffix(output.suffix) + RANGES_ENDING)
+    """Where the ranges of int8 and uint8 are: of one output alone, whatever lies beside it."""
+    return output.with_name(output.name.removesuffix(NPY) + RANGES_ENDING)
 
 
 def check_output(output: Path, source: str | Path) -> None:
@@ -60,7 +61,7 @@ def check_output(output: Path, source: str | Path) -> None:
     if output.suffix.lower() == PARQUET:
         library(f"--output {output}")
     beside = [ids_file(output)] if output.suffix.lower() == NPY else []
-    for path in (output, *beside):
+    for path in (output, *beside, ranges_file(output)):
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             raise ValueError(
                 f"--output {path} is {'a folder' if path.is_dir() else 'not an ordinary file'}. Name a file."
@@ -96,7 +97,7 @@ class _Npy:
 
     def write(self, ids: Sequence[str], vectors: NDArray[np.generic], reasonings: ReasoningColumn) -> None:
         for id_ in ids:
-            if len(id_.splitlines()) != 1:
+            if id_.splitlines() != [id_]:
                 raise ValueError(
                     f"The id {id_!r} holds a line break, and the ids of a .npy are written one per line. Write "
                     ".parquet or .jsonl, or number the rows: --id ''."

@@ -65,6 +65,14 @@ def test_sizes_that_would_change_nothing_are_refused(checkpoint, little, tmp_pat
         list(open_systems(encoder, "direct", {}, tmp_path / "store", dims=[3]))
 
 
+def test_a_size_that_one_model_does_not_have_is_refused_before_any_is_scored(checkpoint, tiny_folder, little, tmp_path):
+    """Regression: 33 was found too large only behind the scores of 3, and of the models before."""
+    for models in ([checkpoint], ["nano", str(tiny_folder)]):
+        with pytest.raises(ValueError, match="truncate_dim=33 must be from 1 to 32"):
+            evaluate(models, [f"beir:{little}"], "direct", tmp_path / "out", dims=[3, 33])
+        assert not list((tmp_path / "out").glob("summary.json"))
+
+
 @pytest.mark.parametrize("text", ["", "64,", "0", "64,64", "half", "-3"])
 def test_the_option_is_numbers(call, little, tmp_path, text):
     code, _, said = call("evaluate", "--model", "nano", "--task", little, "--output", tmp_path / "out", f"--dim={text}")

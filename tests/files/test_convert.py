@@ -27,7 +27,7 @@ JUDGED = [Judgement("q1", "b", 2), Judgement("q2", "a", 1), Judgement("q2", "c",
 
 @pytest.fixture
 def files(tmp_path):
-    for name, text in (("shop.csv", CORPUS), ("q.tsv", QUERIES), ("j.csv", QRELS)):
+    for name, text in (("shop.csv", CORPUS), ("one.csv", "id,text\na,b\n"), ("q.tsv", QUERIES), ("j.csv", QRELS)):
         (tmp_path / name).write_text(text)
     return tmp_path
 
@@ -39,6 +39,10 @@ def test_documents_alone_are_a_folder_of_one_file(files, call):
     )
     assert code == 0
     assert "3 documents, 0 queries" in out
+    code, out, _ = call("-q", "convert", files / "one.csv", "--output", files / "quiet")
+    assert (code, out) == (0, "")
+    _, out, _ = call("convert", files / "one.csv", "--output", files / "one")
+    assert "1 document, 0 queries" in out
     assert [path.name for path in (files / "beir").rglob("*")] == ["corpus.jsonl"]
     # A document without text stays where it has a title or an id: a judgement may name it.
     assert list(read_corpus(files / "beir")) == [
@@ -86,6 +90,8 @@ def test_queries_and_judgements_come_along(files, call):
     [
         ({"judgements": "j.csv"}, "without the queries that they judge"),
         ({"split": "dev"}, "--split dev names the split of --judgements"),
+        ({"queries": "q.tsv", "judgements": "j.csv", "split": "../corpus"}, "--split '../corpus' is no name"),
+        ({"queries": "q.tsv", "judgements": "j.csv", "split": ""}, "--split '' is no name"),
         ({"queries": "-", "judgements": "-"}, "Standard input .-. is named twice"),
         ({"queries": "none.csv"}, "There is no file"),
     ],
@@ -202,6 +208,18 @@ def test_a_split_whose_name_has_a_point_keeps_it(tmp_path):
     assert set(judgement_files(tmp_path / "mine")) == {"v1.0"}
     assert not has_tables(tmp_path / "mine")
     assert resolve_task(str(tmp_path / "mine")).eval_splits == ["v1.0"]
+
+
+def test_columns_of_a_folders_own_queries_are_named_as_those_of_a_file(tmp_path, call):
+    """Regression: they were refused, as if there were no queries."""
+    tables(tmp_path / "shop")
+    (tmp_path / "shop" / "queries.csv").write_text("nr,wording\nq1,where to sit\nq2,light?\n")
+    given = ("--output", tmp_path / "beir", "--query-id", "nr", "--query-text", "wording")
+    assert call("convert", tmp_path / "shop", *given)[0] == 0
+    assert list(read_queries(tmp_path / "beir")) == [Query("q1", "where to sit"), Query("q2", "light?")]
+    code, _, err = call("convert", tmp_path / "shop" / "corpus.csv", *given)
+    assert code == 2
+    assert "--query-id and --query-text name columns of --queries, and none are given" in err
 
 
 def test_two_files_of_judgements_of_one_split_are_refused(tmp_path):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.explain import read_documents
+from search_r3_mteb.extensions import TASKS
 from search_r3_mteb.files import Columns, Document, Query, iter_documents, iter_queries
 
 ROWS = [{"_id": "a", "title": "x", "text": "alpha"}, {"_id": 7, "text": "beta"}]
@@ -155,7 +156,7 @@ def test_ids_that_come_twice_are_refused_and_missing_ones_are_numbered_aloud(tmp
     caplog.set_level(logging.INFO)
     path = write(tmp_path, "\n" + LINES + '{"text": ""}\n{"text": "c"}\n', "d.jsonl")
     assert [each.id for each in read(path)] == ["a", "7", "5"]
-    assert "1 documents without an id are known by their numbers, the first in line 5" in caplog.text
+    assert "1 document without an id, known by number, the first in line 5" in caplog.text
     refused(write(tmp_path, LINES + LINES, "d.jsonl"), "line 3: two documents have the id 'a', the first is number 1")
     assert [each.id for each in read(path, id="")] == ["1", "2", "3", "4"]
     path = write(tmp_path, '{"text": "a"}\n{"_id": 1, "text": "b"}\n', "d.jsonl")  # a number is an id like any other
@@ -181,6 +182,14 @@ IN_TABLE = [Document("1", "T", 'a, b\nc "q"'), Document("2", "", "x")]
 def test_tables_are_read_with_quotes_and_line_breaks_in_cells(tmp_path, name, text):
     path = write(tmp_path, gzip.compress(text.encode()) if name.endswith("gz") else text, name)
     assert read(path) == IN_TABLE
+
+
+def test_blank_rows_are_left_out_aloud(tmp_path, caplog):
+    assert [each.id for each in read(write(tmp_path, "id,text\n1,a\n\n , \n2,b\n", "d.csv"))] == ["1", "2"]
+    assert "d.csv: 2 blank rows left out, the first in line 3" in caplog.text
+    caplog.clear()
+    read(write(tmp_path, "id,text\n1,a\n", "d.csv"))
+    assert "blank" not in caplog.text
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -210,6 +219,18 @@ def test_a_header_is_no_document_though_columns_are_given_by_number(tmp_path, ca
     caplog.set_level(logging.INFO)
     assert read(write(tmp_path, "id,text\n1,a\n", "d.csv"), id="1", text="2") == [Document("1", "", "a")]
     assert "the first row, 'id', 'text', is a header and is left out" in caplog.text
+
+
+def test_a_number_counts_all_columns_of_a_header(tmp_path):
+    """Regression: behind the text's column, `--id 2` was the third one, and `--id 3` none."""
+    path = write(tmp_path, "text,sku,id\na,s1,1\nb,s2,2\n", "d.csv")
+    assert [each.id for each in read(path, text="1", id="2")] == ["s1", "s2"]
+    assert [each.id for each in read(path, text="1", id="3")] == ["1", "2"]
+    refused(path, r"there is no column '0' \(--id\); .* Columns are counted from 1", text="1", id="0")
+    refused(path, "there is no column '²'", text="²")
+    refused(path, "--id 1 is the column 'text', which is read as another part already", text="text", id="1")
+    path = write(tmp_path, "id,text,text\n1,a,b\n", "d.csv")
+    refused(path, "there are 2 columns 'text'", text="3")
 
 
 @pytest.mark.parametrize(
@@ -380,5 +401,11 @@ def test_a_corpus_that_is_also_a_task_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"hopworld is both a task and a file or folder here\. Write \./hopworld"):
         read_documents("hopworld")
     assert read_documents("./hopworld") == [("1", "alpha")]
+    monkeypatch.setitem(TASKS._registered, "faq", None)
+    (tmp_path / "faq").write_text("alpha\n")
+    with pytest.raises(ValueError, match="faq is both a task and a file"):
+        read_documents("faq")
     (tmp_path / "hopworld").unlink()
+    with pytest.raises(ValueError, match="hopworld is a task, whose documents have no columns to name"):
+        read_documents("hopworld", Columns(id="sku"))
     assert len(read_documents("hopworld:500")) == 500

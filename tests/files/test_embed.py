@@ -193,6 +193,8 @@ def test_dim_is_the_first_dimensions_of_unit_length(call, tiny_folder, tmp_path,
     np.testing.assert_allclose(np.load(output), first / np.linalg.norm(first, axis=1, keepdims=True), atol=1e-3)
     embed(tiny_folder, table, tmp_path / "b.npy", dim=12, precision="ubinary")
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), np.packbits(first > 0, axis=1))
+    with pytest.raises(ValueError, match="--dim 12 and truncate_dim=8 say the same twice"):
+        embed_file(str(tiny_folder), EmbedPlan(table, tmp_path / "b.npy", dim=12), {"truncate_dim": 8})
     with pytest.raises(ValueError, match="truncate_dim=33 must be from 1 to 32"):
         embed(tiny_folder, table, tmp_path / "b.npy", dim=33)
 
@@ -208,11 +210,13 @@ def test_outputs_that_cannot_be_written_are_found_before_the_model(tmp_path, tab
     os.mkfifo(tmp_path / "pipe.npy")
     (tmp_path / "b.npy").write_text("old")
     (tmp_path / "b.ids.txt").mkdir()
+    (tmp_path / "c.ranges.npy").mkdir()
     for output, message in (
         (folder, "is a folder"),
         (tmp_path / "file" / "v.npy", "file"),
         (tmp_path / "pipe.npy", "not an ordinary file"),
         (tmp_path / "b.npy", r"b\.ids\.txt is a folder"),
+        (tmp_path / "c.npy", r"c\.ranges\.npy is a folder"),
         (tmp_path / "v.csv", r"must end in \.npy, \.parquet or \.jsonl"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
@@ -243,9 +247,21 @@ def test_an_error_in_the_middle_leaves_what_was_there(tiny_folder, tmp_path, tab
     assert not (tmp_path / "v.ranges.npy").exists()
 
 
-def test_an_id_with_a_line_break_has_no_place_in_a_list_of_ids(tiny_folder, tmp_path):
+def test_ranges_are_those_of_one_output(tiny_folder, tmp_path, table):
+    """Regression: vectors of the same name and another format removed the ranges of a .npy, or put theirs there."""
+    embed(tiny_folder, table, tmp_path / "v.npy", precision="int8")
+    before = (tmp_path / "v.ranges.npy").read_bytes()
+    embed(tiny_folder, table, tmp_path / "v.jsonl")
+    embed(tiny_folder, table, tmp_path / "v.jsonl", precision="uint8", dim=3)
+    assert (tmp_path / "v.ranges.npy").read_bytes() == before
+    assert np.load(tmp_path / "v.jsonl.ranges.npy").shape == (2, 3)
+
+
+@pytest.mark.parametrize("id_", ["a\\nb", "a\\n", "\\n", "a\\u2028"])
+def test_an_id_with_a_line_break_has_no_place_in_a_list_of_ids(tiny_folder, tmp_path, id_):
+    """Regression: one at an id's end was written, so that all later ids were those of other rows."""
     source = tmp_path / "s.jsonl"
-    source.write_text('{"id": "a\\nb", "text": "c"}\n')
+    source.write_text(f'{{"id": "{id_}", "text": "c"}}\n')
     with pytest.raises(ValueError, match="holds a line break"):
         embed(tiny_folder, source, tmp_path / "v.npy")
     embed(tiny_folder, source, tmp_path / "v.jsonl")

@@ -2,27 +2,78 @@
 
 The threads of OpenMP, which torch computes with, spin while they wait. Where another program has one of the cores, all
 of them spin until the one that was put aside comes back, at every small operation: two threads on two cores can then be
-many times slower than one. Threads that sleep while they wait are not; `results/speed/threads.py` measures it.
+many times slower than one. Threads that sleep at once are not, but waking them costs more than the small operations of
+a small model. So ours spin briefly, and long encoding measures with how many it is fastest. `results/speed/threads.py`
+measures all of it.
 """
 
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
 WAIT_POLICY = "OMP_WAIT_POLICY"
+COUNT = "OMP_NUM_THREADS"
+SPINS = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
+"""By OpenMP's library (GNU, then LLVM with its milliseconds). Our choice: about what one small operation takes."""
 _CLEAR = 1.25
 """Our choice: a difference below this is one of these machines' noise, and no reason to change a setting."""
 _SLOW = 4.0
 """Our choice: batches of other lengths differ in tokens per second by less than 2."""
 _FIRST = 3
+_ROUNDS = 2
+
+_choosing = False
+_found: list[int] = []  # torch's number of threads before the first choice
 
 
-def sleep_while_waiting() -> None:
-    """Let OpenMP's threads sleep while they wait, unless the user has decided. Before torch is imported."""
-    if "torch" not in sys.modules:
-        os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+def spin_briefly() -> None:
+    """Let OpenMP's threads sleep soon while they wait, unless the user has decided. Before torch is imported."""
+    if "torch" not in sys.modules and not {WAIT_POLICY, *SPINS} & set(os.environ):
+        os.environ.update(SPINS)
+
+
+@contextmanager
+def chosen_by_measurement() -> Iterator[None]:
+    """Inside, `settle` may change this process's number of threads, unless the user has set OMP_NUM_THREADS.
+
+    For programs: a library that changes it would change the rest of its user's process too.
+    """
+    global _choosing
+    before, _choosing = _choosing, COUNT not in os.environ
+    try:
+        yield
+    finally:
+        _choosing = before
+        if _found:
+            sys.modules["torch"].set_num_threads(_found.pop())
+
+
+def settle(work: Callable[[], object]) -> None:
+    """Use as many threads as `work`, a small part of what comes, is fastest with just now; see chosen_by_measurement.
+
+    It runs twice with each number (1, 2, 4 and so on, up to what torch had), in turns, and the faster time counts.
+    """
+    if not _choosing:
+        return
+    import torch
+
+    if not _found:
+        _found.append(torch.get_num_threads())
+    counts = sorted({min(2**power, _found[0]) for power in range(_found[0].bit_length() + 1)})
+    if len(counts) < 2:
+        return
+    took = dict.fromkeys(counts, float("inf"))
+    for _ in range(_ROUNDS):
+        for count in counts:
+            torch.set_num_threads(count)
+            began = time.perf_counter()
+            work()
+            took[count] = min(took[count], time.perf_counter() - began)
+    torch.set_num_threads(min(took, key=took.__getitem__))
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def test_a_line_stands_above_a_moving_bar(monkeypatch, above):
         if not above:
             warnings.showwarning = plain
         warnings.warn("a library says something", FutureWarning, stacklevel=1)
-        with shared.progress_lines():
+        with shared.long_work():
             shared.logging.getLogger("search_r3_mteb.tests").info("nano (reason) on T: running")
         bar.update(2)
     shown = after_carriage_returns(stream.getvalue())

@@ -9,35 +9,104 @@ import torch
 from search_r3_mteb import threads
 from search_r3_mteb.encoder import encoder as encoder_module
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
-from search_r3_mteb.threads import WAIT_POLICY, SpeedWatch, ThreadSpeeds, thread_speeds
+from search_r3_mteb.threads import SPINS, WAIT_POLICY, SpeedWatch, ThreadSpeeds, thread_speeds
 from tests.programs import python
 
 PROGRAM = """
 import os, sys
-name, *given = sys.argv[1:]
-os.environ.pop(name, None)
-if given:
-    os.environ[name] = given[0]
+for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+    os.environ.pop(name, None)
+os.environ.update(pair.split("=") for pair in sys.argv[1:])
 from search_r3_mteb import __main__ as program
 assert "torch" not in sys.modules
 sys.argv = ["search-r3", "--help"]
 try:
     program.main()
 except SystemExit:
-    print("policy", os.environ.get(name))
+    print("spins", os.environ.get("GOMP_SPINCOUNT"))
 """
 
 
-@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_programs_let_threads_sleep_unless_the_user_has_decided(given, kept):
-    said = python("-c", PROGRAM, WAIT_POLICY, *([] if given is None else [given]))
-    assert said.endswith(f"policy {kept}\n")
+@pytest.mark.parametrize(
+    ("given", "spins"), [((), "10000"), (("OMP_WAIT_POLICY=ACTIVE",), "None"), (("GOMP_SPINCOUNT=7",), "7")]
+)
+def test_programs_let_threads_spin_briefly_unless_the_user_has_decided(given, spins):
+    assert python("-c", PROGRAM, *given).endswith(f"spins {spins}\n")
 
 
 def test_after_torch_it_is_too_late(monkeypatch):
-    monkeypatch.delenv(WAIT_POLICY, raising=False)
-    threads.sleep_while_waiting()
-    assert WAIT_POLICY not in os.environ
+    for name in (WAIT_POLICY, *SPINS):
+        monkeypatch.delenv(name, raising=False)
+    threads.spin_briefly()
+    assert not {WAIT_POLICY, *SPINS} & set(os.environ)
+
+
+class Work:
+    """Takes so many seconds with so many threads, by a clock of its own."""
+
+    def __init__(self, seconds, monkeypatch):
+        self.seconds, self.now, self.seen = seconds, 0.0, []
+        monkeypatch.setattr(threads.time, "perf_counter", lambda: self.now)
+
+    def __call__(self):
+        self.seen.append(torch.get_num_threads())
+        self.now += self.seconds[torch.get_num_threads()].pop(0)
+
+
+@pytest.fixture
+def four_threads(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"), [({1: [3, 3], 2: [9, 2], 4: [4, 8]}, 2), ({1: [2, 9], 2: [3, 3], 4: [9, 9]}, 1)]
+)
+def test_the_fastest_number_of_threads_is_used(four_threads, monkeypatch, seconds, best):
+    work = Work(seconds, monkeypatch)
+    with threads.chosen_by_measurement():
+        threads.settle(work)
+        assert work.seen == [1, 2, 4] * 2
+        assert torch.get_num_threads() == best
+        again = Work({1: [1, 1], 2: [2, 2], 4: [0.5, 0.5]}, monkeypatch)  # all of them are tried again
+        threads.settle(again)
+        assert torch.get_num_threads() == 4
+        threads.settle(Work({1: [1, 1], 2: [2, 2], 4: [3, 3]}, monkeypatch))
+    assert torch.get_num_threads() == 4
+
+
+def test_threads_are_left_alone_outside_of_programs_and_where_the_user_has_set_them(four_threads, monkeypatch):
+    work = Work({}, monkeypatch)
+    threads.settle(work)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    with threads.chosen_by_measurement():
+        threads.settle(work)
+    assert not work.seen
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("mode", ["reason", "direct"])
+def test_long_encoding_measures_on_a_few_texts_and_changes_no_vector(tiny_checkpoint, monkeypatch, mode):
+    texts = [f"what is number {number}" for number in range(70)]
+    encoder = SearchR3Encoder(tiny_checkpoint, mode=mode, max_reasoning_tokens=12, show_progress_bar=False)
+    alone = encoder.encode_query(texts)
+    seen, real = [], {name: getattr(encoder.engine, name) for name in ("embed", "reason")}
+    for name, method in real.items():
+
+        def watched(prompts, *rest, method=method, **named):
+            seen.append(len(prompts))
+            return method(prompts, *rest, **named)
+
+        monkeypatch.setattr(encoder.engine, name, watched)
+    monkeypatch.setattr(encoder_module, "settle", lambda work: work())
+    assert encoder.encode_query(texts).tolist() == alone.tolist()
+    assert seen == [2, 70]
+    seen.clear()
+    encoder.encode_query(texts[:63])
+    assert seen == [63]
 
 
 @pytest.mark.parametrize(

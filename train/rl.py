@@ -26,10 +26,10 @@ _FOLDER = Path(__file__).resolve().parent
 sys.path[:] = [str(_FOLDER.parent) if Path(entry).resolve() == _FOLDER else entry for entry in sys.path]
 
 from search_r3_mteb.stopping import command_line, end_on_signals
-from search_r3_mteb.threads import sleep_while_waiting
+from search_r3_mteb.threads import spin_briefly
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
-    sleep_while_waiting()
+    spin_briefly()
     end_on_signals("rl.py", lambda: f"Nothing had begun. Start it again: {command_line('python train/rl.py')}")
 
 import torch

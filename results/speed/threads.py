@@ -1,4 +1,4 @@
-"""How threads wait: decoding with one thread, with one for each core that spins, and with ones that sleep.
+"""How threads wait: decoding with one thread, with one for each core, and with as many as a measurement says.
 
     python results/speed/threads.py [--rounds 3]      # writes threads.json and threads.md beside it; minutes
 
@@ -11,10 +11,12 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 
 from results.measure import commit, write_json
+from search_r3_mteb.threads import SPINS, chosen_by_measurement
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("nano", "mini")
@@ -22,29 +24,32 @@ CORES = os.cpu_count() or 1
 WAYS = {
     "1 thread": {"OMP_NUM_THREADS": "1"},
     f"{CORES} threads, OpenMP's default": {"OMP_NUM_THREADS": str(CORES)},
-    f"{CORES} threads, OMP_WAIT_POLICY=PASSIVE": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE"},
+    f"{CORES} threads that sleep at once": {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE"},
+    f"{CORES} threads that spin briefly": {"OMP_NUM_THREADS": str(CORES), **SPINS},
+    "chosen by measurement": {**SPINS, "CHOOSE": "1"},
 }
 LOADS = {"nothing else": 0, "one other process": 1}
 SECONDS = 600
 
 
 def decoded(model: str) -> float:
-    """Tokens per second of 16 questions, at most 24 tokens each; the first pass is not counted."""
+    """Tokens per second of 128 questions, at most 24 tokens each; the first pass is not counted."""
     import time
 
     from search_r3_mteb import HopWorld, SearchR3Encoder
 
     encoder = SearchR3Encoder(model, max_reasoning_tokens=24, show_progress_bar=False)
-    questions = [query.text for query in HopWorld().queries("test", 3)[:16]]
-    encoder.think(questions)
-    began = time.perf_counter()
-    thoughts = encoder.think(questions)
+    questions = [query.text for query in HopWorld().queries("test", 3)[:128]]
+    with chosen_by_measurement() if "CHOOSE" in os.environ else nullcontext():
+        encoder.think(questions[:16])
+        began = time.perf_counter()
+        thoughts = encoder.think(questions)
     return sum(len(thought.token_ids) + 1 for thought in thoughts) / (time.perf_counter() - began)
 
 
 def measured(model: str, settings: dict[str, str]) -> float | None:
     """`decoded` in a process with these variables; None where it takes longer than SECONDS."""
-    rest = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "GOMP_"))}
+    rest = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "GOMP_", "KMP_"))}
     command = [sys.executable, "-m", "results.speed.threads", "--decode", model]
     try:
         done = subprocess.run(command, env=rest | settings, capture_output=True, text=True, check=True, timeout=SECONDS)
@@ -59,7 +64,7 @@ def page(found: dict[str, object]) -> str:
         "# How threads wait",
         "",
         f"`python results/speed/threads.py --rounds {found['rounds']}`, commit {found['commit']}, {CORES} cores. "
-        "Tokens per second of 16 questions, at most 24 tokens each; medians.",
+        "Tokens per second of 128 questions, at most 24 tokens each; medians.",
         "",
         f"| model | beside it | {' | '.join(WAYS)} |",
         f"|---|---|{'---|' * len(WAYS)}",
@@ -70,8 +75,11 @@ def page(found: dict[str, object]) -> str:
     lines += [
         "",
         "OpenMP's threads spin while they wait for each other. Where another program has a core, each small operation "
-        "waits for the thread that was put aside. `search-r3`, both trainings and the Makefile set PASSIVE unless the "
-        "variable is set; a Python program of your own has to, before torch is imported.",
+        "waits for the thread that was put aside; threads that sleep at once have to be woken at each. `search-r3`, "
+        "both trainings and the Makefile let them spin briefly "
+        f"({', '.join(f'{name}={value}' for name, value in SPINS.items())}) unless the user has set one of OpenMP's "
+        "variables, and long commands choose the number of threads by a short measurement before each chunk of texts. "
+        "A Python program of your own sets these variables before torch is imported.",
     ]
     return "\n".join(lines) + "\n"
 

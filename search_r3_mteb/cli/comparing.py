@@ -17,7 +17,7 @@ from search_r3_mteb.cli.options import (
     SplitOption,
     app,
 )
-from search_r3_mteb.cli.shared import arguments_given, console_here, print_json, progress_lines, said, settings_of
+from search_r3_mteb.cli.shared import arguments_given, console_here, long_work, print_json, said, settings_of
 
 
 @app.command(cls=ExtensibleCommand)
@@ -71,7 +71,7 @@ def compare(  # noqa: PLR0913  an option is a parameter
         raise ValueError(f"{file} names systems, tasks and settings: give the file, or the options, not both.")
     plan = named or read_plan(cast("Path", file))
     plan = plan if output is None else replace(plan, output=output)
-    with progress_lines():
+    with long_work():
         result = run(plan, shlex.join(["search-r3", *arguments_given()]))
     if as_json:
         findings = {"pairs": [asdict(each) for each in result.pairs], "failures": [str(f) for f in result.failures]}
@@ -131,7 +131,7 @@ def tune(  # noqa: PLR0913  an option is a parameter
             f"--write-profile: {model} is not one folder with a profile. Leave it out, and set the anchor."
         )
     plan = TuningPlan(max_queries=max_queries or None)
-    with progress_lines():
+    with long_work():
         found = run(
             model,
             task,
@@ -197,7 +197,7 @@ def contamination(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.evaluation.contamination import contamination as run
     from search_r3_mteb.evaluation.contamination import sentences, table
 
-    with progress_lines():
+    with long_work():
         reports = run(
             train, task, split=split, train_split=train_split, threshold=threshold, examples=examples, output=output
         )

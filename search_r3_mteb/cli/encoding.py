@@ -19,7 +19,7 @@ from search_r3_mteb.cli.options import (
     TitleColumnOption,
     app,
 )
-from search_r3_mteb.cli.shared import choice, console_here, print_json, progress_lines, said, settings_of
+from search_r3_mteb.cli.shared import choice, console_here, long_work, print_json, said, settings_of
 
 
 @app.command(cls=ExtensibleCommand)
@@ -78,7 +78,7 @@ def embed(  # noqa: PLR0913  an option is a parameter
         calibration=calibration,
         think=show_reasoning,
     )
-    with progress_lines():
+    with long_work():
         done = embed_file(model, plan, settings)
     console = console_here()
     for query, thought in done.thoughts:
@@ -119,7 +119,7 @@ def explain(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.evaluation.explain import read_documents, side_by_side
     from search_r3_mteb.files import Columns
 
-    with progress_lines():
+    with long_work():
         documents = read_documents(corpus, Columns(id, text, title, not no_quotes))
     encoder = SearchR3Encoder(model, **settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine))
     found = look(encoder, documents, question, top, reasoning)

@@ -26,8 +26,8 @@ from search_r3_mteb.cli.shared import (
     arguments_given,
     choice,
     console_here,
+    long_work,
     print_json,
-    progress_lines,
     said,
     settings_of,
     sizes,
@@ -90,7 +90,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.evaluation.tasks import with_identical_ids_ignored
     from search_r3_mteb.expansion.settings import ExpansionSettings
 
-    with progress_lines():
+    with long_work():
         rows = run(
             model,
             with_identical_ids_ignored(task) if ignore_identical_ids else task,
@@ -180,7 +180,7 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.evaluation.tasks import with_identical_ids_ignored
 
     settings = settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine)
-    with progress_lines():
+    with long_work():
         result = run(
             model,
             with_identical_ids_ignored([task])[0] if ignore_identical_ids else task,
@@ -240,7 +240,7 @@ def reproduce(  # noqa: PLR0913  an option is a parameter
         else:
             console.print(published_table(scores))
         return
-    with progress_lines():
+    with long_work():
         findings = run(
             claim or ["all"],
             model,

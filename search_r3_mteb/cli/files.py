@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from search_r3_mteb.cli.options import IdColumnOption, NoQuotesOption, TextColumnOption, TitleColumnOption, app
-from search_r3_mteb.cli.shared import console_here, counted, progress_lines, said
+from search_r3_mteb.cli.shared import console_here, counted, long_work, said
 
 
 @app.command()
@@ -46,7 +46,7 @@ def convert(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.files import Columns
     from search_r3_mteb.files.convert import convert as write
 
-    with progress_lines():
+    with long_work():
         done = write(
             input,
             output,

@@ -18,7 +18,7 @@ from search_r3_mteb.cli.options import (
     TitleColumnOption,
     app,
 )
-from search_r3_mteb.cli.shared import choice, console_here, counted, print_json, progress_lines, said, settings_of
+from search_r3_mteb.cli.shared import choice, console_here, counted, long_work, print_json, said, settings_of
 
 if TYPE_CHECKING:
     from search_r3_mteb.indexing.index import SearchIndex
@@ -93,7 +93,7 @@ def index(  # noqa: PLR0913  an option is a parameter
         how = {each.name: settings.pop(each.name) for each in fields(IndexSettings) if each.name in settings}
         if kind != "auto":
             how["kind"] = kind
-        with progress_lines():
+        with long_work():
             built = _build(corpus, columns, model or "nano", output, settings, how)
         said(console, f"Written to {output}:")
         console.print(*_described(built), sep="\n", soft_wrap=True)
@@ -105,7 +105,7 @@ def index(  # noqa: PLR0913  an option is a parameter
         )
     if len(asked) > 1:
         raise ValueError(f"{' and '.join(asked)} are changes of their own. Make one after the other.")
-    with progress_lines():
+    with long_work():
         found = _open(corpus, model, settings, bool(asked))
         if add is not None:
             from search_r3_mteb.files import iter_documents

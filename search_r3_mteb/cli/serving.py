@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from search_r3_mteb.cli.options import BudgetOption, ModelOption, SetOption, app
-from search_r3_mteb.cli.shared import choice, console_here, progress_lines, settings_of
+from search_r3_mteb.cli.shared import choice, console_here, long_work, settings_of
 
 _MISSING = (
     "search-r3 serve needs {missing}, which is not installed. Install the extra: pip install 'search-r3-mteb[serve]'"
@@ -69,7 +69,7 @@ def serve(  # noqa: PLR0913  an option is a parameter
         require_role,
     )
     console = console_here()
-    with progress_lines():
+    with long_work():
         run(
             model,
             index or [],

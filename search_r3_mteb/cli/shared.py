@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from search_r3_mteb.terminal import SafeConsole, visible
+from search_r3_mteb.threads import chosen_by_measurement
 
 # Rows of a table wider than this fold; a pipe or a log has no width of its own.
 _LOG_WIDTH = 140
@@ -43,15 +44,16 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def progress_lines() -> Iterator[None]:
-    """Log what is being done on standard error while the block runs: hours may pass before the table."""
+def long_work() -> Iterator[None]:
+    """Log on standard error what the block does, for hours perhaps, with threads chosen by measurement."""
     logger, handler = logging.getLogger("search_r3_mteb"), _AboveBars()
     before = logger.level
     handler.setFormatter(_Visible())
     logger.addHandler(handler)
     logger.setLevel(logging.ERROR if _quiet else logging.INFO)
     try:
-        yield
+        with chosen_by_measurement():
+            yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)

@@ -36,7 +36,7 @@ from search_r3_mteb.encoder.settings import EncoderSettings, Mode, Statistics, c
 from search_r3_mteb.encoder.store import Store, fingerprint_of
 from search_r3_mteb.encoder.thoughts import Thought as Thought
 from search_r3_mteb.search.arrays import Vectors
-from search_r3_mteb.threads import SpeedWatch
+from search_r3_mteb.threads import SpeedWatch, settle
 
 _log = logging.getLogger(__name__)
 
@@ -304,6 +304,7 @@ class SearchR3Encoder(EncoderDoors):
             bar.total, done, seconds, began, pace = len(todo), 0, 0.0, time.perf_counter(), SpeedWatch()
             for chunk, prompts in self._chunks(texts, instructions, template, todo, CHUNK[role]):
                 own = [texts[i] for i in own_share(chunk)]
+                self._settle_threads(prompts, None if given is not None else sampling)
                 if sampling is None:
                     found: Any = self.unit(self.engine.embed(prompts, progress).numpy(), own)
                 elif given is not None:
@@ -338,6 +339,17 @@ class SearchR3Encoder(EncoderDoors):
         else:
             self.statistics.document_seconds += seconds
         return self._truncated(results, texts)
+
+    def _settle_threads(self, prompts: list[list[int]], sampling: Sampling | None) -> None:
+        """Measure on a few prompts of many how many threads are best now, where this process lets us choose."""
+        if len(prompts) < 64 or self.model.device.type != "cpu":
+            return
+        sample = prompts[:: max(64, len(prompts) // 8)]
+        if sampling is None:
+            settle(lambda: self.engine.embed(sample))
+        else:
+            short = replace(sampling, max_reasoning_tokens=min(8, sampling.max_reasoning_tokens))
+            settle(lambda: self.engine.reason(sample, short, log_probs=False))
 
     def _truncated(self, results: Any, texts: Sequence[str]) -> Any:
         """The same vectors or thoughts in the first `dim` dimensions, of unit length again."""

@@ -24,6 +24,8 @@ JOBS ?= 2
 # The environment of `make audit`, and findings that are accepted, such as IGNORE="GHSA-... PYSEC-...".
 AUDIT ?= .venv-audit
 IGNORE ?=
+# The environment of `make docs`: the extra `docs` alone, a minute to install, since docstrings are read and not run.
+DOCS ?= .venv-docs
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
@@ -33,7 +35,7 @@ ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 10000
 endif
 
-.PHONY: install evaluate test test-lowest test-slow test-frameworks test-vllm mutants attack audit constraints lint format structure \
+.PHONY: install evaluate test test-lowest test-slow test-frameworks test-vllm mutants attack audit constraints lint format structure docs \
 	bench bench-cache results nano mini writer clean
 
 install: $(VENV)/.installed
@@ -110,6 +112,16 @@ format: install
 
 structure: install  ## files, lines, imports between rooms, circles, names with two meanings
 	$(RUN) results/house/structure.py
+
+docs: $(DOCS)/.installed  ## the documentation site, into site/; read it with python -m http.server --directory site
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	$(DOCS)/bin/python docs/check_site.py site
+
+$(DOCS)/.installed: pyproject.toml
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python docs/requirements.py > $(DOCS)/requirements.txt
+	$(DOCS)/bin/pip install --quiet --requirement $(DOCS)/requirements.txt
+	touch $@
 
 bench: install  ## what we do against what you would otherwise run, on the same weights, in turns
 	$(BIN)/search-r3 bench --output runs/bench.json

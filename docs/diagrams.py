@@ -1,7 +1,7 @@
 """The diagrams of the pages: `python docs/diagrams.py` draws them into docs/images, `--check` only compares.
 
-Every text stands in a filled box, and arrows are of a middle grey, so that one file can be read on a light and on a dark
-page. Diagrams are narrow and run from top to bottom, since a telephone is 390 pixels wide.
+Every text stands in a filled box, and arrows are of a middle grey, so that one file can be read on light and dark
+pages. Diagrams are narrow and run from top to bottom, since a telephone is 390 pixels wide.
 """
 
 import argparse
@@ -10,9 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 
 IMAGES = Path(__file__).resolve().parent / "images"
 WIDTH, MARGIN, GAP, LINE, SIZE = 480, 10, 30, 21, 15
+REASONING = (  # of nano: docs/index.md prints it
+    "Radix Dynamics was founded by Fabian Almqvist. Fabian Almqvist was taught by Bela Ullman. Bela Ullman was taught "
+    "by Ilse Hagen."
+)
 INK = "#ffffff"
 ARROW = "#7d8590"
 FILLS = {
@@ -76,7 +81,8 @@ def _box(box: Box, left: float, top: float, width: float, height: int) -> list[s
     return [
         f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height}" rx="8" fill="{FILLS[box.kind]}"/>',
         *(
-            f'<text x="{middle:.1f}" y="{first + LINE * number:.1f}" text-anchor="middle" fill="{INK}"{weight}>{escape(text)}</text>'
+            f'<text x="{middle:.1f}" y="{first + LINE * number:.1f}" text-anchor="middle" fill="{INK}"{weight}>'
+            f"{escape(text)}</text>"
             for number, (text, weight) in enumerate(texts)
         ),
     ]
@@ -85,7 +91,8 @@ def _box(box: Box, left: float, top: float, width: float, height: int) -> list[s
 def _arrow(x: float, top: float, bottom: float) -> list[str]:
     return [
         f'<path d="M{x:.1f} {top:.1f} V{bottom - 6:.1f}" stroke="{ARROW}" stroke-width="2.5"/>',
-        f'<path d="M{x - 7:.1f} {bottom - 8:.1f} L{x + 7:.1f} {bottom - 8:.1f} L{x:.1f} {bottom:.1f} Z" fill="{ARROW}"/>',
+        f'<path d="M{x - 7:.1f} {bottom - 8:.1f} L{x + 7:.1f} {bottom - 8:.1f} L{x:.1f} {bottom:.1f} Z" '
+        f'fill="{ARROW}"/>',
     ]
 
 
@@ -96,7 +103,7 @@ DIAGRAMS: dict[str, tuple[str, Sequence[Row]]] = {
             [Box("text", "Who is the teacher of the teacher", ("of the founder of Radix Dynamics?",))],
             [
                 Box("model", "direct", ("the question is read",)),
-                Box("model", "reasoning first", ("... founded by Fabian Almqvist.", "... taught by Bela Ullman.", "... taught by Ilse Hagen.")),
+                Box("model", "reasoning first", tuple(wrap(REASONING, 26))),
             ],
             [Box("token", "embed token", ("one vector",)), Box("token", "embed token", ("one vector",))],
             [
@@ -110,7 +117,16 @@ DIAGRAMS: dict[str, tuple[str, Sequence[Row]]] = {
         [
             [Box("text", "prompt", ("system: reason about the input", "user: the query"))],
             [Box("model", "prefill, once", ("keys and values of the prompt are kept",))],
-            [Box("model", "decode", ("each step reads the last token and writes the next,", "until the embed token, or the budget's end"))],
+            [
+                Box(
+                    "model",
+                    "decode",
+                    (
+                        "each step reads the last token and writes the next,",
+                        "until the embed token, or the budget's end",
+                    ),
+                )
+            ],
             [Box("token", "the step that reads the embed token", ("its last hidden state, after the final norm",))],
             [Box("data", "vector of length 1", ("nothing is read a second time",))],
         ],
@@ -120,9 +136,9 @@ DIAGRAMS: dict[str, tuple[str, Sequence[Row]]] = {
         [
             [Box("text", "a training row", ("query, relevant documents, negatives, trace",))],
             [
-                Box("model", "direct query", ("query, token",)),
-                Box("model", "reasoned query", ("query, trace, token",)),
-                Box("model", "documents", ("text, token",)),
+                Box("model", "direct query", ("query,", "token")),
+                Box("model", "reasoned query", ("query, trace,", "token")),
+                Box("model", "documents", ("text,", "token")),
             ],
             [Box("data", "vectors of the whole batch, of all processes")],
             [
@@ -136,10 +152,26 @@ DIAGRAMS: dict[str, tuple[str, Sequence[Row]]] = {
         "Stage 2: from sampled reasonings to a gradient",
         [
             [Box("text", "a query with judgements, without a trace")],
-            [Box("model", "reasoning 1", ("vector 1",)), Box("model", "reasoning 2", ("vector 2",)), Box("model", "reasoning 8", ("vector 8",))],
-            [Box("data", "search in the corpus cache", ("what was found is encoded again", "the rest is moved by a map"))],
+            [
+                Box("model", "reasoning 1", ("vector 1",)),
+                Box("model", "reasoning 2", ("vector 2",)),
+                Box("model", "reasoning 8", ("vector 8",)),
+            ],
+            [
+                Box(
+                    "data",
+                    "search in the corpus cache",
+                    ("what was found is encoded again", "the rest is moved by a map"),
+                )
+            ],
             [Box("bad", "0.21"), Box("good", "0.87"), Box("bad", "0.34")],
-            [Box("token", "advantage = reward minus the group's mean", ("each reasoning becomes more or less likely",))],
+            [
+                Box(
+                    "token",
+                    "advantage = reward minus the group's mean",
+                    ("each reasoning becomes more or less likely",),
+                )
+            ],
         ],
     ),
     "cache": (
@@ -150,7 +182,10 @@ DIAGRAMS: dict[str, tuple[str, Sequence[Row]]] = {
                 Box("good", "touched", ("relevant, retrieved,", "neighbours, oldest")),
                 Box("data", "all other documents", ("most of the corpus", "")),
             ],
-            [Box("good", "encoded again", ("within a budget", "of tokens")), Box("data", "moved", ("by a linear map, fitted", "on the touched ones"))],
+            [
+                Box("good", "encoded again", ("within a budget", "of tokens")),
+                Box("data", "moved", ("by a linear map, fitted", "on the touched ones")),
+            ],
             [Box("token", "the second search", ("this ranking is rewarded",))],
         ],
     ),

@@ -18,7 +18,10 @@ _FENCED = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
 def targets(text: str, page: str) -> dict[str, str]:
     """The relative links of a page at `page`, a path in the repository: as written, and as paths in the repository."""
     prose = _FENCED.sub("", text)
-    return {m["path"]: _file(posixpath.normpath(posixpath.join(posixpath.dirname(page), m["path"]))) for m in LINK.finditer(prose)}
+    return {
+        m["path"]: _file(posixpath.normpath(posixpath.join(posixpath.dirname(page), m["path"])))
+        for m in LINK.finditer(prose)
+    }
 
 
 def _file(path: str) -> str:
@@ -54,13 +57,15 @@ def on_files(files: Any, config: Any) -> Any:
     pages = [f"docs/{file.src_uri}" for file in files.documentation_pages()]
     for path in linked_files(pages):
         files.append(
-            File.generated(config, place_in_site(path), abs_src_path=str(ROOT / path), inclusion=InclusionLevel.NOT_IN_NAV)
+            File.generated(
+                config, place_in_site(path), abs_src_path=str(ROOT / path), inclusion=InclusionLevel.NOT_IN_NAV
+            )
         )
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Write the links as they are in the site; in tables, `\\|` in code is how GitHub needs a bar written."""
+    """Write the links as they are in the site, and bars in tables' code without GitHub's backslash."""
     uri = page.file.src_uri
     own = uri.removeprefix(f"{FOLDER}/") if uri.startswith(f"{FOLDER}/") else f"docs/{uri}"
     here = posixpath.dirname(uri) or "."

@@ -76,7 +76,11 @@ def nano() -> str:
     """nDCG@10 by hops, of nano with and without reasoning and of BM25."""
     found = {(row["model"], row["mode"], row.get("hops")): row for row in read("nano.json")["rows"]}
     rows = []
-    for label, model, mode in (("nano, reasoning", "nano", "reason"), ("nano, direct", "nano", "direct"), ("BM25", "bm25", "direct")):
+    for label, model, mode in (
+        ("nano, reasoning", "nano", "reason"),
+        ("nano, direct", "nano", "direct"),
+        ("BM25", "bm25", "direct"),
+    ):
         cells = [found[model, mode, hops] for hops in (1, 2, 3, 4, None)]
         rows.append([label, *map(scored, cells), f"{cells[-1]['reasoning_tokens_per_query']:.1f}"])
     return table(["", "1 hop", "2 hops", "3 hops", "4 hops", "all", "tokens per query"], rows)
@@ -98,7 +102,10 @@ def seeds() -> str:
 
 def differences() -> str:
     """Paired differences of nDCG@10."""
-    words = {"reason - direct, after RL": "reasoning minus direct, after stage 2", "after RL - after SFT, reason": "after stage 2 minus after stage 1, reasoning"}
+    words = {
+        "reason - direct, after RL": "reasoning minus direct, after stage 2",
+        "after RL - after SFT, reason": "after stage 2 minus after stage 1, reasoning",
+    }
     rows = [
         [words[row["comparison"]], str(row["hops"]), gained(row), f"{row['p']:.4f}"]
         for row in sorted(read("rl/comparisons.json"), key=lambda row: list(words).index(row["comparison"]))
@@ -111,7 +118,9 @@ def mini() -> str:
     rows = [
         [
             task_name(row["task"]),
-            {"minilm": "all-MiniLM-L6-v2", "mini": f"mini, {'reasoning' if row['mode'] == 'reason' else 'direct'}"}[row["model"]],
+            {"minilm": "all-MiniLM-L6-v2", "mini": f"mini, {'reasoning' if row['mode'] == 'reason' else 'direct'}"}[
+                row["model"]
+            ],
             scored(row),
             f"{row['reasoning_tokens_per_query']:.1f}",
             f"{row['queries']:,}",
@@ -152,7 +161,9 @@ def speed() -> str:
     rows = [
         [row["case"], row["peer"].partition(") ")[2] or row["peer"], f"{row['ratio']:.2f}"]
         for row in read("speed/bench.json")
-        if row["peer"] in wanted and not row["case"].startswith("memory") and row["case"].split()[-1] in ("1", "64", "8")
+        if row["peer"] in wanted
+        and not row["case"].startswith("memory")
+        and row["case"].split()[-1] in ("1", "64", "8")
     ]
     return table(["case", "against", "times as fast"], rows)
 

@@ -32,26 +32,10 @@ from train.public_sets.table import PUBLIC_SETS, JudgedLayout, PublicSet
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. What cannot be done ends it with one message and code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m train.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PUBLIC_SETS))
-    parser.add_argument("--list", action="store_true", help="the sets, and what is made of them")
-    parser.add_argument("--check", action="store_true", help="compare the folders with their manifests; fetch nothing")
-    parser.add_argument("--output", type=Path, default=Path("data"), help="the sets' folders are made here [data]")
-    parser.add_argument("--from", dest="copy", type=Path, metavar="FOLDER", help="a local copy of the repository")
-    parser.add_argument("--revision", metavar="COMMIT", help="another commit than the table's, or than the newest")
-    parser.add_argument("--rows", type=_positive, help="of pairs and triplets: the first so many records")
-    given = parser.parse_args(arguments)
+    given = parse(arguments)
     if given.list:
         print("\n".join(_described(one) for one in PUBLIC_SETS.values()))
         return
-    if not given.names:
-        parser.error(f"give a NAME: {', '.join(PUBLIC_SETS)}")
-    if unknown := [name for name in given.names if name not in PUBLIC_SETS]:
-        parser.error(f"there is no set {unknown[0]!r}; there are {', '.join(PUBLIC_SETS)}")
-    if len(given.names) > 1 and (given.copy or given.revision):
-        parser.error("--from and --revision belong to one repository: give one NAME")
     wish = Wish(given.output, given.copy, given.revision, given.rows)
     for name in given.names:
         try:
@@ -65,6 +49,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise
             _tell(f"train.prepare {name}: {message or error}")
             raise SystemExit(2) from error
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line asks for. A mistake in it ends the program with its message and code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PUBLIC_SETS))
+    parser.add_argument("--list", action="store_true", help="the sets, and what is made of them")
+    parser.add_argument("--check", action="store_true", help="compare the folders with their manifests; fetch nothing")
+    parser.add_argument("--output", type=Path, default=Path("data"), help="the sets' folders are made here [data]")
+    parser.add_argument("--from", dest="copy", type=Path, metavar="FOLDER", help="a local copy of the repository")
+    parser.add_argument("--revision", metavar="COMMIT", help="another commit than the table's, or than the newest")
+    parser.add_argument("--rows", type=_positive, help="of pairs and triplets: the first so many records")
+    given = parser.parse_args(arguments)
+    if given.list:
+        return given
+    if not given.names:
+        parser.error(f"give a NAME: {', '.join(PUBLIC_SETS)}")
+    if unknown := [name for name in given.names if name not in PUBLIC_SETS]:
+        parser.error(f"there is no set {unknown[0]!r}; there are {', '.join(PUBLIC_SETS)}")
+    if len(given.names) > 1 and (given.copy or given.revision):
+        parser.error("--from and --revision belong to one repository: give one NAME")
+    return given
 
 
 def _tell(said: str) -> None:

@@ -59,7 +59,10 @@ def drawn(title: str, rows: Sequence[Row]) -> str:
             shapes += _box(box, MARGIN + place * (width + 12), top, width, height)
         top += height
         if number < len(rows) - 1:
-            shapes += _arrow(WIDTH / 2, top + 4, top + GAP - 4)
+            columns = len(row) if len(row) == len(rows[number + 1]) else 1  # side by side, each goes on by itself
+            for place in range(columns):
+                middle = MARGIN + (WIDTH - 2 * MARGIN + 12) * (place + 0.5) / columns - 6
+                shapes += _arrow(middle, top + 4, top + GAP - 4)
             top += GAP
     height = top + MARGIN
     return "\n".join(
@@ -103,7 +106,7 @@ DIAGRAMS: dict[str, tuple[str, Sequence[Row]]] = {
             [Box("text", "Who is the teacher of the teacher", ("of the founder of Radix Dynamics?",))],
             [
                 Box("model", "direct", ("the question is read",)),
-                Box("model", "reasoning first", tuple(wrap(REASONING, 26))),
+                Box("model", "reasoning first", tuple(wrap(REASONING, 24))),
             ],
             [Box("token", "embed token", ("one vector",)), Box("token", "embed token", ("one vector",))],
             [
@@ -177,7 +180,7 @@ DIAGRAMS: dict[str, tuple[str, Sequence[Row]]] = {
     "cache": (
         "The corpus cache: which vectors are made true again after a step",
         [
-            [Box("model", "the weights have changed: every vector is a little old")],
+            [Box("model", "the weights changed: every vector is a little old")],
             [
                 Box("good", "touched", ("relevant, retrieved,", "neighbours, oldest")),
                 Box("data", "all other documents", ("most of the corpus", "")),

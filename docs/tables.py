@@ -191,15 +191,15 @@ def task_name(name: str) -> str:
 
 
 def scored(row: dict[str, Any]) -> str:
-    """A quality with its interval."""
+    """A quality, and below it its interval."""
     low, high = row["interval"]
-    return f"{row['ndcg_at_10']:.3f} ({low:.3f} to {high:.3f})"
+    return f"{row['ndcg_at_10']:.3f}<br><small>{low:.3f} to {high:.3f}</small>"
 
 
 def gained(row: dict[str, Any]) -> str:
     """A difference with its interval."""
     low, high = row["interval"]
-    return f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{row['difference']:+.3f} <small>({low:+.3f} to {high:+.3f})</small>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -66,7 +66,7 @@ def test_no_text_leaves_its_box_or_the_drawing(name):
     for text in root.iter(f"{space}text"):
         x, y = float(text.get("x")), float(text.get("y"))
         (box,) = [b for b in boxes if b["x"] <= x <= b["x"] + b["width"] and b["y"] <= y <= b["y"] + b["height"]]
-        assert len(text.text or "") * 0.56 * diagrams.SIZE <= box["width"], f"{text.text!r} is too wide"
+        assert len(text.text or "") * 0.56 * diagrams.SIZE <= box["width"] - 8, f"{text.text!r} is too wide"
 
 
 def test_the_tables_of_results_are_those_of_the_data(monkeypatch):

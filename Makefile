@@ -35,7 +35,7 @@ ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 10000
 endif
 
-.PHONY: install evaluate test test-lowest test-slow test-frameworks test-vllm mutants attack audit constraints lint format structure docs \
+.PHONY: install evaluate test test-lowest test-slow test-frameworks test-vllm mutants attack audit constraints lint format structure docs test-docs \
 	bench bench-cache results nano mini writer clean
 
 install: $(VENV)/.installed
@@ -122,6 +122,9 @@ $(DOCS)/.installed: pyproject.toml
 	$(DOCS)/bin/python docs/requirements.py > $(DOCS)/requirements.txt
 	$(DOCS)/bin/pip install --quiet --requirement $(DOCS)/requirements.txt
 	touch $@
+
+test-docs: docs install  ## what `make test` leaves out of tests/docs: the site in a browser, the walk through own data
+	$(BIN)/pytest -q -rs -m slow tests/docs
 
 bench: install  ## what we do against what you would otherwise run, on the same weights, in turns
 	$(BIN)/search-r3 bench --output runs/bench.json

@@ -342,7 +342,7 @@ def test_help_names_the_settings_of_writers(call, command):
 def readme_commands():
     """Every command line of README and docs that stands in a block of code."""
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for block in path.read_text(encoding="utf-8").split("```")[1::2]:
+        for block in path.read_text(encoding="utf-8").replace("\\\n", " ").split("```")[1::2]:
             for line in block.splitlines():
                 if line.startswith("search-r3 "):
                     yield line

@@ -260,3 +260,35 @@ def test_results_are_written_by_the_script_alone():
     text = re.sub(r"<!-- begin: (.*?) -->.*?<!-- end: \1 -->", "", read("results.md"), flags=re.S)
     assert re.findall(r"\d\.\d\d", text) == []
     assert len(re.findall(r"\d\.\d\d", read("results.md"))) > 100
+
+
+# Endings and numbers that the code adds to a name of its own.
+MADE = re.compile(r"^reward_recall(_spread)?$|_total$|(?<=infonce)_\d+$")
+SNAKE = re.compile(r"`([a-z]+(?:_[a-z0-9]+)+)`")
+
+
+def sources():
+    """All code in which a name of a setting, a column or a part of the log may stand."""
+    folders = ("search_r3_mteb", "train", "examples", "results")
+    return "\n".join(path.read_text(encoding="utf-8") for name in folders for path in (ROOT / name).rglob("*.py"))
+
+
+def unknown_names(text, code):
+    """Names in the prose that no code has, and settings of a training that there are not."""
+    from train.config.loading import _paths
+    from train.config.stages import RlConfig, SftConfig
+
+    settings = {".".join(path) for kind in (SftConfig, RlConfig) for path in _paths(kind, ())}
+    sections = {name.partition(".")[0] for name in settings}
+    yield from (name for name in SNAKE.findall(prose(text)) if MADE.sub("", name) not in code)
+    for quoted in re.findall(r"`([^`\n]+)`", prose(text)):
+        for match in re.finditer(rf"(?<![\w./\[-])((?:{'|'.join(sections)})(?:\.[a-z_]+)+)(?![\w./(])", quoted):
+            if match[1] not in settings and not (ROOT / match[1]).exists():
+                yield match[1]
+
+
+def test_names_in_the_prose_are_names_of_the_code():
+    code = sources()
+    assert {(page, name) for page in PAGES for name in unknown_names(read(page), code)} == set()
+    text = "`forced_shares`, `data.hard_negative` and `optimization.steps`, `forced_share`\n"
+    assert list(unknown_names(text, code)) == ["forced_shares", "data.hard_negative"]

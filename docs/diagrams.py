@@ -167,7 +167,7 @@ DIAGRAMS: dict[str, tuple[str, Sequence[Row]]] = {
                     ("what was found is encoded again", "the rest is moved by a map"),
                 )
             ],
-            [Box("bad", "0.21"), Box("good", "0.87"), Box("bad", "0.34")],
+            [Box("bad", "low reward"), Box("good", "high reward"), Box("bad", "low reward")],
             [
                 Box(
                     "token",

@@ -147,4 +147,4 @@ nano: install  ## the bundled model from nothing: both stages, 9 and 8 minutes
 	$(RUN) train/rl.py --config train/configs/rl_nano.toml
 
 clean:
-	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -292,3 +292,46 @@ def test_names_in_the_prose_are_names_of_the_code():
     assert {(page, name) for page in PAGES for name in unknown_names(read(page), code)} == set()
     text = "`forced_shares`, `data.hard_negative` and `optimization.steps`, `forced_share`\n"
     assert list(unknown_names(text, code)) == ["forced_shares", "data.hard_negative"]
+
+
+# ---- commands in the prose -------------------------------------------------------------------------------------------
+
+
+def options_of(command):
+    """The options of a command, and those that may stand anywhere."""
+    anywhere = {"-q", "--quiet", "--debug", "--version", "-h", "--help"}
+    return anywhere | {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def prose_faults(text):
+    """Commands and options in inline code that there are not; they may be shortened, so that none need be whole."""
+    from typer.main import get_command
+
+    from search_r3_mteb import cli
+
+    known = get_command(cli.app).commands
+    others = set(re.findall(r'"(--[a-z-]+)"', sources()))
+    everywhere = others.union(*map(options_of, known.values()))
+    for quoted in re.findall(r"`([^`\n]+)`", prose(text)):
+        words = quoted.split()
+        if words[0] == "search-r3" and len(words) > 1 and words[1] != "...":
+            given = [word.partition("=")[0] for word in words[2:] if word.startswith("--")]
+            if words[1] not in known or set(given) - options_of(known[words[1]]):
+                yield quoted
+        elif words[0].startswith("--"):
+            if words[0].partition("=")[0] not in everywhere:
+                yield quoted
+        elif words[0] == "make" and len(words) > 1:
+            try:
+                commands.check(words)
+            except commands.CommandError:
+                yield quoted
+        elif words[0] == "python" and words[1:2] != ["-m"] and not (ROOT / words[-1]).is_file():
+            yield quoted
+
+
+def test_commands_in_the_prose_are_there():
+    assert {(page, fault) for page in PAGES for fault in prose_faults(read(page))} == set()
+    text = "`search-r3 serch`, `search-r3 serve --require-roles`, `--kinds`, `make instal`, `python docs/no.py`, "
+    right = "`search-r3 serve --require-role`, `--kind`, `make install`, `python docs/tables.py`\n"
+    assert list(prose_faults(text + right)) == [each.strip("`") for each in text.strip(", ").split(", ")]

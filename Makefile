@@ -113,8 +113,9 @@ format: install
 structure: install  ## files, lines, imports between rooms, circles, names with two meanings
 	$(RUN) results/house/structure.py
 
+# Not --quiet: it hides warnings from --strict, too.
 docs: $(DOCS)/.installed  ## the documentation site, into site/; read it with python -m http.server --directory site
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 	$(DOCS)/bin/python docs/check_site.py site
 
 $(DOCS)/.installed: pyproject.toml

@@ -4,6 +4,8 @@ import functools
 import http.server
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -79,19 +81,28 @@ def test_links_are_written_as_they_are_in_the_site():
 # ---- as a reader sees it ---------------------------------------------------------------------------------------------
 
 
+def build(root, folder):
+    """The site of the repository at `root`, by the Makefile's own command; returns its exit code and what it said."""
+    if not MKDOCS.exists():
+        pytest.skip("the site's environment is not here (make docs)")
+    [arguments] = re.findall(r"\$\(DOCS\)/bin/mkdocs (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    done = subprocess.run(
+        [MKDOCS, *arguments.split(), "--site-dir", folder],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    return done.returncode, done.stderr
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The site, built strictly and served from this machine."""
-    if not MKDOCS.exists():
-        pytest.skip("the site's environment is not here (make docs)")
     folder = tmp_path_factory.mktemp("site")
-    subprocess.run(
-        [MKDOCS, "build", "--strict", "--quiet", "--site-dir", folder],
-        cwd=ROOT,
-        check=True,
-        timeout=300,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-    )
+    code, said = build(ROOT, folder)
+    assert code == 0, said
     assert list(site_check.faults(folder)) == []
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -146,3 +157,19 @@ def test_the_site_is_built_by_the_gate_with_the_extra_that_is_declared():
     )
     names = [line.partition(">=")[0] for line in shown.stdout.splitlines()]
     assert names == ["mkdocs", "mkdocs-material", "mkdocstrings[python]", "ruff"]
+
+
+@pytest.mark.slow
+def test_a_page_that_leads_nowhere_ends_the_build(tmp_path):
+    root = tmp_path / "copy"
+    root.mkdir()
+    shutil.copytree(DOCS, root / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", root)
+    for name in ("CONTRIBUTING.md", "examples", "results", "search_r3_mteb", "train"):
+        (root / name).symlink_to(ROOT / name)
+    (root / "docs" / "glossary.md").write_text("# Glossary\n\n[a](none.md) [b](how.md#none) [c](../results/none.md)\n")
+    code, said = build(root, tmp_path / "site")
+    assert code != 0
+    assert said.count("WARNING") == 3
+    for part in ("'none.md'", "'#none'", "results/none.md"):
+        assert part in said

@@ -1,4 +1,6 @@
-"""results/README.md, from the JSON files of this folder (`make results`); `--check` only says whether it is up to date.
+"""results/README.md, from the JSON files of this folder (`make results`), and the tables of the README at the root.
+
+`--check` only says whether they are up to date. With `--folder` the page of that folder alone is written.
 
 Two kinds of file:
 
@@ -18,10 +20,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from front_page import filled
+
 from search_r3_mteb.evaluation.summary import milliseconds
 from search_r3_mteb.report.number_text import count, ratio
 
 HERE = Path(__file__).resolve().parent
+FRONT = HERE.parent / "README.md"
 NEEDED = ("commands", "commit", "seeds", "interval", "queries")
 INTRODUCTION = """# Results
 
@@ -47,14 +52,18 @@ def main(arguments: list[str] | None = None) -> int:
         print("results/README.md is not written:", *problems, sep="\n  ", file=sys.stderr)
         return 1
     text = page(files)
-    target = given.folder / "README.md"
-    if given.check:
-        current = target.read_text(encoding="utf-8") if target.exists() else ""
-        if current != text:
-            print(f"{target.name} is not what the JSON files say: run `make results`.", file=sys.stderr)
-        return int(current != text)
-    target.write_text(text, encoding="utf-8")
-    return 0
+    written = {given.folder / "README.md": text}
+    if given.folder == HERE:
+        written[FRONT] = filled(FRONT.read_text(encoding="utf-8"), files)
+    if not given.check:
+        for target, text in written.items():
+            target.write_text(text, encoding="utf-8")
+        return 0
+    stale = [target for target, text in written.items()
+             if not target.exists() or target.read_text(encoding="utf-8") != text]  # fmt: skip
+    for target in stale:
+        print(f"{target} is not what the JSON files say: run `make results`.", file=sys.stderr)
+    return int(bool(stale))
 
 
 def read_files(folder: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_json, write_text
+from search_r3_mteb.extras import how_to_install
 from search_r3_mteb.report.number_text import count, score, span
 from search_r3_mteb.report.records import Evidence
 from search_r3_mteb.report.run_file import RunFile
@@ -83,6 +84,7 @@ def write_model_card(folder: Path, facts: Facts, called: str | None = None) -> P
         folder=called or folder.name,
         card_data=_metadata(facts),
         opening=_opening(facts),
+        install=how_to_install(),
         result_rows=[_result_cells(row) for row in facts.results],
         result_note=_result_note(facts.results),
         training=[("Stage", facts.stage), *facts.training],

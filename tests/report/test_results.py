@@ -10,15 +10,15 @@ FOLDER = Path(__file__).resolve().parents[2] / "results"
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """make_readme and collect, imported as their own folder imports them."""
+    """make_readme and collect, imported as their own folder imports them, after what they import from there."""
     loaded = []
-    for name in ("make_readme", "collect"):
+    for name in ("front_page", "make_readme", "collect"):
         spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
         loaded.append(module)
-    return loaded
+    return loaded[1:]
 
 
 def test_runs_become_a_page_with_provenance(runs, scripts, tmp_path):

@@ -25,7 +25,7 @@ WIDTH, MARGIN, LINE = 720, 28, 26  # pixels
 STYLE = """
     .page { fill: #ffffff; stroke: #d0d7de }
     .lane { fill: #f6f8fa }
-    text { font-family: ui-sans-serif, system-ui, "Segoe UI", Helvetica, Arial, sans-serif; font-size: 16px; fill: #1f2328 }
+    text { font: 16px ui-sans-serif, system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328 }
     .quiet { fill: #59636e; font-size: 14px }
     .title { font-weight: 600 }
     .thought { font-style: italic }
@@ -86,14 +86,16 @@ def drawn(data: Mapping[str, Any]) -> str:
     y = _text(parts, MARGIN, y, data["question"], "title") + 4
     y = _lane(parts, y, "Without reasoning: the question is embedded as it is", [], data, "direct")
     thought = textwrap.wrap(f"“{data['reasoning']}”", 76)
-    title = f"With reasoning: the model first writes {data['tokens']} tokens, then <|embed_token|>"
+    title = f"With reasoning: the model writes {data['tokens']} tokens, then <|embed_token|>"
     y = _lane(parts, y + 16, title, thought, data, "reason")
     size = f"{data['parameters'] / 1e6:.2f} million weights"
     note = f"Output of {data['model']} ({size}, bundled). Bars: cosine with the query, {data['documents']:,} documents."
     y = _text(parts, MARGIN, y + 32, note, "quiet")
     height = y - 6
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-    label = f"{data['question']} Without reasoning the right document has rank {data['direct']['rank']}, with reasoning "
+    label = (
+        f"{data['question']} Without reasoning the right document has rank {data['direct']['rank']}, with reasoning "
+    )
     label += f"rank {data['reason']['rank']}."
     return "\n".join((
         f'{head} role="img" aria-labelledby="label">',
@@ -107,7 +109,7 @@ def drawn(data: Mapping[str, Any]) -> str:
 
 
 def _lane(parts: list[str], top: int, title: str, thought: list[str], data: Mapping[str, Any], mode: str) -> int:
-    """One way to embed the question: what is written, the best documents, the rank of the relevant one; its lower end."""
+    """One way to embed the question: what is written, the best documents, where the relevant one is; its lower end."""
     ranking = data[mode]
     below = ranking["rank"] > SHOWN
     found = "is not among these: it has" if below else "has"
@@ -119,7 +121,9 @@ def _lane(parts: list[str], top: int, title: str, thought: list[str], data: Mapp
     for place, document in enumerate(ranking["top"], start=1):
         right = document["text"] == data["relevant"]
         width = round(max(document["cosine"], 0) * 60)
-        parts.append(f'  <rect class="bar{" best" * right}" x="{MARGIN}" y="{y - 11}" width="{width}" height="10" rx="2"/>')
+        parts.append(
+            f'  <rect class="bar{" best" * right}" x="{MARGIN}" y="{y - 11}" width="{width}" height="10" rx="2"/>'
+        )
         _text(parts, MARGIN + 68, y, f"{document['cosine']:.2f}", "quiet")
         y = _text(parts, MARGIN + 108, y, f"{place}. {document['text']}{' ✓' * right}", "right" * right)
     _text(parts, MARGIN, y, f"The document that answers the question {found} rank {ranking['rank']:,}.", "quiet")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ByHops = list[tuple[int | None, float, int]]  # hop count (None: all), mean, queries
 
+
 @dataclass(frozen=True)
 class JudgedSet:
     """Queries with judgements over a corpus; `hops` holds the chain length of each query, hopworld only."""

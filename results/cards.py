@@ -4,8 +4,8 @@
     python results/cards.py --check    # says whether they are what it would write
 
 A training run writes a card with the scores of its last evaluation: few queries, no intervals. The cards of the bundled
-models say what `results/nano.json` and `results/mini.json` say instead, by hop count where there is one. Wording that is the
-same in every card (template, limits) is taken as it is now. Neither file is part of what decides a vector.
+models say what `results/nano.json` and `results/mini.json` say instead, by hop count where there is one. Wording that
+is the same in every card (template, limits) is taken as it is now. Neither file is part of what decides a vector.
 """
 
 import argparse

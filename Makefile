@@ -24,6 +24,7 @@ JOBS ?= 2
 # The environment of `make package`, which builds, and the versions of Python that it tries; all that are here.
 PACKAGE ?= .venv-package
 PYTHONS ?=
+FILE ?=
 # The environment of `make audit`, and findings that are accepted, such as IGNORE="GHSA-... PYSEC-...".
 AUDIT ?= .venv-audit
 IGNORE ?=
@@ -101,8 +102,9 @@ constraints: install  ## constraints.txt: exactly the versions that are installe
 	$(RUN) tests/resolved.py > $(VENV)/resolved.txt
 	cp $(VENV)/resolved.txt constraints.txt
 
-package:  ## wheel and sdist: built, checked, and run in new environments of every Python here; PYTHONS=3.12 for one
-	$(PYTHON) tests/packaged.py --tools $(PACKAGE) --torch "$(TORCH)" $(if $(PYTHONS),--python $(PYTHONS))
+package:  ## wheel and sdist: built, checked, and run in new environments of every Python here; PYTHONS=3.12 FILE=wheel for one
+	$(PYTHON) tests/packaged.py --tools $(PACKAGE) --torch "$(TORCH)" $(if $(PYTHONS),--python $(PYTHONS)) \
+		$(if $(FILE),--only $(FILE))
 
 release:  ## what forbids a release of this tree, or the commands that would make it; changes nothing
 	$(PYTHON) tests/release.py

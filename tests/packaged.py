@@ -1,10 +1,11 @@
 """The wheel and the sdist as a user gets them: built, checked, installed, and run, on every Python that is here.
 
-    python tests/packaged.py [--python 3.11 ...] [--torch REQUIREMENT]      (make package)
+    python tests/packaged.py [--python 3.11 ...] [--only wheel] [--torch REQUIREMENT]      (make package)
 
-The wheel is built from the sdist. Each file is installed into a new environment of each Python, by pip, with everything
-that it needs, and there, from an empty folder without a model hub, `search-r3 doctor` and an evaluation of nano run.
-Exit code 1 and a message where anything is not as it should be. Standard library only.
+The wheel is built from the sdist, so that one which lacks something shows in both. Each file is installed into a new
+environment of each Python, by pip, with everything that it needs, and there, from an empty folder without a model hub,
+`search-r3 doctor` and an evaluation of nano run. Exit code 1 and a message where anything is not as it should be.
+Standard library only.
 """
 
 import argparse
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--tools", type=Path, default=ROOT / ".venv-package", help="environment of build and twine")
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="emptied first")
     parser.add_argument("--python", nargs="*", default=list(PYTHONS), help="versions that are tried")
+    parser.add_argument("--only", choices=("wheel", "sdist"), help="install this file alone")
     parser.add_argument("--torch", default="torch", help="installed first, such as a build without CUDA")
     given = parser.parse_args()
     sdist, wheel = build(given.tools, given.output)
@@ -130,8 +132,9 @@ def main() -> None:
     if not found:
         raise SystemExit("package: no Python to install it on")
     for python in found.values():
-        for file in (wheel, sdist):
-            try_out(python, file, given.torch)
+        for kind, file in (("wheel", wheel), ("sdist", sdist)):
+            if given.only in (None, kind):
+                try_out(python, file, given.torch)
 
 
 if __name__ == "__main__":

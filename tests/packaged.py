@@ -87,7 +87,7 @@ def try_out(python: str, file: Path, torch: str) -> None:
         empty.mkdir()
         start = time.monotonic()
         run([python, "-m", "venv", str(place)])
-        run([str(place / "bin" / "pip"), "install", "--quiet", torch, str(file)])
+        run([str(place / "bin" / "pip"), "install", "--quiet", "--no-compile", torch, str(file)])
         installed = time.monotonic() - start
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
         offline = kept | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HOME": folder}

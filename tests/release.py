@@ -95,9 +95,10 @@ def steps(root: Path) -> list[str]:
     version, name = project["version"], project["name"].replace("-", "_")
     files = f"dist/{name}-{version}.tar.gz dist/{name}-{version}-py3-none-any.whl"
     missing = [address for address in ADDRESSES if address not in project.get("urls", {})]
-    first = [f"add {', '.join(missing)} to [project.urls] of pyproject.toml, and commit"] if missing else []
+    addresses = [f"add {', '.join(missing)} to [project.urls] of pyproject.toml, and commit"]
+    links = "make README.md's links absolute where PyPI shows it (hatch-fancy-pypi-readme does), and commit"
     return [
-        *first,
+        *([*addresses, links] if missing else []),
         "bash .ci/run                          # the gate, on this commit",
         "make package                          # builds, checks, installs and runs both files on every Python here",
         f"git tag -a v{version} -m 'search-r3-mteb {version}'",

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from search_r3_mteb.encoder.checkpoints import ASSETS
+from search_r3_mteb.tasks.beir_folder import write_beir
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,6 +58,20 @@ def test_the_ten_lines_run_and_print_what_stands_below_them():
     assert printed.getvalue() == blocks[number + 1][1]
     lines = [line for line in blocks[number][1].splitlines() if line.strip() and not line.startswith("from ")]
     assert len(lines) <= 10
+
+
+def test_its_other_python_runs_too(tmp_path, monkeypatch):
+    """In a folder with what the README says is there: data/own, a BEIR folder."""
+    corpus = [("a", "", "Cats purr when they are content."), ("b", "", "Glaciers are rivers of ice.")]
+    write_beir(tmp_path / "data" / "own", corpus=corpus, queries=[("q", "which animals purr?")],
+               qrels={"test": [("q", "a", 1)]})  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    others = [text for kind, text in BLOCK.findall(README) if kind == "python" and "HopWorld" not in text]
+    assert len(others) == 1
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(others[0], "README.md", "exec"), {})
+    assert printed.getvalue().split()[-1] == "1.0"
 
 
 def test_what_make_is_asked_for_exists():

@@ -41,6 +41,13 @@ def test_runs_become_a_page_with_provenance(runs, scripts, tmp_path):
     assert make_readme.main(["--folder", str(tmp_path), "--check"]) == 1
 
 
+def test_a_folder_is_called_by_its_name(scripts):
+    make_readme, _ = scripts
+    named = {"beir-scifact-f3642f75": "scifact", "beir-my-own-00000000": "my-own", "beir-me": "beir-me"}
+    assert {task: make_readme._task({"task": task}) for task in named} == named
+    assert make_readme._task({"task": "HopWorld-v1", "split": "dev", "hops": 2}) == "HopWorld-v1, dev, 2 hops"
+
+
 @pytest.mark.parametrize("key", ["command", "commit"])
 def test_a_row_without_provenance_is_refused(runs, scripts, tmp_path, capsys, key):
     _, collect = scripts

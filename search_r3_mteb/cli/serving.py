@@ -7,10 +7,9 @@ import typer
 
 from search_r3_mteb.cli.options import BudgetOption, ModelOption, SetOption, app
 from search_r3_mteb.cli.shared import choice, console_here, long_work, settings_of
+from search_r3_mteb.extras import how_to_install
 
-_MISSING = (
-    "search-r3 serve needs {missing}, which is not installed. Install the extra: pip install 'search-r3-mteb[serve]'"
-)
+_MISSING = "search-r3 serve needs {missing}, which is not installed: " + how_to_install("serve")
 
 
 @app.command()

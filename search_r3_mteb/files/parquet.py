@@ -4,10 +4,12 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+from search_r3_mteb.extras import how_to_install
+
 _BATCH = 1024  # rows
 MISSING = (
-    "{} needs pyarrow, which reads and writes Parquet and is not installed: pip install 'search-r3-mteb[parquet]'. Or "
-    "use .jsonl or .csv."
+    "{} needs pyarrow, which reads and writes Parquet and is not installed: "
+    f"{how_to_install('parquet')}. Or use .jsonl or .csv."
 )
 
 

@@ -1,6 +1,6 @@
 """Haystack's text and document embedders: texts are queries and reason, documents do not.
 
-Needs `pip install search-r3-mteb[haystack]`.
+Needs the extra `haystack`.
 
     from search_r3_mteb.integrations.haystack import SearchR3DocumentEmbedder, SearchR3TextEmbedder
     pipeline.add_component("query", SearchR3TextEmbedder("mini", max_reasoning_tokens=64))

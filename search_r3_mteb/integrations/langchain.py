@@ -1,4 +1,4 @@
-"""LangChain's `Embeddings`: queries reason, documents do not. Needs `pip install search-r3-mteb[langchain]`.
+"""LangChain's `Embeddings`: queries reason, documents do not. Needs the extra `langchain`.
 
     from search_r3_mteb.integrations.langchain import SearchR3Embeddings
     store = InMemoryVectorStore(SearchR3Embeddings("mini", max_reasoning_tokens=64))

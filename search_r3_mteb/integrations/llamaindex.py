@@ -1,4 +1,4 @@
-"""LlamaIndex' `BaseEmbedding`: queries reason, texts do not. Needs `pip install search-r3-mteb[llamaindex]`.
+"""LlamaIndex' `BaseEmbedding`: queries reason, texts do not. Needs the extra `llamaindex`.
 
     from search_r3_mteb.integrations.llamaindex import SearchR3Embedding
     Settings.embed_model = SearchR3Embedding("mini", max_reasoning_tokens=64)

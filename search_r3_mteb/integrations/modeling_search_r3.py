@@ -1,4 +1,4 @@
-"""Classes that let this folder load with `trust_remote_code=True`. Needs `pip install search-r3-mteb`."""
+"""Classes that let this folder load with `trust_remote_code=True`. Needs the package search-r3-mteb."""
 
 from search_r3_mteb.integrations.sentence_transformers import register
 from search_r3_mteb.integrations.transformers_model import SearchR3Config, SearchR3Model

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from search_r3_mteb.atomic import replaced_folder, write_json, write_text
 from search_r3_mteb.encoder.folders import is_export
+from search_r3_mteb.extras import how_to_install
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer as SentenceTransformer
@@ -59,8 +60,8 @@ tags: [sentence-transformers, search-r3]
 
 {remedies}
 
-Queries reason in text before they are embedded; documents are embedded directly. Needs `pip install search-r3-mteb`,
-which has classes of its own for LangChain, LlamaIndex and Haystack that know the difference.
+Queries reason in text before they are embedded; documents are embedded directly. Needs the package search-r3-mteb
+({install}), which has classes of its own for LangChain, LlamaIndex and Haystack that know the difference.
 
 ```python
 from search_r3_mteb import SentenceTransformer  # sentence-transformers' own class, this model type registered
@@ -250,7 +251,12 @@ def _write(encoder: "SearchR3Encoder", folder: Path, name: str, *, keep_adapter:
     _write_module_files(folder)
     remedies = "\n".join(f"- {who}: `{call.replace('FOLDER', repr(name))}`" for who, call in REMEDIES)
     card = _CARD.format(
-        name=encoder.name, folder=name, budget=config.max_reasoning_tokens, roles=" ".join(ROLES), remedies=remedies
+        name=encoder.name,
+        folder=name,
+        budget=config.max_reasoning_tokens,
+        roles=" ".join(ROLES),
+        remedies=remedies,
+        install=how_to_install(),
     )
     write_text(folder / "README.md", card)
     write_manifest(folder)

@@ -291,7 +291,7 @@ def test_parquet_is_read(tmp_path):
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"Parquet file, needs pyarrow.* pip install 'search-r3-mteb\[parquet\]'"):
+    with pytest.raises(ImportError, match=r"Parquet file, needs pyarrow.* `pip install '\.\[parquet\]'` in a checkout"):
         read(write(tmp_path, b"PAR1", "d.parquet"))
 
 

@@ -67,6 +67,19 @@ def test_the_card_of_a_training_run(runs):
     assert json.loads((runs.root / "model" / "model_card.json").read_text())["config"] == facts.config == CONFIG
 
 
+def test_what_a_run_replayed_is_training_data(runs):
+    """Regression: the card of a second stage named its own questions alone."""
+    run = runs.training("run", "rl")
+    kept = '[[replay.sources]]\nkind = "hopworld"\nname = "facts"\nhops = [1]\nweight = 1.0\n'
+    replay = f"[replay]\nrows_per_step = 0\n{kept}"
+    (run / "config.toml").write_text(f"{CONFIG}\n{replay}")
+    *own, replayed = facts_of_run(run, name="mini", license="Apache-2.0").data
+    assert (replayed.name, replayed.note) == ("facts", "Generated: chains of 1 hop. Replayed in this stage.")
+    assert [source.note for source in own] == ["Generated: chains of 1 and 2 hops.", ""]
+    (run / "config.toml").write_text(CONFIG)
+    assert list(facts_of_run(run, name="mini", license="Apache-2.0").data) == own, "the control"
+
+
 def test_results_stand_in_the_header_and_in_the_table(tmp_path):
     _, header, body = card(tmp_path)
     [result] = header["model-index"][0]["results"]

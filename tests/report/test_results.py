@@ -10,15 +10,15 @@ FOLDER = Path(__file__).resolve().parents[2] / "results"
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """make_readme and collect, imported as their own folder imports them."""
+    """make_readme and collect, imported as their own folder imports them, after what they import from there."""
     loaded = []
-    for name in ("make_readme", "collect"):
+    for name in ("front_page", "make_readme", "collect"):
         spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
         loaded.append(module)
-    return loaded
+    return loaded[1:]
 
 
 def test_runs_become_a_page_with_provenance(runs, scripts, tmp_path):
@@ -34,11 +34,25 @@ def test_runs_become_a_page_with_provenance(runs, scripts, tmp_path):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[3].startswith("**0.")
     assert cells[4].startswith("[0.")
-    assert cells[8:12] == ["125.0", "–", "60", "0, 1"]
+    assert cells[8:11] == ["125.0", "60", "0, 1"]  # no documents per second were measured
     assert "| hopworld, 3 hops | nano |" in text
     assert make_readme.main(["--folder", str(tmp_path), "--check"]) == 0
     (tmp_path / "README.md").write_text(text + "by hand")
     assert make_readme.main(["--folder", str(tmp_path), "--check"]) == 1
+
+
+def test_a_folder_is_called_by_its_name(scripts):
+    make_readme, _ = scripts
+    named = {"beir-scifact-f3642f75": "scifact", "beir-my-own-00000000": "my-own", "beir-me": "beir-me"}
+    assert {task: make_readme._task({"task": task}) for task in named} == named
+    assert make_readme._task({"task": "HopWorld-v1", "split": "dev", "hops": 2}) == "HopWorld-v1, dev, 2 hops"
+
+
+def test_a_column_in_which_nothing_was_measured_is_left_out(scripts):
+    make_readme, _ = scripts
+    assert make_readme._table(["Task", "p", "ratio"], [["–", "–", "2"], ["–", "–", "–"]], 1).splitlines() == [
+        "| Task | ratio |", "| :--- | ---: |", "| – | 2 |", "| – | – |",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ["command", "commit"])

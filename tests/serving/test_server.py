@@ -44,7 +44,7 @@ def test_a_library_that_is_missing_is_named_with_the_extra(call, monkeypatch):
     code, _, err = call("serve")
     assert code == 2
     assert "needs fastapi, which is not installed" in " ".join(err.split())
-    assert "search-r3-mteb[serve]" in err
+    assert "`pip install '.[serve]'` in a checkout" in err
 
 
 def test_what_cannot_be_served_is_refused_before_the_model_is_loaded(call, monkeypatch):

@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,11 @@ from train.config.data import JudgedSetSettings
 from train.config.run import EvaluateSettings
 from train.data.sources import documents_of
 from train.model.model import evaluating
+
+if TYPE_CHECKING:
+    from search_r3_mteb.encoder.encoder import SearchR3Encoder
+
+ByHops = list[tuple[int | None, float, int]]  # hop count (None: all), mean, queries
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class JudgedSet:
 
 @dataclass(frozen=True)
 class Score:
-    """Mean nDCG@10 over the queries of one set, mode and hop count (None: all), and the cost of the reasoning.
+    """Mean nDCG@10 over the queries of one set, mode and hop count (None: all), and what their reasoning cost.
 
     `dim` is the number of dimensions that vectors were cut to, None where they are whole.
     """
@@ -107,15 +112,26 @@ def evaluate(
                 )
                 if corpus is None:
                     corpus = encoder.encode_document(list(judged.documents.values()))
-                queries = encoder.encode_query(list(judged.queries.values()))
-                statistics = encoder.statistics
-                reasoning = statistics.reasoning_tokens / max(len(queries), 1)
-                cost = reasoning, statistics.forced_share
+                queries, tokens, forced = _queries(encoder, judged)
+                costs = [(mean, share) for (_, mean, _), (_, share, _) in zip(tokens, forced, strict=True)]
                 for dim in (None, *dims):
                     ndcg = per_query_ndcg(judged, first_dimensions(queries, dim), first_dimensions(corpus, dim))
-                    for hops, value, count in _by_hops(judged, ndcg):
+                    for (hops, value, count), cost in zip(_by_hops(judged, ndcg), costs, strict=True):
                         scores.append(Score(judged.label, mode, hops, value, count, *cost, dim))
     return scores
+
+
+def _queries(encoder: "SearchR3Encoder", judged: JudgedSet) -> tuple[Any, ByHops, ByHops]:
+    """Vectors of the queries (n, dim), their tokens of reasoning, and the share whose embed token was forced."""
+    texts = list(judged.queries.values())
+    if encoder.mode == "direct":
+        none = _by_hops(judged, dict.fromkeys(judged.queries, 0.0))
+        return encoder.encode_query(texts), none, none
+    thoughts = dict(zip(judged.queries, encoder.think(texts), strict=True))
+    tokens = {query: float(len(thought.token_ids)) for query, thought in thoughts.items()}
+    forced = {query: float(not thought.finished) for query, thought in thoughts.items()}
+    vectors = np.stack([thought.vector for thought in thoughts.values()])
+    return vectors, _by_hops(judged, tokens), _by_hops(judged, forced)
 
 
 def first_dimensions(vectors: Any, dim: int | None) -> Any:
@@ -162,7 +178,7 @@ def mean_of(scores: Sequence[Score], mode: str) -> float:
     return sum(values) / len(values)
 
 
-def _by_hops(judged: JudgedSet, values: Mapping[str, float]) -> list[tuple[int | None, float, int]]:
+def _by_hops(judged: JudgedSet, values: Mapping[str, float]) -> ByHops:
     """(hop count, mean, queries), first over all."""
     groups: dict[int | None, list[float]] = {None: list(values.values())}
     for query, hops in judged.hops.items():

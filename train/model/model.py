@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from search_r3_mteb.encoder import checkpoints
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, quiet_peft
@@ -62,11 +63,19 @@ def make_trainable(checkpoint: Checkpoint, config: ModelSettings, seed: int) -> 
     """
     widen(checkpoint, adapted=config.lora is not None)
     if config.gradient_checkpointing:
-        checkpoint.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(checkpoint.model)
         checkpoint.model.enable_input_require_grads()  # a frozen embedding gives no gradient to recompute from
     freeze(checkpoint.model, config.freeze)
     if config.lora is not None and not hasattr(checkpoint.model, "peft_config"):
         checkpoint.model = add_adapter(checkpoint, config.lora, seed)
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Gradient checkpointing, under its name since transformers 5.24 where it has that: the older one warns there."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def widen(checkpoint: Checkpoint, *, adapted: bool) -> None:

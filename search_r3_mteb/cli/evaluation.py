@@ -69,7 +69,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     dim: Annotated[
         str | None,
         typer.Option(
-            help="Further sizes, such as 64,128: the first so many dimensions of the same vectors (Matryoshka).",
+            help="Further sizes, such as 64,128: the first 64 and 128 dimensions of the same vectors (Matryoshka).",
             show_default=False,
         ),
     ] = None,

@@ -117,16 +117,18 @@ IdColumnOption = Annotated[
     str | None,
     typer.Option(
         "--id",
-        help="Column of the ids: a name, or a number from 1; '' for none. [default: by usual names]",
+        help="Column of the ids: a name, or a number from 1; '' for none. [default: by its usual names]",
         show_default=False,
     ),
 ]
 TextColumnOption = Annotated[
-    str | None, typer.Option("--text", help="Column of the texts. [default: by usual names]", show_default=False)
+    str | None, typer.Option("--text", help="Column of the texts. [default: by its usual names]", show_default=False)
 ]
 TitleColumnOption = Annotated[
     str | None,
-    typer.Option("--title", help="Column of the titles; '' for none. [default: by usual names]", show_default=False),
+    typer.Option(
+        "--title", help="Column of the titles; '' for none. [default: by its usual names]", show_default=False
+    ),
 ]
 NoQuotesOption = Annotated[
     bool, typer.Option("--no-quotes", help="Quotation marks in .csv and .tsv are text like any other.")

@@ -33,7 +33,7 @@ class PublishedScore:
             raise ValueError(f"{self.system} on {self.benchmark}: nDCG@10 lies between 0 and 1, got {self.ndcg_at_10}.")
         if self.certainty not in _CERTAINTY or not (self.source and self.address.startswith("https://")):
             raise ValueError(
-                f"{self.system} on {self.benchmark}: a certainty (P or S), a source and an address are due."
+                f"{self.system} on {self.benchmark}: a certainty (P or S), a source and an address are required."
             )
 
 

@@ -94,7 +94,7 @@ def test_bundled_models_read_their_own_text(name):
 
 
 def test_ids_of_an_unfinished_turn_are_exact(encoder):
-    own = encoder.think(QUERIES)  # random weights: bytes that are no text, control tokens, an end without the token
+    own = encoder.think(QUERIES)  # random weights: bytes that are not text, control tokens, an end without the token
     assert not all(thought.finished for thought in own)
     given = encoder.think(QUERIES, reasoning=own)
     assert max(map(distance, given, own)) < 1e-6

@@ -105,7 +105,7 @@ class EvaluateSettings(Settings):
     batch_tokens: Count = 16384
     """Padded tokens per forward. The encoder's default."""
     dims: tuple[Count, ...] | None = None
-    """Sizes that are measured beside the whole vectors: their first so many dimensions, normalised again. Our choice:
+    """Sizes that are measured beside the whole vectors: their first dimensions, normalised again. Our choice:
     absent, those of loss.matryoshka_dims where a run has them; [] for none."""
     best_by: QueryMode = "reason"
     """The mode whose mean nDCG@10 chooses the best checkpoint. Our choice: reason, what the project is about."""

@@ -40,7 +40,7 @@ def planned_model(settings: ModelSettings, config_file: Path | None = None, base
     Its config.json is sought under `base` (a folder, the file itself, or a hub id) where that is given; in the folder
     `settings.path`; in the base of an adapter; where `settings.path` is what stage 1 will write, in the base of the
     stage 1 whose file lies beside `config_file`; and under the hub id. Raises FileNotFoundError, which says what to
-    download and to where, and ValueError for a config.json that is no causal LM's.
+    download and to where, and ValueError for a config.json that is not a causal LM's.
     """
     steps: list[str] = []
     if settings.scratch is not None:
@@ -84,7 +84,7 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # also values of a wrong type, for which huggingface_hub has errors of its own
         raise ValueError(
-            f"{folder / _CONFIG} is no configuration that transformers knows: {type(error).__name__}: {error}"
+            f"{folder / _CONFIG} is not a configuration that transformers knows: {type(error).__name__}: {error}"
         ) from error
 
 

@@ -28,7 +28,7 @@ class Wish:
     revision: str | None = None
     """Another commit than the table's."""
     rows: int | None = None
-    """At most so many records of a file of pairs, from the first on."""
+    """The first records of a file of pairs, at most that many."""
     every: int = 50_000
     """Records between two states on disk: what a killed command reads again at most."""
 

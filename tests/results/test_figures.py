@@ -199,6 +199,7 @@ def test_a_proof_leaves_the_points_that_its_curves_are_drawn_from(tmp_path, monk
     assert page.curves(found) == [[(0, 0.25), (50, 0.5)]] * 3
 
 
+@pytest.mark.slow
 def test_step_0_is_measured_as_training_measures(tmp_path):
     from results.rl.proof import dev_scores
 

@@ -250,7 +250,7 @@ def test_help_loads_no_heavy_library():
     ("place", "reason"),
     [
         ("a" * 300, "its name is longer than this file system allows"),
-        ("file.txt/x", "a part of its path is a file, not a folder|something of that name is there already"),
+        ("file.txt/x", "a part of its path is a file, not a folder|something with that name already exists"),
     ],
 )
 @pytest.mark.parametrize("command", [["report", "."], ["export", "--model", "nano"]])

@@ -77,12 +77,17 @@ BudgetOption = Annotated[
 
 EngineOption = Annotated[
     str | None,
-    typer.Option("--engine", help="What reasons: own, or vllm (docs/vllm.md). [default: own]", show_default=False),
+    typer.Option(
+        "--engine", help="The engine that reasons: own, or vllm (docs/vllm.md). [default: own]", show_default=False
+    ),
 ]
 
 
 CacheFolderOption = Annotated[
-    Path | None, typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False)
+    Path | None,
+    typer.Option(
+        help="The folder in which vectors and reasonings are kept. [default: OUTPUT/store]", show_default=False
+    ),
 ]
 
 

@@ -127,7 +127,7 @@ class GivenTurns:
             )
         if embed in ids:
             raise ValueError(
-                f"Reasoning {position} holds the embed token {embed} at place {ids.index(embed)}, which ends a "
+                f"Reasoning {position} holds the embed token {embed} at position {ids.index(embed)}, which ends a "
                 "reasoning. Leave it out: it is put behind what is given."
             )
 

@@ -54,7 +54,7 @@ class OptimizationSettings(Settings):
         if self.learning_rate * self.weight_decay >= 1:
             raise ValueError(
                 f"learning_rate * weight_decay = {self.learning_rate * self.weight_decay:g}: each step multiplies the "
-                "matrices by 1 minus that, which would turn them round. Keep it below 1."
+                "matrices by 1 minus that, which would reverse their signs. Keep it below 1."
             )
         if max(self.betas) >= 1:
             raise ValueError(

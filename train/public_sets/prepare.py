@@ -48,7 +48,7 @@ def prepare(one: PublicSet, wish: Wish, tell: Callable[[str], None] = lambda _: 
     if folder.is_dir() and any(folder.iterdir()):
         _check_same(folder, one, wish)
         forget_progress(folder)
-        tell(f"{folder}: there already, and as its {MANIFEST} says")
+        tell(f"{folder}: already there, as its {MANIFEST} says")
         return folder
     revision = wish.revision or one.revision or begun_revision(folder)
     repository = open_repository(one.repository, revision, wish.copy)

@@ -266,7 +266,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Each case once, on nano: about a minute.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare our speed and memory with the usual ways to do the same.
+    """Compare our speed and memory with the usual tools.
 
     Both run on the same weights, in turns. A ratio above 1 means that ours is faster, or smaller.
     """

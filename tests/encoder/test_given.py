@@ -211,7 +211,7 @@ def test_one_text_takes_one_reasoning(encoder):
         (["a", "\ud800"], ValueError, "Reasoning 1 holds a lone surrogate"),
         (["a", [5, 384]], ValueError, "Reasoning 1 holds the token id 384, and the model has 384"),
         (["a", [-1]], ValueError, "Reasoning 1 holds the token id -1"),
-        (["a", [5, 3, 6]], ValueError, "Reasoning 1 holds the embed token 3 at place 1"),
+        (["a", [5, 3, 6]], ValueError, "Reasoning 1 holds the embed token 3 at position 1"),
         (["a", Thought("b", [5, 6], True, np.zeros(32))], ValueError, "another model wrote it. Give its text"),
     ],
 )

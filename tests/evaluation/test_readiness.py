@@ -111,7 +111,7 @@ def test_settings_that_change_nothing(models, tmp_path):
             check_settings(["nano"], {name: value}, "direct")
         check_settings(["nano"], {name: value}, "both")
     for name, value in (("mode", "direct"), ("cache_folder", "x")):
-        with pytest.raises(ValueError, match=f"{name}='{value}' is not a setting of a model here, but an option"):
+        with pytest.raises(ValueError, match=f"{name}='{value}' is not a setting of a model but an option"):
             evaluate(["nano"], ["hopworld"], "both", tmp_path, settings={name: value})
     with pytest.raises(ValueError, match=r"mode='direct': hyde:.* always writes about a query. Name its encoder alone"):
         evaluate(["nano", hyde], ["hopworld"], "direct", tmp_path)

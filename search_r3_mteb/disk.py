@@ -20,13 +20,13 @@ _ADVICE = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission was denied",
     errno.EPERM: "permission was denied",
-    errno.EIO: "the disk reported an error of its own",
+    errno.EIO: "the disk reported an error",
 }
 _PLACES = {
     errno.ENAMETOOLONG: "its name is longer than this file system allows",
     errno.ENOTDIR: "a part of its path is a file, not a folder",
-    errno.EEXIST: "something of that name is there already",
-    errno.EISDIR: "it is a folder, and a file is meant",
+    errno.EEXIST: "something with that name already exists",
+    errno.EISDIR: "it is a folder, and a file is needed",
 }
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_RUST = re.compile(r"\(os error (\d+)\)")

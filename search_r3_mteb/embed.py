@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 class EmbedPlan:
     """What is embedded, and how it is written.
 
-    `role` queries reason in mode "reason", documents never. `dim` keeps the first so many dimensions, normalised again.
+    `role` queries reason in mode "reason", documents never. `dim` keeps the first `dim` dimensions, normalised again.
     `calibration` is a .npy of float vectors, or a .ranges.npy, for precisions "int8" and "uint8" alone: without it the
     ranges are those of the vectors themselves. `think` collects the thoughts, for display.
     """
@@ -69,7 +69,7 @@ class EmbedPlan:
             )
         if self.dim is not None and settings.get("truncate_dim") is not None:
             raise ValueError(
-                f"--dim {self.dim} and truncate_dim={settings['truncate_dim']} say the same twice. Leave one out."
+                f"--dim {self.dim} and truncate_dim={settings['truncate_dim']} say the same thing twice. Leave one out."
             )
         check_output(self.output, self.source)
         if self.calibration is not None and not self.calibration.is_file():

@@ -50,7 +50,7 @@ class Extension:
 
     def error(self, what: str) -> ExtensionError:
         """The error that says `what` is wrong with this extension."""
-        return ExtensionError(f"The {self} {what.rstrip('.')}. Mend that package, or leave {self.name!r} out.")
+        return ExtensionError(f"The {self} {what.rstrip('.')}. Fix that package, or leave {self.name!r} out.")
 
 
 @dataclass(frozen=True, eq=False)

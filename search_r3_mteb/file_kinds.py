@@ -2,7 +2,7 @@
 
 A name need not tell the truth. Read line by line, a table would be embedded with its ids and separators, JSON with its
 keys, and a page with its tags; the vectors would look fine. The signs are our choice and conservative: what could be
-prose is taken as prose. So a table without a header that is parted by commas, semicolons or bars is refused only where
+prose is taken as prose. So a table without a header, separated by commas, semicolons or bars, is refused only where
 every cell is quoted, or where it has three rows or more, all of one width, whose first cells are different ids or whose
 last cells are numbers; others go through. JSON behind a line of another kind is refused where most lines are objects.
 """
@@ -144,7 +144,7 @@ def split_lines(text: str) -> list[str]:
 
 
 def check_lines(lines: Sequence[str], place: str | Path) -> None:
-    """ValueError where lines are no texts: JSON, a page in markup, YAML, a table in columns, or lines of two ends."""
+    """ValueError where lines are not texts: JSON, a page in markup, YAML, a table in columns, or lines of two ends."""
     for number, line in enumerate(lines, start=1):
         if "\r" in line:
             raise ValueError(
@@ -164,14 +164,14 @@ def check_lines(lines: Sequence[str], place: str | Path) -> None:
     if 2 * len(objects) > len(filled[:_SAMPLE]):
         raise ValueError(
             f"{place}, line {objects[0]}, is a JSON object, as most lines are, and would be embedded with its braces "
-            f"and keys; line {number} is none. Remove the lines that are no JSON, and rename the file to .jsonl."
+            f"and keys; line {number} is not. Remove the lines that are not JSON, and rename the file to .jsonl."
         )
     if (what := _markup(first, second, lines)) is not None:
         raise ValueError(f"{place}, line {number}, begins {what}, which is not one text per line. Extract its texts.")
     if (delimiter := _delimiter([line for _, line in filled[:_SAMPLE]])) is not None:
         raise ValueError(
-            f"{place} is a table in columns (parted by {_DELIMITERS[delimiter]}), which is not read: its rows would be "
-            'embedded with their ids and separators. Write it as .jsonl, one {"text": ..., "title": ...} per line.'
+            f"{place} is a table in columns (separated by {_DELIMITERS[delimiter]}), which is not read: its rows would "
+            'be embedded with their ids and separators. Write it as .jsonl, one {"text": ..., "title": ...} per line.'
         )
 
 

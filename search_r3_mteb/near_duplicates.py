@@ -58,7 +58,7 @@ class Signer:
 
     def __init__(self, width: int) -> None:
         if width < 1:
-            raise ValueError(f"A shingle has at least one word, got a width of {width}.")
+            raise ValueError(f"A shingle has at least one word, got the width {width}.")
         self._width = width
         self._word_keys: dict[str, int] = {}
 
@@ -93,7 +93,7 @@ class DuplicateIndex:
 
     def __init__(self, signatures: Iterable[Signature], threshold: float) -> None:
         if not 0 < threshold <= 1:
-            raise ValueError(f"threshold = {threshold}: a Jaccard lies above 0 and at most at 1.")
+            raise ValueError(f"threshold = {threshold}: a Jaccard similarity is above 0 and at most 1.")
         self._threshold = threshold
         keys, sets = [], []
         for signature in signatures:

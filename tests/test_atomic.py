@@ -138,7 +138,7 @@ with written_file(place / "a[1].json") as stream, replaced_folder(place / "model
 def test_what_a_killed_process_left_goes_and_what_a_living_one_is_writing_stays(tmp_path):
     folder_with(tmp_path / "model", "old")
     (tmp_path / ".bashrc").touch()
-    (tmp_path / ".note.123abc~").mkdir()  # has such a name, and is no file of ours
+    (tmp_path / ".note.123abc~").mkdir()  # has such a name, and is not a file of ours
     mine = {path.name for path in tmp_path.iterdir()}
     processes = [started("-c", HALF, tmp_path, stdin=subprocess.PIPE) for _ in range(2)]
     assert [process.stdout.readline() for process in processes] == ["half\n"] * 2

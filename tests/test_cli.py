@@ -250,7 +250,7 @@ def test_help_loads_no_heavy_library():
     ("place", "reason"),
     [
         ("a" * 300, "its name is longer than this file system allows"),
-        ("file.txt/x", "a part of its path is a file, not a folder|something of that name is there already"),
+        ("file.txt/x", "a part of its path is a file, not a folder|something with that name already exists"),
     ],
 )
 @pytest.mark.parametrize("command", [["report", "."], ["export", "--model", "nano"]])
@@ -269,7 +269,7 @@ def test_a_report_needs_the_name_of_a_file(call, tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "summary.json").write_text(json.dumps([ROW]))
     assert "The report needs a file to be written to, got '.'" in call("report", ".", "--output", "")[2]
-    assert "folder cannot be used: it is a folder, and a file is meant" in call("report", ".", "--output", "folder")[2]
+    assert "folder cannot be used: it is a folder, and a file is needed" in call("report", ".", "--output", "folder")[2]
 
 
 def test_the_folder_that_one_stands_in_has_a_name(call, tmp_path, monkeypatch):

@@ -161,7 +161,7 @@ def test_the_command_line_says_it_and_ends_with_2(full, call, tmp_path):
     *notes, message = errors.splitlines()
     assert message.startswith(f"Error: {output} could not be written")
     assert len(notes) == 1
-    assert "known by their numbers" in notes[0]
+    assert "known by number" in notes[0]
     assert not list(full.iterdir())
 
 

@@ -1,7 +1,7 @@
 """Extensions: the example package, really installed, in every place where its names stand; and packages that fail.
 
-The audit's case: a new reward was written in 15 minutes, all tests were green, and it had no effect. Here a reward that
-is configured either changes the gradient or is an error or a warning that names its package.
+What happened once: a new reward was written in 15 minutes, all tests were green, and it had no effect. Here a reward
+that is configured either changes the gradient or is an error or a warning that names its package.
 """
 
 import sys

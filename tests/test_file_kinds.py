@@ -207,15 +207,15 @@ def delimited(rows, delimiter, quoting=csv.QUOTE_MINIMAL):
 )
 @pytest.mark.parametrize("name", ["d.txt", "d"])
 def test_tables_are_refused(tmp_path, delimiter, rows, name):
-    refused(write(tmp_path, delimited(rows, delimiter), name), "is a table in columns .parted by")
-    refused(write(tmp_path, delimited(rows, delimiter, csv.QUOTE_ALL), name), "is a table in columns .parted by")
+    refused(write(tmp_path, delimited(rows, delimiter), name), "is a table in columns .separated by")
+    refused(write(tmp_path, delimited(rows, delimiter, csv.QUOTE_ALL), name), "is a table in columns .separated by")
 
 
 def test_a_table_whose_texts_hold_tabs_is_refused(tmp_path):
     rows = [[str(n), "some text"] for n in range(99)] + [["99", "with a\ttab"]]
     text = "\n".join("\t".join(row) for row in rows)
-    refused(write(tmp_path, text), "parted by tabs")
-    refused(write(tmp_path, f"# made by hand\n{text}"), "parted by tabs")
+    refused(write(tmp_path, text), "separated by tabs")
+    refused(write(tmp_path, f"# made by hand\n{text}"), "separated by tabs")
 
 
 @pytest.mark.parametrize(
@@ -302,5 +302,5 @@ def test_no_window_of_prose_is_refused():
     for size, start in itertools.product((1, 2, 3, 5, 20, 100), range(0, len(lines), 3)):
         check_lines(lines[start : start + size], "prose")
     check_lines(lines, "prose")
-    with pytest.raises(ValueError, match="parted by tabs"):  # the same lines, numbered: a table
+    with pytest.raises(ValueError, match="separated by tabs"):  # the same lines, numbered: a table
         check_lines([f"{n}\t{line.strip()}" for n, line in enumerate(lines)], "prose")

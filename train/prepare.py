@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("data"), help="the sets' folders are made here [data]")
     parser.add_argument("--from", dest="copy", type=Path, metavar="FOLDER", help="a local copy of the repository")
     parser.add_argument("--revision", metavar="COMMIT", help="another commit than the table's, or than the newest")
-    parser.add_argument("--rows", type=_positive, help="of pairs and triplets: the first so many records")
+    parser.add_argument("--rows", type=_positive, help="of pairs and triplets: the number of records that are taken")
     given = parser.parse_args(arguments)
     if given.list:
         return given

@@ -12,6 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from results.figures import COLOURS, drawn, legend_above
 from results.measure import write_json
 from results.pages import read_json, table
 from search_r3_mteb.evaluation.provenance import commit
@@ -19,6 +20,16 @@ from train.corpus_cache.refresh_policies import POLICIES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+FIGURE = HERE / "figure.png"
+POLICY_NAMES = {
+    "none": "none: never refreshed",
+    "random": "random documents",
+    "local": "local: documents near the rollouts",
+    "random+map": "random, all others moved by the map",
+    "local+map": "local, all others moved by the map",
+    "full": "full: every document",
+    "frozen": "frozen document encoder",
+}
 # Of the corpus's tokens; retrieved documents are shorter than the mean, so the share of documents is a little larger.
 SHARES = {10_000: 0.02, 100_000: 0.018, 1_000_000: 0.002}
 KEYS = ("rows", "policy", "step", "share_reencoded", "refresh_seconds", "reward_error_batch", "reward_error_heldout",
@@ -94,40 +105,42 @@ def report(output):
     head = ["documents", "policy", "step", "re-encoded per step", "seconds per refresh", "reward error, batch",
             "held-out", "correlation", "recall@10"]  # fmt: skip
     (output / "table.md").write_text("\n".join(table(head, rows)))
-    figure(records, output / "figure.png")
+    figure(output / "figure.png", output / "summary.json")
 
 
-def figure(records, file):
-    """Reward error over steps, one column of panels per corpus size, batch above, held-out below; cost at the right."""
-    from matplotlib.figure import Figure
-
+def figure(path=FIGURE, source=HERE / "summary.json"):
+    """The reward's error and the time of a refresh by policy, one column per corpus size, one dot per step."""
+    records = read_json(source)
     sizes = sorted({one["rows"] for one in records})
-    colors = {policy: f"C{number}" for number, policy in enumerate(POLICIES)}
-    chart = Figure(figsize=(4 * (len(sizes) + 1), 6.5))
-    axes = chart.subplots(2, len(sizes) + 1)
-    for column, rows in enumerate(sizes):
-        for line, key, bound in ((0, "reward_error_batch", 0.01), (1, "reward_error_heldout", 0.02)):
-            panel = axes[line][column]
-            for policy in POLICIES:
-                points = [(one["step"], one[key]) for one in records if (one["rows"], one["policy"]) == (rows, policy)]
-                if points:
-                    panel.plot(*zip((0, 0.0), *points, strict=True), marker="o", color=colors[policy], label=policy)
-            panel.axhline(bound, color="grey", linestyle=":")
-            panel.set(title=f"{rows:,} documents", xlabel="step", ylabel=key.replace("_", " "))
-            panel.set_yscale("symlog", linthresh=0.001)
-            panel.set_ylim(bottom=0)
-    axes[0][0].legend(fontsize=7)
-    for line, key in ((0, "refresh_seconds"), (1, "share_reencoded")):
-        panel = axes[line][-1]
-        for policy in POLICIES:
-            last = {one["rows"]: one[key] for one in records if one["policy"] == policy}
-            if last:
-                panel.plot(list(last), list(last.values()), marker="o", color=colors[policy], label=policy)
-        panel.set(xscale="log", xlabel="documents", ylabel=key.replace("_", " "))
-        panel.set_yscale("symlog", linthresh=0.001)
-        panel.set_ylim(bottom=0)
-    chart.tight_layout()
-    chart.savefig(file, dpi=110)
+    steps = sorted({one["step"] for one in records})
+    policies = [policy for policy in POLICIES if any(one["policy"] == policy for one in records)]
+    lines = (
+        ("reward_error_batch", "the batch", "error of the reward (absolute, 0 is exact)"),
+        ("reward_error_heldout", "held out", "error of the reward (absolute, 0 is exact)"),
+        ("refresh_seconds", "time", "one refresh (seconds, logarithmic)"),
+    )
+    size = (3.1 * len(sizes) + 3, 2.6 * len(lines) + 0.8)
+    with drawn(path, [source], size, (len(lines), len(sizes)), sharey=True, sharex="row") as (chart, grid):
+        for column, rows in enumerate(sizes):
+            mine = [one for one in records if one["rows"] == rows]
+            for axes, (key, part, name) in zip(grid[:, column], lines, strict=True):
+                for number, step in enumerate(steps):
+                    found = {one["policy"]: one[key] for one in mine if one["step"] == step}
+                    places = [place for place, policy in enumerate(policies) if found.get(policy) is not None]
+                    axes.plot(
+                        [found[policies[place]] for place in places], places, "o", color=COLOURS[number],
+                        markersize=13 - 4 * number, label=f"after {step} steps", clip_on=False, zorder=3,
+                    )  # fmt: skip
+                axes.set(title=f"{rows:,} documents: {part}", xlabel=name)
+        for axes in grid[:, 0]:
+            axes.set_yticks(range(len(policies)), [POLICY_NAMES.get(policy, policy) for policy in policies])
+            axes.set_ylim(len(policies) - 0.4, -0.6)
+            axes.tick_params(axis="y", pad=10)  # clear of the dots at 0
+        for axes in grid[:-1].flat:
+            axes.set_xlim(left=0)
+            axes.margins(x=0.1)
+        grid[-1, 0].set_xscale("log")
+        legend_above(chart, grid[0, 0], len(steps))
 
 
 if __name__ == "__main__":

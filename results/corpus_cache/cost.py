@@ -42,7 +42,9 @@ def main():
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
     parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--documents", type=int, help="measure map and search of so many documents instead")
+    parser.add_argument(
+        "--documents", type=int, help="the number of documents whose map and search are measured instead"
+    )
     parser.add_argument("--device", default="cpu", help="cpu: numpy; cuda: blocks on the GPU, if there is one")
     parser.add_argument("--device-gigabytes", type=float, nargs="+", default=[0.0, 16.0])
     parser.add_argument("--block-megabytes", type=int, default=64)

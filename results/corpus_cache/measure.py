@@ -1,4 +1,4 @@
-"""Every policy on one corpus, step by step through a trajectory, against the corpus encoded afresh.
+"""Every policy on one corpus, step by step through a trajectory, against the freshly encoded corpus.
 
 At step t, as in training: rollouts search the cache, the cache is refreshed around what they found, and the reward is
 that of a second search. The same rollouts then search the corpus as the weights of step t encode it. The difference of

@@ -18,24 +18,39 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from results.figures import COLOURS, drawn
 from results.pages import REASONINGS, read_json, table, with_interval
 
 HERE = Path(__file__).resolve().parent
+FIGURE = HERE / "curves.png"
 RUN = HERE.parent.parent / "runs" / "mini"
 TASKS = {"scifact": "SciFact", "cosqa": "CosQA"}
-# Stage -> its title and the losses that are drawn.
-CURVES = {
-    "sft": ("Stage 1, first half", ("distill", "distill_similarity", "infonce", "reply")),
-    "long": ("Stage 1, second half", ("distill", "distill_similarity", "infonce", "reply")),
-    "rl": ("Stage 2", ("reward", "contrastive")),
+# What is drawn, and what it is called in the legend.
+LOSSES = {
+    "reply": "reply: cross-entropy of the reasoning (nats per token)",
+    "infonce": "InfoNCE: the query's document against others (nats)",
+    "distill": "distillation: 1 - cosine to the teacher's vector",
+    "distill_similarity": "distillation: divergence from the teacher's similarities (nats)",
+    "reward": "reward: mean of all rollouts",
+    "contrastive": "contrastive loss of the rollouts (nats)",
 }
+STAGES = {"sft": "Stage 1, first half", "long": "Stage 1, second half", "rl": "Stage 2"}
+# Stage, title of the panel, what is drawn, and the name of the axis.
+CURVES = (
+    ("sft", STAGES["sft"], tuple(LOSSES)[:4], "loss (unit in the legend, logarithmic)"),
+    ("long", STAGES["long"], tuple(LOSSES)[:4], "loss (unit in the legend, logarithmic)"),
+    ("rl", "Stage 2, reward", ("reward",), "reward (sum of its parts, no unit)"),
+    ("rl", "Stage 2, contrastive loss", ("contrastive",), "loss (nats)"),
+)
 SAMPLED_QUERIES = 10
 
 
 def gather() -> None:
     """Copy what the runs wrote: learning curves, what decontamination dropped, diagnoses, samples of reasoning."""
     curves: dict[str, Any] = {}
-    for stage in CURVES:
+    for stage in STAGES:
         with (RUN / stage / "log.jsonl").open(encoding="utf-8") as lines:
             curves[stage] = [json.loads(line) for line in lines]
         write(f"overlap-{stage}.json", read_json(RUN / stage / "data.json"))
@@ -83,7 +98,9 @@ def page() -> str:
         "",
         *quality(read_json(HERE.parent / "mini.json")),
         *dev(),
-        "![losses over the steps of all stages](curves.png)",
+        "![Losses and reward over the steps of all stages](curves.png)",
+        "",
+        "Faint: single steps (in stage 1, every tenth); strong: the mean of nine of them.",
         "",
         *diagnoses(),
         *overlap(),
@@ -167,7 +184,7 @@ def dev() -> list[str]:
     curves = read_json(HERE / "curves.json")
     columns = [(task, mode) for task in TASKS for mode in ("direct", "reason")]
     rows = []
-    for stage, (title, _) in CURVES.items():
+    for stage, title in STAGES.items():
         evaluations = [one for one in curves[stage] if one["event"] == "evaluate"]
         ends = {(one["task"].split("/")[0], one["mode"]): one for one in evaluations}  # the last of each
         rows.append([title, *(f"{ends[column]['ndcg_at_10']:.3f}" for column in columns)])
@@ -184,7 +201,7 @@ def dev() -> list[str]:
 def overlap() -> list[str]:
     """The section on the training rows that decontamination dropped."""
     rows = []
-    for stage, (title, _) in CURVES.items():
+    for stage, title in STAGES.items():
         for name, found in read_json(HERE / f"overlap-{stage}.json")["decontamination"]["sources"].items():
             counts = [f"{found['rows']:,}", " and ".join(found["against"]), str(found["exact"]), str(found["near"])]
             rows.append([title, name, *counts])
@@ -199,23 +216,26 @@ def overlap() -> list[str]:
     ]
 
 
-def figure() -> None:
-    """Draw curves.png: losses over the steps of every stage."""
-    from matplotlib.figure import Figure
-
+def figure(path: Path = FIGURE) -> None:
+    """Draw curves.png: losses and reward over the steps of every stage, each step faint and the mean of nine strong."""
     curves = read_json(HERE / "curves.json")
-    chart = Figure(figsize=(13, 4))
-    for axis, (stage, (title, losses)) in zip(chart.subplots(1, len(CURVES)), CURVES.items(), strict=True):
-        steps = [one for one in curves[stage] if one["event"] == "step"]
-        for loss in losses:
-            axis.plot([one["step"] for one in steps], [one[loss] for one in steps], label=loss)
-        axis.set_title(title)
-        axis.set_xlabel("step")
-        axis.legend(fontsize=7)
-        if stage != "rl":
-            axis.set_yscale("log")
-    chart.tight_layout()
-    chart.savefig(HERE / "curves.png", dpi=110)
+    with drawn(path, [HERE / "curves.json"], (10, 7), (2, 2)) as (chart, grid):
+        for axes, (stage, title, losses, unit) in zip(grid.flat, CURVES, strict=True):
+            rows = [one for one in curves[stage] if one["event"] == "step"]
+            steps = [one["step"] for one in rows]
+            for loss in losses:
+                values, colour = np.array([one[loss] for one in rows]), COLOURS[list(LOSSES).index(loss)]
+                axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
+                # Each mean is over what is there of the four steps before and after.
+                means = [values[max(0, at - 4) : at + 5].mean() for at in range(len(values))]
+                axes.plot(steps, means, color=colour, label=LOSSES[loss])
+            axes.set(title=title, xlabel="optimizer step (count)", ylabel=unit, xlim=(0, None))
+            if stage != "rl":
+                axes.set_yscale("log")
+        entries = {
+            text: line for axes in chart.axes for line, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        chart.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=2)
 
 
 def write(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-r"""results/rl/README.md, from the JSON files beside it: the targets of stage 2, and what it reached.
+r"""results/rl/README.md and curves.png, from the JSON files beside it: the targets of stage 2, and what it reached.
 
     python results/rl/page.py        # after proof.py, ablation.py and one `search-r3 diagnose` per seed
 
@@ -11,14 +11,23 @@ diagnose-SEED.json is the diagnose.json of
 from pathlib import Path
 from typing import Any
 
+from results.figures import BLUE, GREEN, GREY, RED, drawn, legend_above
 from results.pages import REASONINGS, read_json, table, with_interval
 
 HERE = Path(__file__).resolve().parent
+FIGURE = HERE / "curves.png"
+STEPS = 250  # optimization.steps of train/configs/rl_nano.toml
 TESTED_HOPS = (1, 2, 3, 4)
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page and its figure."""
+    (HERE / "README.md").write_text(page(), encoding="utf-8")
+    figure()
+
+
+def page() -> str:
+    """The text of README.md."""
     summary = read_json(HERE / "summary.json")
     lines = [
         "# Stage 2 on nano: does it learn, and is it the reasoning?",
@@ -37,12 +46,54 @@ def main() -> None:
         *targets(summary),
         *quality(summary),
         *differences(),
-        "![nDCG@10 on the dev split over the steps of stage 2](curves.png)",
+        "![nDCG@10 before and after stage 2 by hop count, with and without reasoning](curves.png)",
+        "",
+        "Thin lines are seeds, thick ones their mean. Step 0 is what stage 1 left; along a dashed line nothing was",
+        "measured but its ends.",
         "",
         *diagnoses(),
         *ablation(),
     ]
-    (HERE / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
+
+
+def figure(path: Path = FIGURE) -> None:
+    """Draw nDCG@10 over the steps of stage 2 from step 0, which is what stage 1 left: a line per hop count and seed.
+
+    From curves.json, the dev split while training, where a proof has written it; else from summary.json, the test split
+    before and after.
+    """
+    source = HERE / "curves.json"
+    if source.exists():
+        split, records = "dev split", [one | {"mode": "reason"} for one in read_json(source)]
+    else:
+        source, split = HERE / "summary.json", "test split"
+        records = [one | {"step": STEPS if one["stage"] == "rl" else 0} for one in read_json(source)]
+    modes = {"reason": "With reasoning", "direct": "Without reasoning"}
+    modes = {mode: title for mode, title in modes.items() if any(one["mode"] == mode for one in records)}
+    with drawn(path, [source], (4.6 * len(modes), 4.6), (1, len(modes)), sharey=True) as (chart, grid):
+        for axes, (mode, title) in zip(grid[0], modes.items(), strict=True):
+            for colour, marker, hops in zip((GREY, BLUE, RED, GREEN), "osD^", TESTED_HOPS, strict=True):
+                lines = curves([one for one in records if (one["mode"], one["hops"]) == (mode, hops)])
+                for points in lines:
+                    axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.8, alpha=0.6)
+                means = [
+                    (points[0][0], sum(value for _, value in points) / len(points))
+                    for points in zip(*lines, strict=True)
+                ]
+                label = f"{hops} hop{'s' * (hops > 1)}"
+                style = "-" if len(means) > 2 else "--"  # between two ends nothing was measured
+                axes.plot(*zip(*means, strict=True), style, color=colour, marker=marker, label=label, clip_on=False)
+            axes.set(title=title, xlabel="step of stage 2 (count); 0 is after stage 1", xlim=(0, STEPS * 1.02))
+            axes.set_ylim(0, 1.04)
+        grid[0, 0].set_ylabel(f"nDCG@10 on the {split} (0 to 1)")
+        legend_above(chart, grid[0, 0], len(TESTED_HOPS))
+
+
+def curves(records: list[dict[str, Any]]) -> list[list[tuple[int, float]]]:
+    """For each seed its points in the order of the steps."""
+    seeds = sorted({one["seed"] for one in records})
+    return [sorted((one["step"], one["ndcg_at_10"]) for one in records if one["seed"] == seed) for seed in seeds]
 
 
 def shown(one: dict[str, Any]) -> str:

@@ -4,20 +4,23 @@
 
 Stage 1 (train/configs/nano.toml) sees traces for 1- and 2-hop queries; stage 2 (train/configs/rl_nano.toml) gets 3-hop
 queries with judgements and no traces. Measured on the test split: no entity of a multi-hop test query occurs in a
-multi-hop training query. Writes summary.json, comparisons.json (paired bootstrap over queries, seeds as second level),
-curves.png. Runs lie in runs/proof.
+multi-hop training query. Writes summary.json, comparisons.json (paired bootstrap over queries, seeds as second level)
+and curves.json (the dev split while training). Runs lie in runs/proof.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from results.measure import HopScores, measure, record, write_json
+from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.evaluation.significance import align, compare
 from train import rl, sft
 from train.config.loading import load_config
 from train.config.stages import RlConfig, SftConfig
+from train.run import evaluation
 from train.run.allocation import keep_freed_memory
 
 HERE = Path(__file__).resolve().parent
@@ -25,6 +28,7 @@ RUNS = Path("runs/proof")
 SEEDS = (0, 1, 2)
 HOPS = (1, 2, 3, 4)
 COMMAND = "python results/rl/proof.py"
+CURVE = ("hops", "ndcg_at_10", "queries")  # of each point of a curve
 
 
 def train_seed(seed: int) -> dict[str, Path]:
@@ -53,7 +57,7 @@ def main() -> None:
                 summary.append(record(values, stage=stage, seed=seed, mode=mode, hops=hops, command=COMMAND))
         write_json(HERE / "summary.json", summary)
     write_json(HERE / "comparisons.json", comparisons(measured))
-    curves()
+    write_json(HERE / "curves.json", curves())
 
 
 def comparisons(measured: dict[tuple[str, int], HopScores]) -> list[dict]:
@@ -87,31 +91,26 @@ def comparisons(measured: dict[tuple[str, int], HopScores]) -> list[dict]:
     return found
 
 
-def curves() -> None:
-    """nDCG@10 on the dev split over RL steps, reasoning, by hop count: one thin line per seed, the mean thick."""
-    from matplotlib.figure import Figure
+def curves() -> list[dict]:
+    """nDCG@10 with reasoning on the dev split by seed, hop count and step; step 0 is what stage 1 left."""
+    found = []
+    for seed in SEEDS:
+        for score in dev_scores(RUNS / f"sft-{seed}" / "last", seed):
+            found.append({"seed": seed, "step": 0} | score)
+        for line in (RUNS / f"rl-{seed}" / "log.jsonl").read_text(encoding="utf-8").splitlines():
+            event = json.loads(line)
+            if event["event"] == "evaluate" and event["mode"] == "reason" and event["hops"] is not None:
+                found.append({"seed": seed} | {key: event[key] for key in ("step", *CURVE)})
+    return found
 
-    picture = Figure(figsize=(7, 4.5))
-    axes = picture.subplots()
-    for color, hops in zip(("tab:gray", "tab:blue", "tab:red", "tab:green"), HOPS, strict=True):
-        lines = []
-        for seed in SEEDS:
-            events = [json.loads(line) for line in (RUNS / f"rl-{seed}" / "log.jsonl").read_text().splitlines()]
-            points = [
-                (e["step"], e["ndcg_at_10"])
-                for e in events
-                if e["event"] == "evaluate" and e["mode"] == "reason" and e["hops"] == hops
-            ]
-            lines.append(points)
-            axes.plot(*zip(*points, strict=True), color=color, linewidth=0.7, alpha=0.6)
-        mean = np.mean([[value for _, value in points] for points in lines], axis=0)
-        axes.plot([step for step, _ in lines[0]], mean, color=color, linewidth=2.2, label=f"{hops}-hop")
-    axes.set_xlabel("RL step")
-    axes.set_ylabel("nDCG@10 with reasoning (dev)")
-    axes.set_ylim(0, 1.02)
-    axes.legend()
-    picture.tight_layout()
-    picture.savefig(HERE / "curves.png", dpi=120)
+
+def dev_scores(model: Path | str, seed: int, overrides: Sequence[str] = ()) -> list[dict]:
+    """nDCG@10 of a model by hop count, with reasoning, on the queries that stage 2 evaluates itself on."""
+    settings = [f"optimization.seed={seed}", 'evaluate.modes=["reason"]', *overrides]
+    config = load_config("train/configs/rl_nano.toml", settings, RlConfig)
+    sets = [evaluation.load(one, config.evaluate.max_queries, seed) for one in config.data.evaluation]
+    scores = evaluation.evaluate(load(model, device="cpu"), sets, config.evaluate, config.data.max_length)
+    return [{key: getattr(score, key) for key in CURVE} for score in scores if score.hops is not None]
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ DIM, LATENT, CLUSTERS, BLOCK = 384, 48, 5000, 10_000
 QUERIES, ADDED, REMOVED, K = 1000, 10_000, 100_000, 10
 KINDS = ("flat", "ivf", "hnsw")
 TEXT = (
-    "The text of a document, as long as an abstract's first lines are, so that what is read back is no empty row. " * 2
+    "The text of a document, as long as an abstract's first lines are, so that what is read back has some length. " * 2
 )
 
 
@@ -65,7 +65,7 @@ def blocks(first: int, rows: int) -> Iterator[writing.Block]:
 
 
 def anonymous() -> int:
-    """Bytes of this process that are no mapped file."""
+    """Bytes of this process that are not mapped file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from results.figures import COLOURS, drawn
 from results.measure import measure, record, write_json
 from results.pages import read_json, table, with_interval
 from search_r3_mteb.evaluation.significance import align, compare
@@ -22,6 +23,7 @@ from train.run.allocation import keep_freed_memory
 from train.sft import train
 
 HERE = Path(__file__).resolve().parent
+FIGURE = HERE / "ablation.png"
 RUNS = Path("runs/sft-ablation")
 DOCUMENTS, BASE_STEPS, STEPS = 500, 300, 100
 SEEDS = (0, 1, 2)
@@ -101,7 +103,7 @@ def main() -> None:
                     )
                 )
             write_json(HERE / "ablation.json", results)
-    figure(results)
+    figure()
     page(results, measured)
 
 
@@ -131,7 +133,7 @@ def page(results: list[dict], measured: dict[tuple[str, str, int], list[dict[str
         *table(["variant", "1 hop, direct", "1 hop, reasoning", "2 hops, direct", "2 hops, reasoning"], rows),
         *READING,
         "",
-        "![2-hop nDCG@10 by variant](ablation.png)",
+        "![nDCG@10 on 2-hop questions by variant, with and without reasoning](ablation.png)",
         "",
         *nano(),
     ]
@@ -162,27 +164,27 @@ def nano() -> list[str]:
     ]
 
 
-def figure(results: list[dict]) -> None:
+def figure(path: Path = FIGURE) -> None:
     """2-hop nDCG@10 of every variant, both modes: mean over seeds, and each seed as a point."""
-    from matplotlib.figure import Figure
-
-    names = ["base", *VARIANTS]
-    picture = Figure(figsize=(8, 4.5))
-    axes = picture.subplots()
-    for offset, mode in ((-0.18, "direct"), (0.18, "reason")):
-        points = [
-            [r["ndcg_at_10"] for r in results if (r["variant"], r["mode"], r["hops"]) == (n, mode, 2)] for n in names
-        ]
-        places = np.arange(len(names)) + offset
-        axes.barh(places, [float(np.mean(p)) for p in points], height=0.34, label=mode, alpha=0.6)
-        for place, values in zip(places, points, strict=True):
-            axes.plot(values, [place] * len(values), "k.", markersize=4)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel("nDCG@10, 2-hop test queries (dots: seeds)")
-    axes.legend()
-    picture.tight_layout()
-    picture.savefig(HERE / "ablation.png", dpi=120)
+    results = read_json(HERE / "ablation.json")
+    names = list(dict.fromkeys(one["variant"] for one in results))
+    shown = {"direct": "without reasoning", "reason": "with reasoning"}
+    with drawn(path, [HERE / "ablation.json"], (8, 5)) as (chart, grid):
+        axes = grid[0, 0]
+        for number, (mode, label) in enumerate(shown.items()):
+            points = [
+                [r["ndcg_at_10"] for r in results if (r["variant"], r["mode"], r["hops"]) == (n, mode, 2)]
+                for n in names
+            ]
+            places = np.arange(len(names)) + (-0.2, 0.2)[number]
+            means = [float(np.mean(values)) for values in points]
+            axes.barh(places, means, height=0.38, label=f"{label} (mean)", color=COLOURS[number], alpha=0.5)
+            for place, values in zip(places, points, strict=True):
+                axes.plot(values, [place] * len(values), "o", color="black", markersize=3, label="one seed")
+        axes.set_yticks(range(len(names)), [{"base": "before: the common start"}.get(name, name) for name in names])
+        axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, None), xlabel="nDCG@10 on 2-hop test questions (0 to 1)")
+        entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        chart.legend(entries.values(), entries.keys(), loc="outside upper left", ncols=len(entries))
 
 
 if __name__ == "__main__":

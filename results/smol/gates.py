@@ -5,7 +5,7 @@
 
 For each query, nDCG@10 of its direct vector, of the vector after a text, and of both anchored: normalise(direct +
 lambda x reasoned). Texts: the model's own (greedy), the mean vector of several sampled ones, the best of them by the
-judgements, the title of a relevant document, its nearest sentence, another query's own text, the own one shuffled,
+judgements, the title of a relevant document, its nearest sentence, another query's own text, its own one shuffled,
 nothing; and Rocchio on the top three direct documents, which needs no text. Intervals: paired bootstrap, 95 %.
 """
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--task", required=True, help="FOLDER:SPLIT")
-    parser.add_argument("--queries", type=int, help="at most so many, drawn under a fixed seed")
+    parser.add_argument("--queries", type=int, help="the largest number, drawn with a fixed seed")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--json", type=Path, required=True)

@@ -136,7 +136,7 @@ def resplit(folder: Path, output: Path, qrels: dict[str, dict[str, dict[str, int
 
 
 def splits(data: Path) -> dict[str, object]:
-    """What is written down: articles of SQuAD, and the ids of NFCorpus' dev queries that are the own test."""
+    """What is written down: articles of SQuAD, and the ids of NFCorpus' dev queries that are our own test."""
     dev = sorted(read_relevance(data / "nfcorpus", "dev"))
     return {"squad": squad_splits(data), "nfcorpus": {"test": [query for query in dev if digest(query) % 3 == 0]}}
 

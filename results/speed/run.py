@@ -12,10 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from results.figures import COLOURS, GREY, drawn
 from results.measure import commit, write_json
 from results.pages import read_json, table
 
 HERE = Path(__file__).resolve().parent
+FIGURE = HERE / "figure.png"
 # (what, prefix of the case, text in the case, text in the peer, least ratio)
 TARGETS = (
     ("reason-then-embed, batch 16 and 64, against two passes", "reason", ("batch 16", "batch 64"), "(i)", 2.5),
@@ -64,14 +66,9 @@ def measure(resume: bool) -> None:
 def targets(records: list[dict[str, Any]]) -> list[list[Any]]:
     """Each target and its least ratio, the smallest, its case, the largest, and how many cases reached it."""
     found = []
-    for what, prefix, cases, peer, least in TARGETS:
-        rows = [
-            one
-            for one in records
-            if one["case"].startswith(prefix)
-            and peer in one["peer"]
-            and any(f" {case} " in f" {one['case']} " for case in cases)
-        ]
+    for target in TARGETS:
+        what, *_, least = target
+        rows = [one for one in records if belongs(one, target)]
         if not rows:
             continue
         worst = min(rows, key=lambda one: one["ratio"])
@@ -97,7 +94,8 @@ def page(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         "## Targets",
         "",
         *table(["target", "at least", "smallest", "in", "largest", "reached"], targets(records)),
-        "![ratios](figure.png)",
+        "![Our time and memory beside those of the peers, one ratio per case; the numbers are in the table below]"
+        "(figure.png)",
         "",
         "## Every case",
         "",
@@ -132,23 +130,83 @@ def notes(tried: dict[str, Any]) -> list[str]:
     ]
 
 
-def figure(records: list[dict[str, Any]], path: Path) -> None:
-    """Draw the ratios by case, one colour per peer."""
-    from matplotlib.figure import Figure
+def figure(path: Path = FIGURE) -> None:
+    """Draw the ratio of every case: one panel per kind of work and peer, one colour per size of the model."""
+    records = read()[0]
+    panels: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for one in records:
+        title, case = described(one)
+        panels.setdefault(title, {}).setdefault(case, []).append(one)
+    sizes = list(dict.fromkeys(size_of(one) for one in records))
+    heights = [len(cases) + 0.8 for cases in panels.values()]
+    with drawn(
+        path, [HERE / "bench.json"], (9, 0.38 * sum(heights) + 1), (len(panels), 1), sharex=True, height_ratios=heights
+    ) as (chart, grid):
+        for axes, (title, cases) in zip(grid[:, 0], panels.items(), strict=True):
+            for place, rows in enumerate(cases.values()):
+                for one in rows:
+                    number = sizes.index(size_of(one))
+                    height = place + 0.22 * (number - (len(sizes) - 1) / 2)  # side by side: no dot hides another
+                    axes.plot(one["ratio"], height, "o", color=COLOURS[number], label=size_of(one))
+                least = {target for one in rows if (target := least_of(one)) is not None}
+                for target in least:
+                    axes.plot(
+                        [target, target], [place - 0.4, place + 0.4], color="black", linewidth=1.2, label="target"
+                    )
+            axes.axvline(1, color=GREY, linewidth=1)
+            axes.set(title=title, ylim=(len(cases) - 0.45, -0.55))
+            axes.set_yticks(range(len(cases)), list(cases))
+        bottom = grid[-1, 0]
+        bottom.set_xscale("log", base=2)
+        bottom.set(xlim=(0.8, 16), xlabel="theirs divided by ours (ratio, logarithmic): right of 1 we need less")
+        bottom.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        entries = {
+            text: line for axes in chart.axes for line, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        names = [*sizes, "target"]
+        shown = [f"{name}: at least" if name == "target" else f"model {name}" for name in names]
+        chart.legend([entries[name] for name in names], shown, loc="outside upper left", ncols=len(names))
 
-    peers = list(dict.fromkeys(one["peer"].split(" ")[0] for one in records))
-    chart = Figure(figsize=(9, 0.24 * len(records) + 1))
-    axes = chart.subplots()
-    for place, one in enumerate(records):
-        kind = one["peer"].split(" ")[0]
-        axes.barh(place, one["ratio"], color=f"C{peers.index(kind)}")
-        axes.text(one["ratio"], place, f" {one['ratio']:.2f}", va="center", fontsize=7)
-    axes.set_yticks(range(len(records)), [f"{one['case']}, {one['peer'].split(' ')[0]}" for one in records], fontsize=7)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.invert_yaxis()
-    axes.set_xlabel("theirs / ours")
-    chart.tight_layout()
-    chart.savefig(path, dpi=110)
+
+def size_of(record: dict[str, Any]) -> str:
+    """The model's name in a case: "30m" of "memory reason 30m batch 16"."""
+    words = record["case"].split()
+    return words[2] if words[0] in ("memory", "flat") else words[1]
+
+
+def described(record: dict[str, Any]) -> tuple[str, str]:
+    """The panel of a case (what is compared with what) and its line there, in words."""
+    kind, _, rest = record["case"].partition(f" {size_of(record)} ")
+    peer = record["peer"].split(") ", 1)[-1]
+    if kind.startswith("flat"):
+        few, _, many = rest.partition(" to ")
+        return "Time for one of many, against one of few", f"{many} against {few}"
+    what = {
+        "reason": "Time to reason",
+        "encode": "Time for documents",
+        "rollout": "Time for rollouts",
+        "memory reason": "Peak memory to reason",
+        "memory encode": "Peak memory for documents",
+    }[kind]
+    if kind == "rollout":
+        many = rest.removeprefix("group ")
+        return f"{what}, against {peer.removeprefix(many).strip()}", f"{many} of one query"
+    texts, _, batch = rest.rpartition("batch ")
+    words = {"scifact ": "SciFact's lengths, ", "short ": "short, "}.get(texts, texts)
+    return f"{what}, against {peer}", f"{words}batch of {batch}"
+
+
+def least_of(record: dict[str, Any]) -> float | None:
+    """The target of a case, None where it has none."""
+    found = [target[-1] for target in TARGETS if belongs(record, target)]
+    return found[0] if found else None
+
+
+def belongs(record: dict[str, Any], target: tuple[str, str, tuple[str, ...], str, float]) -> bool:
+    """Whether a target is about this case."""
+    _, prefix, cases, peer, _ = target
+    named = any(f" {case} " in f" {record['case']} " for case in cases)
+    return record["case"].startswith(prefix) and peer in record["peer"] and named
 
 
 def read() -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -171,7 +229,7 @@ def main() -> None:
         measure(options.resume)
     records, machine = read()
     (HERE / "README.md").write_text(page(records, machine), encoding="utf-8")
-    figure(records, HERE / "figure.png")
+    figure()
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def embed(  # noqa: PLR0913  an option is a parameter
         str, typer.Option(help="float32, float16, int8, uint8, binary or ubinary (one bit per dimension).")
     ] = "float32",
     dim: Annotated[
-        int | None, typer.Option(help="The first so many dimensions, normalised again (Matryoshka).", min=1)
+        int | None, typer.Option(help="Keep the first N dimensions, normalised again (Matryoshka).", min=1)
     ] = None,
     calibration: Annotated[
         Path | None,

@@ -69,7 +69,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
     dim: Annotated[
         str | None,
         typer.Option(
-            help="Further sizes, such as 64,128: the first so many dimensions of the same vectors (Matryoshka).",
+            help="Further sizes, such as 64,128: the first 64 and 128 dimensions of the same vectors (Matryoshka).",
             show_default=False,
         ),
     ] = None,
@@ -266,9 +266,9 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Each case once, on nano: about a minute.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Time us against what you would otherwise run.
+    """Compare our speed and memory with the usual tools.
 
-    Both run on the same weights, in turns. Above 1: faster, or smaller.
+    Both run on the same weights, in turns. A ratio above 1 means that ours is faster, or smaller.
     """
     from search_r3_mteb.evaluation.bench import bench as run
     from search_r3_mteb.evaluation.bench_cases import BENCHMARKS

@@ -32,10 +32,10 @@ def convert(  # noqa: PLR0913  an option is a parameter
     text: TextColumnOption = None,
     title: TitleColumnOption = None,
     query_id: Annotated[
-        str | None, typer.Option(help="Column of the queries' ids. [default: by usual names]", show_default=False)
+        str | None, typer.Option(help="Column of the queries' ids. [default: by its usual names]", show_default=False)
     ] = None,
     query_text: Annotated[
-        str | None, typer.Option(help="Column of the queries' texts. [default: by usual names]", show_default=False)
+        str | None, typer.Option(help="Column of the queries' texts. [default: by its usual names]", show_default=False)
     ] = None,
     no_quotes: NoQuotesOption = False,
 ) -> None:

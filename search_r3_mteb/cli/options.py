@@ -77,12 +77,17 @@ BudgetOption = Annotated[
 
 EngineOption = Annotated[
     str | None,
-    typer.Option("--engine", help="What reasons: own, or vllm (docs/vllm.md). [default: own]", show_default=False),
+    typer.Option(
+        "--engine", help="The engine that reasons: own, or vllm (docs/vllm.md). [default: own]", show_default=False
+    ),
 ]
 
 
 CacheFolderOption = Annotated[
-    Path | None, typer.Option(help="Vectors and thoughts are kept here. [default: OUTPUT/store]", show_default=False)
+    Path | None,
+    typer.Option(
+        help="The folder in which vectors and reasonings are kept. [default: OUTPUT/store]", show_default=False
+    ),
 ]
 
 
@@ -117,16 +122,18 @@ IdColumnOption = Annotated[
     str | None,
     typer.Option(
         "--id",
-        help="Column of the ids: a name, or a number from 1; '' for none. [default: by usual names]",
+        help="Column of the ids: a name, or a number from 1; '' for none. [default: by its usual names]",
         show_default=False,
     ),
 ]
 TextColumnOption = Annotated[
-    str | None, typer.Option("--text", help="Column of the texts. [default: by usual names]", show_default=False)
+    str | None, typer.Option("--text", help="Column of the texts. [default: by its usual names]", show_default=False)
 ]
 TitleColumnOption = Annotated[
     str | None,
-    typer.Option("--title", help="Column of the titles; '' for none. [default: by usual names]", show_default=False),
+    typer.Option(
+        "--title", help="Column of the titles; '' for none. [default: by its usual names]", show_default=False
+    ),
 ]
 NoQuotesOption = Annotated[
     bool, typer.Option("--no-quotes", help="Quotation marks in .csv and .tsv are text like any other.")

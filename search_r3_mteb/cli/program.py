@@ -64,7 +64,7 @@ _ANYWHERE = ("--debug", "-q", "--quiet")
 
 
 def _taken_out(given: Sequence[str]) -> tuple[list[str], set[str]]:
-    """The arguments without the options that may stand anywhere, and those; what follows "--" is no option."""
+    """The arguments without the options that may stand anywhere, and those; what follows "--" is not an option."""
     end = list(given).index("--") if "--" in given else len(given)
     taken = {each for each in given[:end] if each in _ANYWHERE}
     return [each for each in given[:end] if each not in _ANYWHERE] + list(given[end:]), taken

@@ -61,7 +61,7 @@ def index(  # noqa: PLR0913  an option is a parameter
         str | None, typer.Option(help="A file of ids to remove, one per line; - is standard input.")
     ] = None,
     missing_ok: Annotated[
-        bool, typer.Option("--missing-ok", help="With --remove: ids that are not there are passed over.")
+        bool, typer.Option("--missing-ok", help="With --remove: ids that are not there are ignored.")
     ] = False,
     compact: Annotated[
         bool, typer.Option("--compact", help="Rewrite the index without what was removed, as one part.")
@@ -82,9 +82,9 @@ def index(  # noqa: PLR0913  an option is a parameter
     changes = {"--add": add, "--remove": remove, "--remove-file": remove_file, "--compact": compact}
     asked = [name for name, value in changes.items() if value]
     if replace and add is None:
-        raise ValueError("--replace says what becomes of documents that are added: give --add FILE with it.")
+        raise ValueError("--replace is about documents that are added: give --add FILE with it.")
     if missing_ok and not (remove or remove_file):
-        raise ValueError("--missing-ok says what becomes of ids to remove: give --remove or --remove-file with it.")
+        raise ValueError("--missing-ok is about ids to remove: give --remove or --remove-file with it.")
     columns, console = Columns(id, text, title, not no_quotes), console_here()
     settings = settings_of(setting, IndexSettings)
     if output is not None:
@@ -104,7 +104,7 @@ def index(  # noqa: PLR0913  an option is a parameter
             "How an index is searched is chosen when it is built: with --output. To change it, build another one."
         )
     if len(asked) > 1:
-        raise ValueError(f"{' and '.join(asked)} are changes of their own. Make one after the other.")
+        raise ValueError(f"{' and '.join(asked)} are separate changes. Make one after the other.")
     with long_work():
         found = _open(corpus, model, settings, bool(asked))
         if add is not None:
@@ -182,7 +182,7 @@ def _open(corpus: str, model: str | None, settings: dict[str, Any], changed: boo
 
     if not is_index(Path(corpus)) and not changed and Path(corpus).exists():
         raise ValueError(
-            f"{corpus} is not an index. To build one of it, say where: search-r3 index {corpus} --output FOLDER."
+            f"{corpus} is not an index. To build one from it, say where: search-r3 index {corpus} --output FOLDER."
         )
     return SearchIndex.open(corpus, model, verify=False, **settings)
 
@@ -221,7 +221,7 @@ def _asked(questions: list[str], file: str | None) -> Iterator[list[tuple[str, s
 
 
 def _lines(source: str) -> list[str]:
-    """The ids of a file, one per line; blank lines are no ids."""
+    """The ids of a file, one per line; blank lines are not ids."""
     from search_r3_mteb.files.opening import check_source
 
     check_source(source)

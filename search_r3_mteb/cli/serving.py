@@ -24,24 +24,28 @@ def serve(  # noqa: PLR0913  an option is a parameter
     host: Annotated[str, typer.Option(help="The address to serve at; 0.0.0.0 for every one of this machine.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 8000,
     name: Annotated[
         str | None,
         typer.Option(help="What requests call the model. [default: the last part of --model]", show_default=False),
     ] = None,
-    mode: Annotated[str, typer.Option(help="reason or direct: what becomes of queries.")] = "reason",
+    mode: Annotated[str, typer.Option(help="reason or direct: how queries are embedded.")] = "reason",
     require_role: Annotated[
         bool,
         typer.Option("--require-role", help="Refuse requests that do not say query or document. [default: documents]"),
     ] = False,
-    max_queue: Annotated[int, typer.Option(help="Texts that may wait or be computed; then 429.", min=1)] = 4096,
+    max_queue: Annotated[
+        int, typer.Option(help="Texts that may wait or be computed; further requests get status 429.", min=1)
+    ] = 4096,
     max_inputs: Annotated[
         int | None,
         typer.Option(help="Texts of one request. [default: 2048, or all of the queue]", min=1, show_default=False),
     ] = None,
     max_megabytes: Annotated[int, typer.Option(help="MiB of one request.", min=1)] = 16,
-    timeout: Annotated[float, typer.Option(help="Seconds until a request is given up with 504.")] = 300.0,
-    grace: Annotated[float, typer.Option(help="Seconds that a stop leaves to what runs.")] = 30.0,
+    timeout: Annotated[float, typer.Option(help="Seconds after which a request is given up with status 504.")] = 300.0,
+    grace: Annotated[
+        float, typer.Option(help="Seconds that running requests have left when the server is stopped.")
+    ] = 30.0,
     max_reasoning_tokens: BudgetOption = None,
     setting: SetOption = None,
 ) -> None:

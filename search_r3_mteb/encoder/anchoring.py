@@ -21,7 +21,7 @@ Anchor: TypeAlias = 'float | Literal["auto"] | None'
 
 
 def check_anchor(name: str, value: object) -> None:
-    """TypeError for what is no number, ValueError for a negative or an infinite one, or none."""
+    """TypeError for what is not a number, ValueError for a negative or an infinite one, or none."""
     check_number(name, value)
     if not 0 <= float(value) < float("inf"):  # type: ignore[arg-type]
         raise ValueError(f"{name}={value!r} must be 0 or a positive number: the weight of the reasoned vector.")

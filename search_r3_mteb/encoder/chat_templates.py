@@ -244,7 +244,7 @@ def _check_chance(template: str) -> None:
         named = kind == "string" and value[1:-1] == "random"  # map('random')
         if named or (kind, value) == ("name", "lipsum") or (before, value) == ("|", "random"):
             raise ValueError(
-                f"The chat template draws by chance ({value}), so that no prompt, and no vector, would come twice. "
+                f"The chat template uses random values ({value}), so no prompt or vector would be the same twice. "
                 f"{INSTEAD}"
             )
 

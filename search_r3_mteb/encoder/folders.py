@@ -48,7 +48,7 @@ def check_name(name: str) -> None:
 
 
 def method_hint(name: str) -> str:
-    """What to add where a name that is no model's may be one of query expansion, which an encoder does not know."""
+    """What to add where a name that is not a model's may be one of query expansion, which an encoder does not know."""
     if not re.match(r"[a-z][a-z0-9-]*:", name):
         return ""
     return (
@@ -132,7 +132,7 @@ def weight_files(folder: Path, stem: str = "model") -> list[Path]:
     for name in set(names.values()):
         if not name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
             raise ValueError(
-                f"{index}: 'weight_map' names {name!r:.80}, which is no file of this folder. Copy it again."
+                f"{index}: 'weight_map' names {name!r:.80}, which is not a file of this folder. Copy it again."
             )
     return sorted({*folder.glob(f"{stem}*.safetensors"), *(folder / name for name in names.values())})
 
@@ -275,7 +275,7 @@ def built_from(folder: Path, names: Sequence[str]) -> str:
 
 
 def check_safetensors(path: Path) -> None:
-    """ValueError for a file that is no safetensors file, or not whole."""
+    """ValueError for a file that is not a safetensors file, or not whole."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -127,7 +127,7 @@ class GivenTurns:
             )
         if embed in ids:
             raise ValueError(
-                f"Reasoning {position} holds the embed token {embed} at place {ids.index(embed)}, which ends a "
+                f"Reasoning {position} holds the embed token {embed} at position {ids.index(embed)}, which ends a "
                 "reasoning. Leave it out: it is put behind what is given."
             )
 
@@ -144,7 +144,7 @@ def until_whole_character(tokenizer: Any, token_ids: Sequence[int]) -> list[int]
     for kept in (ids, ids[:-1], ids[:-2], ids[:-3]):
         if not tokenizer.decode(kept, skip_special_tokens=True).endswith("\ufffd"):
             return kept
-    return ids  # what stands before is no whole character either: nothing that a cut has made
+    return ids  # what stands before is not a whole character either: nothing that a cut has made
 
 
 def _is_id(value: Any) -> bool:

@@ -116,7 +116,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
             f"{path} has format version {manifest.get('version')!r:.20}, not {_VERSION}. Install a newer "
             f"search-r3-mteb. {write}"
         )
-    if path.read_bytes().replace(b"\r\n", b"\n") != _text(manifest).encode():  # other ends of lines are no damage
+    if path.read_bytes().replace(b"\r\n", b"\n") != _text(manifest).encode():  # other ends of lines are not damage
         raise ManifestError(f"{path} is not as it was written. Restore the file. {write}")
     return files
 
@@ -136,7 +136,7 @@ def _unreadable(path: Path) -> str | None:
     if path.is_dir():
         return "is a folder, not a file"
     if not path.is_file():  # links too: iterdir has seen the name
-        return "is a link that leads nowhere" if path.is_symlink() else "is not a file"
+        return "is a broken link" if path.is_symlink() else "is not a file"
     return None if os.access(path, os.R_OK) else "cannot be read (permission denied)"
 
 

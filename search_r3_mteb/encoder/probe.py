@@ -37,8 +37,8 @@ _LAST = 4  # positions at which logits are compared
 # Largest error, relative to the size of what is compared. Measured on tiny models of every architecture, three seeds
 # each, and on nano and mini: right ones differ by at most 1e-5 in float32, 0.006 in float16 and 0.05 in bfloat16 (two
 # layers; nano and mini 0.001 and 0.01), wrong ones by 0.01 or more. Rounding grows with depth, and a router's near tie
-# may send a token to another expert (0.5 was seen), so a difference in half precision is no verdict: it is a reason to
-# look again in float32.
+# may send a token to another expert (0.5 was seen), so a difference in half precision is not a verdict: it is a reason
+# to look again in float32.
 ALLOWED = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # A larger model on a processor is probed on its first layers, those up to the last new kind of layer; number of
 # parameters. Our choice: the whole would take seconds.

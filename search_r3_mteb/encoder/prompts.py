@@ -362,7 +362,7 @@ class Renderer:
             if apart != whole:
                 raise ValueError(
                     f"{PROFILE_FILE} does not say how prompts are tokenised, and with this tokenizer that matters: "
-                    f"{text!r} in the {name!r} template has {len(whole)} tokens as one text, {len(apart)} other ones "
+                    f"{text!r} in the {name!r} template has {len(whole)} tokens as one text, {len(apart)} others "
                     'where text and template are tokenised apart. Write "tokenization": "whole" into it for a model '
                     'that was trained elsewhere, "apart" for one that was trained with a version of this package '
                     "without that key."

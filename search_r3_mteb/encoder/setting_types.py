@@ -38,7 +38,7 @@ def check_kind(name: str, value: Any, kinds: tuple[type, ...], wanted: str) -> N
 
 
 def check_names(keywords: Iterable[str], cls: type, owner: str) -> None:
-    """TypeError for a keyword that is no field of the settings `cls`, with the valid ones; `owner` has the settings."""
+    """TypeError for a keyword that is not a field of `cls`, with the valid ones; `owner` has these settings."""
     valid = [each.name for each in fields(cls)]
     unknown = sorted(set(keywords) - set(valid))
     if unknown:

@@ -51,9 +51,9 @@ class EncoderSettings:
     `anchor`: the weight of the reasoned vector in a query's normalise(direct + anchor x reasoned) (see `anchoring`),
     None for the reasoned vector alone, "auto" for what the checkpoint's profile recommends: None unless it says more.
 
-    `truncate_dim`: vectors are the first so many dimensions, normalised again (Matryoshka, arXiv 2205.13147); None for
-    all of them. With an `anchor` both parts are cut and normalised first, and then added. What is kept in
-    `cache_folder` is whole, so that every size reads the same rows.
+    `truncate_dim`: vectors are cut to their first `truncate_dim` dimensions, normalised again (Matryoshka, arXiv
+    2205.13147); None for all of them. With an `anchor` both parts are cut and normalised first, and then added. What
+    is kept in `cache_folder` is whole, so that every size reads the same rows.
     """
 
     mode: Mode = "reason"

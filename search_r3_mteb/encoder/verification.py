@@ -71,7 +71,7 @@ def verify(model: str | Path) -> Verification:
 def accept(model: str | Path) -> Verification:
     """Write a manifest of a folder's files as they are; what differed from the one before is in the result.
 
-    Raises ValueError for what is no model folder, and for a bundled model, which is as the package has it.
+    Raises ValueError for what is not a model folder, and for a bundled model, which is as the package has it.
     """
     folder = _folder(model)
     if folder.parent == ASSETS:

@@ -5,8 +5,9 @@
     shuffled   its own words in another order    the words (as an expansion of the query), without what they say
     empty      no reasoning                      the prompt for reasoning, which differs from the direct one
 
-If the own reasoning is not better than its control, then what the control keeps explains the quality. A control's row
-has the tokens that were read, not generated, and the time of reading them; what writing them cost is in the own row.
+If the query's own reasoning is not better than its control, then what the control keeps explains the quality. A
+control's row has the tokens that were read, not generated, and the time of reading them; what writing them cost is in
+the row of the query's own reasoning.
 """
 
 import inspect
@@ -66,7 +67,7 @@ class ControlledEncoder:
         return thoughts
 
     def reasonings(self, own: Sequence[Any]) -> list[Any]:
-        """What is read in place of the own thoughts: token ids for our checkpoints, thoughts for a writer.
+        """What is read in place of the query's own thoughts: token ids for our checkpoints, thoughts for a writer.
 
         Ids are exact: decoding them and reading the text again may give others. A writer's texts are exchanged one by
         one where it writes several.

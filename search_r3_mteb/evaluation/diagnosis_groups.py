@@ -34,8 +34,8 @@ class BudgetRun:
 class Measured:
     """The measurements of every query. The keys of `ndcg` and `cosine_to_own` are own, other, shuffled, none, direct.
 
-    `tokens` and `forced` belong to the own reasoning; `rollout_ndcg` and `rollout_margin` are (rollouts, queries);
-    `pools` maps a number of rollouts to the quality of their mean vector.
+    `tokens` and `forced` belong to the query's own reasoning; `rollout_ndcg` and `rollout_margin` are (rollouts,
+    queries); `pools` maps a number of rollouts to the quality of their mean vector.
     """
 
     ndcg: Mapping[str, PerQuery]
@@ -165,7 +165,7 @@ def _budgets(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Diagno
 
 
 def _pooling(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[DiagnosisRecord]:
-    """One record per pool size, each compared with a single rollout and with the own (usually greedy) reasoning."""
+    """One record per pool size, each compared with one rollout and with the query's own (usually greedy) reasoning."""
     found: list[DiagnosisRecord] = []
     single = measured.pools[1][rows]
     for size, values in sorted(measured.pools.items()):
@@ -183,7 +183,7 @@ def _pooling(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[Diagno
 
 
 def _lengths(measured: Measured, rows: Int[np.ndarray, " group"]) -> list[DiagnosisRecord]:
-    """Quality by the own reasoning's length, in five bins; forced rows apart, since their length is the budget."""
+    """Quality by length of the query's own reasoning, in five bins; forced rows apart: their length is the budget."""
     tokens, forced = measured.tokens[rows], measured.forced[rows].astype(bool)
     found = []
     for low, high, inside in _bins(tokens, ~forced):
@@ -267,12 +267,12 @@ def verdict(group: DiagnosisRecord, model: str, task: str) -> DiagnosisRecord:
         (1, 1): "the reasoning matters and helps",
         (1, 0): "what the reasoning says matters, but it cannot be told apart from no reasoning in quality",
         (1, -1): "what the reasoning says matters, but no reasoning at all is better",
-        (0, 1): "reasoning helps, but another query's cannot be told apart from the own",
+        (0, 1): "reasoning helps, but another query's cannot be told apart from it",
         (0, 0): "no effect of the reasoning can be shown",
         (0, -1): "the reasoning hurts, whatever it says",
-        (-1, 1): "reasoning helps, but another query's reasoning helps more than the own",
-        (-1, 0): "the own reasoning misleads: another query's is better",
-        (-1, -1): "the own reasoning misleads: another query's is better, and so is none",
+        (-1, 1): "reasoning helps, but another query's reasoning helps more",
+        (-1, 0): "the query's own reasoning misleads: another query's is better",
+        (-1, -1): "the query's own reasoning misleads: another query's is better, and so is none",
     }[a, b]
     name = {DIRECT: "direct embedding", NONE: "empty reasoning"}[without]
     return {

@@ -135,7 +135,7 @@ class DiagnosisRuns:
         return values
 
     def _budgets(self, own: Sequence["Thought"], own_ndcg: PerQuery) -> dict[int, BudgetRun]:
-        """The run of each budget and of the own one; a budget beyond the model's window is skipped and noted."""
+        """The run of each budget and of the default one; a budget beyond the model's window is skipped and noted."""
         mine = int(self.encoder.settings["max_reasoning_tokens"])
         found = {mine: BudgetRun(own_ndcg, np.array([len(each.token_ids) for each in own]), _forced(own))}
         for budget in sorted(set(self.plan.budgets) - {mine}):

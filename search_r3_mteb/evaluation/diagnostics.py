@@ -12,14 +12,14 @@ diagnose.json (version 1):
     verdict        {"text", "matters", "helps", "without"}, see `diagnosis_groups.verdict`
     groups         the first one is all queries ("hops": null), then one for each hop count; each holds
       controls     own, other, shuffled, none, direct: {"ndcg_at_10", "own_minus_this", "cosine_to_own"}
-      forced, reasoning_tokens                            of the own reasoning
+      forced, reasoning_tokens                            of the query's own reasoning
       movement     cosines of one query's rollouts (all pairs; pairs that differ in words) and of different queries,
                    "distance_ratio" = (1 - same) / (1 - different); spread of nDCG@10 and of the margin over rollouts,
                    best and worst rollout, share of nDCG's variance within queries, rank correlation of both spreads
                    with movement
       budgets      by max_reasoning_tokens: quality, tokens, forced share, "minus_smallest"
       pooling      by number of rollouts whose vectors are mean-pooled: quality, "minus_single", "minus_own"
-      lengths      by length of the own reasoning, forced rows apart: quality, "direct" on the same queries, difference
+      lengths      by length of its own reasoning, forced rows apart: quality, "direct" on the same queries, difference
     shuffled_unchanged   queries whose reasoning has no other order of words
     per_query      columns of equal length: query_id, hops, tokens, forced, ndcg_own, ndcg_other, ..., cosine_same,
                    cosine_different, ndcg_spread, margin_spread

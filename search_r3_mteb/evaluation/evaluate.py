@@ -91,7 +91,7 @@ def evaluate(  # noqa: PLR0913  what a run is made of
     sentence-transformers folder, or "bm25"; NAME=PATH names a folder. An encoder in memory is evaluated in its own
     mode. `tasks`: see `resolve_tasks`. `cache_folder` is the encoder's store, OUTPUT/store unless given. `settings` are
     those of SearchR3Encoder. `reasoning` is a file of reasonings by query id (`given_file`): mode "given", which reads
-    them, then takes the place of "reason". `dims` are further sizes of Search-R3 checkpoints: the first so many
+    them, then takes the place of "reason". `dims` are further sizes of Search-R3 checkpoints: the first
     dimensions of the same vectors, as models of their own ("NAME-64d"). `command` is noted in the rows. Raises
     ValueError and FileNotFoundError, before anything long starts, for models, tasks and modes that do not exist, and
     for a query without a reasoning.

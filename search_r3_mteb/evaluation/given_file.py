@@ -87,7 +87,7 @@ class GivenFile:
         unknown = sorted(set(self.texts) - {id_ for _, id_ in wanted} - {f"{s}/{id_}" for s, id_ in wanted})
         if unknown:
             _log.warning(
-                "%s: %d ids are no queries of %s and are left out: %s.",
+                "%s: %d ids are not queries of %s and are left out: %s.",
                 self.name,
                 len(unknown),
                 task.metadata.name,
@@ -107,7 +107,7 @@ class GivenFile:
                 f"too, which {'is' if len(self.left) == 1 else 'are'} not read. Name the column of the reasonings "
                 f"{TEXT_KEYS[0]!r}."
             )
-        _log.warning("%s: with them nothing is shown but what reading a query twice does.", same)
+        _log.warning("%s: such a run shows only what reading a query twice does.", same)
 
 
 def read_given(path: Path | str) -> GivenFile:
@@ -120,7 +120,7 @@ def read_given(path: Path | str) -> GivenFile:
     ending = ending_of(path)
     if ending not in (*_TABLES, *JSON_ENDINGS):
         known = ", ".join((*JSON_ENDINGS, *_TABLES))
-        raise ValueError(f"{path}: reasonings are read from {known} (perhaps with .gz behind), got {ending!r}.")
+        raise ValueError(f"{path}: reasonings are read from {known} (also with .gz at the end), got {ending!r}.")
     text = content(path)
     columns: dict[str, None] = {}
     left: dict[str, None] = {}

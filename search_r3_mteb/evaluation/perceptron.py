@@ -193,7 +193,7 @@ def train_perceptron(
         asked, answers = torch.from_numpy(rows[:, 0]), torch.from_numpy(rows[:, 1])
         scores = perceptron(vectors[asked]) @ targets[answers].T / plan.temperature
         own = torch.eye(len(rows), dtype=torch.bool)
-        # Another document that is relevant too, or the same one, is no negative.
+        # Another document that is relevant too, or the same one, is not a negative.
         relevant = torch.from_numpy(np.isin(rows[:, 0, None] * len(documents) + rows[:, 1], known))
         scores = scores.masked_fill(relevant & ~own, -torch.inf)
         return torch.nn.functional.cross_entropy(scores, torch.arange(len(rows)))

@@ -33,7 +33,7 @@ class PublishedScore:
             raise ValueError(f"{self.system} on {self.benchmark}: nDCG@10 lies between 0 and 1, got {self.ndcg_at_10}.")
         if self.certainty not in _CERTAINTY or not (self.source and self.address.startswith("https://")):
             raise ValueError(
-                f"{self.system} on {self.benchmark}: a certainty (P or S), a source and an address are due."
+                f"{self.system} on {self.benchmark}: a certainty (P or S), a source and an address are required."
             )
 
 
@@ -44,7 +44,7 @@ def published_scores(benchmarks: Sequence[str] = ("all",)) -> list[PublishedScor
     known = list(dict.fromkeys(score.benchmark for score in every))
     unknown = [name for name in benchmarks if name not in (*known, "all")]
     if unknown:
-        raise ValueError(f"No published score is known on {', '.join(unknown)}; there is {', '.join(known)}, or all.")
+        raise ValueError(f"No published score is known for {', '.join(unknown)}; there is {', '.join(known)}, or all.")
     return [score for score in every if score.benchmark in benchmarks or "all" in benchmarks]
 
 

@@ -89,7 +89,7 @@ class RecordedEncoder:
 
     Seconds are those of the encoder's work on texts that are there. Ours count them themselves: what comes from the
     store counts with the time that computing it took. Of others the call is timed, after MTEB's loader has given its
-    batches: reading these is no work of the model, and ours do not count it either.
+    batches: reading these is not the model's work, and ours do not count it either.
     """
 
     def __init__(self, encoder: Any, mteb_model_meta: Any, given: "GivenFile | None" = None) -> None:

@@ -48,7 +48,7 @@ def check_settings(
 
     EncoderSettings.from_keywords({name: value for name, value in settings.items() if name in _TYPED})
     for name in sorted(OWN_OPTIONS & set(settings)):
-        raise ValueError(f"{name}={settings[name]!r} is no setting of a model here, but an option: {_OPTIONS[name]}.")
+        raise ValueError(f"{name}={settings[name]!r} is not a setting of a model but an option: {_OPTIONS[name]}.")
     margin = SearchSettings(settings.get("abstain_margin")).abstain_margin
     kinds = [_kind(spec) for spec in models]
     expansions = [parsed for spec in models if (parsed := _expansion_of(spec)) is not None]
@@ -63,7 +63,7 @@ def check_settings(
         _check_sizes(spec, dims)
     if dims and settings.get("truncate_dim") is not None:
         raise ValueError(
-            f"truncate_dim={settings['truncate_dim']} and the sizes {sizes} say the same twice. Name all of them "
+            f"truncate_dim={settings['truncate_dim']} and the sizes {sizes} say the same thing twice. Name all of them "
             "as sizes."
         )
     unused = sorted(set(settings) - set().union(*(used_settings(spec, settings, mode) for spec in models)))

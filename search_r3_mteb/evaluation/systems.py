@@ -132,7 +132,7 @@ def open_systems(
     Baselines do not reason, so they run directly whatever `mode` is, and a writer with an encoder always writes.
     `settings` are those of SearchR3Encoder, and of `ExpansionSettings`. With `given` reasonings, mode "given" takes the
     place of "reason", but where the corpus decides what is written. `dims` are further sizes of a Search-R3 checkpoint:
-    the first so many dimensions of its vectors.
+    the first dimensions of its vectors.
     """
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 

@@ -172,7 +172,7 @@ def _record(run: SystemRun, plan: TuningPlan, abstains: bool) -> TuningRecord:
 def _margins(
     plan: TuningPlan, margins: PerQuery, reasoned: PerQuery, base: PerQuery, cost: Cost, anchor: float | None
 ) -> list[TuningRecord]:
-    """From none to all: the queries of the smallest margins reason; None is no bound."""
+    """From none to all: the queries of the smallest margins reason; None is not a bound."""
     order, many = np.sort(margins), len(margins)
     bounds = sorted({0.0, *(float(order[min(many - 1, round(share * many))]) for share in plan.shares)})
     rows = []

@@ -14,6 +14,6 @@ def check_places(method: Method, writer: str | Path | None, encoder: str | Path)
         return
     turned = f" Perhaps {method.name}:{encoder}+{writer} is meant." if can_write(folders[1]) else ""
     raise ValueError(
-        f"{str(writer)!r} stands in the writer's place of {method.name}:WRITER+ENCODER, but it is an encoder, which "
+        f"{str(writer)!r} is in the writer's place of {method.name}:WRITER+ENCODER, but it is an encoder, which "
         f"writes nothing: the writer comes before the '+', the encoder after it.{turned}"
     )

@@ -16,7 +16,7 @@ from search_r3_mteb.expansion.methods import Rule
 from search_r3_mteb.search.arrays import Vectors
 
 _ADAPTIVE = 6  # characters of the texts per character of repeated query: `adaptive_times` of MuGI's code
-# A sign that belongs to a word or a number ("2.5 mg", "-5 degrees", "*args") is no bullet: after one there is a space.
+# A sign that belongs to a word or a number ("2.5 mg", "-5 degrees", "*args") is not a bullet, which a space follows.
 _BULLET = re.compile(r"^[^\S\n]*(?:\u2022[^\S\n]*|(?:[-*]|\d{1,3}[.)])(?:[^\S\n]+|$))", re.MULTILINE)
 
 

@@ -94,7 +94,7 @@ class ExpansionSettings:
             return 1 if greedy else method.samples
         if greedy and self.samples > 1:
             raise ValueError(
-                f"samples={self.samples} at temperature 0 would be {self.samples} times the same text. Set a "
+                f"samples={self.samples} at temperature 0 would be the same text {self.samples} times. Set a "
                 "temperature, such as 0.7, or samples=1."
             )
         return self.samples

@@ -195,7 +195,7 @@ class Writer:
     def given_ids(self, token_ids: Sequence[int]) -> Written:
         """The same for `Written.token_ids`, which are taken as they are.
 
-        Raises TypeError for what is no id, and ValueError for one that the model lacks.
+        Raises TypeError for what is not an id, and ValueError for one that the model lacks.
         """
         ids = ids_of(token_ids, 0)
         if wrong := self._foreign(ids):

@@ -57,7 +57,9 @@ def convert(
     if split is not None and judgements is None:
         raise ValueError(f"--split {split} names the split of --judgements, and none are given. Leave it out.")
     if split is not None and (not split or split != Path(split).name):
-        raise ValueError(f"--split {split!r} is no name: it becomes that of a file, qrels/SPLIT.tsv. Give test or dev.")
+        raise ValueError(
+            f"--split {split!r} is not a name: it becomes that of a file, qrels/SPLIT.tsv. Give test or dev."
+        )
     given = [source, *([] if queries is None else [queries]), *qrels.values()]
     if [str(each) for each in given].count(STANDARD_INPUT) > 1:
         raise ValueError("Standard input (-) is named twice, and can be read once. Write one of the two into a file.")

@@ -47,7 +47,7 @@ def read_table(
         raise ValueError(f"{place} holds no rows: it is empty.")
     parting = _delimiter(before, delimiter, columns, kind)
     if parting != delimiter:
-        logger.info("%s: columns are parted by %s.", place, DELIMITERS[parting])
+        logger.info("%s: columns are separated by %s.", place, DELIMITERS[parting])
     csv.field_size_limit(_LARGEST)
     reader = csv.reader(
         itertools.chain([before], lines),
@@ -59,7 +59,7 @@ def read_table(
     first = next(rows)
     if _is_header(first.values, columns, kind, place):
         return list(first.values), _numbered(rows, first.values, place)
-    logger.info("%s: the first row, %s, is no header that is known and counts as a row.", place, shown(first.values))
+    logger.info("%s: the first row, %s, is not a header that is known and counts as a row.", place, shown(first.values))
     names = [str(number) for number in range(1, len(first.values) + 1)]
     return names, _numbered(itertools.chain([first], rows), names, place)
 
@@ -102,7 +102,7 @@ def _rows(reader: Iterator[list[str]], place: str, skipped: int, delimiter: str)
     except csv.Error as error:
         raise ValueError(
             f"{place}, line {skipped + before + 1}: not a row of cells ({error}). A quotation mark within a quoted "
-            "cell is doubled; where quotation marks are text like any other, say --no-quotes."
+            "cell is doubled; where quotation marks are text like any other, give --no-quotes."
         ) from error
     if blank:
         logger.warning("%s: %d blank rows left out, the first in line %d.", place, blank, first)
@@ -113,7 +113,7 @@ def _check_quotes(cells: Sequence[str], place: str, delimiter: str) -> None:
     if delimiter == "\t" and any("\n" in cell and "\t" in cell for cell in cells):
         raise ValueError(
             f"{place}: a quoted cell goes on over several lines with tabs. Where quotation marks are text like any "
-            "other, say --no-quotes; otherwise write the table as .csv."
+            "other, give --no-quotes; otherwise write the table as .csv."
         )
 
 

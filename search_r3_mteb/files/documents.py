@@ -198,7 +198,7 @@ def _entry(record: Mapping[str, Any], chosen: ColumnNames, number: int, where: s
 
 
 def _kept(entries: Iterator[_Entry], place: str, kind: Kind, keep_empty: bool) -> Iterator[tuple[str, str, str]]:
-    """Id, title and text of the entries that are no blanks; what was numbered or left out is logged at the end."""
+    """Id, title and text of the entries that are not blanks; what was numbered or left out is logged at the end."""
     seen: dict[str, int] = {}
     several = {"document": "documents", "query": "queries"}[kind]
     blank, numbered = _Counted(), _Counted()

@@ -123,7 +123,7 @@ def opened(source: str | Path) -> Iterator[BinaryIO]:
 def format_of(source: str | Path, stream: BinaryIO) -> tuple[Format, str]:
     """The format of an opened source, and for a table what parts its columns.
 
-    Raises ValueError for bytes that are no text and not Parquet.
+    Raises ValueError for bytes that are not text and not Parquet.
     """
     head = head_of(stream)
     path = Path(source)
@@ -168,7 +168,7 @@ def lines_of(stream: BinaryIO, place: str | Path) -> Iterator[str]:
 
 
 def content(path: Path) -> str:
-    """A file's text, unpacked. Raises FileNotFoundError, and ValueError for what is no text or a damaged .gz."""
+    """A file's text, unpacked. Raises FileNotFoundError, and ValueError for what is not text or a damaged .gz."""
     with opened(path) as stream:
         return decode(stream.read(), path)
 

@@ -87,7 +87,7 @@ class RunningRanges:
 def read_ranges(path: Path, dim: int, precision: Precision) -> Ranges:
     """The ranges in a .ranges.npy, or those of the float vectors in another .npy, which may be larger than memory.
 
-    Raises FileNotFoundError, and ValueError for what is no such array or of another length than `dim`.
+    Raises FileNotFoundError, and ValueError for what is not such an array or of another length than `dim`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"--calibration {path}: there is no such file.")

@@ -60,7 +60,7 @@ class SearchIndex:
         Documents have `id`, `title` and `text`, as fields or keys; they are read once and never held as a whole.
         `settings` are those of `IndexSettings`. `model` is where `encoder` was loaded from, if that is a folder, so
         that `open` can load it again. Raises FileExistsError for a folder that is not empty, ValueError for an id
-        that comes twice and for no documents, TypeError for what is no document, OccupiedError where another process
+        that comes twice and for no documents, TypeError for what is not a document, OccupiedError where another process
         writes.
         """
         chosen = IndexSettings.from_keywords(settings)

@@ -255,7 +255,7 @@ def _fill_hollow(folder: Path, checked: set[str]) -> None:
         _rewrite(folder, snapshot, flat[0])
     elif hollow:
         _log.warning(
-            "More than half of %s is removed. `search-r3 index %s --compact` gives its room back, and builds it again.",
+            "More than half of %s is removed. `search-r3 index %s --compact` frees its space and builds it again.",
             ", ".join(records[number].name for number in hollow),
             folder,
         )

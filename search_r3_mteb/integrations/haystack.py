@@ -82,7 +82,7 @@ class SearchR3DocumentEmbedder(_Component):
         meta_fields_to_embed: list[str] | None = None,
         **keywords: Any,
     ) -> None:
-        _Component.__init__(self, model, **keywords)  # Haystack makes the class anew, and `super()` would miss it
+        _Component.__init__(self, model, **keywords)  # Haystack makes the class again, and `super()` would miss it
         self.meta_fields_to_embed = list(meta_fields_to_embed or [])
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from search_r3_mteb.report.plot import (
     PALETTE,
     Figure,
     FigureGroup,
+    LeftOut,
+    all_equal,
     blank_plot,
     error_bars,
     line_colour,
@@ -73,7 +75,11 @@ def _group(data: JsonObject, number: int) -> FigureGroup:
     )
 
 
-def _controls_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
+def _controls_figure(name: str, groups: Sequence[JsonObject]) -> Figure | LeftOut:
+    title = "The same queries after another reasoning"
+    means = [group["controls"][key]["ndcg_at_10"]["mean"] for group in groups for key in _CONTROL_LABELS]
+    if all_equal(means):
+        return LeftOut(name, title, f"nDCG@10 is {means[0]:.3f} with every reasoning.")
     plot = blank_plot("", "nDCG@10")
     labels = [_label(group) for group in groups]
     colours = (HELPED, HURT, *PALETTE[2:4], NEUTRAL)
@@ -89,12 +95,14 @@ def _controls_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
         f"{_CONTROL_LABELS[key]} {_shown(controls[key]['own_minus_this'])}" for key in list(_CONTROL_LABELS)[1:]
     )
     caption = f"All queries, own reasoning minus: {said}. Bars are 95 % bootstrap intervals."
-    return Figure(name, "The same queries after another reasoning", caption, caption, plot_json(plot))
+    return Figure(name, title, caption, caption, plot_json(plot))
 
 
-def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figure:
+def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figure | LeftOut:
     same, different = (np.array(columns[key], dtype=float) for key in ("cosine_same", "cosine_different"))
-    lowest = min(float(same.min()), float(different.min()))
+    title, lowest = "Does the vector move with the reasoning?", min(float(same.min()), float(different.min()))
+    if all_equal([*same.tolist(), *different.tolist()]):
+        return LeftOut(name, title, f"the cosine of any two vectors is {lowest:.3f}.")
     edges = np.linspace(math.floor(lowest * 20) / 20, 1.0, 41)
     plot = blank_plot("Mean cosine", "Queries")
     pairs = (("the same query, other rollouts", same, HELPED), ("other queries", different, NEUTRAL))
@@ -114,11 +122,14 @@ def _cosine_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figu
         f"{between}, {movement['different_queries']['mean']:.3f} between queries; "
         f"{movement['distinct_reasonings']['mean']:.1f} different reasonings per query.{moved}"
     )
-    return Figure(name, "Does the vector move with the reasoning?", caption, caption, plot_json(plot))
+    return Figure(name, title, caption, caption, plot_json(plot))
 
 
-def _spread_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figure:
+def _spread_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figure | LeftOut:
     points = list(zip(columns["query_id"], columns["cosine_same"], columns["ndcg_spread"], strict=True))
+    title = "What different rollouts are worth"
+    if all_equal(spread for *_, spread in points):
+        return LeftOut(name, title, f"the spread of nDCG@10 between rollouts is {points[0][2]:.3f} for every query.")
     stride = max(1, math.ceil(len(points) / MOST_POINTS))
     points = points[::stride]
     plot = blank_plot("Cosine between rollouts of the query", "Standard deviation of nDCG@10")
@@ -137,10 +148,15 @@ def _spread_figure(name: str, columns: JsonObject, movement: JsonObject) -> Figu
         f"worst {movement['worst_rollout']['mean']:.3f}; "
         f"quality varies in {movement['queries_with_spread']['mean']:.0%} of the queries.{within}{related}{thinned}"
     )
-    return Figure(name, "What different rollouts are worth", caption, caption, plot_json(plot))
+    return Figure(name, title, caption, caption, plot_json(plot))
 
 
-def _budget_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
+def _budget_figure(name: str, groups: Sequence[JsonObject]) -> Figure | LeftOut:
+    title, measured = "Quality by budget", [run for group in groups for run in group["budgets"]]
+    if len({run["max_reasoning_tokens"] for run in measured}) < 2:
+        only = measured[0]
+        quality = f"nDCG@10 {only['ndcg_at_10']['mean']:.3f}, {only['forced']['mean']:.0%} forced"
+        return LeftOut(name, title, f"one budget was measured, {only['max_reasoning_tokens']} tokens ({quality}).")
     plot = blank_plot("Budget (reasoning tokens)", "nDCG@10")
     for number, group in enumerate(groups):
         runs = group["budgets"]
@@ -160,11 +176,14 @@ def _budget_figure(name: str, groups: Sequence[JsonObject]) -> Figure:
         for run in groups[0]["budgets"]
     )
     caption = f"All queries, nDCG@10 by budget: {said}. Bars are 95 % bootstrap intervals."
-    return Figure(name, "Quality by budget", caption, caption, plot_json(plot))
+    return Figure(name, title, caption, caption, plot_json(plot))
 
 
-def _pooling_figure(name: str, group: JsonObject) -> Figure:
-    runs = group["pooling"]
+def _pooling_figure(name: str, group: JsonObject) -> Figure | LeftOut:
+    title, runs = "What averaging rollouts gains", group["pooling"]
+    if len(runs) < 2:
+        found = "; ".join(f"{run['ndcg_at_10']['mean']:.3f} with {run['rollouts']}" for run in runs)
+        return LeftOut(name, title, f"one number of rollouts was measured ({found}).")
     qualities, own = [run["ndcg_at_10"] for run in runs], group["controls"]["own"]["ndcg_at_10"]
     plot = blank_plot("Rollouts whose vectors are averaged", "nDCG@10")
     plot.add_scatter(
@@ -177,11 +196,17 @@ def _pooling_figure(name: str, group: JsonObject) -> Figure:
     gains = "; ".join(
         f"{run['rollouts']} over one {_shown(run['minus_single'])}" for run in runs if "minus_single" in run
     )
-    caption = (f"Gain of {gains}. " if gains else "") + f"Dotted: the own reasoning, {own['mean']:.3f}."
-    return Figure(name, "What averaging rollouts gains", caption, caption, plot_json(plot))
+    caption = (f"Gain of {gains}. " if gains else "") + f"Dotted: the query's own reasoning, {own['mean']:.3f}."
+    return Figure(name, title, caption, caption, plot_json(plot))
 
 
-def _length_figure(name: str, bins: Sequence[JsonObject]) -> Figure:
+def _length_figure(name: str, bins: Sequence[JsonObject]) -> Figure | LeftOut:
+    title = "Quality by length of the reasoning"
+    if len(bins) < 2:
+        lengths = "; ".join(
+            f"{_length(each)} tokens, own minus direct {_shown(each['own_minus_direct'])}" for each in bins
+        )
+        return LeftOut(name, title, f"all reasonings are of one length ({lengths}).")
     plot = blank_plot("Reasoning tokens", "nDCG@10")
     labels = [_length(each) for each in bins]
     for key, label, colour in (("ndcg_at_10", "own reasoning", HELPED), ("direct", "direct template", NEUTRAL)):
@@ -195,7 +220,7 @@ def _length_figure(name: str, bins: Sequence[JsonObject]) -> Figure:
     plot.update_xaxes(type="category")
     said = "; ".join(f"{_length(each)}: {_shown(each['own_minus_direct'])}" for each in bins)
     caption = f"Own reasoning minus direct on the same queries, by tokens: {said}. Bars are 95 % bootstrap intervals."
-    return Figure(name, "Quality by length of the reasoning", caption, caption, plot_json(plot))
+    return Figure(name, title, caption, caption, plot_json(plot))
 
 
 def _length(each: JsonObject) -> str:

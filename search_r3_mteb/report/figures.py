@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from search_r3_mteb.report.plot import (
     HURT,
     NEUTRAL,
     Figure,
+    LeftOut,
     blank_plot,
     error_bars,
     line_colour,
@@ -22,14 +24,19 @@ from search_r3_mteb.report.plot import (
 )
 from search_r3_mteb.report.records import QueryOutcome
 
+MOST_LABELS = 12  # of points in one figure: more would cover each other
 
-def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Figure:
+
+def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Figure | LeftOut:
     """Per-query nDCG@10 with reasoning minus without, sorted. `differences` are (query id, difference)."""
     ordered = sorted(differences, key=lambda item: (-item[1], item[0]))
     values = np.round(np.array([value for _, value in ordered], dtype=np.float32), 4)
     rank = np.arange(1, len(values) + 1, dtype=np.int32)
     helped, hurt = int((values > 0).sum()), int((values < 0).sum())
     same = len(values) - helped - hurt
+    title = "Difference for every query"
+    if same == len(values):
+        return LeftOut(name, title, f"nDCG@10 of all {len(values):,} queries is the same with and without reasoning.")
     plot = blank_plot("Queries, sorted by difference", "nDCG@10: reasoning minus direct")
     for label, part, colour in (("helped", values.clip(min=0), HELPED), ("hurt", values.clip(max=0), HURT)):
         plot.add_scatter(
@@ -49,7 +56,7 @@ def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Fi
     )
     return Figure(
         name,
-        "Difference for every query",
+        title,
         f"{len(values):,} queries: {shares}. Click a point to open its query below.",
         f"Sorted differences of nDCG@10 for {len(values)} queries: {shares}; "
         f"largest gain {values.max():+.2f}, largest loss {values.min():+.2f}.",
@@ -57,7 +64,7 @@ def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Fi
     )
 
 
-def length_figure(name: str, outcomes: Mapping[str, QueryOutcome], writes: bool = False) -> Figure | None:
+def length_figure(name: str, outcomes: Mapping[str, QueryOutcome], writes: bool = False) -> Figure | LeftOut | None:
     """Histogram of reasoning lengths, forced rows apart. None where no query has a length.
 
     `writes`: they are a writer's texts, which were cut without an embed token.
@@ -68,6 +75,10 @@ def length_figure(name: str, outcomes: Mapping[str, QueryOutcome], writes: bool 
         return None
     lengths = np.array([item.reasoning_tokens for item in known])
     forced = np.array([item.finished is False for item in known])
+    title, share = "Length of the reasoning", _share(int(forced.sum()), len(known))
+    if lengths.min() == lengths.max():
+        why = f"all {len(known):,} reasonings have {lengths[0]} tokens; {share} {cut}."
+        return LeftOut(name, title, why)
     step = max(1, math.ceil((int(lengths.max()) + 1) / 32))
     edges = np.arange(0, int(lengths.max()) + 1 + step, step)
     plot = blank_plot("Reasoning tokens", "Queries")
@@ -78,10 +89,10 @@ def length_figure(name: str, outcomes: Mapping[str, QueryOutcome], writes: bool 
             hovertemplate="from %{customdata} tokens: %{y} queries<extra></extra>",
         )  # fmt: skip
     plot.update_layout(barmode="stack", bargap=0.05)
-    middle, share = float(np.median(lengths)), _share(int(forced.sum()), len(known))
+    middle = float(np.median(lengths))
     return Figure(
         name,
-        "Length of the reasoning",
+        title,
         f"Median {middle:g} tokens, mean {lengths.mean():.1f}, longest {lengths.max()}; {share} {cut}: "
         f"the budget was spent{how}.",
         f"Histogram of reasoning lengths: median {middle:g} tokens, longest {lengths.max()}, {share} {cut}.",
@@ -101,12 +112,13 @@ def cost_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
         items.sort(key=lambda item: item[0])
         scores = [row.ndcg_at_10 or 0.0 for _, row in items]
         plot.add_scatter(
-            x=[tokens for tokens, _ in items], y=scores, name=plain_label(model), mode="lines+markers",
+            x=[tokens for tokens, _ in items], y=scores, name=plain_label(model),
             line={"color": line_colour(number), "width": 2}, marker={"size": 9, "symbol": number % 6},
             error_y=error_bars(scores, [row.interval for _, row in items]),
-            text=[_budget(row) for _, row in items],
+            text=[_budget(row) for _, row in items], **_labels([x for line in points.values() for x, _ in line], items),
             hovertemplate="%{text}: %{x:.1f} tokens, nDCG@10 %{y:.3f}<extra>" + plain_label(model) + "</extra>",
         )  # fmt: skip
+    plot.update_layout(showlegend=True)  # names the method where there is one only
     spoken = "; ".join(
         f"{model}: " + ", ".join(f"{row.ndcg_at_10:.3f} at {tokens:.0f} tokens" for tokens, row in items)
         for model, items in sorted(points.items())
@@ -129,7 +141,7 @@ def time_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
     points = [(time, row) for row in own if (time := row.average("milliseconds")) and _is_number(row.ndcg_at_10)]
     if len(points) < 2:
         return None
-    plot = blank_plot("Time per query, milliseconds (logarithmic)", "nDCG@10")
+    plot = blank_plot("Time per query (ms, logarithmic)", "nDCG@10")
     lines: dict[str, list[tuple[float, ScoreRow]]] = {}
     for time, row in points:
         lines.setdefault(row.first.label, []).append((time, row))
@@ -138,7 +150,8 @@ def time_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
         scores = [row.ndcg_at_10 or 0.0 for _, row in items]
         tokens = [row.average("reasoning_tokens_per_query") for _, row in items]
         plot.add_scatter(
-            x=[time for time, _ in items], y=scores, name=plain_label(model), mode="lines+markers",
+            x=[time for time, _ in items], y=scores, name=plain_label(model),
+            **_labels([math.log(x) for x, _ in points], [(math.log(x), row) for x, row in items]),
             line={"color": line_colour(number), "width": 1, "dash": "dot"}, marker={"size": 9, "symbol": number % 6},
             error_y=error_bars(scores, [row.interval for _, row in items]),
             text=[_budget(row) for _, row in items], customdata=[0.0 if each is None else each for each in tokens],
@@ -146,6 +159,7 @@ def time_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
             + plain_label(model) + "</extra>",
         )  # fmt: skip
     plot.update_xaxes(type="log")
+    plot.update_layout(showlegend=True)  # names the method where there is one only
     plot.update_layout(height=320 + 20 * len(lines))  # the legend stands above the data, one line per model at worst
     spoken = "; ".join(
         f"{model}: " + ", ".join(f"{row.ndcg_at_10:.3f} at {time:.3g} ms ({_budget(row)})" for time, row in items)
@@ -159,6 +173,24 @@ def time_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
         f"nDCG@10 over milliseconds per query on {task}. {spoken}.",
         plot_json(plot),
     )
+
+
+def _labels(every: Sequence[float], items: Sequence[tuple[float, ScoreRow]]) -> dict[str, Any]:
+    """How a line's points are drawn: with method and budget beside them, unless there are too many to be read.
+
+    `every` are the places of all points along the axis, `items` those of this line. A label stands towards the middle
+    of the figure, and above a point that is higher than the line's mean, below another: there the line is not.
+    """
+    if len(every) > MOST_LABELS:
+        return {"mode": "lines+markers"}
+    middle = (min(every) + max(every)) / 2
+    scores = [row.ndcg_at_10 or 0.0 for _, row in items]
+    level = sum(scores) / len(scores)
+    positions = [
+        f"{'top' if score >= level else 'bottom'} {'right' if place <= middle else 'left'}"
+        for (place, _), score in zip(items, scores, strict=True)
+    ]
+    return {"mode": "lines+markers+text", "textposition": positions, "textfont": {"size": 11}, "cliponaxis": False}
 
 
 def _cost_points(rows: Sequence[ScoreRow]) -> dict[str, list[tuple[float, ScoreRow]]]:
@@ -177,7 +209,7 @@ def _cost_points(rows: Sequence[ScoreRow]) -> dict[str, list[tuple[float, ScoreR
     return points
 
 
-def hops_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None:
+def hops_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | LeftOut | None:
     """Quality by hop count, for each model direct and with its largest budget. None where no row has a hop count."""
     budgets: dict[str, float] = {}
     for row in rows:
@@ -190,6 +222,9 @@ def hops_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
             lines.setdefault(f"{row.first.label}, {_budget(row)}", []).append(row)
     if not lines:
         return None
+    title, shown = f"Quality by hop count: {task}", [row for items in lines.values() for row in items]
+    if len({row.first.hops for row in shown}) < 2:
+        return LeftOut(name, title, f"all queries have {shown[0].first.hops} hops.")
     plot = blank_plot("Hops", "nDCG@10")
     for number, (label, items) in enumerate(sorted(lines.items())):
         items.sort(key=lambda row: row.first.hops or 0)
@@ -208,12 +243,10 @@ def hops_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
         for label, items in sorted(lines.items())
     )
     caption = "Reasoning at the largest budget; dotted: direct embedding. Bars are 95 % bootstrap intervals."
-    return Figure(
-        name, f"Quality by hop count: {task}", caption, f"nDCG@10 by hops on {task}. {spoken}.", plot_json(plot)
-    )
+    return Figure(name, title, caption, f"nDCG@10 by hops on {task}. {spoken}.", plot_json(plot))
 
 
-def forced_figure(name: str, rows: Sequence[ScoreRow]) -> Figure | None:
+def forced_figure(name: str, rows: Sequence[ScoreRow]) -> Figure | LeftOut | None:
     """Share of queries whose reasoning was cut at the budget, with Wilson intervals. None where no row reasons."""
     from scipy.stats import binomtest
 
@@ -223,6 +256,10 @@ def forced_figure(name: str, rows: Sequence[ScoreRow]) -> Figure | None:
     bars = [(row, share) for row, share in shown if share is not None and 0 <= share <= 1]
     if not bars:
         return None
+    kinds = {not row.first.writes for row, _ in bars}
+    title = "Share of forced rows" if True in kinds else "Share of queries with a text cut at the budget"
+    if not any(share for _, share in bars):
+        return LeftOut(name, title, f"no query was cut at its budget in any of the {len(bars)} rows that reason.")
     labels = [f"{row.first.task_label}<br>{plain_label(row.first.label)}{_most(row)}" for row, _ in bars]
     bounds = []
     for row, share in bars:
@@ -241,13 +278,11 @@ def forced_figure(name: str, rows: Sequence[ScoreRow]) -> Figure | None:
     spoken = "; ".join(
         f"{label.replace('<br>', ', ')}: {share:.1%}" for label, (_, share) in zip(labels, bars, strict=True)
     )
-    kinds = {not row.first.writes for row, _ in bars}
     ours, theirs = (
         "The embed token was appended because the budget ended first",
         "a text was cut where its budget ended",
     )
     what = ours if kinds == {True} else f"{ours}; of a writer, {theirs}" if True in kinds else theirs.capitalize()
-    title = "Share of forced rows" if True in kinds else "Share of queries with a text cut at the budget"
     return Figure(name, title, f"{what}. Bars are 95 % Wilson intervals.", f"{title}. {spoken}.", plot_json(plot))
 
 

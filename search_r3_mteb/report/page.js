@@ -43,8 +43,12 @@ function sortTable(table, header, column) {
 
 function wireTables() {
   for (const table of document.querySelectorAll("table.sortable")) {
-    [...table.tHead.rows[0].cells].forEach((header, column) => {
-      header.querySelector("button").addEventListener("click", () => sortTable(table, header, column));
+    const headers = [...table.tHead.rows[0].cells];
+    headers.forEach((header, column) => {
+      for (const button of header.querySelectorAll("button")) {
+        const by = Number(button.dataset.column ?? column); // on a narrow screen the first header has the labels' buttons
+        button.addEventListener("click", () => sortTable(table, headers[by], by));
+      }
     });
   }
   for (const box of document.querySelectorAll("input[data-rows]")) {
@@ -85,6 +89,7 @@ async function draw(place, name) {
   const figure = figures[name];
   if (!figure) return;
   drawn.set(place, name);
+  place.style.minHeight = `${figure.plot.layout.height}px`; // or the drawing would cover what stands below
   const settings = {
     responsive: true, displaylogo: false, showLink: false, showSendToCloud: false,
     displayModeBar: canHover.matches ? "hover" : false, modeBarButtons: [["toImage", "resetScale2d"]],
@@ -159,6 +164,8 @@ function choosePair(number) {
     holder.querySelector("h3").textContent = figures[name].title;
     holder.querySelector("figcaption").textContent = figures[name].caption;
     const place = holder.querySelector(".plot");
+    place.hidden = !figures[name].plot; // left out: its sentence stands alone
+    if (place.hidden) continue;
     if (window.Plotly) draw(place, name).then(() => kind === "difference" && wireClicks(place));
   }
   search();

@@ -21,7 +21,7 @@ from search_r3_mteb.report.explorer import Pair, build_payload, compress, find_p
 from search_r3_mteb.report.number_text import p_value, signed
 from search_r3_mteb.report.page_tables import difference_table, provenance_table, score_table
 from search_r3_mteb.report.peers import Peer
-from search_r3_mteb.report.plot import Figure, FigureGroup
+from search_r3_mteb.report.plot import Figure, FigureGroup, LeftOut
 from search_r3_mteb.report.records import Evidence
 from search_r3_mteb.report.tables import score_frame, table_notes
 from search_r3_mteb.report.training_figures import training_figures
@@ -73,7 +73,7 @@ def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> 
     groups = _figure_groups(content)
     pair_figures = _pair_figures(pairs)
     plots = {item.name: _packed(item) for group in groups for item in group.figures}
-    plots |= {item.name: _packed(item) for item in pair_figures}
+    plots |= {item.name: _packed(item) for item in pair_figures}  # one left out: its sentence, and nothing to draw
     context = _context(content, pairs, groups)
     context["plotly"] = _plotly()
     template = environment.get_template("page.html.j2")
@@ -140,8 +140,8 @@ def _message_groups(evidence: Evidence) -> list[dict[str, Any]]:
     return groups
 
 
-def _pair_figures(pairs: Sequence[Pair]) -> list[Figure]:
-    found: list[Figure | None] = []
+def _pair_figures(pairs: Sequence[Pair]) -> list[Figure | LeftOut]:
+    found: list[Figure | LeftOut | None] = []
     for number, pair in enumerate(pairs):
         differences = pair.differences()
         if differences:
@@ -157,7 +157,7 @@ def _figure_groups(content: Content) -> list[FigureGroup]:
     places: dict[tuple[Any, ...], list[ScoreRow]] = {}
     for row in rows:
         places.setdefault(row.place[:3], []).append(row)
-    cost: list[Figure | None] = []
+    cost: list[Figure | LeftOut | None] = []
     for number, mine in enumerate(places.values()):
         whole = [row for row in mine if row.first.hops is None]
         label = whole[0].first.task_label if whole else mine[0].first.task
@@ -171,10 +171,12 @@ def _figure_groups(content: Content) -> list[FigureGroup]:
         FigureGroup("training", "Training runs", training, _TRAINING_TEXT),
         *content.extra_groups,
     ]
-    return [group for group in groups if group.figures]
+    return [group for group in groups if group.panels]
 
 
-def _packed(figure: Figure) -> dict[str, Any]:
+def _packed(figure: Figure | LeftOut) -> dict[str, Any]:
+    if isinstance(figure, LeftOut):
+        return {"title": figure.title, "caption": f"Not drawn: {figure.why}", "alt": "", "plot": None}
     return {"title": figure.title, "caption": figure.caption, "alt": figure.alt, "plot": figure.plot}
 
 

@@ -67,11 +67,15 @@ class TableLine:
 
 @dataclass(frozen=True)
 class PageTable:
-    """One table that sorts by its columns, which map a title to its CSS class."""
+    """One table that sorts by its columns, which map a title to its CSS class.
+
+    The first column stays in view. On a narrow screen those numbered in `labels` stand below it, in its cells.
+    """
 
     id: str
     columns: dict[str, str]
     rows: list[TableLine]
+    labels: tuple[int, ...] = (1, 2)
 
 
 def score_table(frame: pd.DataFrame, further: set[tuple[str, str]]) -> PageTable:
@@ -136,7 +140,7 @@ def difference_table(differences: Sequence[ReasoningDifference]) -> PageTable:
         ]
         by_hops = row["hops"] is not None
         lines.append(TableLine(cells, "hops" * by_hops, hidden=by_hops))
-    return PageTable("difference-table", _DIFFERENCE_CLASSES, lines)
+    return PageTable("difference-table", _DIFFERENCE_CLASSES, lines, labels=(1,))
 
 
 def provenance_table(rows: Sequence[ScoreRow]) -> PageTable:

@@ -6,7 +6,7 @@ the page sets those for light and dark.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +31,32 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A figure that would show nothing, a single value for example; `why` is the sentence in its place."""
+
+    name: str
+    title: str
+    why: str
+
+
+@dataclass(frozen=True)
 class FigureGroup:
-    """The figures of one section of the page; `text` stands above them."""
+    """The figures of one section of the page; `text` stands above them, the sentences on those left out below."""
 
     id: str
     title: str
-    figures: list[Figure]
+    panels: Sequence[Figure | LeftOut]
     text: str = ""
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Those that are drawn."""
+        return [each for each in self.panels if isinstance(each, Figure)]
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """Those that are not."""
+        return [each for each in self.panels if isinstance(each, LeftOut)]
 
 
 def blank_plot(x: str, y: str) -> go.Figure:
@@ -62,6 +81,11 @@ def plot_json(plot: go.Figure) -> dict[str, Any]:
 
     result: dict[str, Any] = json.loads(plot.to_json())
     return result
+
+
+def all_equal(values: Iterable[float | None]) -> bool:
+    """Whether the values that are there are one value; also where there are none."""
+    return len({round(value, 9) for value in values if value is not None}) < 2
 
 
 def error_bars(values: Sequence[float], intervals: Sequence[Sequence[float] | None]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _attach_queries(
         ]
         name = split_name(path)
         if not owners and name is None:
-            file.warn("is not named TASK__MODEL__MODE.jsonl, so it cannot be told what it measures: left out.")
+            file.warn("is not named TASK__MODEL__MODE.jsonl, so nothing says what it measures: left out.")
             continue
         task, model, mode = (rows[owners[0]].task, "", "") if owners or name is None else name
         outcomes = read_outcomes(file, task)

@@ -214,7 +214,7 @@ def _csv(frame: pd.DataFrame) -> str:
 
 
 def _no_formula(value: Any) -> Any:
-    """A cell that a spreadsheet shows: it would compute a text that begins like a formula. Numbers are no texts."""
+    """A cell that a spreadsheet shows: it would compute a text that begins like a formula. Numbers are not texts."""
     return f"'{value}" if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA) else value
 
 

@@ -6,38 +6,51 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search_r3_mteb.report.plot import MOST_POINTS, PALETTE, Figure, blank_plot, line_colour, plain_label, plot_json
+from search_r3_mteb.report.plot import (
+    MOST_POINTS,
+    PALETTE,
+    Figure,
+    LeftOut,
+    all_equal,
+    blank_plot,
+    line_colour,
+    plain_label,
+    plot_json,
+)
 from search_r3_mteb.report.records import TrainingLog
 
 _DASHES = ("solid", "dash", "dot")
 
 
-def training_figures(log: TrainingLog, number: int) -> list[Figure]:
+def training_figures(log: TrainingLog, number: int) -> list[Figure | LeftOut]:
     """Losses, rewards, retrieval quality, and the age and error of the corpus cache of one training run."""
     title = log.name if log.name == log.kind else f"{log.name} ({log.kind})"
     keys = _numeric_keys(log.steps)
     groups = [
-        ("loss", "Loss", [key for key in keys if key.startswith("loss")], log.steps),
-        ("reward", "Reward", [key for key in keys if "reward" in key], log.steps),
+        ("loss", "Loss", "Loss", [key for key in keys if key.startswith("loss")], log.steps),
+        ("reward", "Reward", "Reward", [key for key in keys if "reward" in key], log.steps),
         (
-            "rollouts",
-            "Rollouts",
+            *("rollouts", "Rollouts", "Tokens per rollout"),
             [k for k in keys if k in ("reasoning_tokens", "response_tokens", "length_mean")],
             log.steps,
         ),
-        ("forced", "Share forced", [key for key in keys if "forced" in key], log.steps),
+        ("forced", "Share forced", "Share of rollouts", [key for key in keys if "forced" in key], log.steps),
     ]
     audits = _numeric_keys(log.audits)
+    age, error = "Age of the cached vectors (optimizer steps)", "Error of the cached vectors"
     groups += [
-        ("age", "Age of the cached vectors (optimizer steps)", [key for key in audits if "age" in key], log.audits),
-        ("error", "Error of the cached vectors", [k for k in audits if "error" in k or "recall" in k], log.audits),
+        ("age", age, "Optimizer steps", [key for key in audits if "age" in key], log.audits),
+        ("error", error, "Error, or share found", [k for k in audits if "error" in k or "recall" in k], log.audits),
     ]
-    figures = [_curves(f"train-{number}-{key}", f"{label}: {title}", names, rows) for key, label, names, rows in groups]
+    figures = [
+        _curves(f"train-{number}-{key}", f"{label}: {title}", names, rows, axis)
+        for key, label, axis, names, rows in groups
+    ]
     figures.append(_quality_curve(f"train-{number}-quality", title, log))
     return [figure for figure in figures if figure is not None]
 
 
-def _quality_curve(name: str, title: str, log: TrainingLog) -> Figure | None:
+def _quality_curve(name: str, title: str, log: TrainingLog) -> Figure | LeftOut | None:
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in log.evaluations:
         parts = [str(row[key]) for key in ("task", "mode") if row.get(key) is not None]
@@ -51,14 +64,16 @@ def _quality_curve(name: str, title: str, log: TrainingLog) -> Figure | None:
 
 
 def _curves(
-    name: str, title: str, keys: Sequence[str], rows: Sequence[Mapping[str, Any]], axis: str = ""
-) -> Figure | None:
+    name: str, title: str, keys: Sequence[str], rows: Sequence[Mapping[str, Any]], axis: str
+) -> Figure | LeftOut | None:
     plot = blank_plot("Optimizer step", axis)
-    ends, thinned, drawn = [], 0, 0
+    ends, thinned, drawn, most, flat = [], 0, 0, 0, True
     for number, key in enumerate(keys):
         points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float) or _gap(row, key)]
         if not any(value is not None for _, value in points):
             continue
+        most = max(most, len(points))
+        flat = flat and all_equal(value for _, value in points)
         stride = max(1, math.ceil(len(points) / MOST_POINTS))
         thinned = max(thinned, stride)
         points = [*points[::stride], *(points[-1:] if (len(points) - 1) % stride else [])]
@@ -73,7 +88,13 @@ def _curves(
         ends.append(f"{key.replace('_', ' ')} ends at {last:.4g}")
     if not drawn:
         return None
+    if flat:
+        values = "; ".join(ends).replace(" ends at ", " is ")
+        return LeftOut(
+            name, title, f"{values} {'at the one step' if most == 1 else f'at each of the {most:,} steps'} logged."
+        )
     plot.update_layout(showlegend=True)
+    plot.update_xaxes(rangemode="tozero")
     if all("share" in key or "age" in key for key in keys):
         plot.update_yaxes(rangemode="tozero")
     caption = "; ".join(ends) + "." + (f" One step in {thinned} is drawn." if thinned > 1 else "")

@@ -25,7 +25,7 @@ def best_of(
     k: int,
     values: Callable[[Int[np.ndarray, " rows"]], Float[np.ndarray, "rows dim"]],
 ) -> Found:
-    """Each query's best `k` candidates, scored from the float32 vectors `values(rows)`; -1 is no candidate."""
+    """Each query's best `k` candidates, scored from the float32 vectors `values(rows)`; -1 is not a candidate."""
     unique, place = np.unique(np.maximum(candidates, 0), return_inverse=True)
     vectors = values(unique)[place.reshape(candidates.shape)]
     scores = np.einsum("qd,qcd->qc", queries, vectors, dtype=np.float64, casting="unsafe").astype(np.float32)

@@ -20,7 +20,7 @@ INPUT_TYPES: dict[str, TextRole] = {
     "search_document": "document",
     "passage": "document",
 }
-_TOKENS = 1 << 31  # what is no id in any vocabulary
+_TOKENS = 1 << 31  # what is not an id in any vocabulary
 
 
 def _inputs(value: Any) -> list[str] | list[list[int]]:

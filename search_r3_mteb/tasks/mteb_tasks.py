@@ -190,7 +190,7 @@ class _Copies:
             yield document
 
     def warn(self, task: str, path: Path, ignored: bool) -> None:
-        """Log a warning where queries find themselves, or where documents are left out that are no copies."""
+        """Log a warning where queries find themselves, or where documents are left out that are not copies."""
         if self.same_text and not ignored:
             logger.warning(
                 "%s: %d of %d queries are documents of the same id and text, but for case, white space and final "

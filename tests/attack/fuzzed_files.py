@@ -1,7 +1,7 @@
 """Fuzzed files: TOML of training, BEIR folders, model folders: read as another reader reads them, or one message.
 
-BEIR folders and a user's own model have no checksums, so a change that leaves them readable is no damage: what is read
-must be what the bytes say.
+BEIR folders and a user's own model have no checksums, so a change that leaves them readable is not a damage: what is
+read must be what the bytes say.
 """
 
 import base64

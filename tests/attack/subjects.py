@@ -69,7 +69,7 @@ def digest(content: bytes) -> str:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files below a folder that hold something and are no locks."""
+    """The files below a folder that hold something and are not locks."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock" and path.stat().st_size)
 
 

@@ -78,7 +78,7 @@ def attempted(attack: Attack, case: Case, place: Path) -> Outcome:
     place.mkdir(parents=True)
     try:
         return attack.attempt(case, place)
-    except Exception:  # noqa: BLE001  whatever it is, it is no outcome that an attack expects
+    except Exception:  # noqa: BLE001  whatever it is, it is not an outcome that an attack expects
         return failure("error", traceback.format_exc())
     finally:
         shutil.rmtree(place, ignore_errors=True)

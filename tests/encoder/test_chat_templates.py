@@ -264,7 +264,7 @@ def test_what_a_template_does_is_read_from_what_it_prints(template, expected):
 def test_a_template_that_draws_by_chance_is_refused(drawn):
     tokenizer = tokenizer_with(drawn + CHAT_TEMPLATE)
     for read in (lambda: facts(tokenizer), lambda: Renderer(tokenizer, SHORT, 900)):
-        with pytest.raises(ValueError, match="The chat template draws by chance"):
+        with pytest.raises(ValueError, match="The chat template uses random values"):
             read()
 
 

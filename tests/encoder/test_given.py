@@ -94,7 +94,7 @@ def test_bundled_models_read_their_own_text(name):
 
 
 def test_ids_of_an_unfinished_turn_are_exact(encoder):
-    own = encoder.think(QUERIES)  # random weights: bytes that are no text, control tokens, an end without the token
+    own = encoder.think(QUERIES)  # random weights: bytes that are not text, control tokens, an end without the token
     assert not all(thought.finished for thought in own)
     given = encoder.think(QUERIES, reasoning=own)
     assert max(map(distance, given, own)) < 1e-6
@@ -211,7 +211,7 @@ def test_one_text_takes_one_reasoning(encoder):
         (["a", "\ud800"], ValueError, "Reasoning 1 holds a lone surrogate"),
         (["a", [5, 384]], ValueError, "Reasoning 1 holds the token id 384, and the model has 384"),
         (["a", [-1]], ValueError, "Reasoning 1 holds the token id -1"),
-        (["a", [5, 3, 6]], ValueError, "Reasoning 1 holds the embed token 3 at place 1"),
+        (["a", [5, 3, 6]], ValueError, "Reasoning 1 holds the embed token 3 at position 1"),
         (["a", Thought("b", [5, 6], True, np.zeros(32))], ValueError, "another model wrote it. Give its text"),
     ],
 )

@@ -223,7 +223,7 @@ def test_instructions_are_listed_alike(encoder, given):
 
 
 def test_a_row_is_not_a_batch(encoder):
-    """The characters of a text are no texts."""
+    """The characters of a text are not texts."""
     for kind in ("query", "document"):
         with pytest.raises(TypeError, match="holds a list under 'text', got one string 'one': these are rows"):
             encoder.encode(iter([{"text": "one"}]), prompt_type=kind)

@@ -424,7 +424,7 @@ def test_an_empty_text_behind_a_system_prompt_is_the_templates(kind):
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize("kind", ["WordPiece", "Unigram"])
 def test_what_no_vocabulary_holds_is_text(kind, declared):
-    """`tokenizer.json` alone may name the unknown token: it is no marker that somebody wrote."""
+    """`tokenizer.json` alone may name the unknown token: it is not a marker that somebody wrote."""
     words = ["[UNK]", "the", "price", "is", "[INST]", "[/INST]", "<|embed_token|>", *"abcdefghijklmnopqrstuvwxyzET.,"]
     if kind == "WordPiece":
         made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))

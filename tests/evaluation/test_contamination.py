@@ -96,7 +96,7 @@ def test_ids_count_alone_only_where_there_is_no_text(report):
     assert (alone.parts["queries"].found, alone.parts["relevant documents"].found) == (1, 1)
     assert alone.parts["relevant documents"].same_id_no_text == 2
     assert alone.parts["other documents"].found == 0
-    assert report({"query": "d1", "positive": "x", "query_id": "d1"}).touched == 0, "a query's id is no document's"
+    assert report({"query": "d1", "positive": "x", "query_id": "d1"}).touched == 0, "a query's id is not a document's"
 
 
 def test_formats_of_other_tools():

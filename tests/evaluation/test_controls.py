@@ -61,7 +61,7 @@ def test_the_vector_is_that_of_the_prompt_with_the_control(encoder):
         by_control[control] = np.stack([thought.vector for thought in thoughts])
         np.testing.assert_allclose(by_control[control], expected, atol=1e-5)
     vectors = np.stack([thought.vector for thought in own])
-    # Negative control: none of them is the vector of the own reasoning.
+    # Negative control: none of them is the vector of the query's own reasoning.
     assert all(np.abs(found - vectors).max() > 1e-3 for found in by_control.values())
 
 
@@ -130,7 +130,7 @@ def test_only_the_pass_over_the_control_is_timed():
     control.think(["x", "y"])
     control.encode([{"text": ["d"]}], prompt_type="document")
     assert (control.statistics.query_seconds, control.statistics.document_seconds) == (1.0, 2.0)
-    assert control.encoder.statistics.query_seconds == 6.0  # the own reasoning is counted where it belongs
+    assert control.encoder.statistics.query_seconds == 6.0  # its own reasoning is counted where it belongs
 
 
 def test_a_control_is_a_system_of_its_own(checkpoint, tmp_path):

@@ -461,9 +461,9 @@ def measured(own, other, direct, none):
         (0.9, 0.9, 0.5, 0.2, "helps, but another query's cannot be told apart", "direct"),
         (0.5, 0.5, 0.5, 0.4, "no effect of the reasoning can be shown", "direct"),
         (0.5, 0.5, 0.9, 0.2, "hurts, whatever it says", "direct"),
-        (0.5, 0.9, 0.2, 0.1, "another query's reasoning helps more than the own", "direct"),
-        (0.5, 0.9, 0.5, 0.1, "the own reasoning misleads: another query's is better:", "direct"),
-        (0.5, 0.9, 0.8, 0.1, "the own reasoning misleads: another query's is better, and so is none", "direct"),
+        (0.5, 0.9, 0.2, 0.1, "another query's reasoning helps more:", "direct"),
+        (0.5, 0.9, 0.5, 0.1, "the query's own reasoning misleads: another query's is better:", "direct"),
+        (0.5, 0.9, 0.8, 0.1, "the query's own reasoning misleads: another query's is better, and so is none", "direct"),
     ],
 )
 def test_the_verdict_says_what_the_intervals_say(own, other, direct, none, said, without):

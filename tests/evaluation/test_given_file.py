@@ -90,7 +90,7 @@ def test_a_text_that_swallows_rows_is_refused(tmp_path, text):
         read_given(path)
     path.write_text(text.replace('"', ""), newline="")
     assert len(read_given(path).texts) == len(text.splitlines())
-    path.write_text('1\t"who said\nto be or not"\n3\tz')  # a line that is no row belongs to the text
+    path.write_text('1\t"who said\nto be or not"\n3\tz')  # a line that is not a row belongs to the text
     assert read_given(path).texts == {"1": "who said\nto be or not", "3": "z"}
 
 
@@ -211,7 +211,7 @@ def test_unknown_queries_are_named_and_left_out(tiny_checkpoint, beir, given, tm
         file.write('{"id": "elsewhere", "text": "x"}\n')
     settings = {"max_reasoning_tokens": 4}
     evaluate([tiny_checkpoint], [f"beir:{beir}"], "reason", tmp_path / "out", settings=settings, reasoning=given)
-    assert "said.jsonl: 1 ids are no queries of" in caplog.text
+    assert "said.jsonl: 1 ids are not queries of" in caplog.text
     assert "'elsewhere'" in caplog.text
 
 

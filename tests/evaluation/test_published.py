@@ -13,7 +13,7 @@ def test_every_published_score_has_a_source_and_says_how_sure_it_is():
     assert {score.certainty for score in scores} == {"P", "S"}
     assert len({(score.benchmark, score.system, score.setting) for score in scores}) == len(scores)
     assert {score.benchmark for score in published_scores(["BRIGHT"])} == {"BRIGHT"}
-    with pytest.raises(ValueError, match="No published score is known on SciFact"):
+    with pytest.raises(ValueError, match="No published score is known for SciFact"):
         published_scores(["SciFact"])
     with pytest.raises(ValueError, match="a source and an address"):
         PublishedScore("BRIGHT", "x", "y", 0.5, "P", "abstract", "")

@@ -67,9 +67,9 @@ def test_a_task_made_here_is_loaded_once(tmp_path, monkeypatch):
 def test_models_in_each_others_place(models):
     writer, encoder = models / "smol", models / "minis"
     turned = f"hyde:{encoder}+{writer}"
-    with pytest.raises(ValueError, match=r"stands in the writer's place.*Perhaps hyde:.*smol\+.*minis is meant"):
+    with pytest.raises(ValueError, match=r"is in the writer's place.*Perhaps hyde:.*smol\+.*minis is meant"):
         check_models([turned])
-    with pytest.raises(ValueError, match="stands in the writer's place"):
+    with pytest.raises(ValueError, match="is in the writer's place"):
         WriterEncoder(encoder, writer, method="hyde")
     check_models([f"hyde:{writer}+{encoder}", "hyde:mini+mini", "bm25", f"rocchio:{encoder}"])
     with pytest.raises(ValueError, match="names no encoder after"):
@@ -111,7 +111,7 @@ def test_settings_that_change_nothing(models, tmp_path):
             check_settings(["nano"], {name: value}, "direct")
         check_settings(["nano"], {name: value}, "both")
     for name, value in (("mode", "direct"), ("cache_folder", "x")):
-        with pytest.raises(ValueError, match=f"{name}='{value}' is no setting of a model here, but an option"):
+        with pytest.raises(ValueError, match=f"{name}='{value}' is not a setting of a model but an option"):
             evaluate(["nano"], ["hopworld"], "both", tmp_path, settings={name: value})
     with pytest.raises(ValueError, match=r"mode='direct': hyde:.* always writes about a query. Name its encoder alone"):
         evaluate(["nano", hyde], ["hopworld"], "direct", tmp_path)

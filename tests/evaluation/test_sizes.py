@@ -56,7 +56,7 @@ def test_sizes_that_would_change_nothing_are_refused(checkpoint, little, tmp_pat
 
     with pytest.raises(ValueError, match="The sizes 3 would change nothing: none of the models is a Search-R3"):
         run(["bm25"], dims=[3])
-    with pytest.raises(ValueError, match="truncate_dim=4 and the sizes 3 say the same twice"):
+    with pytest.raises(ValueError, match="truncate_dim=4 and the sizes 3 say the same thing twice"):
         run(["nano"], dims=[3], settings={"truncate_dim": 4})
     with pytest.raises(ValueError, match="truncate_dim=999 must be from 1"):
         run([checkpoint], dims=[999])

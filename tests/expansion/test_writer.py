@@ -85,7 +85,7 @@ def test_greedy_texts_are_those_of_transformers_one_by_one(writer, base, kind):
         )[0, len(prompt) :].tolist()  # fmt: skip
         finished = output[-1] in stops
         assert written.finished == finished
-        while made.tokenizer.decode(output).endswith("\ufffd"):  # a random model writes bytes that are no characters
+        while made.tokenizer.decode(output).endswith("\ufffd"):  # a random model writes bytes that are not characters
             output.pop()
         assert written.token_ids == [each for each in output if each != made.end_id]
         text = made.tokenizer.decode(output, skip_special_tokens=True)

@@ -261,7 +261,7 @@ def test_texts_are_written_once_for_all_encoders_and_weights(writer, sentences, 
     ("settings", "message"),
     [
         ({"method": "hyd"}, "no method 'hyd'.*hyde, query2doc"),
-        ({"samples": 4}, "4 times the same text"),
+        ({"samples": 4}, "the same text 4 times"),
         ({"weight": 0.5}, "must be a whole number"),
         ({"method": "hyde", "weight": 2, "anchor": 1}, "both say how much the query counts"),
         ({"anchor": -1}, "anchor=-1 must be 0 or a positive number"),

@@ -90,8 +90,8 @@ def test_queries_and_judgements_come_along(files, call):
     [
         ({"judgements": "j.csv"}, "without the queries that they judge"),
         ({"split": "dev"}, "--split dev names the split of --judgements"),
-        ({"queries": "q.tsv", "judgements": "j.csv", "split": "../corpus"}, "--split '../corpus' is no name"),
-        ({"queries": "q.tsv", "judgements": "j.csv", "split": ""}, "--split '' is no name"),
+        ({"queries": "q.tsv", "judgements": "j.csv", "split": "../corpus"}, "--split '../corpus' is not a name"),
+        ({"queries": "q.tsv", "judgements": "j.csv", "split": ""}, "--split '' is not a name"),
         ({"queries": "-", "judgements": "-"}, "Standard input .-. is named twice"),
         ({"queries": "none.csv"}, "There is no file"),
     ],

@@ -200,7 +200,7 @@ def test_other_delimiters_are_recognised_and_said(tmp_path, name, delimiter, enc
     text = end.join(delimiter.join(row) for row in (["ID", "Text"], ["1", "a, b"], ["2", "ü"])) + end
     path = write(tmp_path, text.encode(encoding), name)
     assert read(path) == [Document("1", "", "a, b"), Document("2", "", "ü")]
-    assert ("columns are parted by" in caplog.text) == (name == "d.csv")
+    assert ("columns are separated by" in caplog.text) == (name == "d.csv")
 
 
 def test_a_table_without_a_known_header_asks(tmp_path, caplog):
@@ -208,7 +208,7 @@ def test_a_table_without_a_known_header_asks(tmp_path, caplog):
     path = write(tmp_path, "1\thello\n2\tworld\n", "d.tsv")
     refused(path, "the first row, '1', 'hello', names no column .* --id 1 --text 2")
     assert read(path, id="1", text="2") == [Document("1", "", "hello"), Document("2", "", "world")]
-    assert "the first row, '1', 'hello', is no header that is known and counts as a row" in caplog.text
+    assert "the first row, '1', 'hello', is not a header that is known and counts as a row" in caplog.text
     path = write(tmp_path, "nr;inhalt\n1;hallo\n", "d.csv")
     refused(path, "names no column that is known")
     assert read(path, text="inhalt", id="nr") == [Document("1", "", "hallo")]

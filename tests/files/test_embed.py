@@ -193,7 +193,7 @@ def test_dim_is_the_first_dimensions_of_unit_length(call, tiny_folder, tmp_path,
     np.testing.assert_allclose(np.load(output), first / np.linalg.norm(first, axis=1, keepdims=True), atol=1e-3)
     embed(tiny_folder, table, tmp_path / "b.npy", dim=12, precision="ubinary")
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), np.packbits(first > 0, axis=1))
-    with pytest.raises(ValueError, match="--dim 12 and truncate_dim=8 say the same twice"):
+    with pytest.raises(ValueError, match="--dim 12 and truncate_dim=8 say the same thing twice"):
         embed_file(str(tiny_folder), EmbedPlan(table, tmp_path / "b.npy", dim=12), {"truncate_dim": 8})
     with pytest.raises(ValueError, match="truncate_dim=33 must be from 1 to 32"):
         embed(tiny_folder, table, tmp_path / "b.npy", dim=33)

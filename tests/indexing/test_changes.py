@@ -1,4 +1,4 @@
-"""Adding and removing gives what building anew would, at once or not at all, while others read."""
+"""Adding and removing gives what building again would, at once or not at all, while others read."""
 
 import shutil
 import subprocess

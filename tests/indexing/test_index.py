@@ -72,7 +72,7 @@ def test_documents_are_objects_or_mappings(encoder, documents, built, tmp_path):
 def test_an_id_that_comes_twice_is_named(encoder, documents, tmp_path):
     with pytest.raises(ValueError, match="Two documents have the id 'd4'"):
         SearchIndex.build([*documents, documents[4]], encoder, tmp_path / "index")
-    assert len(SearchIndex.build(documents, encoder, tmp_path / "index")) == len(documents)  # what it left is no bar
+    assert len(SearchIndex.build(documents, encoder, tmp_path / "index")) == len(documents)  # what it left is not a bar
 
 
 def test_nothing_is_no_corpus(encoder, tmp_path):

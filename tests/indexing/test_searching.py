@@ -115,10 +115,10 @@ def test_the_kind_and_its_settings_are_those_of_the_options(call, corpus, model,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("index", "{corpus}"), "is not an index. To build one of it, say where: search-r3 index"),
+        (("index", "{corpus}"), "is not an index. To build one from it, say where: search-r3 index"),
         (("index", "{corpus}", "--output", "{folder}"), "holds an index already"),
         (("index", "{folder}", "--output", "{folder}x", "--remove", "a"), "--output builds a new index, --remove"),
-        (("index", "{folder}", "--remove", "a", "--compact"), "--remove and --compact are changes of their own"),
+        (("index", "{folder}", "--remove", "a", "--compact"), "--remove and --compact are separate changes"),
         (("index", "{folder}", "--kind", "ivf"), "is chosen when it is built"),
         (("index", "{folder}", "--set", "ivf_probes=3"), "is chosen when it is built"),
         (("index", "{corpus}", "--output", "{folder}x", "--kind", "tree"), "kind='tree' does not exist"),
@@ -139,9 +139,9 @@ def test_the_kind_and_its_settings_are_those_of_the_options(call, corpus, model,
         # mini has no room for these prompts either, but that is not what is wrong
         (("search", "{folder}", "q", "--model", "mini"), "holds documents encoded by another model than mini"),
         (("search", "{folder}", "q", "--model", "{model}", "--max-reasoning-tokens", "99999"), "positions are needed"),
-        (("index", "{folder}", "--replace"), "--replace says what becomes of documents that are added"),
-        (("index", "{corpus}", "--output", "{folder}x", "--replace"), "--replace says what becomes of documents"),
-        (("index", "{folder}", "--compact", "--missing-ok"), "--missing-ok says what becomes of ids"),
+        (("index", "{folder}", "--replace"), "--replace is about documents that are added"),
+        (("index", "{corpus}", "--output", "{folder}x", "--replace"), "--replace is about documents"),
+        (("index", "{folder}", "--compact", "--missing-ok"), "--missing-ok is about ids"),
     ],
 )
 def test_what_cannot_be_is_said(call, folder, corpus, model, arguments, message):

@@ -130,7 +130,7 @@ def test_the_chat_template_says_the_same(model):
 
 @pytest.fixture
 def said():
-    """What our tokenizer logs; what is said once is said anew."""
+    """What our tokenizer logs; what is said once is said again."""
     records = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())

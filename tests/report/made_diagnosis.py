@@ -17,7 +17,7 @@ def diagnosis(**changed):
 
 @cache
 def made():
-    """A diagnose.json with made-up measurements: the own reasoning is worth 0.4."""
+    """A diagnose.json with made-up measurements: a query's own reasoning is worth 0.4."""
     rng = np.random.default_rng(0)
     level = {"own": 0.8, "other": 0.4, "shuffled": 0.6, "none": 0.3, "direct": 0.35}
     ndcg = {name: (mean + rng.normal(0, 0.1, QUERIES)).clip(0, 1) for name, mean in level.items()}

@@ -18,7 +18,10 @@ def driver(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, make_runs):
-    """Two models, two tasks, two seeds, two budgets, published peers, both kinds of training run, a diagnosis."""
+    """Two models, two tasks, two seeds, two budgets, published peers, both kinds of training run, a diagnosis.
+
+    And a model whose queries all have one nDCG@10.
+    """
     root = tmp_path_factory.mktemp("runs")
     runs = make_runs(root, gains={"nano": 0.18, "mini": -0.1})
     folders = [
@@ -26,6 +29,7 @@ def page(tmp_path_factory, make_runs):
         runs.evaluate("b", seed=1),
         runs.evaluate("c", budget=16),
         runs.evaluate("d", task="SciFact", queries=300, documents=5183, hops=False),
+        flat(runs.evaluate("flat", models=("flat",), hops=False)),
         runs.training("rl", "rl"),
         runs.training("sft", "sft"),
         write(root / "diagnosis", diagnosis()),
@@ -33,6 +37,13 @@ def page(tmp_path_factory, make_runs):
     path = root / "report.html"
     report(folders, path, "html", runs.peers())
     return path
+
+
+def flat(folder):
+    for path in (folder / "queries").iterdir():
+        rows = [json.loads(line) | {"ndcg_at_10": 0.5} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
 @pytest.fixture
@@ -241,10 +252,50 @@ def luminance(driver, selector):
     return sum(channels) / 3
 
 
-@pytest.mark.parametrize("width", [400, 1400])
+def visible(driver, table, title):
+    """Whether the column's first cell lies within the screen, and is not behind the column that stays."""
+    return driver.execute_script(
+        """const table = document.getElementById(arguments[0]);
+        const at = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent === arguments[1]);
+        const row = [...table.tBodies[0].rows].find((row) => !row.hidden);
+        const cell = row.cells[at].getBoundingClientRect(), lead = row.cells[0].getBoundingClientRect();
+        return cell.width > 0 && cell.left >= lead.right - 1 && cell.right <= innerWidth""",
+        table,
+        title,
+    )
+
+
+def names_stay_and_ndcg_is_in_view(driver):
+    assert visible(driver, "score-table", "nDCG@10")
+    assert not visible(driver, "score-table", "ms/query"), "a control: that one needs scrolling"
+    lead = """const cell = [...document.querySelectorAll('#score-table tbody tr:not([hidden]) td.lead')]
+        .find((cell) => cell.innerText.includes('hopworld')), box = cell.getBoundingClientRect();
+        return [cell.innerText.split(/\\s*\\n\\s*/), box.left]"""
+    names, left = driver.execute_script(lead)
+    assert names[:2] == ["hopworld", "nano"]
+    assert names[2].startswith("reason")
+    for table in ("score-table", "difference-table", "provenance-table"):
+        driver.execute_script("document.getElementById(arguments[0]).parentElement.scrollLeft = 200", table)
+    assert driver.execute_script(lead) == [names, left], "it stays while the rest scrolls"
+    assert visible(driver, "score-table", "Recall@10")
+    # The names that have no column here sort by buttons in the first header.
+    driver.execute_script("document.querySelector('#score-table th button[data-title=Model]').click()")
+    models = column(driver, "score-table", "Model")
+    assert models == sorted(models)
+
+
+def every_name_has_its_column(driver):
+    for title in ("Model", "Mode", "nDCG@10", "Queries"):
+        assert visible(driver, "score-table", title), title
+    hidden = "return getComputedStyle(document.querySelector('#score-table td.lead .narrow')).display"
+    assert driver.execute_script(hidden) == "none"
+
+
+@pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize("dark", [False, True])
 def test_light_dark_narrow_wide(driver, page, dark, width):
     open_page(driver, page, dark=dark, width=width)
+    (names_stay_and_ndcg_is_in_view if width < 400 else every_name_has_its_column)(driver)
     draw_everything(driver)
     assert (luminance(driver, "body") < 60) == dark
     assert driver.execute_script("return document.documentElement.scrollWidth") <= width
@@ -256,6 +307,26 @@ def test_light_dark_narrow_wide(driver, page, dark, width):
         "return [...document.querySelectorAll('.plot svg.main-svg')].filter((n) => n.clientWidth > innerWidth).length"
     )
     assert driver.execute_script(wider) == 0
+    outside = """return [...document.querySelectorAll('.plot svg.main-svg')].flatMap((svg) => {
+        const figure = svg.closest('figure').getBoundingClientRect(), box = svg.getBoundingClientRect();
+        const texts = [...svg.querySelectorAll('.xtitle, .ytitle, .legendtext')].map((n) => n.getBoundingClientRect());
+        const bad = texts.filter((text) => text.left < box.left - 1 || text.right > box.right + 1);
+        return box.bottom > figure.bottom + 1 || bad.length ? [svg.closest('figure').innerText.slice(0, 40)] : [];
+    })"""
+    assert driver.execute_script(outside) == [], "a drawing covers what stands below it, or a label is cut off"
+
+
+def test_a_figure_left_out_leaves_its_sentence_and_no_empty_frame(opened):
+    choose(opened, "flat")
+    frame = "return document.querySelector('#{}-figure .plot').offsetHeight"
+    assert opened.execute_script(frame.format("difference")) == 0
+    assert opened.execute_script(frame.format("length")) > 200
+    said = "return document.querySelector('#difference-figure').innerText"
+    assert "Not drawn: nDCG@10 of all 60 queries is the same" in opened.execute_script(said)
+    choose(opened, "hopworld · nano")
+    assert opened.execute_script(frame.format("difference")) > 200
+    assert "Not drawn" not in opened.execute_script(said)
+    assert opened.get_log("browser") == []
 
 
 @pytest.mark.slow

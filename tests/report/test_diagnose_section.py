@@ -34,6 +34,27 @@ def test_a_section_with_the_verdict_and_its_figures(tmp_path):
     assert "<b>" not in json.dumps(group.figures[2].plot["data"])
 
 
+def test_panels_of_a_diagnosis_that_would_show_nothing_are_left_out(tmp_path):
+    data = json.loads(json.dumps(diagnosis()))
+    for group in data["groups"]:
+        group["budgets"] = group["budgets"][:1]
+        for each in group["controls"].values():
+            each["ndcg_at_10"] |= {"mean": 0.5, "interval": [0.5, 0.5]}
+    data["groups"][0]["pooling"] = data["groups"][0]["pooling"][:1]
+    data["groups"][0]["lengths"] = data["groups"][0]["lengths"][:1]
+    columns = data["per_query"]
+    columns["ndcg_spread"] = [0.0] * len(columns["query_id"])
+    columns["cosine_same"] = columns["cosine_different"] = [1.0] * len(columns["query_id"])
+    [group] = diagnose_groups(read_runs([write(tmp_path / "run", data)]))
+    assert group.figures == []
+    said = {each.title: each.why for each in group.left_out}
+    assert len(said) == 6
+    assert said["Quality by budget"].startswith("one budget was measured, 0 tokens (nDCG@10 ")
+    assert said["What different rollouts are worth"].endswith("is 0.000 for every query.")
+    assert said["Does the vector move with the reasoning?"] == "the cosine of any two vectors is 1.000."
+    assert said["The same queries after another reasoning"] == "nDCG@10 is 0.500 with every reasoning."
+
+
 def test_the_page_holds_one_section_per_diagnosis(tmp_path):
     write(tmp_path / "a", diagnosis())
     write(tmp_path / "b", diagnosis(model="mini"))

@@ -20,6 +20,7 @@ from search_r3_mteb.report.figures import (
     time_figure,
 )
 from search_r3_mteb.report.page import Content, write_page
+from search_r3_mteb.report.plot import LeftOut
 from search_r3_mteb.report.runs import read_runs
 from search_r3_mteb.report.training_figures import training_figures
 
@@ -199,10 +200,71 @@ def test_time_figure_has_one_point_per_method_and_budget(runs):
     assert sorted(text.split()[-1] for text in lines["nano"]["text"]) == ["16", "4", "64", "direct"]
     layout = figure.plot["layout"]
     assert layout["xaxis"]["type"] == "log"
-    assert "milliseconds" in layout["xaxis"]["title"]["text"]
+    assert "(ms, logarithmic)" in layout["xaxis"]["title"]["text"]
     assert (layout["legend"]["y"], layout["legend"]["yanchor"]) == (1.0, "bottom")  # above the data, not over them
     untimed = table_rows(read_runs([runs.evaluate("untimed", queries_per_second=None, hops=False)]))
     assert time_figure("f", "hopworld", untimed) is None
+
+
+def test_every_point_of_quality_against_cost_bears_its_method_and_budget(runs):
+    folders = [runs.evaluate(f"b{budget}", budget=budget, hops=False) for budget in (4, 16, 64)]
+    rows = table_rows(read_runs([*folders, runs.evaluate("more", models=("bm25",), modes=("direct",), hops=False)]))
+    for figure in (time_figure("f", "hopworld", rows), cost_figure("f", "hopworld", rows)):
+        lines = {trace["name"]: trace for trace in figure.plot["data"]}
+        assert {name: trace["mode"] for name, trace in lines.items()} == dict.fromkeys(lines, "lines+markers+text")
+        assert set(lines["nano"]["text"]) == {"direct", "reasoning ≤ 4", "reasoning ≤ 16", "reasoning ≤ 64"}
+        assert lines["bm25"]["text"] == ["direct"]
+        # Towards the middle, and on the side of the point where its line is not.
+        positions = dict(zip(lines["nano"]["text"], lines["nano"]["textposition"], strict=True))
+        assert (positions["direct"], positions["reasoning ≤ 64"]) == ("bottom right", "top left")
+        assert figure.plot["layout"]["showlegend"]
+        for axis in ("xaxis", "yaxis"):
+            assert figure.plot["layout"][axis]["title"]["text"]
+    many = [runs.evaluate(f"m{budget}", budget=budget, hops=False) for budget in range(1, 14)]
+    [line] = cost_figure("f", "hopworld", table_rows(read_runs(many))).plot["data"]
+    assert line["mode"] == "lines+markers", "so many labels would cover each other"
+
+
+def flat(runs, **changed):
+    """A run whose every query has the same value of these fields in both modes."""
+    folder = runs.evaluate("flat", hops=False)
+    for path in (folder / "queries").iterdir():
+        rows = [json.loads(line) | changed for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_figures_that_would_show_nothing_are_left_out_with_a_sentence(runs):
+    assert difference_figure("f", [("a", 0.0), ("b", 0.0)]).why.startswith("nDCG@10 of all 2 queries is the same")
+    folder = flat(runs, ndcg_at_10=0.5, reasoning_tokens=64, finished=True)
+    data = json.loads((folder / "summary.json").read_text())
+    for row in data:
+        row |= {"ndcg_at_10": 0.5, "forced_share": 0.0}
+    (folder / "summary.json").write_text(json.dumps(data))
+    text = page_of(runs, folder)
+    figures = json.loads(unpacked(text))["figures"]
+    assert figures["difference-0"]["plot"] is figures["length-0"]["plot"] is None
+    assert figures["difference-0"]["caption"] == (
+        "Not drawn: nDCG@10 of all 60 queries is the same with and without reasoning."
+    )
+    assert figures["length-0"]["caption"] == "Not drawn: all 60 reasonings have 64 tokens; 0% forced."
+    assert "<li>Share of forced rows: no query was cut at its budget in any of the 1 rows that reason.</li>" in text
+    assert "forced" not in figures
+    # Control: what varies is drawn, and no sentence stands in its place.
+    varied = page_of(runs, runs.evaluate("varied"))
+    assert all(each["plot"] for each in json.loads(unpacked(varied))["figures"].values())
+    assert "Not drawn" not in varied
+
+
+def test_one_hop_count_and_a_curve_without_a_change_are_left_out(runs):
+    rows = [row for row in table_rows(read_runs([runs.evaluate("run")])) if row.first.hops in (None, 2)]
+    assert hops_figure("f", "hopworld", rows) == LeftOut(
+        "f", "Quality by hop count: hopworld", "all queries have 2 hops."
+    )
+    drawn = {each.title: each for each in training_figures(read_runs([runs.training("rl")]).logs[0], 0)}
+    assert drawn["Share forced: rl"].why == "forced share is 0.2 at each of the 80 steps logged."
+    assert drawn["Loss: rl"].plot["layout"]["xaxis"]["rangemode"] == "tozero"
+    assert all(isinstance(each, LeftOut) or each.plot["layout"]["yaxis"]["title"]["text"] for each in drawn.values())
 
 
 def test_forced_figure_tells_the_share_of_every_budget(runs):

@@ -29,7 +29,7 @@ def value(draw, depth=0):
 
 
 def body(draw):
-    """A request that is nearly right, with some of it changed; or bytes that are no JSON."""
+    """A request that is nearly right, with some of it changed; or bytes that are not JSON."""
     if draw.random() < 0.2:
         text = json.dumps({"model": "nano", "input": "a"}).encode()
         at = draw.randrange(len(text))

@@ -1,6 +1,6 @@
 """Rewards and refresh policies of other packages in a run: each changes what is learned, or the log warns of it.
 
-The audit's case: a new reward was written in 15 minutes, all tests were green, and it had no effect.
+What happened once: a new reward was written in 15 minutes, all tests were green, and it had no effect.
 """
 
 import numpy as np

@@ -86,7 +86,7 @@ def fingerprint(config: Settings) -> str:
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """One line per effective setting that differs between two flattened configurations: "key: saved -> current".
 
-    More optimizer steps than before are no difference: a run, also a finished one, may be extended.
+    More optimizer steps than before do not count: a run, also a finished one, may be extended.
     """
     left, right = _effective(saved), _effective(current)
     if left.get(STEPS, 0) < right.get(STEPS, 0):

@@ -44,7 +44,7 @@ class LossSettings(Settings):
     temperature: Temperature = 0.05
     """InfoNCE divides the cosine by it. Open in the paper; 0.05 is the scale of 20 of sentence-transformers."""
     matryoshka_dims: tuple[Count, ...] = ()
-    """Beside the whole vectors, InfoNCE also compares their first so many dimensions, for each of these sizes, which
+    """Beside the whole vectors, InfoNCE also compares their first dimensions, for each of these sizes, which
     must be smaller. Matryoshka, arXiv 2205.13147. Our choice: none, the paper's vectors are whole."""
     matryoshka_weights: tuple[Weight, ...] = ()
     """Weight of each size beside the whole vectors' 1. Our choice: none are given, so that each is 1, as in the paper

@@ -104,7 +104,7 @@ class ModelSettings(Settings):
         if self.dtype == "bfloat16" and self.lora is None:
             raise ValueError(
                 'dtype = "bfloat16" with every weight trained: it has 8 bits of precision, an update below 1/256 of a '
-                'weight is rounded away, and the model learns nothing without a word. Set dtype = "float32" (and '
+                'weight is rounded away, and the model silently learns nothing. Set dtype = "float32" (and '
                 'optimization.mixed_precision = "bf16" to compute in it), or add [model.lora].'
             )
         if self.freeze and self.lora is not None:

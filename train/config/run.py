@@ -54,7 +54,7 @@ class OptimizationSettings(Settings):
         if self.learning_rate * self.weight_decay >= 1:
             raise ValueError(
                 f"learning_rate * weight_decay = {self.learning_rate * self.weight_decay:g}: each step multiplies the "
-                "matrices by 1 minus that, which would turn them round. Keep it below 1."
+                "matrices by 1 minus that, which would reverse their signs. Keep it below 1."
             )
         if max(self.betas) >= 1:
             raise ValueError(
@@ -105,7 +105,7 @@ class EvaluateSettings(Settings):
     batch_tokens: Count = 16384
     """Padded tokens per forward. The encoder's default."""
     dims: tuple[Count, ...] | None = None
-    """Sizes that are measured beside the whole vectors: their first so many dimensions, normalised again. Our choice:
+    """Sizes that are measured beside the whole vectors: their first dimensions, normalised again. Our choice:
     absent, those of loss.matryoshka_dims where a run has them; [] for none."""
     best_by: QueryMode = "reason"
     """The mode whose mean nDCG@10 chooses the best checkpoint. Our choice: reason, what the project is about."""

@@ -66,7 +66,7 @@ class Probes:
 def sample_rows(n: int, wanted: int, positives: RowNumbers, seed: Sequence[int]) -> RowNumbers:
     """Rows to audit, ascending: `positives` of all processes' probes up to half of them, random rows for the rest."""
     if wanted < 2:
-        raise ValueError(f"An audit of {wanted} rows can rank nothing. Sample at least 2, better some hundred.")
+        raise ValueError(f"An audit of {wanted} rows cannot rank anything. Sample at least 2, or better a few hundred.")
     wanted = min(wanted, n)
     rng = np.random.default_rng(list(seed))
     chosen = rng.permutation(np.unique(positives))[: wanted // 2]

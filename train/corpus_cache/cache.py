@@ -366,7 +366,7 @@ class CorpusCache:
         return {"move": move, "gram": gram, "keys": drift.keys_after(step, self._ages.encoded_by)}
 
     def _shared(self, rows: RowNumbers | None) -> RowNumbers:
-        """The rows of all processes, each once, ascending; None is no row."""
+        """The rows of all processes, each once, ascending; None is not a row."""
         own = np.zeros(0, np.int64) if rows is None else rows
         return np.unique(np.concatenate([part["rows"] for part in self._replicas.gather({"rows": own})]))
 

@@ -4,8 +4,8 @@
 
 `word` are the array's bytes as unsigned integers of 4 bytes (2 where the values have 2), `r` and `m` fixed odd numbers
 of 64 bits. One damaged bit changes the sum by an odd number times 2^b with b < 32, so it is always found; other damage,
-rows or files that changed places among it, is missed once in 2^32 at the worst. It is no defence against somebody who
-wants a change to go unnoticed.
+rows or files that changed places among it, is missed once in 2^32 at the worst. It is not a defence against somebody
+who wants a change to go unnoticed.
 
 Source: incremental hashing as a sum over blocks is AdHash (Bellare and Micciancio, Eurocrypt 1997), the function of a
 row multilinear hashing (Lemire and Kaser, arXiv 1202.4961). What it costs: results/corpus_cache.

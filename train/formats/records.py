@@ -170,9 +170,9 @@ def _refuse_lists(keys: set[str], record: Mapping[str, Any]) -> None:
     if all(isinstance(one, Mapping) and "is_selected" in one for one in selected):
         raise FormatError(
             "this is MS MARCO's layout for question answering: 'passages' holds the texts, and is_selected which of "
-            "them somebody used for the answer; 'answers' are no documents. "
+            "them somebody used for the answer; 'answers' are not documents. "
             f"{MS_MARCO}; or write the selected texts into 'positive', and leave out the rows that have none. The "
-            "others are not judged, so they are no negatives"
+            "others are not judged, so they are not negatives"
         )
     labelled = sorted(keys & set(_LISTS)), sorted(keys & set(_JUDGED))
     if all(labelled) and not any(role_of(key) == "positive" for key in keys):

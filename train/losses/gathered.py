@@ -23,7 +23,7 @@ def gathered_info_nce(
 
     Arguments are this process's own; `positives` are columns of its own `documents`, and ids mean the same on all
     processes. The average over processes is the loss of the whole batch. `relevant` are (query id, document id) pairs
-    of further judgements, whose documents are no negatives either. Of the queries only those that are `taught` have a
+    of further judgements, whose documents are not negatives either. Of the queries only those that are `taught` have a
     loss; the mean stays that over all, and a process without one takes part with a loss of 0.
     """
     count = collectives.shared_count(len(queries), queries.device)

@@ -48,7 +48,7 @@ def prepare(config: ModelSettings, seed: int, device: str | torch.device = "cpu"
     What is trained is float32: an adapter always, and with every weight trained the whole model.
     With LoRA only the adapter and, where asked, the token's own rows are trainable (peft's `trainable_token_indices`):
     one of the embedding, which a tied head shares, and one of a head that has its own matrix. Where `config.path` is an
-    adapter already, `adapter_start` says what becomes of it.
+    adapter already, `adapter_start` says whether it is merged or trained further.
     """
     checkpoint = _load(config) if config.scratch is None else scratch.build(config.scratch, seed)
     make_trainable(checkpoint, config, seed)

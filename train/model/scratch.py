@@ -14,7 +14,7 @@ from search_r3_mteb.tasks.hopworld import HopWorld
 from train.config.model import ScratchSettings
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", EMBED_TOKEN)
-WINDOW = 1024  # positions; hopworld needs some hundred, real text is truncated
+WINDOW = 1024  # positions; hopworld needs a few hundred, real text is truncated
 
 # ChatML with its line breaks, as Qwen2.5's own template writes it for system, user and assistant turns.
 CHAT_TEMPLATE = (

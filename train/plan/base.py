@@ -40,7 +40,7 @@ def planned_model(settings: ModelSettings, config_file: Path | None = None, base
     Its config.json is sought under `base` (a folder, the file itself, or a hub id) where that is given; in the folder
     `settings.path`; in the base of an adapter; where `settings.path` is what stage 1 will write, in the base of the
     stage 1 whose file lies beside `config_file`; and under the hub id. Raises FileNotFoundError, which says what to
-    download and to where, and ValueError for a config.json that is no causal LM's.
+    download and to where, and ValueError for a config.json that is not a causal LM's.
     """
     steps: list[str] = []
     if settings.scratch is not None:
@@ -63,7 +63,7 @@ def planned_model(settings: ModelSettings, config_file: Path | None = None, base
             )
     except Exception as error:  # values of a wrong type or size: each library and architecture raises errors of its own
         raise ValueError(
-            f"{folder}: transformers makes no causal LM of this {_CONFIG}: {type(error).__name__}: {error}"
+            f"{folder}: transformers cannot make a causal LM from this {_CONFIG}: {type(error).__name__}: {error}"
         ) from error
     planned: Any = SimpleNamespace(model=model, embed_token_id=0, name=str(settings.path))
     make_trainable(planned, settings, seed=0)
@@ -84,7 +84,7 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # also values of a wrong type, for which huggingface_hub has errors of its own
         raise ValueError(
-            f"{folder / _CONFIG} is no configuration that transformers knows: {type(error).__name__}: {error}"
+            f"{folder / _CONFIG} is not a configuration that transformers knows: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -149,7 +149,7 @@ def _folder(path: str, revision: str | None) -> Path:
         return place
     if place.is_dir():
         raise FileNotFoundError(
-            f"{path} holds no {_CONFIG}, which a dry run needs, and nothing else. Copy the base's there, or name its "
+            f"{path} holds no {_CONFIG}, the only file that a dry run needs. Copy the base's there, or name its "
             "folder with --base."
         )
     if "/" not in path.removeprefix("search-r3-mteb/"):
@@ -167,8 +167,8 @@ def _folder(path: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
-            f"The {_CONFIG} of {path!r} is not on this machine, and the hub gave none ({reason}). Where there is a "
-            f"network: `hf download {path} {_CONFIG} --local-dir BASE`, or "
+            f"The {_CONFIG} of {path!r} is not on this machine, and could not be fetched from the hub ({reason}). "
+            f"Where there is a network: `hf download {path} {_CONFIG} --local-dir BASE`, or "
             f"https://huggingface.co/{path}/resolve/{revision or 'main'}/{_CONFIG}. Copy it here, to a folder BASE, "
             "and add --base BASE; weights are not needed for a dry run."
         ) from error

@@ -1,4 +1,4 @@
-"""The dry run: settings, sizes, memory, work and time, and the first rows of the data, before anything is rented.
+"""The dry run: settings, sizes, memory, work and time, and the first rows of the data, before a machine is rented.
 
 It needs the base's config.json alone. What else is there is used: a tokenizer beside it for the lengths of the rows,
 and the data. What is not there is named.

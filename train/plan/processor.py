@@ -38,4 +38,4 @@ def check_processor(
             'rollouts; corpus_cache.storage = "bfloat16" and policy = "local" cost less.'
         )
     slow = seconds > WARNED_SECONDS or hours > WARNED_HOURS
-    return f"{said} A GPU, or a smaller [data.corpus], makes that less." if slow else None
+    return f"{said} A GPU, or a smaller [data.corpus], reduces that." if slow else None

@@ -234,7 +234,7 @@ def _together(what: str) -> Iterator[None]:
     except RuntimeError as error:
         raise OtherProcessError(
             f"Process {rank()} of {world_size()} waited for the others in {what}, and that ended: another process has "
-            "stopped, or did not come in time. The first error in the log of the others says why. Here it was: "
+            "stopped, or did not answer in time. The first error in the log of the others says why. Here it was: "
             f"{error}"
         ) from error
 

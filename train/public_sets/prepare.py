@@ -28,7 +28,7 @@ class Wish:
     revision: str | None = None
     """Another commit than the table's."""
     rows: int | None = None
-    """At most so many records of a file of pairs, from the first on."""
+    """The first records of a file of pairs, at most that many."""
     every: int = 50_000
     """Records between two states on disk: what a killed command reads again at most."""
 
@@ -48,7 +48,7 @@ def prepare(one: PublicSet, wish: Wish, tell: Callable[[str], None] = lambda _: 
     if folder.is_dir() and any(folder.iterdir()):
         _check_same(folder, one, wish)
         forget_progress(folder)
-        tell(f"{folder}: there already, and as its {MANIFEST} says")
+        tell(f"{folder}: already there, as its {MANIFEST} says")
         return folder
     revision = wish.revision or one.revision or begun_revision(folder)
     repository = open_repository(one.repository, revision, wish.copy)

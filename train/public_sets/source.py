@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 OTHERWISE = (
-    "The repository is laid out otherwise than train/public_sets/table.py says; name another commit with --revision, "
+    "The repository's layout differs from what train/public_sets/table.py says; name another commit with --revision, "
     "or correct the table."
 )
 _HASH_CHUNK = 1 << 20  # bytes read at a time

@@ -107,7 +107,7 @@ def parse(program: str, cls: type[Any], arguments: Sequence[str] | None) -> Comm
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=example)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     plan = parser.add_argument_group(
-        "before anything is rented", "--dry-run trains nothing; the other options belong to it"
+        "before a machine is rented", "--dry-run trains nothing; the other options belong to it"
     )
     plan.add_argument(
         "--dry-run",
@@ -137,7 +137,7 @@ def parse(program: str, cls: type[Any], arguments: Sequence[str] | None) -> Comm
         type=float,
         default=DECODE_UTILISATION,
         metavar="SHARE",
-        help=f"the same of sampling (default: {DECODE_UTILISATION:g})",
+        help=f"the same for sampling (default: {DECODE_UTILISATION:g})",
     )
     given = parser.parse_args(arguments)
     try:

@@ -104,7 +104,7 @@ def test_the_index_finds_what_comparing_with_every_text_finds(seed, threshold):
 def test_an_empty_index_finds_nothing():
     assert DuplicateIndex([], 0.8).find(SIGNER.sign("a b c")) is None
     assert DuplicateIndex([SIGNER.sign("?")], 0.8).find(SIGNER.sign("a b c")) is None
-    with pytest.raises(ValueError, match="a Jaccard lies above 0"):
+    with pytest.raises(ValueError, match="a Jaccard similarity is above 0"):
         DuplicateIndex([], 0)
     with pytest.raises(ValueError, match="at least one word"):
         Signer(0)

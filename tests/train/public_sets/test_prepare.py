@@ -360,7 +360,7 @@ def test_other_columns_are_named(tmp_path):
     hub = judged(tmp_path / "later")  # one split of several
     jsonl(hub / "qrels" / "dev.jsonl", [{"query": "dev-0", "doc": "0", "score": 1}])
     with pytest.raises(
-        RepositoryError, match=r"Couldn't cast.*query: string.*'query-id'.*The repository is laid out oth"
+        RepositoryError, match=r"Couldn't cast.*query: string.*'query-id'.*The repository's layout differs"
     ):
         made("fiqa", hub, tmp_path / "data")
     hub = judged(tmp_path / "texts")

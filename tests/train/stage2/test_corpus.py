@@ -140,7 +140,7 @@ def test_a_relevant_document_that_the_named_corpus_lacks_is_found_before_the_fir
 
 
 def test_rows_without_ids_are_known_by_their_texts(tmp_path, two):
-    """Regression: right rows were refused, since their texts' hashes are no ids of the corpus."""
+    """Regression: right rows were refused, since their texts' hashes are not ids of the corpus."""
     rows = [
         {"query": "a", "positive": [{"title": "Rivers", "text": "flow"}, {"id": "2", "text": "stones"}]},
         {"query": "b", "positive": " stones\n"},

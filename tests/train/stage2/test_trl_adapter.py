@@ -176,7 +176,7 @@ def test_the_vector_is_that_of_trls_own_pass(adapter, tiny_checkpoint, environme
     judged = [(q, d) for q in trainer.query_ids for d, gain in environment.judgements[q].items() if gain > 0]
     numbers = {(trainer.query_numbers[q], trainer.document_numbers[d]) for q, d in judged}
     assert {tuple(pair) for pair in seen["relevant"].tolist()} <= numbers
-    assert sum(q == 0 for q, _ in seen["relevant"].tolist()) == 2, "both documents of q0 are no negatives"
+    assert sum(q == 0 for q, _ in seen["relevant"].tolist()) == 2, "both documents of q0 are not negatives"
     torch.testing.assert_close(unit(seen["documents"][:2]), environment.vectors(["d0", "d3"]), rtol=1e-4, atol=1e-5)
 
 

@@ -209,7 +209,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def written(text: str, page: str) -> str:
-    """The text of a page with all of its parts made anew. Raises ValueError for a part that is not on it."""
+    """The text of a page with all of its parts made again. Raises ValueError for a part that is not on it."""
     for name, (home, make) in PARTS.items():
         if home != page:
             continue

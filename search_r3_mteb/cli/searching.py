@@ -1,6 +1,5 @@
 """Commands of an index: index, search."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -221,17 +220,11 @@ def _asked(questions: list[str], file: str | None) -> Iterator[list[tuple[str, s
 
 
 def _lines(source: str) -> list[str]:
-    """The ids of a file, one per line; blank lines are no ids."""
-    from search_r3_mteb.files.opening import check_source
+    """The ids of a file, one per line, as they stand there; blank lines are no ids."""
+    from search_r3_mteb.file_kinds import split_lines
+    from search_r3_mteb.files.opening import content
 
-    check_source(source)
-    if Path(source).is_dir():
-        raise ValueError(f"{source} is a folder; a file of ids, one per line, is needed.")
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 ({error}); a file of ids, one per line, is needed.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line for line in split_lines(content(source)) if line.strip()]
 
 
 def _as_json(result: "SearchResult") -> dict[str, Any]:

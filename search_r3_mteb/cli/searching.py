@@ -162,10 +162,11 @@ def _build(
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.indexing.index import SearchIndex
     from search_r3_mteb.indexing.settings import IndexSettings
-    from search_r3_mteb.indexing.writing import check_new
+    from search_r3_mteb.indexing.writing import check_new, check_place
 
     IndexSettings.from_keywords(how)
     check_new(output)
+    check_place(output)
     documents = _read(corpus, columns)
     encoder = SearchR3Encoder(model, **({"mode": "direct"} | settings))
     return SearchIndex.build(documents, encoder, output, model=model, **how)

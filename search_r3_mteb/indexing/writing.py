@@ -69,6 +69,18 @@ def check_new(folder: Path) -> None:
         raise FileExistsError(f"{folder} holds {foreign[0]!r}, which is not of an index. Name a new or empty folder.")
 
 
+def check_place(folder: Path) -> None:
+    """OSError where a new index cannot be written, before any work; a folder is made and removed to find it out."""
+    place = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+    try:
+        with temporary_folder(place / folder.name):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{folder}: nothing can be written in {place} ({error.strerror}). Name a folder where you may write."
+        ) from error
+
+
 def write_new(folder: Path, state: IndexState, blocks: Iterable[Block]) -> None:
     """Write a new index of documents and their vectors. Raises ValueError where there are none."""
     check_new(folder)

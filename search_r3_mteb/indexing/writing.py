@@ -73,7 +73,7 @@ def check_place(folder: Path) -> None:
     """OSError where a new index cannot be written, before any work; a folder is made and removed to find it out."""
     place = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
     try:
-        with temporary_folder(place / folder.name):
+        with temporary_folder(place / folder.absolute().name):
             pass
     except OSError as error:
         raise OSError(

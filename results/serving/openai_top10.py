@@ -8,7 +8,6 @@ ones are found by numpy. Minutes; writes openai_top10.json and its section of RE
 """
 
 import argparse
-import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def main() -> None:
             outcomes = (compared(best, row["rankings"][query]) for query, best in found[mode].items())
             rows.append({"mode": mode, **counted(outcomes), "ndcg_at_10": round(row["ndcg_at_10"], 4)})
     result = {
-        "command": shlex.join(["python", "results/serving/openai_top10.py", "--data", "SCIFACT"]),
+        "command": "python results/serving/openai_top10.py --data SCIFACT" + (" --store STORE" if given.store else ""),
         "commit": made_with,
         "model": given.model,
         "settings": settings,

@@ -76,7 +76,7 @@ def main() -> None:
             outcomes = (compared(best, row["rankings"][query]) for query, best in found[mode].items())
             rows.append({"mode": mode, **counted(outcomes), "ndcg_at_10": round(row["ndcg_at_10"], 4)})
     result = {
-        "command": "python results/serving/openai_top10.py --data SCIFACT" + (" --store STORE" if given.store else ""),
+        "command": f"python results/serving/openai_top10.py --data SCIFACT{' --store STORE' if given.store else ''}",
         "commit": made_with,
         "model": given.model,
         "settings": settings,

@@ -10,10 +10,20 @@ from rich.segment import Segment
 # C0 and C1 but for line break and tab; marks that turn the direction of what follows, and so its meaning.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
+_SHOWN = 300  # characters
+
 
 def visible(text: str) -> str:
     """The text with U+FFFD in place of each character that a terminal would act upon."""
     return _CONTROLS.sub("\ufffd", text)
+
+
+def beginning(text: str) -> str:
+    """The first 300 characters of what somebody else wrote, and "…" for the rest.
+
+    A terminal needs no more, and rich takes minutes for one word of 100,000 characters.
+    """
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 class SafeConsole(Console):

@@ -10,7 +10,6 @@ section of README.md. The clients run on the same machine as the server.
 import argparse
 import random
 import shlex
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,6 +23,7 @@ import numpy as np
 
 from results.pages import table
 from results.serving.page import write_section
+from results.serving.running import serving
 from search_r3_mteb import SearchIndex, SearchR3Encoder
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.evaluation.provenance import commit
@@ -168,34 +168,17 @@ def measure(model: str, clients: int, seconds: float) -> dict[str, Any]:
         rows = [{"id": str(place), "title": "", "text": text} for place, text in enumerate(documents)]
         index = SearchIndex.build(rows, encoder, Path(folder) / "index")
         want = expected(encoder, queries, documents, index)
-        options = ["--set", f"max_length={settings['max_length']}"]
+        options = ["--model", model, "--index", str(Path(folder) / "index")]
+        options += ["--set", f"max_length={settings['max_length']}"]
         options += ["--max-reasoning-tokens", str(settings["max_reasoning_tokens"])]
-        command = [
-            "-m",
-            "search_r3_mteb",
-            "serve",
-            "--model",
-            model,
-            "--index",
-            str(Path(folder) / "index"),
-            "--port",
-            "0",
-        ]
-        server = subprocess.Popen(
-            [sys.executable, *command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        try:
-            url = (server.stdout.readline() if server.stdout else "").split(" at ")[1].split()[0]
+        with serving(options) as server:
             alone_until = time.monotonic() + min(20.0, seconds)
-            alone = load(url, model, want, 1, lambda _: time.monotonic() < alone_until)
+            alone = load(server.url, model, want, 1, lambda _: time.monotonic() < alone_until)
             end = time.monotonic() + seconds
             began = time.perf_counter()
-            counts = load(url, model, want, clients, lambda _: time.monotonic() < end)
+            counts = load(server.url, model, want, clients, lambda _: time.monotonic() < end)
             took = time.perf_counter() - began
-            memory = _peak(server.pid)
-        finally:
-            server.terminate()
-            server.wait(60)
+            memory = _peak(server.process)
     return {
         "model": model,
         "settings": settings,

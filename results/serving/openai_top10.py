@@ -8,9 +8,6 @@ ones are found by numpy. Minutes; writes openai_top10.json and its section of RE
 """
 
 import argparse
-import shlex
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import numpy as np
 
 from results.pages import table
 from results.serving.page import write_section
+from results.serving.running import serving
 from results.serving.top10 import CLOSE, OUTCOMES, K, Ranking, asked, compared, counted, evaluated
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.encoder.documents import join_title
@@ -44,17 +42,10 @@ def by_client(data: Path, model: str, settings: dict[str, Any]) -> dict[str, dic
     """The ten best (id, cosine) of each query by its id, in both modes, from a server's vectors."""
     import openai
 
-    options = ["--max-reasoning-tokens", str(settings["max_reasoning_tokens"]), "--timeout", "3000"]
-    options += ["--set", f"max_length={settings['max_length']}"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "search_r3_mteb", "serve", "--model", model, "--port", "0", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        url = (server.stdout.readline() if server.stdout else "").split(" at ")[1].split()[0]
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", timeout=3000)
+    options = ["--model", model, "--timeout", "3000", "--set", f"max_length={settings['max_length']}"]
+    options += ["--max-reasoning-tokens", str(settings["max_reasoning_tokens"])]
+    with serving(options) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", timeout=3000)
         documents = list(read_corpus(data))
         queries = asked(data)
         corpus = vectors(client, f"{model}:document", [join_title(each.title, each.text) for each in documents])
@@ -66,9 +57,6 @@ def by_client(data: Path, model: str, settings: dict[str, Any]) -> dict[str, dic
                 query.id: [(documents[place].id, float(scores[row, place])) for place in best[row]]
                 for row, query in enumerate(queries)
             }
-    finally:
-        server.terminate()
-        server.wait(60)
     return found
 
 
@@ -77,18 +65,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="SciFact as a BEIR folder")
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--store", type=Path, help="evaluate's vectors, kept for the next script")
     given = parser.parse_args()
-    settings = {"max_reasoning_tokens": 48, "max_length": 256}
+    settings, made_with = {"max_reasoning_tokens": 48, "max_length": 256}, commit()
     found = by_client(given.data, given.model, settings)
     rows = []
     with tempfile.TemporaryDirectory() as place:
         for mode in MODES:
-            rankings = evaluated(given.data, given.model, mode, settings, Path(place))["rankings"]
-            outcomes = (compared(best, rankings[query]) for query, best in found[mode].items())
-            rows.append({"mode": mode, **counted(outcomes)})
+            row = evaluated(given.data, given.model, mode, settings, Path(place), given.store)
+            outcomes = (compared(best, row["rankings"][query]) for query, best in found[mode].items())
+            rows.append({"mode": mode, **counted(outcomes), "ndcg_at_10": round(row["ndcg_at_10"], 4)})
     result = {
-        "command": shlex.join(["python", "results/serving/openai_top10.py", "--data", "SCIFACT"]),
-        "commit": commit(),
+        "command": f"python results/serving/openai_top10.py --data SCIFACT{' --store STORE' if given.store else ''}",
+        "commit": made_with,
         "model": given.model,
         "settings": settings,
         "modes": rows,
@@ -103,6 +92,7 @@ def main() -> None:
 def section(found: dict[str, Any]) -> list[str]:
     """The lines of the page."""
     columns = ("mode", "queries", *OUTCOMES)
+    rows = [[*(row[name] for name in columns), row["ndcg_at_10"]] for row in found["modes"]]
     return [
         "## The same ten documents by OpenAI's client",
         "",
@@ -110,7 +100,7 @@ def section(found: dict[str, Any]) -> list[str]:
         "split of SciFact: vectors by OpenAI's client, nearest documents by numpy, compared with MTEB's ranking. Ties: "
         f"only documents whose scores are equal to {CLOSE:g} are in another order, or in the place of another.",
         "",
-        *table(columns, [[row[name] for name in columns] for row in found["modes"]]),
+        *table([*columns, "nDCG@10 of `evaluate`"], rows),
     ]
 
 

@@ -21,13 +21,16 @@ def asked(data: Path) -> list[Query]:
     return [query for query in read_queries(data) if query.id in judged]
 
 
-def evaluated(data: Path, model: str, mode: Mode, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What `evaluate` finds on the test split, with `rankings` of each query by its id; `folder` is shared by modes."""
-    output = folder / f"evaluate-{mode}"
-    # Both modes read one store, for they have the same documents; what is compared shares nothing with it.
-    [row] = evaluate(
-        [model], [f"beir:{data}"], mode, output, split="test", settings=dict(settings), cache_folder=folder / "store"
-    )
+def evaluated(
+    data: Path, model: str, mode: Mode, settings: Mapping[str, Any], folder: Path, store: Path | None = None
+) -> dict[str, Any]:
+    """What `evaluate` finds on the test split, with `rankings` of each query by its id; `folder` is shared by modes.
+
+    Both modes read one store, for they have the same documents: FOLDER/store, or another one that is kept for the next
+    script. What is compared with the rankings shares nothing with it.
+    """
+    output, cache = folder / f"evaluate-{mode}", store or folder / "store"
+    [row] = evaluate([model], [f"beir:{data}"], mode, output, split="test", settings=dict(settings), cache_folder=cache)
     [file] = (output / "predictions").rglob("*.json")
     scores: dict[str, dict[str, float]] = read_object(file)["default"]["test"]
     return {**row, "rankings": {query: _best_first(each) for query, each in scores.items()}}

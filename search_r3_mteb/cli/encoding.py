@@ -20,6 +20,7 @@ from search_r3_mteb.cli.options import (
     app,
 )
 from search_r3_mteb.cli.shared import choice, console_here, long_work, print_json, said, settings_of
+from search_r3_mteb.terminal import beginning
 
 
 @app.command(cls=ExtensibleCommand)
@@ -83,7 +84,7 @@ def embed(  # noqa: PLR0913  an option is a parameter
     console = console_here()
     for query, thought in done.thoughts:
         end = "" if thought.finished else ", token forced"
-        console.print(f"[bold]{escape(query)}[/bold] [dim]({len(thought.token_ids)} tokens{end})[/dim]")
+        console.print(f"[bold]{escape(beginning(query))}[/bold] [dim]({len(thought.token_ids)} tokens{end})[/dim]")
         console.print(f"  {escape(thought.text.strip())}")
     rows, width = done.shape
     said(console, f"{rows:,} x {width} {precision} in {output}, {done.seconds:.1f} s")
@@ -131,7 +132,7 @@ def explain(  # noqa: PLR0913  an option is a parameter
     what = "reasoning"
     if found.thought.given:
         what, end = "given reasoning", "" if found.thought.finished else ", cut to the budget"
-    console.print(f"[bold]{escape(question)}[/bold]")
+    console.print(f"[bold]{escape(beginning(question))}[/bold]")
     console.print(
         f"[dim]{what} ({len(found.thought.token_ids)} tokens{end}):[/dim] {escape(found.thought.text.strip())}"
     )

@@ -1,6 +1,5 @@
 """Commands of an index: index, search."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -19,12 +18,12 @@ from search_r3_mteb.cli.options import (
     app,
 )
 from search_r3_mteb.cli.shared import choice, console_here, counted, long_work, print_json, said, settings_of
+from search_r3_mteb.terminal import beginning
 
 if TYPE_CHECKING:
     from search_r3_mteb.indexing.index import SearchIndex
     from search_r3_mteb.indexing.results import SearchResult
 
-_SHOWN = 300  # characters of a document
 _AT_ONCE = 512  # questions that are encoded together
 
 
@@ -108,9 +107,7 @@ def index(  # noqa: PLR0913  an option is a parameter
     with long_work():
         found = _open(corpus, model, settings, bool(asked))
         if add is not None:
-            from search_r3_mteb.files import iter_documents
-
-            console.print(f"{_documents(found.add(iter_documents(add, columns), replace=replace))} added.")
+            console.print(f"{_documents(found.add(_read(add, columns), replace=replace))} added.")
         elif remove or remove_file:
             ids = list(remove or ()) or _lines(str(remove_file))
             console.print(f"{_documents(found.remove(ids, missing_ok=missing_ok))} removed.")
@@ -163,16 +160,27 @@ def _build(
     corpus: str, columns: Any, model: str, output: Path, settings: dict[str, Any], how: dict[str, Any]
 ) -> "SearchIndex":
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
-    from search_r3_mteb.files import iter_documents
     from search_r3_mteb.indexing.index import SearchIndex
     from search_r3_mteb.indexing.settings import IndexSettings
-    from search_r3_mteb.indexing.writing import check_new
+    from search_r3_mteb.indexing.writing import check_new, check_place
 
     IndexSettings.from_keywords(how)
     check_new(output)
-    documents = iter_documents(corpus, columns)  # what is not there is refused before the model is loaded
+    check_place(output)
+    documents = _read(corpus, columns)
     encoder = SearchR3Encoder(model, **({"mode": "direct"} | settings))
     return SearchIndex.build(documents, encoder, output, model=model, **how)
+
+
+def _read(corpus: str, columns: Any) -> Iterator[Any]:
+    """Documents, of which the first ones are read now: what is wrong with them is said before the model is loaded."""
+    from itertools import chain, islice
+
+    from search_r3_mteb.files import iter_documents
+    from search_r3_mteb.indexing.writing import EMBEDDED_AT_ONCE
+
+    documents = iter_documents(corpus, columns)
+    return chain(list(islice(documents, EMBEDDED_AT_ONCE)), documents)
 
 
 def _open(corpus: str, model: str | None, settings: dict[str, Any], changed: bool) -> "SearchIndex":
@@ -221,17 +229,11 @@ def _asked(questions: list[str], file: str | None) -> Iterator[list[tuple[str, s
 
 
 def _lines(source: str) -> list[str]:
-    """The ids of a file, one per line; blank lines are not ids."""
-    from search_r3_mteb.files.opening import check_source
+    """The ids of a file, one per line, as they stand there; blank lines are not ids."""
+    from search_r3_mteb.file_kinds import split_lines
+    from search_r3_mteb.files.opening import content
 
-    check_source(source)
-    if Path(source).is_dir():
-        raise ValueError(f"{source} is a folder; a file of ids, one per line, is needed.")
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 ({error}); a file of ids, one per line, is needed.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line for line in split_lines(content(source)) if line.strip()]
 
 
 def _as_json(result: "SearchResult") -> dict[str, Any]:
@@ -247,12 +249,13 @@ def _as_json(result: "SearchResult") -> dict[str, Any]:
 
 def _show(result: "SearchResult") -> None:
     console, thought = console_here(), result.thought
-    console.print(f"[bold]{escape(result.query)}[/bold]")
+    console.print(f"[bold]{escape(beginning(result.query))}[/bold]")
     if thought is not None:
         end = "" if thought.finished else ", token forced: the budget was spent or the model ended its turn"
         console.print(f"[dim]reasoning ({len(thought.token_ids)} tokens{end}):[/dim] {escape(thought.text.strip())}")
     for rank, hit in enumerate(result.hits, start=1):
-        console.print(f"{rank:>3}  [dim]{hit.score:.3f}[/dim] {escape(hit.id)}  [bold]{escape(hit.title)}[/bold]")
-        console.print(f"     {escape(' '.join(hit.text.split())[:_SHOWN])}")
+        id_, title, text = (escape(beginning(each)) for each in (hit.id, hit.title, " ".join(hit.text.split())))
+        console.print(f"{rank:>3}  [dim]{hit.score:.3f}[/dim] {id_}  [bold]{title}[/bold]")
+        console.print(f"     {text}")
     if not result.hits:
         console.print("     The index holds no documents.")

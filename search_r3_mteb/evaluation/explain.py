@@ -13,14 +13,13 @@ from search_r3_mteb.evaluation.tasks import FORMS, LOCAL_TASKS, is_local, resolv
 from search_r3_mteb.extensions import TASKS
 from search_r3_mteb.files import READABLE, STANDARD_INPUT, Columns, iter_documents
 from search_r3_mteb.indexing.results import Hit
+from search_r3_mteb.terminal import beginning
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
     from search_r3_mteb.encoder.thoughts import Thought
-
-_SHOWN = 300  # characters of a document
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,9 @@ def side_by_side(explanation: Explanation) -> "Table":
     for rank, (left, right) in enumerate(zip(first, second, strict=True), start=1):
         cells = [
             Text.assemble(
-                (f"{hit.score:.3f} {hit.id}", "dim" if hit.id in {each.id for each in others} else "bold"),
+                (f"{hit.score:.3f} {beginning(hit.id)}", "dim" if hit.id in {each.id for each in others} else "bold"),
                 "" if hit.id in {each.id for each in others} else " *",
-                f"\n{hit.text[:_SHOWN]}",
+                f"\n{beginning(hit.text)}",
             )
             for hit, others in ((left, second), (right, first))
         ]

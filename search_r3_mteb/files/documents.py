@@ -78,9 +78,16 @@ def file_in(folder: Path, kind: Kind) -> Path:
     stem = _FILES[kind]
     found = [path for path in sorted(folder.glob(f"{stem}.*")) if ending_of(path) in RECORD_ENDINGS and path.is_file()]
     if not found:
+        texts = [path.name for path in sorted(folder.iterdir()) if ending_of(path) in (".txt", ".md")]
+        remedy = (
+            f" It holds {len(texts)} text files such as {texts[0]}: one document per file is not read. Write them as "
+            '.jsonl, one {"id": ..., "text": ...} per line.'
+            if texts
+            else ""
+        )
         raise FileNotFoundError(
             f"BEIR folder {str(folder)!r}: neither {stem}.jsonl nor {stem}.jsonl.gz is there, nor {stem} in .csv, "
-            ".tsv or .parquet."
+            f".tsv or .parquet.{remedy}"
         )
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
@@ -115,7 +122,7 @@ def _lines(lines: Iterator[str], place: str, columns: Columns) -> Iterator[_Entr
     bare = (line.removesuffix("\n").removesuffix("\r") for line in lines)
     sample = list(islice(bare, _SAMPLE))
     check_lines(sample, place)
-    if sample and usual(sample[0]):
+    if sample and usual(sample[0]) and not sample[0].startswith("#"):  # "# Title" is a heading of Markdown
         logger.warning(
             "%s: the first line, %r, may be the header of a table with one column, and counts as a text. If it is one, "
             "name the file .csv.",
@@ -201,6 +208,10 @@ def _kept(entries: Iterator[_Entry], place: str, kind: Kind, keep_empty: bool) -
     """Id, title and text of the entries that are not blanks; what was numbered or left out is logged at the end."""
     seen: dict[str, int] = {}
     several = {"document": "documents", "query": "queries"}[kind]
+
+    def named(count: int) -> str:
+        return f"{count:,} {kind if count == 1 else several}"
+
     blank, numbered = _Counted(), _Counted()
     for entry in entries:
         if not (entry.text.strip() or entry.title.strip()) and not (keep_empty and entry.id):
@@ -212,21 +223,17 @@ def _kept(entries: Iterator[_Entry], place: str, kind: Kind, keep_empty: bool) -
         earlier = seen.setdefault(id_, entry.number)
         if earlier != entry.number:
             raise ValueError(
-                f"{place}, {entry.place}: two {several} have the id {id_!r}, the first is number {earlier}. "
+                f"{place}, {entry.place}: two {several} have the id {id_!r:.80}, the first is number {earlier}. "
                 f"Give each its own, or say that there are none: --id ''."
             )
         yield id_, entry.title, entry.text
     if blank.count:
-        logger.warning("%s: %d without any text left out, the first in %s.", place, blank.count, blank.first)
+        logger.warning("%s: %s without any text left out, the first in %s.", place, named(blank.count), blank.first)
     if not seen:
         raise ValueError(f"{place} holds no {several}: nothing can be read from it.")
     if numbered.count:
         logger.info(
-            "%s: %d %s without an id, known by number, the first in %s.",
-            place,
-            numbered.count,
-            kind if numbered.count == 1 else several,
-            numbered.first,
+            "%s: %s without an id, known by number, the first in %s.", place, named(numbered.count), numbered.first
         )
 
 

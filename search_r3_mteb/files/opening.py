@@ -167,10 +167,10 @@ def lines_of(stream: BinaryIO, place: str | Path) -> Iterator[str]:
     yield from lines
 
 
-def content(path: Path) -> str:
-    """A file's text, unpacked. Raises FileNotFoundError, and ValueError for what is not text or a damaged .gz."""
-    with opened(path) as stream:
-        return decode(stream.read(), path)
+def content(source: str | Path) -> str:
+    """A source's text, unpacked. Raises FileNotFoundError, and ValueError for what is not text or a damaged .gz."""
+    with opened(source) as stream:
+        return decode(stream.read(), name_of(source))
 
 
 def records_of(stream: BinaryIO, place: str, format_: Format) -> Iterator[tuple[str, int, Any]]:

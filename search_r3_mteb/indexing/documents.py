@@ -61,8 +61,8 @@ class DocumentWriter:
             self._connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?)", rows)
         except sqlite3.IntegrityError as error:
             raise ValueError(
-                f"Two documents have the id {self._repeated(documents)!r}, by which they are found and removed. Give "
-                "each its own."
+                f"Two documents have the id {self._repeated(documents)!r:.80}, by which they are found and removed. "
+                "Give each its own."
             ) from error
         except sqlite3.OperationalError as error:
             raise self._of_disk(error) from error

@@ -152,12 +152,7 @@ class SearchIndex:
         """
         if len(queries) == 0:
             return []
-        snapshot = self._current()
-        if self._agreed not in (None, snapshot.state.encoding):
-            raise ValueError(
-                f"{self.folder} was replaced by an index of another encoding while it was open: these queries' vectors "
-                "cannot be compared with its documents'. Open it again, with the model that made it."
-            )
+        snapshot = self._agreeing()
         found = snapshot.nearest(np.asarray(vectors, np.float32), k)
         documents = snapshot.read(place for hits in found for place, _ in hits)
         said: Sequence[Thought | None] = [None] * len(queries) if thoughts is None else thoughts
@@ -165,6 +160,10 @@ class SearchIndex:
             SearchResult(query, thought, [_hit(documents[place], score) for place, score in hits])
             for query, thought, hits in zip(queries, said, found, strict=True)
         ]
+
+    def check(self) -> None:
+        """Raises ValueError or OSError where `find` would: the index was damaged, removed or replaced meanwhile."""
+        self._agreeing()
 
     def add(self, documents: Iterable[Any], *, replace: bool = False) -> int:
         """Add documents; their number. They are found as soon as all of them are embedded and written.
@@ -210,6 +209,16 @@ class SearchIndex:
             if version_of(self.folder) != self._snapshot.version:
                 self._snapshot = open_snapshot(self.folder, self._checked, verify=self._verify)
             return self._snapshot
+
+    def _agreeing(self) -> Snapshot:
+        """The newest state, if it is of the encoding that the encoder was compared with."""
+        snapshot = self._current()
+        if self._agreed not in (None, snapshot.state.encoding):
+            raise ValueError(
+                f"{self.folder} was replaced by an index of another encoding while it was open: these queries' vectors "
+                "cannot be compared with its documents'. Open it again, with the model that made it."
+            )
+        return snapshot
 
     def _check(self, encoder: SearchR3Encoder) -> None:
         state = self._current().state

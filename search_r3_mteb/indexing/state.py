@@ -80,7 +80,7 @@ def version_of(folder: Path) -> tuple[int, int] | None:
     """What changes with every state: the file's number and time; None where there is no index."""
     try:
         found = (folder / STATE_FILE).stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_ino, found.st_mtime_ns
 
@@ -91,6 +91,11 @@ def read_state(folder: Path) -> IndexState:
     Raises FileNotFoundError where there is none, ValueError for one that is damaged or of another format.
     """
     path = folder / STATE_FILE
+    if folder.is_file():
+        raise FileNotFoundError(
+            f"{folder} is a file, not an index. If it holds documents, build one of it: search-r3 index {folder} "
+            "--model MODEL --output FOLDER."
+        )
     if not path.exists():
         unfinished = (folder / BUILDING).is_dir()
         raise FileNotFoundError(

@@ -69,15 +69,28 @@ def check_new(folder: Path) -> None:
         raise FileExistsError(f"{folder} holds {foreign[0]!r}, which is not of an index. Name a new or empty folder.")
 
 
+def check_place(folder: Path) -> None:
+    """OSError where a new index cannot be written, before any work; a folder is made and removed to find it out."""
+    place = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+    try:
+        with temporary_folder(place / folder.absolute().name):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{folder}: nothing can be written in {place} ({error.strerror}). Name a folder where you may write."
+        ) from error
+
+
 def write_new(folder: Path, state: IndexState, blocks: Iterable[Block]) -> None:
     """Write a new index of documents and their vectors. Raises ValueError where there are none."""
     check_new(folder)
     with writing(folder):
         check_new(folder)  # another process may have finished one meanwhile
         _sweep(folder, state)
-        record = _write_part(folder, state, blocks, lambda rows: state.settings.kind_of(rows))
-        if record is None:
-            raise ValueError("There are no documents, so nothing could be found in such an index.")
+        with _kept_for_the_next(folder):
+            record = _write_part(folder, state, blocks, lambda rows: state.settings.kind_of(rows))
+            if record is None:
+                raise ValueError("There are no documents, so nothing could be found in such an index.")
         write_state(folder, replace(state, parts=(record,), next_part=state.next_part + 1))
         shutil.rmtree(folder / BUILDING, ignore_errors=True)
 
@@ -107,7 +120,8 @@ def write_more(
             replaced.extend(found.values())
 
         state = snapshot.state
-        record = _write_part(folder, state, blocks(look), lambda rows: state.settings.kind_of(rows, added=True))
+        with _kept_for_the_next(folder):
+            record = _write_part(folder, state, blocks(look), lambda rows: state.settings.kind_of(rows, added=True))
         if record is None:
             return 0
         parts = (*_without(folder, snapshot, replaced), record)
@@ -172,6 +186,24 @@ def embedded(folder: Path, documents: Iterable[Any], encoder: SearchR3Encoder, l
         yield rows, store.lookup(texts)
         said = f" ({kept:,} of them known: stored before, or equal texts)" if kept else ""
         _log.info("%s document%s embedded%s.", f"{done:,}", "" if done == 1 else "s", said)
+
+
+@contextmanager
+def _kept_for_the_next(folder: Path) -> Iterator[None]:
+    """After an error in the block, vectors that were computed stay, and that is said; without any, nothing stays."""
+    try:
+        yield
+    except Exception:
+        building = folder / BUILDING
+        if any(building.glob("*/chunk-*")):
+            _log.warning(
+                "%s keeps the vectors that were computed. The same command, of corrected documents too, goes on from "
+                "there; if you do not want that, remove it.",
+                building,
+            )
+        else:
+            shutil.rmtree(building, ignore_errors=True)
+        raise
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------------

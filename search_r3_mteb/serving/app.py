@@ -86,7 +86,8 @@ def _small_paths(app: FastAPI, service: Service, name: str, indexes: Searches) -
 
     @app.get("/v1/indexes")
     async def _indexes() -> dict[str, Any]:
-        return {"object": "list", "data": indexes.listed(), "mode": service.encoder.mode}
+        listed = await asyncio.to_thread(indexes.listed)  # an index that was changed is read again, and its checksums
+        return {"object": "list", "data": listed, "mode": service.encoder.mode}
 
 
 def _embeddings(app: FastAPI, service: Service, name: str) -> None:

@@ -3,6 +3,7 @@
 Nothing here logs what a request says: paths that are not ours, queries and exceptions' own words may all hold texts.
 """
 
+import asyncio
 import hmac
 import json
 import logging
@@ -18,6 +19,8 @@ from search_r3_mteb.serving.metrics import Metrics
 PATHS = ("/", "/health", "/metrics", "/v1/embeddings", "/v1/models", "/v1/indexes", "/v1/search")
 OPEN = ("/", "/health")  # served without a key: neither holds anything of anybody
 METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
+_THROWN_AWAY = 16  # times the largest body are read of one that is refused (our choice)
+_SILENCE = 1.0  # seconds without a part of it, after which it is answered
 _log = logging.getLogger(__name__)
 AsgiMessage = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[AsgiMessage]]
@@ -61,11 +64,14 @@ class Guard:
             _log.info("%s %s %d %.0f ms", method, path, status, seconds * 1000)
 
     async def _serve(self, scope: AsgiMessage, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
+        headers, refusal = dict(scope["headers"]), None
         try:
             if scope["path"] not in OPEN:
                 self._check_key(headers.get(b"authorization", b""))
-            body = await self._body(headers, receive)
+        except RequestError as error:
+            refusal = error
+        try:
+            body = await self._body(headers, receive, refusal)
         except RequestError as error:
             await _answer(error, send)
             return
@@ -92,22 +98,36 @@ class Guard:
             headers={"www-authenticate": "Bearer"},
         )
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        """The whole body, None when the client went away. Raises RequestError for one that is too large."""
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive, refusal: RequestError | None) -> bytes | None:
+        """The whole body, None when the client went away. Raises RequestError for one that is too large, or `refusal`.
+
+        A body that is refused is read all the same, and thrown away: most clients read no answer before they have sent
+        everything, and would see a broken connection only. One that waits for leave to send it is told at once.
+        """
         said = headers.get(b"content-length", b"0")
-        if said.isdigit() and int(said) > self.max_bytes:
-            raise self._too_large()
-        parts, size = [], 0
-        while True:
-            message = await receive()
+        if refusal is None and said.isdigit() and int(said) > self.max_bytes:
+            refusal = self._too_large()
+        if refusal is not None and headers.get(b"expect", b"").lower() == b"100-continue":
+            raise refusal
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more and size <= _THROWN_AWAY * self.max_bytes:
+            try:
+                message = await asyncio.wait_for(receive(), None if refusal is None else _SILENCE)
+            except TimeoutError:  # it has said how much it would send, and sends nothing
+                break
             if message["type"] == "http.disconnect":
                 return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self.max_bytes:
-                raise self._too_large()
-            if not message.get("more_body", False):
-                return b"".join(parts)
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if refusal is None and size > self.max_bytes:
+                refusal = self._too_large()
+                parts.clear()
+            if refusal is None:
+                parts.append(part)
+        if refusal is not None:
+            raise refusal
+        return b"".join(parts)
 
     def _too_large(self) -> RequestError:
         return RequestError(

@@ -1,5 +1,6 @@
 """The indexes of a server, and their hits for vectors that the service has computed."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 from search_r3_mteb.serving.errors import RequestError
 from search_r3_mteb.serving.service import Answer
 
+_log = logging.getLogger(__name__)
+
 
 class Searches:
     """Opened indexes by name."""
@@ -17,8 +20,18 @@ class Searches:
         self._indexes = dict(indexes)
 
     def listed(self) -> list[dict[str, Any]]:
-        """Name and number of documents of each."""
-        return [{"id": name, "documents": len(index)} for name, index in self._indexes.items()]
+        """Name and number of documents of each; None for one that cannot be read just now."""
+        return [{"id": name, "documents": self._documents(name)} for name in self._indexes]
+
+    def _documents(self, name: str) -> int | None:
+        """The number of documents; None, and a line in the log, where the index was damaged, removed or replaced."""
+        index = self._indexes[name]
+        try:
+            index.check()
+            return len(index)
+        except (OSError, ValueError) as error:  # it names files and encodings, and no text
+            _log.error("Index %s cannot be searched: %s", name, error)
+            return None
 
     def chosen(self, name: str | None) -> str:
         """The name of the index that a request means. Raises RequestError where there is none or it is not clear."""
@@ -36,7 +49,15 @@ class Searches:
         return name
 
     def search(self, name: str, questions: Sequence[str], answers: Sequence[Answer], k: int) -> list[dict[str, Any]]:
-        """The k best documents of each question, and its reasoning, as JSON."""
+        """The k best documents of each question, and its reasoning, as JSON. RequestError where it cannot be read."""
+        if self._documents(name) is None:
+            raise RequestError(
+                503,
+                f"The index {name!r} cannot be searched now: its files were damaged, removed or replaced since the "
+                "server was started. The server's log says which.",
+                param="index",
+                code="index_unavailable",
+            )
         vectors, thoughts = np.stack([each.vector for each in answers]), [each.thought for each in answers]
         found = self._indexes[name].find(questions, vectors, k, thoughts)
         return [

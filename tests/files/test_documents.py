@@ -112,7 +112,7 @@ def test_other_files_are_lines_and_blank_ones_are_left_out_aloud(tmp_path, name,
         ("4", "{not json}"),
         ("5", "{ brace"),
     ]
-    assert "1 without any text left out, the first in line 2" in caplog.text
+    assert "1 document without any text left out, the first in line 2" in caplog.text
 
 
 def test_lines_end_at_line_feeds_only(tmp_path):
@@ -336,6 +336,9 @@ def test_a_header_of_one_column_is_not_taken_for_a_text_in_silence(tmp_path, cap
     assert [each.text for each in read(write(tmp_path, "text\na\n", "d.csv"))] == ["a"]
     assert [each.text for each in read(write(tmp_path, "text\na\n", "d.txt"))] == ["text", "a"]
     assert "the first line, 'text', may be the header of a table" in caplog.text
+    caplog.clear()
+    assert [each.text for each in read(write(tmp_path, "# Title\na\n", "d.md"))] == ["# Title", "a"]
+    assert "may be the header" not in caplog.text  # a heading of Markdown
 
 
 CELL = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from(',;"|\n'), max_size=12)
@@ -362,6 +365,9 @@ def test_files_are_streamed(tmp_path):
 
 
 def test_a_folder_is_its_corpus_and_its_queries(tmp_path):
+    write(tmp_path, "a\n", "notes.md")
+    with pytest.raises(FileNotFoundError, match=r"holds 1 text files such as notes\.md: one document per file is not"):
+        read(tmp_path)
     write(tmp_path, TABLE, "corpus.csv")
     assert read(tmp_path) == IN_TABLE
     with pytest.raises(FileNotFoundError, match=r"neither queries\.jsonl nor queries\.jsonl\.gz is there"):
@@ -383,6 +389,13 @@ def test_queries_have_names_of_their_own_and_no_title(tmp_path):
     assert read(path) == [Document("1", "", "an answer")]
     with pytest.raises(ValueError, match="queries have no title"):
         list(iter_queries(path, Columns(title="text")))
+
+
+def test_a_long_id_is_not_repeated_whole(tmp_path):
+    long = "x" * 5000
+    with pytest.raises(ValueError, match="two documents have the id") as caught:
+        read(write(tmp_path, f"id,text\n{long},a\n{long},b\n", "d.csv"))
+    assert len(str(caught.value)) < 500
 
 
 def test_what_is_not_there_is_said_at_once(tmp_path):

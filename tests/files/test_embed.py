@@ -51,7 +51,7 @@ def test_vectors_and_ids_lie_beside_each_other(call, tiny_folder, tmp_path, role
         )
     assert code == 0
     assert "2 x 32 float32" in out
-    assert "1 without any text left out, the first in line 2" in said + err.getvalue()
+    assert "without any text left out, the first in line 2" in said + err.getvalue()
     encoder = SearchR3Encoder(tiny_folder, max_reasoning_tokens=4)
     texts = ["one", "שלום"]
     expected = encoder.encode_query(texts) if role == "query" else encoder.encode_document(texts)

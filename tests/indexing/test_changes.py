@@ -253,6 +253,30 @@ def test_an_addition_that_was_stopped_goes_on(built, encoder, monkeypatch):
     assert len(built) == 49
 
 
+def test_what_a_failed_build_keeps_is_said(encoder, documents, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(writing, "EMBEDDED_AT_ONCE", 8)
+    folder, wrong = tmp_path / "index", {"id": "d0", "text": "the same id again"}
+    with pytest.raises(ValueError, match="have the id 'd0'"):
+        SearchIndex.build([*documents, wrong], encoder, folder)
+    assert f"{folder / 'building'} keeps the vectors that were computed" in caplog.text
+    assert len(SearchIndex.build(documents, encoder, folder)) == 30
+    assert not (folder / "building").exists()
+    caplog.clear()
+
+    def broken(self, texts, **keywords):
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(encoder), "encode_document", broken)
+        with pytest.raises(MemoryError):
+            SearchIndex.build(documents, encoder, tmp_path / "other")
+        with pytest.raises(MemoryError):
+            SearchIndex.open(folder, encoder).add([{"id": "new", "text": "x"}])
+    assert not (tmp_path / "other" / "building").exists()
+    assert not (folder / "building").exists()
+    assert "keeps the vectors" not in caplog.text
+
+
 KILLED = """
 import sys
 from pathlib import Path

@@ -51,6 +51,18 @@ def asked(call, folder, *arguments):
     return [json.loads(line) for line in out.splitlines()]
 
 
+def test_a_wrong_file_is_found_before_the_model_is_loaded_and_leaves_nothing(call, folder, tmp_path):
+    """Regression: the model was loaded first, and a folder that held nothing stayed."""
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "twice.csv").write_text("id,text\n" + "".join(f"d{row % 50},text {row}\n" for row in range(60)))
+    for name, message in (("empty.csv", "it is empty"), ("twice.csv", "two documents have the id 'd0'")):
+        code, _, err = call("index", tmp_path / name, "--model", "no-such-model", "--output", tmp_path / "new")
+        assert (code, message in " ".join(err.split())) == (2, True), err
+        assert not (tmp_path / "new").exists()
+        code, _, err = call("index", folder, "--add", tmp_path / name, "--model", "no-such-model")
+        assert (code, message in " ".join(err.split())) == (2, True), err
+
+
 @pytest.mark.parametrize("mode", ["reason", "direct"])
 def test_questions_find_what_the_index_finds(call, folder, mode):
     found = asked(call, folder, "who purrs?", "swimming", "--mode", mode, "--k", 2)
@@ -68,6 +80,31 @@ def test_a_reasoning_and_documents_are_shown(call, folder):
     assert "reasoning (3 tokens, token forced" in out
     assert "Cats purr, and sleep." in out
     assert "reasoning" not in call("search", folder, "x", "--mode", "direct")[1]
+
+
+def test_what_is_long_is_shown_by_its_beginning(call, folder, tmp_path):
+    """Regression: rich wraps one word of 100,000 characters for a minute."""
+    long, more = "x" * 3000, tmp_path / "more.jsonl"
+    more.write_text(json.dumps({"_id": long, "title": long, "text": long}) + "\n")
+    assert call("index", folder, "--add", more)[0] == 0
+    code, out, _ = call("search", folder, long, "--mode", "direct", "--k", 4)
+    assert code == 0
+    assert out.count("x") < 4 * 310
+    assert out.count("…") == 4
+    assert asked(call, folder, long, "--mode", "direct", "--k", 4)[0]["query"] == long
+    code, out, _ = call("explain", long, "--corpus", more, "--model", "nano", "--max-reasoning-tokens", 2)
+    assert (code, out.count("…")) == (0, 5)
+
+
+def test_ids_to_remove_are_read_as_they_stand(call, folder, tmp_path):
+    """Regression: spaces and line separators of Unicode, which ids may hold, ended or cut them; UTF-16 was refused."""
+    names = [" e ", "c\u2028d", "\tf", "plain"]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"_id": id_, "text": "x"}) + "\n" for id_ in names))
+    assert call("index", folder, "--add", tmp_path / "more.jsonl")[0] == 0
+    (tmp_path / "ids.txt").write_text("\r\n".join([*names[:3], "", ""]), encoding="utf-16", newline="")
+    code, out, err = call("index", folder, "--remove-file", tmp_path / "ids.txt")
+    assert (code, "3 documents removed." in out) == (0, True), err
+    assert len(SearchIndex.open(folder)) == 4
 
 
 def test_questions_of_a_file_and_of_standard_input(call, folder, tmp_path, monkeypatch):
@@ -124,10 +161,12 @@ def test_the_kind_and_its_settings_are_those_of_the_options(call, corpus, model,
         (("index", "{corpus}", "--output", "{folder}x", "--kind", "tree"), "kind='tree' does not exist"),
         (("index", "{folder}x/none", "--output", "{folder}x"), "There is no"),
         (("search", "{folder}x", "q"), "there is no index.json, so this is not an index"),
+        (("search", "{corpus}", "q"), "corpus.csv is a file, not an index. If it holds documents, build one of it"),
+        (("index", "{corpus}", "--output", "/proc/x", "--model", "no-such"), "nothing can be written in /proc ("),
         (("search", "{folder}"), "Give questions (or - for standard input), or --file"),
         (("search", "{folder}", "q", "--file", "x"), "one of the two"),
         (("index", "{folder}", "--remove-file", "nowhere"), "There is no file nowhere"),
-        (("index", "{folder}", "--remove-file", "."), ". is a folder; a file of ids"),
+        (("index", "{folder}", "--remove-file", "."), ". is a folder, and one file is needed"),
         (("index", "{folder}", "--remove-file", "{folder}/vectors-0.npy"), "vectors-0.npy"),
         (("search", "{folder}", ""), "A question is empty"),
         (("search", "{folder}", "q", " "), "A question is empty"),

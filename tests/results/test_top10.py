@@ -65,3 +65,25 @@ def test_an_index_is_compared_query_by_query(data, tmp_path):
     rows = [{"id": each.id, "text": each.text[::-1]} for each in read_corpus(data)]
     SearchIndex.build(rows, SearchR3Encoder("nano", **SETTINGS), other / "index")
     assert same_top10.measure("direct", data, "nano", SETTINGS, other)["different"] == 3
+
+
+@pytest.mark.slow
+def test_openais_client_is_compared_query_by_query(data, tmp_path):
+    pytest.importorskip("openai")
+    from results.serving.openai_top10 import by_client
+
+    found = by_client(data, "nano", SETTINGS)
+    for mode in ("direct", "reason"):
+        wanted = evaluated(data, "nano", mode, SETTINGS, tmp_path, tmp_path / "kept")["rankings"]
+        assert counted(compared(best, wanted[query]) for query, best in found[mode].items())["different"] == 0
+    assert list((tmp_path / "kept").glob("*/chunk-*"))  # for the next script
+    assert not (tmp_path / "store").exists()
+    swapped = {"q0": found["direct"]["q1"]}
+    assert [compared(best, wanted[query]) for query, best in swapped.items()] == ["different"]
+
+
+def test_a_server_that_does_not_start_says_why():
+    from results.serving.running import serving
+
+    with pytest.raises(RuntimeError, match="There is no model 'no-such'"), serving(["--model", "no-such"]):
+        pass

@@ -110,6 +110,25 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(strict):
     assert post(strict, json.dumps({"model": "tiny", "input": ["a"] * 4}))[0] == 400
 
 
+def test_who_sends_much_too_much_hears_why(small, monkeypatch):
+    """Regression: the connection was closed while it sent, so that it saw no answer."""
+    monkeypatch.setenv("SEARCH_R3_API_KEY", "s3cret")
+    with serving(small, name="tiny", settings=ServeSettings(max_bytes=1 << 20)) as server:
+        large = json.dumps({"model": "tiny", "input": "a" * (12 << 20)})  # more than a connection's buffers hold
+        for key, status, message in (("s3cret", 413, "larger than 1,048,576 bytes"), ("wrong", 401, "is not the key")):
+            found, _, answer = post(server, large, authorization=f"Bearer {key}")
+            assert (found, message in answer["error"]["message"]) == (status, True)
+        connection = socket.create_connection(("127.0.0.1", server.prepared.port), timeout=60)
+        head = "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer s3cret\r\n"
+        connection.sendall(f"{head}expect: 100-continue\r\ncontent-length: {12 << 20}\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")  # nothing of the body was sent
+        connection.close()
+        connection = socket.create_connection(("127.0.0.1", server.prepared.port), timeout=60)
+        connection.sendall(f"{head}content-length: {12 << 20}\r\n\r\n".encode())  # and it never comes
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
+        connection.close()
+
+
 def test_a_page_elsewhere_cannot_ask_without_saying_json(strict):
     """Browsers send such a request across origins without asking first."""
     body = '{"model": "tiny", "input": "a"}'

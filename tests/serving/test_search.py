@@ -4,15 +4,17 @@ import http.client
 import json
 import shutil
 import socket
+import threading
 
 import numpy as np
 import pytest
 
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.indexing.index import SearchIndex
+from search_r3_mteb.serving.searching import Searches
 from search_r3_mteb.serving.settings import ServeSettings
 from tests.serving.conftest import QUESTIONS, serving, until
-from tests.serving.test_limits import never_ends
+from tests.serving.test_limits import get, in_background, never_ends
 
 DOCUMENTS = [
     {
@@ -165,11 +167,54 @@ def test_an_index_that_is_replaced_by_one_of_another_encoding_is_not_searched(fo
         assert post(server, query="a river", mode="direct")[0] == 200
         shutil.rmtree(place)
         SearchIndex.build(DOCUMENTS, SearchR3Encoder("nano", max_length=100, max_reasoning_tokens=16), place)
-        assert post(server, query="a river", mode="direct")[0] == 500
+        status, answer = post(server, query="a river", mode="direct")
+        assert (status, answer["error"]["code"]) == (503, "index_unavailable")
+        assert "The index 'rivers' cannot be searched now" in answer["error"]["message"]
         shutil.rmtree(place)
         shutil.copytree(folder, place)
         assert post(server, query="a river", mode="direct")[0] == 200
-    assert "ValueError at index.py" in caplog.text
+    assert "Index rivers cannot be searched:" in caplog.text
+    assert "was replaced by an index of another encoding" in caplog.text
+
+
+@pytest.mark.parametrize("harm", ["removed", "damaged"])
+def test_an_index_that_cannot_be_read_any_more_is_named_and_the_others_go_on(folder, tmp_path, harm, caplog):
+    """Regression: the list of all indexes failed with 500, and so did the page."""
+    harmed, sound = shutil.copytree(folder, tmp_path / "harmed"), shutil.copytree(folder, tmp_path / "sound")
+    with serving("nano", [harmed, sound]) as server:
+        if harm == "removed":
+            shutil.rmtree(harmed)
+        else:
+            (harmed / "index.json").write_text("{}")
+        status, answer = post(server, query="a river", mode="direct", index="harmed")
+        assert (status, answer["error"]["type"], answer["error"]["param"]) == (503, "server_error", "index")
+        assert str(tmp_path) not in answer["error"]["message"]
+        *_, (name, data) = events(server, query="a river", index="harmed")
+        assert (name, data["error"]["code"]) == ("error", "index_unavailable")
+        listed = server.client().get("/indexes", cast_to=object)["data"]
+        assert listed == [{"id": "harmed", "documents": None}, {"id": "sound", "documents": 13}]
+        assert post(server, query="a river", mode="direct", index="sound")[0] == 200
+    assert f"Index harmed cannot be searched: {harmed}" in caplog.text
+    assert "a river" not in caplog.text
+
+
+def test_reading_a_changed_index_holds_nobody_else_up(searched, monkeypatch):
+    """Regression: the list of indexes read it, with all checksums, in the thread that answers every request."""
+    began, go, listed = threading.Event(), threading.Event(), Searches.listed
+
+    def slow(self):
+        began.set()
+        go.wait(10)
+        return listed(self)
+
+    monkeypatch.setattr(Searches, "listed", slow)
+    waiting, found = in_background(lambda: searched.client().get("/indexes", cast_to=object))
+    assert began.wait(60)
+    assert get(searched, "/health") == 200
+    assert not found
+    go.set()
+    waiting.join(60)
+    assert found[0]["data"] == [{"id": "rivers", "documents": 13}]
 
 
 def test_an_index_of_another_encoding_is_refused(folder, tmp_path):

@@ -61,6 +61,8 @@ def page(found: Mapping[str, Finished], anchors: Mapping[str, Mapping[str, Finis
     parts = [INTRODUCTION]
     if waiting:
         parts.append(f"Under way, without numbers yet: {', '.join(waiting)}.\n")
+    if found:
+        parts += [_short(found), ""]
     for name, task in TASKS.items():
         if name in found:
             parts += _task(task, found[name], anchors.get(name, {}))
@@ -154,8 +156,8 @@ def _control(row: Finished, found: Finished) -> Finished | None:
     return next(mine, None)
 
 
-def _verdict(found: Finished) -> str:
-    """Which rows differ from their encoder after the correction."""
+def _decided(found: Finished) -> tuple[int, list[str], list[str]]:
+    """How many rows add something to an encoder, and which are better and worse than it after the correction."""
     tested = [
         (row["model"], pair)
         for row in found["systems"]
@@ -165,9 +167,26 @@ def _verdict(found: Finished) -> str:
     ]
     sure = [(name, pair["difference"]) for name, pair in tested if pair["p_adjusted"] < SIGNIFICANT]
     better, worse = ([name for name, difference in sure if (difference > 0) == sign] for sign in (True, False))
+    return len(tested), better, worse
+
+
+def _short(found: Mapping[str, Finished]) -> str:
+    """The answer in one sentence, over all tasks."""
+    decided = {name: _decided(each) for name, each in found.items()}
+    better = [f"{system} on {TASKS[name].title}" for name, (_, names, _) in decided.items() for system in names]
+    rows, worse = (sum(each) for each in zip(*((all_, len(w)) for all_, _, w in decided.values()), strict=True))
     return (
-        f"Of {len(tested)} rows that add something to an encoder, better than it after Holm's correction: "
-        f"{_named(better)}; worse: {_named(worse)}; not decided by these queries: {len(tested) - len(sure)}."
+        f"**In short:** of {rows} rows below that add something to an encoder, better than it are {_named(better)}, "
+        f"worse {worse}, and the others cannot be told from it."
+    )
+
+
+def _verdict(found: Finished) -> str:
+    """Which rows differ from their encoder after the correction."""
+    tested, better, worse = _decided(found)
+    return (
+        f"Of {tested} rows that add something to an encoder, better than it after Holm's correction: "
+        f"{_named(better)}; worse: {_named(worse)}; not decided by these queries: {tested - len(better) - len(worse)}."
     )
 
 

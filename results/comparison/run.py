@@ -87,12 +87,22 @@ def gather(runs: Path, folder: Path) -> None:
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["failures"]:
             raise ValueError(f"{file}: {found['failures'][0]['system']} failed, so the task is not finished.")
-        found["systems"] = [{key: row[key] for key in row if key not in DROPPED} for row in found["systems"]]
+        found["systems"] = [kept_row(row) for row in found["systems"]]
         write_json(folder / f"{name}.json", found)
         anchors[name] = read_anchors(runs).get(name, {})
     write_json(folder / ANCHORS, anchors)
     plans.main(["--folder", str(folder)])
     page.main(["--folder", str(folder)])
+
+
+def kept_row(row: dict[str, Any]) -> dict[str, Any]:
+    """What the page needs of a row.
+
+    A folder that an older version wrote rows of the same name into sets these apart by a fingerprint behind the name;
+    here only one is kept.
+    """
+    control = "" if row["control"] is None else f"-{row['control']}"
+    return {key: row[key] for key in row if key not in DROPPED} | {"model": f"{row['system']}{control}"}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -212,6 +212,10 @@ def test_a_finished_task_has_numbers_and_the_others_have_none(tmp_path, folder, 
         "better than it after Holm's correction: 1 (Rocchio, MiniLM); worse: none; not decided by these queries: 5."
         in text
     )
+    assert (
+        "of 6 rows below that add something to an encoder, better than it are 1 (Rocchio, MiniLM on SciFact), worse 0"
+        in text
+    )
     assert "another query's in their place +0.002" in text
     assert "commit abc" in text
     assert set(plans.read_anchors(folder)) == {"scifact"}
@@ -221,6 +225,16 @@ def test_a_finished_task_has_numbers_and_the_others_have_none(tmp_path, folder, 
     path.write_text(path.read_text().replace("0.665", "0.666"))
     assert page.main(["--check", "--folder", str(folder)]) == 1
     assert "is not what the JSON files say" in capsys.readouterr().err
+
+
+def test_names_are_those_of_the_plan_also_where_an_older_version_wrote_into_the_folder(tmp_path, folder):
+    record = measured()
+    for row in record["systems"]:
+        if "six titles" in row["model"]:
+            row["model"] += "@19b22e84"
+    text = gathered(tmp_path, folder, record)
+    assert "@" not in text.replace("nDCG@10", "").replace("recall@10", "")
+    assert "| six titles at 1, MiniLM | other | 0.647 |" in text
 
 
 def test_a_task_with_a_failure_is_not_finished(tmp_path, folder):

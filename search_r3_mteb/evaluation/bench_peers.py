@@ -3,7 +3,8 @@
 (i)   two passes, as in the released example: `generate`, then the prompt and the reply through the model again;
 (ii)  one pass that keeps all states: `generate(output_hidden_states=True)`;
 (iii) sentence-transformers' own Transformer and Pooling on the backbone, with the prompt written into the text;
-(iv)  MTEB's wrapper around (iii).
+(iv)  MTEB's wrapper around (iii);
+(v)   and (vi) are vLLM: `bench_vllm.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -137,7 +138,7 @@ def sentence_transformer(checkpoint: Checkpoint, folder: Path, max_length: int) 
     tokenizer.model_max_length = max_length
     checkpoint.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    backbone = Transformer(str(folder))
+    backbone = Transformer(str(folder), model_kwargs={"dtype": checkpoint.model.dtype})
     # AutoTokenizer exchanges the pre-tokenizer of folders of this architecture; the same ids are wanted here.
     backbone.processor = tokenizer
     pooling = Pooling(backbone.get_embedding_dimension(), pooling_mode="lasttoken")
@@ -205,4 +206,5 @@ def _generated(
 
 
 def _pad(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.tokenizer.pad_token_id)
+    pad = checkpoint.tokenizer.pad_token_id
+    return int(checkpoint.embed_token_id if pad is None else pad)  # it is masked: any id will do

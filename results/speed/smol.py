@@ -1,7 +1,7 @@
 """The benchmark on a real model, SmolLM2-135M-Instruct with the embed token added, on one core: smol.json and smol.md.
 
     search-r3 init runs/comparison/SmolLM2-135M-Instruct --output runs/speed/SmolLM2-135M-Instruct
-    OMP_NUM_THREADS=1 python results/speed/smol.py --model runs/speed/SmolLM2-135M-Instruct [--dtype bfloat16] [--only reason]
+    OMP_NUM_THREADS=1 python results/speed/smol.py --model runs/speed/SmolLM2-135M-Instruct [--only KIND]
     python results/speed/smol.py --page                    # the page again, from smol.json
 
 The cases are those of `search-r3 bench --model FOLDER`. Beside the time by the clock, that of the processor is taken
@@ -126,8 +126,8 @@ def page(found: dict[str, Any]) -> str:
             "sides run in turns; a ratio is the median over rounds of theirs / ours, so above 1 we are faster. The",
             "machine was busy with other work, so the rates say little. Ratios are given by the clock, and by the",
             "processor's time, which other work changes less and which decides here whether a target is reached.",
-            f"Queries reason {longest // 8} to {longest} tokens. The two sides' vectors are compared: in float32 by their",
-            "largest difference (1e-4), in bfloat16 by their cosine (0.998).",
+            f"Queries reason {longest // 8} to {longest} tokens. The two sides' vectors are compared: in float32 by",
+            "their largest difference (1e-4), in bfloat16 by their cosine (0.998).",
             "",
             *table(["case", "peer", "rounds", "ours", "theirs", "unit", "ratio", "processor", "target", ""], rows),
             *NOTES,

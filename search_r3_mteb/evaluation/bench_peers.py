@@ -95,7 +95,7 @@ def keeping_hidden_states(
         # The states of generation step t are those of the token that step t - 1 said.
         vectors += [states[n + 1][-1][row, -1] for row, n in enumerate(due)]
         replies += [row[: n + 1] for row, n in zip(said, due, strict=True)]
-    return torch.stack(vectors), replies
+    return torch.stack(vectors).float(), replies
 
 
 def separate_rollouts(
@@ -111,13 +111,13 @@ def separate_rollouts(
 
 @torch.no_grad()
 def read(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "rows dim"]:
-    """Last states of whole sequences in one left-padded batch, without the head."""
+    """Last states of whole sequences in one left-padded batch, without the head, as float32."""
     ids, mask = left_padded(sequences, checkpoint)
     architecture = Architecture(unwrap(checkpoint.model))
     inputs = architecture.inputs((mask.cumsum(1) - 1).clamp(min=0))
     output = architecture.backbone(input_ids=ids, attention_mask=mask, use_cache=False, **inputs)
     states: Tensor = output.last_hidden_state[:, -1]
-    return states
+    return states.float()
 
 
 def left_padded(sequences: Sequence[Sequence[int]], checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:

@@ -78,8 +78,9 @@ class VllmPeer:
         with tempfile.TemporaryDirectory() as folder:
             file = str(Path(folder) / "answer.npz")
             question = {"prompts": list(map(list, prompts)), "lengths": lengths, "embed": embed, "answer": file}
-            self._process.stdin.write(json.dumps(question) + "\n")
-            self._process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended, which the next line reports
+                self._process.stdin.write(json.dumps(question) + "\n")
+                self._process.stdin.flush()
             self._wait(_DONE)
             with np.load(file) as found:
                 vectors, ids = found["vectors"], found["ids"].tolist()

@@ -2,6 +2,7 @@
 
     search-r3 init runs/comparison/SmolLM2-135M-Instruct --output runs/speed/SmolLM2-135M-Instruct
     OMP_NUM_THREADS=1 python results/speed/smol.py --model runs/speed/SmolLM2-135M-Instruct [--only KIND]
+    OMP_NUM_THREADS=1 python results/speed/smol.py --model runs/speed/SmolLM2-135M-Instruct --profile
     python results/speed/smol.py --page                    # the page again, from smol.json
 
 The cases are those of `search-r3 bench --model FOLDER`. Beside the time by the clock, that of the processor is taken
@@ -69,6 +70,47 @@ def measure(options: argparse.Namespace) -> None:
                 keep(timed(case, clocks), clocks.seconds(), case)
 
 
+# What a step's time goes to, by the names that torch's profiler gives.
+PARTS = {
+    "linear layers": ("linear", "aten::mm", "addmm"),
+    "attention": ("scaled_dot_product",),
+    "argmax": ("argmax",),
+    "copies": ("copy", "scatter", "aten::cat", "aten::where"),
+}
+
+
+def profile(options: argparse.Namespace) -> None:
+    """Milliseconds of the processor per decode step, and the shares of its parts, into smol.json."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    from search_r3_mteb.evaluation.bench_work import RealModel, Stepping, Subject
+
+    path, rows = HERE / "smol.json", []
+    for dtype in options.dtype:
+        subject = Subject.of(RealModel(options.model, dtype, LONGEST))
+        for count, context in ((16, 256), (64, 256), (16, 2048)):
+            stepping = Stepping(subject, context, count, most=20)
+            stepping(2)
+            began = time.process_time()
+            stepping(4)
+            took = (time.process_time() - began) / 4
+            with profiled(activities=[ProfilerActivity.CPU]) as seen:
+                stepping(4)
+            spent = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+            shares = {
+                part: round(
+                    sum(spent[key] for key in spent if any(name in key for name in names)) / sum(spent.values()), 2
+                )
+                for part, names in PARTS.items()
+            }
+            rows.append({"dtype": dtype, "rows": count, "context": context, "ms": round(1000 * took, 1)} | shares)
+            print(rows[-1], flush=True)
+    found = read_json(path)
+    known = {(one["dtype"], one["rows"], one["context"]): one for one in (*found.get("profile", []), *rows)}
+    write_json(path, found | {"profile": list(known.values()), "profile_commit": commit()})
+
+
 def keep(record: dict[str, Any], processor: list[float], case: Any) -> None:
     """Add a round to its case in smol.json, which another process may have written meanwhile."""
     import torch
@@ -94,7 +136,7 @@ def keep(record: dict[str, Any], processor: list[float], case: Any) -> None:
         one["processor_ratio"] = round(processor[1] / processor[0] * fair, 3)
     same[0]["rounds"].append(one)
     print(case.case, case.peer, one, flush=True)
-    write_json(path, about | {"cases": found["cases"]})
+    write_json(path, found | about)
 
 
 def median(case: dict[str, Any], key: str) -> float | None:
@@ -130,9 +172,25 @@ def page(found: dict[str, Any]) -> str:
             "their largest difference (1e-4), in bfloat16 by their cosine (0.998).",
             "",
             *table(["case", "peer", "rounds", "ours", "theirs", "unit", "ratio", "processor", "target", ""], rows),
+            *profile_lines(found),
             *NOTES,
         ]
     )
+
+
+def profile_lines(found: dict[str, Any]) -> list[str]:
+    """The table of a step's parts."""
+    rows = found.get("profile", [])
+    if not rows:
+        return []
+    return [
+        "## What a decode step is made of",
+        "",
+        f"`python results/speed/smol.py --model FOLDER --profile` at commit {found['profile_commit']}: milliseconds of",
+        "the processor per step of all rows, and each part's share by torch's profiler, whose clock is the wall's.",
+        "",
+        *table(list(rows[0]), (one.values() for one in rows)),
+    ]
 
 
 def _is(one: dict[str, Any], kind: str, text: str, peer: str) -> bool:
@@ -150,11 +208,12 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--only", nargs="+", help="these kinds alone")
     parser.add_argument("--page", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="the parts of a decode step alone")
     options = parser.parse_args()
     if not options.page:
         if options.model is None:
             parser.error("--model FOLDER is needed")
-        measure(options)
+        (profile if options.profile else measure)(options)
     (HERE / "smol.md").write_text(page(read_json(HERE / "smol.json")), encoding="utf-8")
 
 

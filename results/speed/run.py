@@ -36,8 +36,8 @@ NOTES = (
     "",
     "Tried and not shipped, by scripts that were not kept: the head as weights times rows (faster with two threads,",
     "slower with one; packing gains more), and long documents without the shared prompt, whose attention needs no mask",
-    "(no gain); keys stored transposed, so that attention is two plain products around a softmax (0.06 to 0.21 of",
-    "attention's time saved at 16 rows of 2,048 columns and 64 of 300, but other bits, and a cache that no library knows).",
+    "(no gain); keys stored transposed, so that attention is two plain products around a softmax: 0.06 to 0.21 of",
+    "attention's time saved at SmolLM2's shape, but other bits, and a cache that no library knows.",
     "",
 )
 
@@ -66,8 +66,8 @@ def limits(found: dict[str, Any]) -> list[str]:
     """How much of nano's missed cases is the forward pass, and what ratio would be left if the rest were nothing."""
     columns = ("case", "ratio", "limit", "forward, share of ours", "forward, share of theirs")
     return [
-        f"`{found['command']}` at commit {found['commit']}, {found['threads']} thread, seconds of the processor. `limit`:",
-        "the ratio if all of our time outside of the model's forward pass were nothing.",
+        f"`{found['command']}` at commit {found['commit']}, {found['threads']} thread, seconds of the processor.",
+        "`limit`: the ratio if all of our time outside of the model's forward pass were nothing.",
         "",
         *table(columns, ([one[name] for name in columns] for one in found["cases"])),
     ]

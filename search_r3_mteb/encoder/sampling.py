@@ -43,7 +43,7 @@ class Sampling:
 def most_probable(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
     """The token with the largest logit in each row, the first of several.
 
-    On a processor by numpy, which takes a tenth of torch's time for the same ids (results/speed/tried.json).
+    On a processor by numpy: the same ids, 4 to 15 times as fast as torch's argmax (results/speed/tried.json).
     """
     if logits.device.type != "cpu" or type(logits) is not Tensor:
         return logits.argmax(dim=-1)

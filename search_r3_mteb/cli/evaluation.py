@@ -297,8 +297,8 @@ def bench(  # noqa: PLR0913  an option is a parameter
     from search_r3_mteb.evaluation.bench_cases import BENCHMARKS
     from search_r3_mteb.evaluation.bench_work import RealModel
 
-    given = {"dtype": dtype, "rounds": rounds, "longest": max_reasoning_tokens, "vllm": vllm}
-    given = {name: value for name, value in given.items() if value is not None}
+    options = {"dtype": dtype, "rounds": rounds, "longest": max_reasoning_tokens, "vllm": vllm}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if dtype is not None:
         choice("--dtype", dtype, ("float32", "bfloat16", "float16"))
     if model is None and given:

@@ -1,12 +1,13 @@
 """What the missed targets of nano could reach: how much of our time is the model's own forward pass; limits.json.
 
-    OMP_NUM_THREADS=1 python results/speed/limits.py       # two minutes; then run.py --page
+    OMP_NUM_THREADS=1 python results/speed/limits.py [reason] [encode]   # two minutes; then run.py --page
 
 Each case of `search-r3 bench` is run in turns, and the processor's seconds inside the backbone's forward, which both
 sides run, are taken apart. `limit` is the ratio if all of our time outside of it were nothing.
 """
 
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from results.measure import commit, write_json
+from results.pages import read_json
 from search_r3_mteb.evaluation.bench_cases import Case, cases
 from search_r3_mteb.evaluation.bench_work import Subject
 
@@ -78,19 +80,27 @@ def median(values: Any) -> float:
     return round(statistics.median(values), 2)
 
 
+def keep(one: dict[str, Any]) -> None:
+    """Put the case into limits.json, in the place of an earlier one."""
+    path = HERE / "limits.json"
+    known = read_json(path)["cases"] if path.exists() else []
+    about = {"command": "python results/speed/limits.py", "commit": commit(), "threads": torch.get_num_threads()}
+    write_json(path, about | {"cases": [*(each for each in known if each["case"] != one["case"]), one]})
+    print(one, flush=True)
+
+
 def main() -> None:
     """Measure, and write it."""
-    subject, found = Subject("nano"), []
+    subject = Subject("nano")
     kind = type(subject.checkpoint.model.base_model)
-    for group, names in CASES.items():
+    for group in sys.argv[1:] or CASES:
+        left = set(CASES[group])
         for case in cases(group, subject, quick=False):
-            if isinstance(case, Case) and case.case in names and case.peer.startswith(("(i)", "(iii)")):
-                found.append(limits(case, kind))
-                print(found[-1], flush=True)
-            if len(found) == len(CASES["reason"]) and group == "reason":
+            if isinstance(case, Case) and case.case in left and case.peer.startswith(("(i)", "(iii)")):
+                keep(limits(case, kind))
+                left.remove(case.case)
+            if not left:
                 break
-    about = {"command": "python results/speed/limits.py", "commit": commit(), "threads": torch.get_num_threads()}
-    write_json(HERE / "limits.json", about | {"cases": found})
 
 
 if __name__ == "__main__":

@@ -216,8 +216,8 @@ NOTES = (
     "- vLLM is a peer with `--vllm PYTHON`; its numbers with this model are in [vllm.md](vllm.md).",
     "",
     "Tried: the most probable token by numpy (kept: the same ids, [README.md](README.md)). Not changed: the float32 copy",
-    "of the logits, which heads that scale or cap need, and which is within the copies, 0.01 to 0.05 of a step; the window",
-    "that attention sees, which is already the rows' own longest; the activation in float32 (not faster).",
+    "of the logits, which heads that scale or cap need, and which is within the copies, 0.01 to 0.05 of a step; the",
+    "window that attention sees, which is already the rows' own longest; the activation in float32 (not faster).",
 )
 
 

@@ -215,7 +215,7 @@ NOTES = (
     "  the clock's ratio and the processor's differ, other work took part; the processor's is judged.",
     "- vLLM is a peer with `--vllm PYTHON`; its numbers with this model are in [vllm.md](vllm.md).",
     "",
-    "Tried: the most probable token by numpy (kept: the same ids, [README.md](README.md)). Not changed: the float32 copy",
+    "Tried: the most probable token by numpy (kept: the same ids). Not changed: the float32 copy",
     "of the logits, which heads that scale or cap need, and which is within the copies, 0.01 to 0.05 of a step; the",
     "window that attention sees, which is already the rows' own longest; the activation in float32 (not faster).",
 )

@@ -27,8 +27,8 @@ TARGETS = (
     ("cost of one item, few against many", "flat", ("flat",), "ourselves", 0.9),
 )
 NOTES = (
-    "nano misses the target of decoding at batch 16: most of a step is the model's own forward pass, which both sides",
-    "run; we save what a step costs beside it (the table below). The ways in the table above gain at most a few",
+    "nano misses the target of decoding at batch 16: most of a step is small kernels and the model's own Python, which",
+    "both sides run; we save only what a step costs beside the model. The ways in the table gain at most a few",
     "hundredths. At 30m and 120m, where the weights decide, the target is exceeded. One document per call gains",
     "little: there is no batch to sort and no prefix to share, and both sides run the same forward pass. nano's short",
     "documents stay a little below the target in batches of 64: tokenising and the small products are the same on both",

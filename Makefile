@@ -75,7 +75,7 @@ test-frameworks:  ## frameworks and databases, in an environment of their own; n
 # where others compute.
 test-vllm: $(VLLM)/.installed  ## engine="vllm" against our own, in an environment of its own; minutes
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=0 $(VLLM)/bin/python -m pytest -q -rs -m vllm \
-		tests/encoder/vllm tests/train/stage2/test_trl_vllm.py
+		tests/encoder/vllm tests/evaluation/test_bench_vllm.py tests/train/stage2/test_trl_vllm.py
 
 $(VLLM)/.installed: pyproject.toml
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)

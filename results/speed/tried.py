@@ -1,9 +1,11 @@
 """The gain of each change for processors by itself, both ways in turns, medians; prints and writes tried.json.
 
-OMP_NUM_THREADS=2 python results/speed/tried.py       # six minutes
+OMP_NUM_THREADS=2 python results/speed/tried.py             # six minutes
+OMP_NUM_THREADS=1 python results/speed/tried.py --argmax    # seconds; the other numbers stay
 """
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -13,12 +15,13 @@ import torch
 from results.measure import commit, write_json
 from search_r3_mteb.encoder import decode, packing, scheduling
 from search_r3_mteb.encoder.packing import packed_linears
+from search_r3_mteb.encoder.sampling import most_probable
 from search_r3_mteb.evaluation.bench_work import Subject, reasoning_lengths, together
 
 HERE = Path(__file__).resolve().parent
 
 
-def ratio(before, after, rounds):
+def ratio(before, after, rounds, clock=time.perf_counter):
     """Median over rounds of the ratio of `before`'s seconds to `after`'s, after one warm-up of each."""
     before()
     after()
@@ -26,9 +29,9 @@ def ratio(before, after, rounds):
     for _ in range(rounds):
         seconds = []
         for work in (before, after):
-            started = time.perf_counter()
+            started = clock()
             work()
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
         found.append(seconds[0] / seconds[1])
     return round(float(np.median(found)), 2)
 
@@ -122,8 +125,32 @@ def documents():
     return found
 
 
+def greedy():
+    """The most probable token by torch and by numpy, as shipped; seconds of the processor."""
+    found = {}
+    for rows, vocabulary in ((16, 1152), (64, 1152), (16, 49153), (64, 49153)):
+        logits = torch.randn(rows, vocabulary)
+        times = max(1, 4_000_000 // logits.numel())
+
+        def run(choose, logits=logits, times=times):
+            def work():
+                for _ in range(times):
+                    choose(logits)
+
+            return work
+
+        found[f"{rows} rows of {vocabulary} logits"] = ratio(
+            run(lambda given: given.argmax(dim=-1)), run(most_probable), 9, time.process_time
+        )
+    return found
+
+
 def main():
     """Measure all, and write it."""
+    if "--argmax" in sys.argv:
+        known = json.loads((HERE / "tried.json").read_text(encoding="utf-8"))
+        write_json(HERE / "tried.json", known | {"argmax by numpy": greedy(), "argmax commit": commit()})
+        return
     numbers, least = packing.LEAST_NUMBERS[torch.float32], packing.LEAST_BYTES
     packing.LEAST_NUMBERS[torch.float32] = packing.LEAST_BYTES = 0
     found = {"command": "python results/speed/tried.py", "commit": commit(), "threads": torch.get_num_threads()}
@@ -133,6 +160,7 @@ def main():
     found["30m decoding packed"] = decoding()
     found["nano decoding, as shipped against"] = nano()
     found["documents 2,048 tokens at a time"] = documents()
+    found["argmax by numpy"] = greedy()
     write_json(HERE / "tried.json", found)
     print(json.dumps(found, indent=1))
 

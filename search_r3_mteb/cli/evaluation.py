@@ -260,10 +260,33 @@ def reproduce(  # noqa: PLR0913  an option is a parameter
 
 
 @app.command(cls=ExtensibleCommand)
-def bench(
-    kind: Annotated[list[str] | None, typer.Argument(help="reason, encode, rollout. [default: all]")] = None,
+def bench(  # noqa: PLR0913  an option is a parameter
+    kind: Annotated[list[str] | None, typer.Argument(help="reason, encode, rollout, context. [default: all]")] = None,
     output: Annotated[Path | None, typer.Option(help="A JSON file for the list of measurements.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Each case once, on nano: about a minute.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint to measure in place of nano, 30m and 120m.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of --model: float32, bfloat16, float16. [default: float32]", show_default=False)
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Turns of each side of --model. [default: 3]", min=1, show_default=False)
+    ] = None,
+    max_reasoning_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-reasoning-tokens",
+            "--budget",
+            help="The longest reasoning of --model, in tokens; the shortest has an eighth. [default: 256]",
+            min=8,
+            show_default=False,
+        ),
+    ] = None,
+    vllm: Annotated[
+        Path | None,
+        typer.Option(help="The Python of an environment with vLLM, a peer of --model.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare our speed and memory with the usual tools.
@@ -272,14 +295,25 @@ def bench(
     """
     from search_r3_mteb.evaluation.bench import bench as run
     from search_r3_mteb.evaluation.bench_cases import BENCHMARKS
+    from search_r3_mteb.evaluation.bench_work import RealModel
 
+    options = {"dtype": dtype, "rounds": rounds, "longest": max_reasoning_tokens, "vllm": vllm}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if dtype is not None:
+        choice("--dtype", dtype, ("float32", "bfloat16", "float16"))
+    if model is None and given:
+        raise ValueError(
+            "--dtype, --rounds, --max-reasoning-tokens and --vllm say how --model is measured. Name a model too."
+        )
+    real = None if model is None else RealModel(model, **given)
     console = console_here()
 
     def tell(record: dict[str, Any]) -> None:
         rates = f"{record['ours']:,.1f} against {record['theirs']:,.1f} {record['unit']}"
         console.print(f"{record['ratio']:6.2f} x  {record['case']}, {record['peer']}: {rates}", highlight=False)
 
-    records = run(kind or BENCHMARKS, quick=quick, output=output, tell=(lambda record: None) if as_json else tell)
+    silent = (lambda record: None) if as_json else tell
+    records = run(kind or BENCHMARKS, quick=quick, output=output, tell=silent, real=real)
     if as_json:
         print_json(records)
 

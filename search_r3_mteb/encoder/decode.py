@@ -18,7 +18,7 @@ from torch import Tensor
 from search_r3_mteb.encoder.backbone import Backbone
 from search_r3_mteb.encoder.graphs import Recorded
 from search_r3_mteb.encoder.masks import DecodeMasks
-from search_r3_mteb.encoder.sampling import Sampling
+from search_r3_mteb.encoder.sampling import Sampling, most_probable
 from search_r3_mteb.encoder.slots import Slots
 
 
@@ -211,7 +211,7 @@ class Decode:
         positions = slots.positions[:rows]
         logits = self.backbone.logits(slots.hidden[:rows])
         if self.draws is None:
-            token = logits.argmax(dim=-1)
+            token = most_probable(logits)
         else:
             logits = logits / self.sampling.temperature
             # Inverse of the cumulative distribution at the row's own uniform draw; float32 would lose rare tokens.

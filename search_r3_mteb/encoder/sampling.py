@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 
@@ -38,3 +38,13 @@ class Sampling:
                 generator.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
                 draws[index * group_size + place].uniform_(generator=generator)
         return draws
+
+
+def most_probable(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
+    """The token with the largest logit in each row, the first of several.
+
+    On a processor by numpy: the same ids, 4 to 15 times as fast as torch's argmax (results/speed/tried.json).
+    """
+    if logits.device.type != "cpu" or type(logits) is not Tensor:
+        return logits.argmax(dim=-1)
+    return torch.from_numpy(logits.numpy().argmax(axis=-1))

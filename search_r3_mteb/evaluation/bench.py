@@ -17,7 +17,8 @@ from search_r3_mteb.atomic import write_json
 from search_r3_mteb.evaluation.bench_cases import BENCHMARKS, Case, MemoryCase, cases
 from search_r3_mteb.evaluation.bench_memory import peak_bytes
 from search_r3_mteb.evaluation.bench_models import SIZES
-from search_r3_mteb.evaluation.bench_work import Subject
+from search_r3_mteb.evaluation.bench_vllm import check_python
+from search_r3_mteb.evaluation.bench_work import RealModel, Subject
 
 BenchRecord = dict[str, Any]
 
@@ -29,8 +30,11 @@ def bench(
     output: Path | None = None,
     tell: Callable[[BenchRecord], None] | None = None,
     measured: Sequence[BenchRecord] = (),
+    real: RealModel | None = None,
 ) -> list[BenchRecord]:
-    """Measure every case of these kinds; `quick` runs each once, on nano alone.
+    """Measure every case of these kinds on nano, 30m and 120m, or on the model `real`; `quick` runs each once.
+
+    Without `real`, `quick` runs nano alone.
 
     A record has `case`, `peer`, `ratio` (above 1: we are faster, or smaller), `ours` and `theirs` in `unit` (items per
     second, or MiB of peak memory above the loaded model), and `runs`, the number of rounds. `output` is rewritten after
@@ -42,8 +46,10 @@ def bench(
         raise ValueError(f"There is no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}.")
     records: list[BenchRecord] = list(measured)
     known = {(record["case"], record["peer"]) for record in measured}
-    for size in SIZES[:1] if quick else SIZES:
-        subject = Subject(size)
+    if real is not None and real.vllm is not None:
+        check_python(real.vllm)
+    sizes = SIZES[:1] if quick else SIZES
+    for subject in map(Subject, sizes) if real is None else (Subject.of(real),):
         for kind in kinds:
             for case in cases(kind, subject, quick):
                 if (case.case, case.peer) in known:

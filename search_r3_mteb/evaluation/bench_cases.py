@@ -5,17 +5,20 @@ there are more of them (a `Case` in which the peer is ourselves with few items).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from search_r3_mteb.encoder.checkpoints import resolve
 from search_r3_mteb.evaluation import bench_peers as peers
 from search_r3_mteb.evaluation.bench_memory import available
+from search_r3_mteb.evaluation.bench_vllm import VllmPeer
 from search_r3_mteb.evaluation.bench_work import (
     ROLLOUT_TOKENS,
     MemoryWork,
+    Stepping,
     Subject,
     one_by_one,
     reasoning_lengths,
@@ -24,12 +27,15 @@ from search_r3_mteb.evaluation.bench_work import (
     together,
 )
 
-BENCHMARKS = ("reason", "encode", "rollout")
+BENCHMARKS = ("reason", "encode", "rollout", "context")
 BATCHES = (1, 16, 64)
 FEW_AND_MANY_QUERIES = (100, 10_000)
 FEW_AND_MANY_DOCUMENTS = (1000, 100_000)
 FEW_TIMES = 10  # calls with few documents
+SHORT_AND_LONG_CONTEXT = (256, 2048)
+CONTEXT_ROWS = 16
 _SAME = 1e-4
+_SAME_HALF = 0.998  # cosine; a bfloat16 number has 8 bits, and the two sides add up in other orders, layer by layer
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,12 @@ class Case:
     ours: Callable[[], Any]
     theirs: Callable[[], Any]
     their_items: int | None = None  # where the peer does less of the same work
+    half: bool = False  # vectors of half precision are compared by their cosine
 
     def check(self, ours: Any, theirs: Any) -> float:
-        """Largest difference between the two sides' vectors; ValueError when they are not of the same work.
+        """Largest difference of the two sides' vectors, in half precision 1 - the least cosine.
+
+        ValueError when they are not of the same work.
 
         Of generated rows those with equal ids are compared: a near tie between two tokens may change a few rows.
         """
@@ -63,8 +72,12 @@ class Case:
             same = np.flatnonzero(equal)  # type: ignore[assignment]
         ours, theirs = np.asarray(ours)[same], np.asarray(theirs)[same]
         ours = ours[: len(theirs)]
-        difference = float(np.abs(ours - theirs).max())
-        if not difference < _SAME * max(1.0, float(np.abs(theirs).max())):
+        if self.half:
+            norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+            difference, most = float(1 - ((ours * theirs).sum(axis=1) / norms).min()), 1 - _SAME_HALF
+        else:
+            difference, most = float(np.abs(ours - theirs).max()), _SAME * max(1.0, float(np.abs(theirs).max()))
+        if not difference < most:
             raise ValueError(
                 f"{self.case} against {self.peer}: vectors differ by {difference}, so this is not the same work."
             )
@@ -84,14 +97,18 @@ class MemoryCase:
 
 def cases(kind: str, subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
     """All cases of one kind on one model."""
-    yield from {"reason": _reason, "encode": _encode, "rollout": _rollout}[kind](subject, quick)
+    kinds = {"reason": _reason, "encode": _encode, "rollout": _rollout, "context": _context}
+    for case in kinds[kind](subject, quick):
+        yield replace(case, half=subject.half) if isinstance(case, Case) else case
 
 
 def _amount(quick: int, nano: int, small: int, large: int, subject: Subject, is_quick: bool) -> int:
-    return quick if is_quick else {"nano": nano, "30m": small, "120m": large}[subject.size]
+    return quick if is_quick else {"nano": nano, "30m": small, "120m": large}[subject.scale]
 
 
 def _rounds(subject: Subject, quick: bool) -> int:
+    if subject.real is not None and not quick:
+        return subject.real.rounds
     return _amount(1, 3, 2, 1, subject, quick)
 
 
@@ -103,7 +120,7 @@ def _reason(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
             64: _amount(64, 192, 64, 64, subject, quick),
         }[batch]
         prompts = subject.prompts(count)
-        wanted = reasoning_lengths(count)
+        wanted = reasoning_lengths(count, subject.longest)
         ours = one_by_one if batch == 1 else together
         for name, peer in (
             ("(i) generate, then read again", peers.two_passes),
@@ -120,14 +137,56 @@ def _reason(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
                 partial(ours, subject, prompts, wanted, batch),
                 partial(peer, subject.checkpoint, prompts, wanted, batch),
             )
+        if batch > 1:
+            yield from _vllm_reason(subject, batch, prompts, wanted, quick)
 
     yield from _memory("reason", "(ii) generate(output_hidden_states=True)", subject, BATCHES[1:], quick)
     if subject.size == "nano":
         yield _flat_queries(subject, quick)
 
 
+def _vllm_reason(
+    subject: Subject, batch: int, prompts: list[list[int]], wanted: list[int], quick: bool
+) -> Iterator[Case]:
+    real, embed = subject.real, subject.checkpoint.embed_token_id
+    if real is None or real.vllm is None:
+        return
+    positions = max(map(len, prompts)) + subject.longest + 2
+    with VllmPeer(real.vllm, str(resolve(real.model)), real.dtype, batch, positions, writes=True) as peer:
+        yield Case(
+            f"reason {subject.size} batch {batch}",
+            "(v) vLLM, then read again by vLLM",
+            "queries/s",
+            len(prompts),
+            _rounds(subject, quick),
+            partial(together, subject, prompts, wanted, batch),
+            partial(peer.ask, prompts, embed, wanted),
+        )
+
+
+def _vllm_encode(subject: Subject, kind: str, documents: list[str], rounds: int) -> Iterator[Case]:
+    real, embed, encoder = subject.real, subject.checkpoint.embed_token_id, subject.encoder
+    if real is None or real.vllm is None:
+        return
+    prompts = [row.token_ids for row in encoder.renderer.render_batch(documents, "direct")]
+    with VllmPeer(real.vllm, str(resolve(real.model)), real.dtype, 64, encoder.max_length + 2, writes=False) as peer:
+        yield Case(
+            f"encode {subject.size} {kind} batch 64",
+            "(vi) vLLM's pooling, from token ids",
+            "documents/s",
+            len(documents),
+            rounds,
+            partial(encoder.encode_document, documents),
+            lambda: _unit(peer.ask(prompts, embed)[0]),
+        )
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
 def _memory(work: str, peer: str, subject: Subject, batches: Sequence[int], quick: bool) -> Iterator[MemoryCase]:
-    if not available() or (quick and work != "reason") or subject.size == "120m":
+    if not available() or (quick and work != "reason") or subject.scale == "120m" or subject.real is not None:
         return
     for batch in batches[:1] if quick else batches:
         whole = {"work": work, "size": subject.size, "batch": batch}
@@ -208,6 +267,8 @@ def _encode(subject: Subject, quick: bool) -> Iterator[Case | MemoryCase]:
             )
             if batch == 64 and subject.size == "nano":
                 yield _mteb_case(subject, kind, documents, texts, rounds)
+            if batch == 64:
+                yield from _vllm_encode(subject, kind, documents, rounds)
     yield from _memory("encode", "(iii) sentence-transformers", subject, (64,), quick)
     if subject.size == "nano":
         yield _flat_documents(subject, quick)
@@ -259,3 +320,27 @@ def _rollout(subject: Subject, quick: bool) -> Iterator[Case]:
             partial(rollouts, subject, prompts, group),
             partial(peers.separate_rollouts, subject.checkpoint, prompts, ROLLOUT_TOKENS, group),
         )
+
+
+def _context(subject: Subject, quick: bool) -> Iterator[Case]:
+    """The cost of a token where much has been read, against the cost where little has."""
+    rounds, steps = _rounds(subject, quick), _amount(2, 20, 6, 4, subject, quick)
+    most = (rounds + 1) * steps + 2  # a run warms up, and no row may end
+    short, long = (32, 256) if quick else SHORT_AND_LONG_CONTEXT
+    window = int(subject.checkpoint.model.config.get_text_config().max_position_embeddings)
+    long = min(long, window - most - 1)
+    if long < 2 * short:
+        raise ValueError(
+            f"{subject.size} reads {window} tokens: too few to compare a long context with one of {short}. "
+            "Leave the benchmark 'context' out."
+        )
+    few, much = (Stepping(subject, context, CONTEXT_ROWS, most) for context in (short, long))
+    yield Case(
+        f"context {subject.size} batch {CONTEXT_ROWS}, {short} to {long} tokens",
+        f"ourselves at {short} tokens",
+        "tokens/s",
+        CONTEXT_ROWS * steps,
+        rounds,
+        partial(much, steps),
+        partial(few, steps),
+    )

@@ -44,6 +44,14 @@ SHAPES = {
 }
 
 
+def nearest_size(parameters: int) -> str:
+    """The size of `SIZES` whose amount of work suits a model of so many parameters: each fits up to twice its own."""
+    for size, most in zip(SIZES, (4_000_000, 60_000_000), strict=False):
+        if parameters <= most:
+            return size
+    return SIZES[-1]
+
+
 def checkpoint(size: str, seed: int = 0) -> Checkpoint:
     """The bundled nano if it is there, else a random float32 Qwen2 of that size with the default prompts."""
     from search_r3_mteb.encoder.checkpoints import ASSETS, load
@@ -134,5 +142,14 @@ def texts(words: list[int], known: Any, seed: int = 0) -> list[str]:
 def whole_words(known: Any, marked: bool = False) -> list[str]:
     """Words that are one token in the middle of a text; `marked`: as the vocabulary spells them."""
     marks = ("Ġ", "▁")
-    pieces = [piece for piece in known.get_vocab() if piece[:1] in marks and piece[1:].isalpha() and len(piece) > 2]
+    pieces = [
+        piece
+        for piece in known.get_vocab()
+        if piece[:1] in marks and piece[1:].isalpha() and piece[1:].isascii() and len(piece) > 2
+    ]
+    if not pieces:
+        raise ValueError(
+            "The benchmark writes texts of words that are one token each, and this tokenizer marks none as the start "
+            "of a word (Ġ or ▁). Measure a model with a byte-level or SentencePiece vocabulary."
+        )
     return sorted(piece if marked else piece[1:] for piece in pieces)

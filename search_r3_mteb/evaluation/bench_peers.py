@@ -3,7 +3,8 @@
 (i)   two passes, as in the released example: `generate`, then the prompt and the reply through the model again;
 (ii)  one pass that keeps all states: `generate(output_hidden_states=True)`;
 (iii) sentence-transformers' own Transformer and Pooling on the backbone, with the prompt written into the text;
-(iv)  MTEB's wrapper around (iii).
+(iv)  MTEB's wrapper around (iii);
+(v)   and (vi) are vLLM: `bench_vllm.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,7 +95,7 @@ def keeping_hidden_states(
         # The states of generation step t are those of the token that step t - 1 said.
         vectors += [states[n + 1][-1][row, -1] for row, n in enumerate(due)]
         replies += [row[: n + 1] for row, n in zip(said, due, strict=True)]
-    return torch.stack(vectors), replies
+    return torch.stack(vectors).float(), replies
 
 
 def separate_rollouts(
@@ -110,13 +111,13 @@ def separate_rollouts(
 
 @torch.no_grad()
 def read(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "rows dim"]:
-    """Last states of whole sequences in one left-padded batch, without the head."""
+    """Last states of whole sequences in one left-padded batch, without the head, as float32."""
     ids, mask = left_padded(sequences, checkpoint)
     architecture = Architecture(unwrap(checkpoint.model))
     inputs = architecture.inputs((mask.cumsum(1) - 1).clamp(min=0))
     output = architecture.backbone(input_ids=ids, attention_mask=mask, use_cache=False, **inputs)
     states: Tensor = output.last_hidden_state[:, -1]
-    return states
+    return states.float()
 
 
 def left_padded(sequences: Sequence[Sequence[int]], checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
@@ -137,7 +138,7 @@ def sentence_transformer(checkpoint: Checkpoint, folder: Path, max_length: int) 
     tokenizer.model_max_length = max_length
     checkpoint.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    backbone = Transformer(str(folder))
+    backbone = Transformer(str(folder), model_kwargs={"dtype": checkpoint.model.dtype})
     # AutoTokenizer exchanges the pre-tokenizer of folders of this architecture; the same ids are wanted here.
     backbone.processor = tokenizer
     pooling = Pooling(backbone.get_embedding_dimension(), pooling_mode="lasttoken")
@@ -205,4 +206,5 @@ def _generated(
 
 
 def _pad(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.tokenizer.pad_token_id)
+    pad = checkpoint.tokenizer.pad_token_id
+    return int(checkpoint.embed_token_id if pad is None else pad)  # it is masked: any id will do

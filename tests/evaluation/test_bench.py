@@ -21,7 +21,8 @@ from search_r3_mteb.evaluation import bench as module
 from search_r3_mteb.evaluation import bench_peers
 from search_r3_mteb.evaluation.bench_cases import BENCHMARKS, Case, cases
 from search_r3_mteb.evaluation.bench_memory import available, peak_bytes
-from search_r3_mteb.evaluation.bench_work import Subject
+from search_r3_mteb.evaluation.bench_models import nearest_size, whole_words
+from search_r3_mteb.evaluation.bench_work import RealModel, Stepping, Subject
 from tests.conftest import build_model, build_tokenizer
 from tests.encoder.test_chat_templates import LLAMA
 from tests.encoder.test_probe import tiny_causal
@@ -196,3 +197,103 @@ def test_the_peers_count_positions_as_the_architecture_does():
     torch.testing.assert_close(bench_peers.read(checkpoint, rows), wanted, atol=1e-4, rtol=1e-4)
     plain = causal.base_model(input_ids=torch.tensor(rows[:1]), position_ids=torch.arange(5)[None]).last_hidden_state
     assert not torch.allclose(plain[:, -1], wanted[:1], atol=1e-2), "control"
+
+
+# ---- a real model ----------------------------------------------------------------------------------------------------
+
+
+def of_half(case, cosine):
+    """A case of half precision whose vectors have this cosine."""
+    angle = np.array([[1.0, 0.0], [cosine, (1 - cosine**2) ** 0.5]])
+    return replace(case, ours=lambda: angle[:1], theirs=lambda: 3 * angle[1:])
+
+
+def test_half_precision_is_compared_by_the_direction_of_vectors():
+    near = replace(of_half(case(), 0.9995), half=True)
+    assert near.check(near.ours(), near.theirs()) == pytest.approx(5e-4)
+    far = replace(of_half(case(), 0.99), half=True)
+    with pytest.raises(ValueError, match="this is not the same work"):
+        far.check(far.ours(), far.theirs())
+    full = replace(near, half=False)
+    with pytest.raises(ValueError, match="this is not the same work"):
+        full.check(full.ours(), full.theirs())  # control: in float32 the same vectors are refused
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_is_measured_in_the_type_that_is_named(dtype):
+    subject = Subject.of(RealModel("nano", dtype, longest=16, rounds=2))
+    assert (subject.size, subject.scale, subject.half) == (f"nano {dtype}", "nano", dtype == "bfloat16")
+    one = next(cases("reason", subject, quick=True))
+    assert module.measure(one)["case"] == f"reason nano {dtype} batch 1"
+    _, ids = one.ours()
+    assert max(map(len, ids)) <= 16 + 1, "the longest reasoning that was asked for, and the embed token"
+    assert one.half == subject.half
+    assert next(cases("reason", subject, quick=False)).rounds == 2
+    peer = subject.peer
+    assert {parameter.dtype for parameter in peer.parameters()} == {subject.checkpoint.model.dtype}
+
+
+def test_the_benchmark_of_a_checkpoint_has_its_name(monkeypatch):
+    monkeypatch.setattr(module, "cases", lambda kind, subject, quick: iter([replace(case(), case=subject.size)]))
+    records = module.bench(["reason"], real=RealModel("nano", "bfloat16"))
+    assert [record["case"] for record in records] == ["nano bfloat16"]
+    monkeypatch.setattr(module, "SIZES", ("nano",))
+    assert [record["case"] for record in module.bench(["reason"])] == ["nano"], "control: the sizes"
+
+
+def test_sizes_of_work():
+    assert [nearest_size(count) for count in (700_000, 30_000_000, 135_000_000, 7_000_000_000)] == [
+        "nano", "30m", "120m", "120m"
+    ]  # fmt: skip
+
+
+def test_a_model_that_cannot_be_measured_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="4 reasoning tokens and 3 rounds"):
+        RealModel("nano", longest=4)
+    with pytest.raises(ValueError, match="marks none as the start of a word"):
+        whole_words(build_tokenizer_without_words())
+    small = Subject.of(RealModel("nano"))
+    small.checkpoint.model.config.max_position_embeddings = 400
+    with pytest.raises(ValueError, match="reads 400 tokens: too few to compare a long context with one of 256"):
+        next(cases("context", small, quick=False))
+
+
+def build_tokenizer_without_words():
+    class Bytes:
+        def get_vocab(self):
+            return {"a": 0, "bc": 1, "Ġ12": 2, "Ġé": 3}
+
+    return Bytes()
+
+
+def test_rows_take_the_steps_that_are_timed():
+    subject = Subject("nano")
+    stepping = Stepping(subject, 40, 6, most=9)
+    before = subject.checkpoint.model.training
+    assert stepping(3).tolist() == [[3]] * 6
+    assert stepping(2).tolist() == [[2]] * 6
+    contexts = stepping._run.slots.positions[:6].tolist()
+    assert sorted(contexts) == [40 - 8 + 5] * 3 + [40 + 5] * 3
+    assert subject.checkpoint.model.training == before
+    one = next(cases("context", subject, quick=True))
+    assert one.case == "context nano batch 16, 32 to 256 tokens"
+    assert module.measure(one)["unit"] == "tokens/s"
+
+
+def test_a_python_without_vllm_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        module.bench(["reason"], real=RealModel("nano", vllm=tmp_path / "python"))
+    plain = tmp_path / "plain"
+    plain.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    plain.chmod(0o700)
+    with pytest.raises(ValueError, match="this Python has no vLLM"):
+        module.bench(["reason"], real=RealModel("nano", vllm=plain))
+
+
+def test_options_of_a_model_need_one(call):
+    code, _, err = call("bench", "context", "--dtype", "bfloat16")
+    assert code == 2
+    assert "Name a model too" in err
+    code, out, _ = call("bench", "context", "--quick", "--model", "nano", "--dtype", "float32", "--json")
+    assert code == 0
+    assert [row["case"] for row in json.loads(out)] == ["context nano float32 batch 16, 32 to 256 tokens"]

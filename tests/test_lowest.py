@@ -85,7 +85,7 @@ def test_a_requirement_without_a_bound_to_test_is_refused_by_name(pyproject, lin
 # Modules that a distribution of another name provides.
 PROVIDED_BY = {"faiss": "faiss-cpu", "Stemmer": "pystemmer", "pytrec_eval": "pytrec-eval-terrier", "yaml": "pyyaml"}
 PROVIDED_BY |= {"haystack": "haystack-ai", "haystack_integrations": "sentence-transformers-haystack"}
-PROVIDED_BY |= {"llama_index": "llama-index-core", "pydantic_core": "pydantic"}
+PROVIDED_BY |= {"PIL": "pillow", "llama_index": "llama-index-core", "pydantic_core": "pydantic"}
 FRAMEWORKS = ["langchain", "llamaindex", "haystack"]  # each an extra, for one module of the package
 OPTIONAL = [*FRAMEWORKS, "serve", "parquet", "vllm"]
 

@@ -22,7 +22,9 @@ def script():
 
 def test_the_page_is_up_to_date(script):
     assert (FOLDER / "profiles.md").read_text(encoding="utf-8") == script.page()
-    assert "results/checkpoints/profiles.md" in (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "results/checkpoints/profiles.md" in (FOLDER.parents[1] / "docs" / "checkpoints.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_file_on_the_page_is_complete_and_loads(tmp_path):

@@ -26,7 +26,7 @@ from search_r3_mteb.evaluation.bench_work import RealModel, Stepping, Subject
 from tests.conftest import build_model, build_tokenizer
 from tests.encoder.test_chat_templates import LLAMA
 from tests.encoder.test_probe import tiny_causal
-from tests.programs import python
+from tests.programs import mostly_slow, python
 
 only_on_linux = pytest.mark.skipif(not available(), reason="only Linux can reset a recorded peak")
 
@@ -83,9 +83,7 @@ def test_work_that_is_not_the_same_has_no_ratio():
         module.measure(case(difference=0.01))
 
 
-@pytest.mark.parametrize(
-    ("kind", "least"), [("reason", 3), pytest.param("encode", 9, marks=pytest.mark.slow), ("rollout", 2)]
-)
+@pytest.mark.parametrize(("kind", "least"), mostly_slow([("reason", 3), ("encode", 9), ("rollout", 2)], ("rollout", 2)))
 def test_the_peers_do_the_same_work(kind, least):
     """The real libraries on nano: `measure` raises where a side's vectors or lengths are not the other's."""
     timed = (one for one in cases(kind, Subject("nano"), quick=True) if isinstance(one, Case))

@@ -154,7 +154,8 @@ def test_mteb_evaluates_them_as_search_models(writer, sentences, kind):
     assert scores["hit_rate_at_1"] == pytest.approx(sum(first) / 2)
 
 
-@pytest.mark.parametrize("kind", ["feedback", pytest.param("rocchio", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["feedback", "rocchio"])
 def test_mteb_conformity(writer, sentences, monkeypatch, kind):
     import mteb
 

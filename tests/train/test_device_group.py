@@ -39,7 +39,8 @@ def test_processes_without_cpu_collectives_are_one_process(tmp_path, trained, st
         assert found["gap_max"] == pytest.approx(0.5, abs=1e-3), "the largest gap of all processes, not their mean"
 
 
-@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "rl"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_shards_learn_what_one_process_learns(tmp_path, trained, stage):
     """FSDP2 through a whole run, stopped and resumed once: weights, losses, and the outputs of the export."""
     found = work(f"{stage}-sharded", tmp_path, trained / "last")

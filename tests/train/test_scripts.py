@@ -45,6 +45,7 @@ def test_each_way_to_start_finds_the_libraries_own_modules(how, script, tmp_path
     assert found == {room: str(tmp_path / f"{room}.py") for room in ROOMS}
 
 
+@pytest.mark.slow
 def test_without_the_guard_our_folders_hide_them(tmp_path):
     """The control: the same script with its guard cut out."""
     text = (ROOT / "train" / "rl.py").read_text()

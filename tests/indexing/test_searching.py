@@ -191,6 +191,15 @@ def test_what_cannot_be_is_said(call, folder, corpus, model, arguments, message)
     assert len(SearchIndex.open(folder)) == 3
 
 
+def test_another_model_is_answered_with_the_command_that_works(call, folder):
+    for other in ("nano", "mini"):
+        code, _, err = call("search", folder, "q", "--model", other)
+        assert code == 2
+        command = " ".join(err.split()).rpartition("loaded as it was then: ")[2]
+        assert command == f"search-r3 search {folder} QUESTION"
+    assert call(*command.split()[1:])[0] == 0
+
+
 def test_a_damaged_index_is_refused_unless_only_sizes_are_compared(call, folder):
     [file] = folder.glob("part-*/vectors.npy")
     content = bytearray(file.read_bytes())

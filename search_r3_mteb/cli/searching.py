@@ -1,5 +1,6 @@
 """Commands of an index: index, search."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +18,17 @@ from search_r3_mteb.cli.options import (
     TitleColumnOption,
     app,
 )
-from search_r3_mteb.cli.shared import choice, console_here, counted, long_work, print_json, said, settings_of
+from search_r3_mteb.cli.shared import (
+    arguments_given,
+    choice,
+    console_here,
+    counted,
+    long_work,
+    model_or_nano,
+    print_json,
+    said,
+    settings_of,
+)
 from search_r3_mteb.terminal import beginning
 
 if TYPE_CHECKING:
@@ -93,7 +104,7 @@ def index(  # noqa: PLR0913  an option is a parameter
         if kind != "auto":
             how["kind"] = kind
         with long_work():
-            built = _build(corpus, columns, model or "nano", output, settings, how)
+            built = _build(corpus, columns, model_or_nano(model), output, settings, how)
         said(console, f"Written to {output}:")
         console.print(*_described(built), sep="\n", soft_wrap=True)
         said(console, f"Search it: search-r3 search {output} 'QUESTION'")
@@ -190,7 +201,8 @@ def _open(corpus: str, model: str | None, settings: dict[str, Any], changed: boo
 
     if not is_index(Path(corpus)) and not changed and Path(corpus).exists():
         raise ValueError(
-            f"{corpus} is not an index. To build one from it, say where: search-r3 index {corpus} --output FOLDER."
+            f"{corpus} is not an index. To build one from it, say where: "
+            f"{shlex.join(['search-r3', *arguments_given()])} --output FOLDER"
         )
     return SearchIndex.open(corpus, model, verify=False, **settings)
 

@@ -75,7 +75,7 @@ def check_encoding(
 
 
 def check_model(folder: Path, wanted: Mapping[str, Any], model: str | None, given: str | Path) -> None:
-    """OtherEncodingError unless `given`, which could not be loaded as the index asks for, is the model of its documents."""
+    """OtherEncodingError unless `given`, which could not be loaded as the index asks, is the model of its documents."""
     checkpoint = load(given, dtype=wanted["dtype"], probe=False)
     if checkpoint.fingerprint() != wanted["checkpoint"]:
         raise OtherEncodingError(

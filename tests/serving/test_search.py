@@ -43,7 +43,7 @@ def searched(folder):
 def test_without_a_model_that_of_the_index_is_served(folder):
     """Regression: it was nano, in its own length of prompts, which the index refused."""
     with serving(None, [folder]) as server:
-        assert (server.encoder.name, server.encoder.max_length) == ("nano", 128)
+        assert (server.encoder.name, server.encoder.max_length) == ("search-r3-mteb/nano", 128)
         assert "Serving nano at" in server.prepared.lines[0]
         assert post(server, query="who?", mode="direct", k=1)[0] == 200
 

@@ -34,6 +34,7 @@ from search_r3_mteb.terminal import beginning
 if TYPE_CHECKING:
     from search_r3_mteb.indexing.index import SearchIndex
     from search_r3_mteb.indexing.results import SearchResult
+    from search_r3_mteb.tasks.beir_folder import Query
 
 _AT_ONCE = 512  # questions that are encoded together
 
@@ -224,8 +225,6 @@ def _asked(questions: list[str], file: str | None) -> Iterator[list[tuple[str, s
     """(id, question), some at a time."""
     from itertools import islice
 
-    from search_r3_mteb.files import iter_queries
-
     if bool(questions) == (file is not None):
         raise ValueError("Give questions (or - for standard input), or --file FILE of them: one of the two.")
     if "-" in questions[1:] or (len(questions) > 1 and questions[0] == "-"):
@@ -235,9 +234,21 @@ def _asked(questions: list[str], file: str | None) -> Iterator[list[tuple[str, s
     if questions and questions != ["-"]:
         stream: Iterator[tuple[str, str]] = ((str(number), text) for number, text in enumerate(questions, start=1))
     else:
-        stream = ((query.id, query.text) for query in iter_queries(file if file is not None else "-"))
+        stream = ((query.id, query.text) for query in _queries(file if file is not None else "-"))
     while some := list(islice(stream, _AT_ONCE)):
         yield some
+
+
+def _queries(source: str) -> "Iterator[Query]":
+    """Questions of a file. Raises ValueError, without options that `search` does not have."""
+    from search_r3_mteb.files import iter_queries
+    from search_r3_mteb.files.columns import ColumnError
+
+    try:
+        yield from iter_queries(source)
+    except ColumnError as error:
+        usual = {"text": "question", "id": "id"}[error.option]
+        raise ValueError(f"{error.what} Call the right one {usual!r}.") from error
 
 
 def _lines(source: str) -> list[str]:

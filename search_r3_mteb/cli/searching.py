@@ -278,7 +278,7 @@ def _show(result: "SearchResult") -> None:
         console.print(f"[dim]reasoning ({len(thought.token_ids)} tokens{end}):[/dim] {escape(thought.text.strip())}")
     for rank, hit in enumerate(result.hits, start=1):
         id_, title, text = (escape(beginning(each)) for each in (hit.id, hit.title, " ".join(hit.text.split())))
-        console.print(f"{rank:>3}  [dim]{hit.score:.3f}[/dim] {id_}  [bold]{title}[/bold]")
+        console.print(f"{rank:>3}  [dim]{hit.score:z.3f}[/dim] {id_}  [bold]{title}[/bold]")
         console.print(f"     {text}")
     if not result.hits:
         console.print("     The index holds no documents.")

@@ -119,7 +119,8 @@ def index(  # noqa: PLR0913  an option is a parameter
     with long_work():
         found = _open(corpus, model, settings, bool(asked))
         if add is not None:
-            console.print(f"{_documents(found.add(_read(add, columns), replace=replace))} added.")
+            written, replaced = found.written(_read(add, columns), replace=replace)
+            console.print(f"{_documents(written - replaced)} added{f', {replaced:,} replaced' if replace else ''}.")
         elif remove or remove_file:
             ids = list(remove or ()) or _lines(str(remove_file))
             console.print(f"{_documents(found.remove(ids, missing_ok=missing_ok))} removed.")

@@ -88,7 +88,10 @@ def _remedy(folder: Path, model: str | None) -> str:
     if model is None:
         return "Search with the model that made the index, loaded as it was then, or build another index with this one."
     command = shlex.join(["search-r3", "search", str(folder), "QUESTION"])
-    return f"Where none is named, the index's own model is taken, {model}, loaded as it was then: {command}"
+    return (
+        f"Either build another index with this one, or name no model, and the index's own is taken, {model}, loaded as "
+        f"it was then: {command}"
+    )
 
 
 def origin_of(encoder: SearchR3Encoder, model: str | Path | None) -> dict[str, Any]:

@@ -172,6 +172,10 @@ class SearchIndex:
 
         `replace`: a document whose id is there takes that one's place; without it that is a ValueError.
         """
+        return self.written(documents, replace=replace)[0]
+
+    def written(self, documents: Iterable[Any], *, replace: bool = False) -> tuple[int, int]:
+        """`add`; the number of documents, and how many of them took the place of another."""
         return writing.write_more(
             self.folder,
             lambda look: writing.embedded(self.folder, documents, self.encoder, look),

@@ -128,7 +128,10 @@ def test_documents_are_added_replaced_and_removed(call, folder, tmp_path):
     assert (code, "1 document added." in out, len(SearchIndex.open(folder))) == (0, True, 4)
     code, _, err = call("index", folder, "--add", tmp_path / "more.jsonl")
     assert (code, "has a document 'd' already" in err) == (2, True)
-    assert call("index", folder, "--add", tmp_path / "more.jsonl", "--replace")[0] == 0
+    (tmp_path / "more.jsonl").write_text('{"_id": "d", "text": "Birds sang."}\n{"_id": "e", "text": "Bees hum."}\n')
+    code, out, _ = call("index", folder, "--add", tmp_path / "more.jsonl", "--replace")
+    assert (code, "1 document added, 1 replaced." in out) == (0, True)
+    assert call("index", folder, "--remove", "e")[0] == 0
     code, _, err = call("index", folder, "--remove", "a", "--remove", "zz")
     assert (code, "the first is 'zz'. Nothing was removed" in err, len(SearchIndex.open(folder))) == (2, True, 4)
     code, out, _ = call("index", folder, "--remove", "a", "--remove", "zz", "--missing-ok")

@@ -174,9 +174,15 @@ def _write_page(plan: ComparisonPlan, runs: ComparedRuns, pairs: Sequence[Family
     ]
     if sections:
         sections.append(TextSection("method", "How to read this", NOTES))
-    controls = {_name(each) for each in runs.rows if each.control is not None}
-    named = {"baselines": _baselines(plan, runs), "controls": controls}
-    write_page(Content(evidence, table_rows(evidence), (), title=TITLE, texts=sections, **named), path)
+    content = Content(
+        evidence,
+        table_rows(evidence),
+        title=TITLE,
+        texts=sections,
+        baselines=_baselines(plan, runs),
+        controls={_name(each) for each in runs.rows if each.control is not None},
+    )
+    write_page(content, path)
 
 
 def _baselines(plan: ComparisonPlan, runs: ComparedRuns) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from search_r3_mteb.files.columns import ColumnError, Columns, logger
 from search_r3_mteb.files.documents import iter_documents, iter_queries
-from search_r3_mteb.files.judgements import Ids, iter_judgements, judgement_files
+from search_r3_mteb.files.judgements import IdColumns, iter_judgements, judgement_files
 from search_r3_mteb.files.opening import STANDARD_INPUT, check_source, name_of
 from search_r3_mteb.tasks.beir_folder import Document, Judgement, Query, read_qrels, write_beir
 
@@ -67,7 +67,7 @@ def convert(
         check_source(each)
     documents = _Seen(lambda: _with_some_text(source, iter_documents(source, columns, keep_empty=True)))
     asked = _Seen(lambda: _queries(queries or source, query_columns))
-    ids = (query_columns and query_columns.id, columns and columns.id)
+    ids = (query_columns.id if query_columns else None, columns.id if columns else None)
     counts: dict[str, int] = {}
     write_beir(
         output,
@@ -119,7 +119,7 @@ class _Seen(Iterable[Identified]):
 
 
 def _judged(
-    given: tuple[str | Path, str, Ids], documents: set[str], queries: set[str], counts: dict[str, int]
+    given: tuple[str | Path, str, IdColumns], documents: set[str], queries: set[str], counts: dict[str, int]
 ) -> Iterator[Judgement]:
     """The judgements of a file (with its split, and names of columns), which is read after documents and queries.
 

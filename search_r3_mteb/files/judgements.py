@@ -25,7 +25,7 @@ from search_r3_mteb.tasks.beir_folder import JUDGEMENT_COLUMNS, Judgement, is_re
 _ROLES = ("query id", "document id", "relevance")
 _STEMS = ("qrels", "judgements", "judgments")
 _TEST = "test"
-Ids: TypeAlias = tuple[str | None, str | None]  # names of the columns of a query's and of a document's id
+IdColumns: TypeAlias = tuple[str | None, str | None]  # names of the columns of a query's and of a document's id
 
 
 def judgement_files(folder: Path) -> dict[str, Path]:
@@ -58,7 +58,7 @@ def has_tables(folder: Path) -> bool:
     return other or set(judgement_files(folder)) != set(splits(folder))
 
 
-def iter_judgements(source: str | Path, ids: Ids = (None, None)) -> Iterator[Judgement]:
+def iter_judgements(source: str | Path, ids: IdColumns = (None, None)) -> Iterator[Judgement]:
     """Stream the judgements of a .csv, .tsv, .jsonl, .json, .parquet or standard input, whose columns have usual names.
 
     `ids` are the columns of the queries' and of the documents' own ids: where no column has a usual name, the one of
@@ -89,7 +89,7 @@ def iter_judgements(source: str | Path, ids: Ids = (None, None)) -> Iterator[Jud
         raise ValueError(f"{place} holds no judgement.")
 
 
-def _records(source: str | Path, place: str, ids: Ids) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _records(source: str | Path, place: str, ids: IdColumns) -> Iterator[tuple[str, Mapping[str, Any]]]:
     with opened(source) as stream:
         format_, delimiter = format_of(source, stream)
         if format_ in ("json", "json lines"):
@@ -105,7 +105,7 @@ def _records(source: str | Path, place: str, ids: Ids) -> Iterator[tuple[str, Ma
             yield from _table(lines_of(stream, place), place, delimiter or "\t", ids)
 
 
-def _table(lines: Iterator[str], place: str, delimiter: str, ids: Ids) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _table(lines: Iterator[str], place: str, delimiter: str, ids: IdColumns) -> Iterator[tuple[str, Mapping[str, Any]]]:
     first = next(lines, "")
     names: list[str] = []
     for parting in (delimiter, *(each for each in DELIMITERS if each != delimiter)):
@@ -128,7 +128,7 @@ def _table(lines: Iterator[str], place: str, delimiter: str, ids: Ids) -> Iterat
         raise ValueError(f"{place}, line {reader.line_num + 1}: not a row of cells ({error}).") from error
 
 
-def _found(names: Sequence[str], ids: Ids = (None, None)) -> list[str | None]:
+def _found(names: Sequence[str], ids: IdColumns = (None, None)) -> list[str | None]:
     plain = [re.sub(r"[^a-z]", "", name.lower()) for name in names]
     found = [
         next((name for name, letters in zip(names, plain, strict=True) if letters in usual), None)
@@ -141,7 +141,7 @@ def _found(names: Sequence[str], ids: Ids = (None, None)) -> list[str | None]:
     return found
 
 
-def _columns(names: Sequence[str], place: str, ids: Ids) -> list[str | None]:
+def _columns(names: Sequence[str], place: str, ids: IdColumns) -> list[str | None]:
     found = _found(names, ids)
     for role, name in list(zip(_ROLES, found, strict=True))[:2]:
         if name is None:

@@ -177,6 +177,7 @@ def _write_page(plan: ComparisonPlan, runs: ComparedRuns, pairs: Sequence[Family
     content = Content(
         evidence,
         table_rows(evidence),
+        (),
         title=TITLE,
         texts=sections,
         baselines=_baselines(plan, runs),

@@ -316,6 +316,7 @@ def test_a_writer_stands_beside_its_baseline_with_its_texts_and_its_anchor(model
     captions = " ".join(each["caption"] for each in data["figures"].values())
     assert "text was cut where its budget ended" in captions
     assert "embed token" not in captions  # none of these has one
+    assert "The search with the final vector is not timed" in page
 
 
 def test_a_checkpoint_keeps_its_own_pair_and_its_token(plan, beir):

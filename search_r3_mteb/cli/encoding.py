@@ -13,13 +13,14 @@ from search_r3_mteb.cli.options import (
     IdColumnOption,
     JsonOption,
     ModelOption,
+    ModelOrNanoOption,
     NoQuotesOption,
     SetOption,
     TextColumnOption,
     TitleColumnOption,
     app,
 )
-from search_r3_mteb.cli.shared import choice, console_here, long_work, print_json, said, settings_of
+from search_r3_mteb.cli.shared import choice, console_here, long_work, model_or_nano, print_json, said, settings_of
 from search_r3_mteb.terminal import beginning
 
 
@@ -97,7 +98,7 @@ def explain(  # noqa: PLR0913  an option is a parameter
         str,
         typer.Option(help="A BEIR folder, .csv, .tsv, .parquet, .jsonl, one document per line, - , or a task."),
     ],
-    model: ModelOption = "nano",
+    model: ModelOrNanoOption = None,
     top: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 5,
     reasoning: Annotated[
         str | None, typer.Option(help="A reasoning to read in place of the model's own.", show_default=False)
@@ -122,7 +123,8 @@ def explain(  # noqa: PLR0913  an option is a parameter
 
     with long_work():
         documents = read_documents(corpus, Columns(id, text, title, not no_quotes))
-    encoder = SearchR3Encoder(model, **settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine))
+        chosen = model_or_nano(model, corpus)
+    encoder = SearchR3Encoder(chosen, **settings_of(setting, max_reasoning_tokens=max_reasoning_tokens, engine=engine))
     found = look(encoder, documents, question, top, reasoning)
     if as_json:
         print_json(found.to_dict())

@@ -61,5 +61,7 @@ def convert(  # noqa: PLR0913  an option is a parameter
     said(console, f"Written to {output}: {documents}, {counted(done.queries, 'query', 'queries')}")
     for name, count in done.judgements.items():
         said(console, f"  {counted(count, 'judgement', 'judgements')} of split {name}")
+    if done.queries and not done.judgements:
+        said(console, "Without judgements only explain, index and search work with it. For evaluate: --judgements FILE")
     if done.judgements:
         said(console, f"Try it: search-r3 evaluate --model mini --task {output}")

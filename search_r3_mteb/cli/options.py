@@ -62,6 +62,15 @@ ModelOption = Annotated[
     typer.Option("--model", help="nano or mini (bundled), a folder, a LoRA folder, or a hub id.", show_default=True),
 ]
 
+ModelOrNanoOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="nano or mini (bundled), a folder, a LoRA folder, or a hub id. [default: nano]",
+        show_default=False,
+    ),
+]
+
 
 BudgetOption = Annotated[
     int | None,

@@ -1,5 +1,6 @@
 """Commands of an index: index, search."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -17,12 +18,23 @@ from search_r3_mteb.cli.options import (
     TitleColumnOption,
     app,
 )
-from search_r3_mteb.cli.shared import choice, console_here, counted, long_work, print_json, said, settings_of
+from search_r3_mteb.cli.shared import (
+    arguments_given,
+    choice,
+    console_here,
+    counted,
+    long_work,
+    model_or_nano,
+    print_json,
+    said,
+    settings_of,
+)
 from search_r3_mteb.terminal import beginning
 
 if TYPE_CHECKING:
     from search_r3_mteb.indexing.index import SearchIndex
     from search_r3_mteb.indexing.results import SearchResult
+    from search_r3_mteb.tasks.beir_folder import Query
 
 _AT_ONCE = 512  # questions that are encoded together
 
@@ -93,7 +105,7 @@ def index(  # noqa: PLR0913  an option is a parameter
         if kind != "auto":
             how["kind"] = kind
         with long_work():
-            built = _build(corpus, columns, model or "nano", output, settings, how)
+            built = _build(corpus, columns, model_or_nano(model), output, settings, how)
         said(console, f"Written to {output}:")
         console.print(*_described(built), sep="\n", soft_wrap=True)
         said(console, f"Search it: search-r3 search {output} 'QUESTION'")
@@ -107,7 +119,8 @@ def index(  # noqa: PLR0913  an option is a parameter
     with long_work():
         found = _open(corpus, model, settings, bool(asked))
         if add is not None:
-            console.print(f"{_documents(found.add(_read(add, columns), replace=replace))} added.")
+            written, replaced = found.written(_read(add, columns), replace=replace)
+            console.print(f"{_documents(written - replaced)} added{f', {replaced:,} replaced' if replace else ''}.")
         elif remove or remove_file:
             ids = list(remove or ()) or _lines(str(remove_file))
             console.print(f"{_documents(found.remove(ids, missing_ok=missing_ok))} removed.")
@@ -190,7 +203,8 @@ def _open(corpus: str, model: str | None, settings: dict[str, Any], changed: boo
 
     if not is_index(Path(corpus)) and not changed and Path(corpus).exists():
         raise ValueError(
-            f"{corpus} is not an index. To build one from it, say where: search-r3 index {corpus} --output FOLDER."
+            f"{corpus} is not an index. To build one from it, say where: "
+            f"{shlex.join(['search-r3', *arguments_given()])} --output FOLDER"
         )
     return SearchIndex.open(corpus, model, verify=False, **settings)
 
@@ -212,8 +226,6 @@ def _asked(questions: list[str], file: str | None) -> Iterator[list[tuple[str, s
     """(id, question), some at a time."""
     from itertools import islice
 
-    from search_r3_mteb.files import iter_queries
-
     if bool(questions) == (file is not None):
         raise ValueError("Give questions (or - for standard input), or --file FILE of them: one of the two.")
     if "-" in questions[1:] or (len(questions) > 1 and questions[0] == "-"):
@@ -223,9 +235,21 @@ def _asked(questions: list[str], file: str | None) -> Iterator[list[tuple[str, s
     if questions and questions != ["-"]:
         stream: Iterator[tuple[str, str]] = ((str(number), text) for number, text in enumerate(questions, start=1))
     else:
-        stream = ((query.id, query.text) for query in iter_queries(file if file is not None else "-"))
+        stream = ((query.id, query.text) for query in _queries(file if file is not None else "-"))
     while some := list(islice(stream, _AT_ONCE)):
         yield some
+
+
+def _queries(source: str) -> "Iterator[Query]":
+    """Questions of a file. Raises ValueError, without options that `search` does not have."""
+    from search_r3_mteb.files import iter_queries
+    from search_r3_mteb.files.columns import ColumnError
+
+    try:
+        yield from iter_queries(source)
+    except ColumnError as error:
+        usual = {"text": "question", "id": "id"}[error.option]
+        raise ValueError(f"{error.what} Call the right one {usual!r}.") from error
 
 
 def _lines(source: str) -> list[str]:
@@ -255,7 +279,7 @@ def _show(result: "SearchResult") -> None:
         console.print(f"[dim]reasoning ({len(thought.token_ids)} tokens{end}):[/dim] {escape(thought.text.strip())}")
     for rank, hit in enumerate(result.hits, start=1):
         id_, title, text = (escape(beginning(each)) for each in (hit.id, hit.title, " ".join(hit.text.split())))
-        console.print(f"{rank:>3}  [dim]{hit.score:.3f}[/dim] {id_}  [bold]{title}[/bold]")
+        console.print(f"{rank:>3}  [dim]{hit.score:z.3f}[/dim] {id_}  [bold]{title}[/bold]")
         console.print(f"     {text}")
     if not result.hits:
         console.print("     The index holds no documents.")

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from search_r3_mteb.cli.options import BudgetOption, ModelOption, SetOption, app
-from search_r3_mteb.cli.shared import choice, console_here, long_work, settings_of
+from search_r3_mteb.cli.options import BudgetOption, SetOption, app
+from search_r3_mteb.cli.shared import choice, console_here, long_work, model_or_nano, settings_of
 from search_r3_mteb.extras import how_to_install
 
 _MISSING = "search-r3 serve needs {missing}, which is not installed: " + how_to_install("serve")
@@ -14,7 +14,15 @@ _MISSING = "search-r3 serve needs {missing}, which is not installed: " + how_to_
 
 @app.command()
 def serve(  # noqa: PLR0913  an option is a parameter
-    model: ModelOption = "nano",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="nano or mini (bundled), a folder, a LoRA folder, or a hub id. [default: that of the first --index; "
+            "without one: nano]",
+            show_default=False,
+        ),
+    ] = None,
     index: Annotated[
         list[Path] | None,
         typer.Option(
@@ -74,7 +82,7 @@ def serve(  # noqa: PLR0913  an option is a parameter
     console = console_here()
     with long_work():
         run(
-            model,
+            model if index else model_or_nano(model),
             index or [],
             host=host,
             port=port,

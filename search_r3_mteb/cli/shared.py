@@ -11,6 +11,7 @@ from typing import Any
 from search_r3_mteb.terminal import SafeConsole, visible
 from search_r3_mteb.threads import chosen_by_measurement
 
+_log = logging.getLogger(__name__)
 # Rows of a table wider than this fold; a pipe or a log has no width of its own.
 _LOG_WIDTH = 140
 
@@ -100,6 +101,13 @@ def choice(option: str, value: str, valid: tuple[str, ...]) -> Any:
     if value not in valid:
         raise ValueError(f"{option} must be one of {', '.join(valid)}, got {value!r}.")
     return value
+
+
+def model_or_nano(model: str | None, corpus: str = "") -> str:
+    """The model that was named, or nano; a warning where nobody named it and the documents are not of its world."""
+    if model is None and corpus.partition(":")[0] != "hopworld":
+        _log.warning("nano knows only its generated world; for real text: --model mini")
+    return model or "nano"
 
 
 def sizes(option: str, text: str) -> tuple[int, ...]:

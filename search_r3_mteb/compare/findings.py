@@ -40,8 +40,11 @@ class FamilyPair:
         return self.p_adjusted is not None and self.p_adjusted < 0.05
 
     def sentence(self) -> str:
-        """Difference, interval, ratio of the times, and the adjusted p."""
-        said = self.pair.sentence(self.task)
+        """Difference, interval, ratio of the times, and the adjusted p.
+
+        A control reads a text that it need not write, so that the ratio of times would say nothing of it.
+        """
+        said = self.pair.sentence(self.task, timed=self.family != "control")
         if self.p_adjusted is None:
             return said
         within = f" after Holm's correction over {self.size} pairs" if self.size > 1 else ""

@@ -25,8 +25,9 @@ TITLE = "Systems side by side: quality, controls and cost"
 NOTES = (
     "Brackets and intervals are 95 %, by a bootstrap over queries, paired for differences; p is Holm's, over the pairs "
     "of one kind on one task.",
-    "Tokens are generated per query, for a control: read. Times are the model's work on the queries, on this machine, "
-    "without the last search, with the one for feedback; what came from the store counts with the time that computing "
+    "Tokens are generated per query, for a control: read; it need not write them, so no ratio of times is given for "
+    "it. Times are the model's work on the queries, on this machine. The search with the final vector is not timed; a "
+    "search whose results the model reads (feedback) is. What came from the store counts with the time that computing "
     "it took. A ratio of times is one measurement: that of few queries says little. A budget holds for each text: "
     "8 × 32 are eight texts of at most 32 tokens.",
     "Controls: filler is as many tokens that say nothing, other is another query's reasoning, shuffled its own words "
@@ -173,7 +174,15 @@ def _write_page(plan: ComparisonPlan, runs: ComparedRuns, pairs: Sequence[Family
     ]
     if sections:
         sections.append(TextSection("method", "How to read this", NOTES))
-    content = Content(evidence, table_rows(evidence), (), title=TITLE, texts=sections, baselines=_baselines(plan, runs))
+    content = Content(
+        evidence,
+        table_rows(evidence),
+        (),
+        title=TITLE,
+        texts=sections,
+        baselines=_baselines(plan, runs),
+        controls={_name(each) for each in runs.rows if each.control is not None},
+    )
     write_page(content, path)
 
 

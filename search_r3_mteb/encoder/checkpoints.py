@@ -230,9 +230,10 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
         raise FileNotFoundError(
             f"The model {name!r} (revision {revision or 'main'}) is not a local folder and was not found on the hub: "
-            f"{error}. Check the name and the network, or download it elsewhere and give the folder."
+            f"{said}. Check the name and the network, or download it elsewhere and give the folder."
         ) from error
 
 

@@ -81,8 +81,8 @@ class SystemPair:
             (self.first.milliseconds, self.second.milliseconds), (self.first.queries, self.second.queries)
         )
 
-    def sentence(self, task: str) -> str:
-        """The pair in one sentence: difference of nDCG@10, its 95 % interval, ratio of the times per query."""
+    def sentence(self, task: str, *, timed: bool = True) -> str:
+        """The pair in one sentence: difference of nDCG@10, its 95 % interval, ratio of the times if `timed`."""
         words = {
             "reason": "reasoning",
             "if-unsure": "reasoning if unsure",
@@ -92,8 +92,9 @@ class SystemPair:
         what = f"{task}, {self.first.name}: {said}{self.first.most}" if self.same_model else ""
         what = what or f"{task}: {self.first.label} against {self.second.label}"
         found = self.result
-        interval = "no interval" if found is None else f"{found.low:+.3f} to {found.high:+.3f}"
-        return f"{what} {self.difference:+.3f} ({interval}) {times_text(self.times)}{self.rough}."
+        interval = "no interval" if found is None else f"{found.low:+z.3f} to {found.high:+z.3f}"
+        times = f" {times_text(self.times)}{self.rough}" if timed else ""
+        return f"{what} {self.difference:+z.3f} ({interval}){times}."
 
 
 def time_ratio(first: float | None, second: float | None) -> float | None:

@@ -290,4 +290,4 @@ def _sign(record: DiagnosisRecord) -> int:
 
 def _shown(record: DiagnosisRecord) -> str:
     low, high = record["interval"]
-    return f"{record['difference']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
+    return f"{record['difference']:+z.3f} (95 % interval {low:+z.3f} to {high:+z.3f})"

@@ -145,7 +145,7 @@ def table(result: DiagnosisRecord) -> "NarrowTable":
 
 def _difference(record: DiagnosisRecord) -> tuple[str, str]:
     low, high = record["interval"]
-    return f"{record['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}"
+    return f"{record['difference']:+z.3f}", f"{low:+z.3f} to {high:+z.3f}"
 
 
 def _encoder(model: "str | Path | Checkpoint", settings: Mapping[str, Any]) -> "tuple[SearchR3Encoder, str]":

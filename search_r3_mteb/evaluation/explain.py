@@ -81,7 +81,7 @@ def side_by_side(explanation: Explanation) -> "Table":
     for rank, (left, right) in enumerate(zip(first, second, strict=True), start=1):
         cells = [
             Text.assemble(
-                (f"{hit.score:.3f} {beginning(hit.id)}", "dim" if hit.id in {each.id for each in others} else "bold"),
+                (f"{hit.score:z.3f} {beginning(hit.id)}", "dim" if hit.id in {each.id for each in others} else "bold"),
                 "" if hit.id in {each.id for each in others} else " *",
                 f"\n{beginning(hit.text)}",
             )

@@ -130,8 +130,8 @@ def parse_task_folders(pairs: Sequence[str]) -> dict[str, Path]:
 
 def judge(claim: Claim, result: Difference) -> tuple[str, str]:
     """The verdict and the sentence that goes with it."""
-    shown = f"{result.difference:+.3f} (95 % interval {result.low:+.3f} to {result.high:+.3f})"
-    claimed = f"the claimed {claim.difference:+.3f}"
+    shown = f"{result.difference:+z.3f} (95 % interval {result.low:+z.3f} to {result.high:+z.3f})"
+    claimed = f"the claimed {claim.difference:+z.3f}"
     if result.high < claim.difference - _PRINTED:
         how = "a gain, but less than" if result.low > 0 else "a loss instead of" if result.high < 0 else "less than"
         return "not confirmed", f"{shown}: {how} {claimed}."
@@ -154,9 +154,9 @@ def table(findings: Sequence[Finding]) -> "NarrowTable":
         found.add_row(
             finding["claim"],
             finding["task"],
-            f"{finding['claimed']['difference']:+.3f}",
-            f"{finding['difference']:+.3f}",
-            f"{low:+.3f} to {high:+.3f}",
+            f"{finding['claimed']['difference']:+z.3f}",
+            f"{finding['difference']:+z.3f}",
+            f"{low:+z.3f} to {high:+z.3f}",
             *(_level(finding, mode) for mode in _MODES),
             f"{finding['queries']:,}",
             finding["verdict"] + (" (rehearsal)" if finding["rehearsal"] else ""),

@@ -169,6 +169,7 @@ def _from_extension(name: str, argument: str, split: str | None) -> Any:
 
 def _of_folder(folder: Path, split: str | None, *, ignore_identical_ids: bool) -> Any:
     """The task of a BEIR folder; of one whose files are tables, through a copy that lives as long as the task."""
+    from search_r3_mteb.files.columns import ColumnError
     from search_r3_mteb.files.convert import convert
     from search_r3_mteb.files.judgements import has_tables
     from search_r3_mteb.tasks.mteb_tasks import BeirFolder
@@ -177,7 +178,13 @@ def _of_folder(folder: Path, split: str | None, *, ignore_identical_ids: bool) -
         return BeirFolder(folder, split=split, ignore_identical_ids=ignore_identical_ids)
     copy = TemporaryDirectory(prefix="search-r3-")
     name = folder.resolve().name
-    convert(folder, Path(copy.name) / name)
+    try:
+        convert(folder, Path(copy.name) / name)
+    except ColumnError as error:
+        raise ValueError(
+            f"{error.what} A task's columns have usual names. Name this one in a conversion: "
+            f"search-r3 convert {folder} --output FOLDER --{error.option} {error.name or 'NAME'}"
+        ) from error
     task = BeirFolder(Path(copy.name) / name, split=split, ignore_identical_ids=ignore_identical_ids)
     task.kept = copy  # removed with the task
     return task

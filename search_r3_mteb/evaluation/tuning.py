@@ -250,8 +250,8 @@ def tables(found: TuningRecord) -> "list[NarrowTable]":
             table.add_row(
                 f"{'* ' * (row[name] == found['chosen'][name])}{value or format(row[name], '.4g')}",
                 f"{row['ndcg_at_10']:.4f}",
-                f"{row['difference']:+.4f}",
-                f"{low:+.4f} to {high:+.4f}",
+                f"{row['difference']:+z.4f}",
+                f"{low:+z.4f} to {high:+z.4f}",
                 f"{row.get('reasoned_share', 1.0):.0%}",
                 *_costs(row),
             )

@@ -24,6 +24,15 @@ _QUERY_TEXTS = (("query", "queries", "question", "questions"), *_TEXTS, ("topic"
 _SHOWN = 12  # names in a message
 
 
+class ColumnError(ValueError):
+    """A column that is not known by its name; `what` is the message without the option that would name it."""
+
+    def __init__(self, what: str, option: str, name: str | None = None, remedy: str = "") -> None:
+        named = f"Name one: --{option} {name}." if name else f"Name it: --{option} NAME."
+        super().__init__(f"{what} {remedy or named}")
+        self.what, self.option, self.name = what, option, name
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns of ids, texts and titles: a name, or a number from 1; None: the one with a usual name, said aloud.
@@ -64,10 +73,9 @@ def choose(names: Sequence[str], columns: Columns, kind: Kind, place: str) -> Co
         raise ValueError(f"{place}: queries have no title, so --title {columns.title} has no meaning here.")
     text = _one(names, names, columns.text, _QUERY_TEXTS if queries else _TEXTS, "text", place)
     if text is None:
-        raise ValueError(
-            f"{place}: none of the columns {shown(names)} is known to hold the text of a {kind}. Name it: --text NAME "
-            "(and --id NAME, --title NAME where there are such)."
-        )
+        remedy = "" if queries else "Name it: --text NAME (and --id NAME, --title NAME where there are such)."
+        what = f"{place}: none of the columns {shown(names)} is known to hold the text of a {kind}."
+        raise ColumnError(what, "text", remedy=remedy)
     rest = [name for name in names if name != text]
     title = None if queries else _one(names, rest, columns.title, _TITLES, "title", place)
     rest = [name for name in rest if name != title]
@@ -113,7 +121,7 @@ def _one(
             exact = [name for name in (f"_{_plain(found[0])}", _plain(found[0])) if found.count(name) == 1]
             found = exact[:1] or found
         if len(found) > 1:
-            raise ValueError(f"{place}: {shown(found)} may each hold the {option}. Name one: --{option} {found[0]}.")
+            raise ColumnError(f"{place}: {shown(found)} may each hold the {option}.", option, found[0])
         if found:
             return found[0]
     return None

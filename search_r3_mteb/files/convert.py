@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from search_r3_mteb.files.columns import Columns, logger
+from search_r3_mteb.files.columns import ColumnError, Columns, logger
 from search_r3_mteb.files.documents import iter_documents, iter_queries
-from search_r3_mteb.files.judgements import iter_judgements, judgement_files
+from search_r3_mteb.files.judgements import IdColumns, iter_judgements, judgement_files
 from search_r3_mteb.files.opening import STANDARD_INPUT, check_source, name_of
 from search_r3_mteb.tasks.beir_folder import Document, Judgement, Query, read_qrels, write_beir
 
@@ -66,15 +66,26 @@ def convert(
     for each in given:
         check_source(each)
     documents = _Seen(lambda: _with_some_text(source, iter_documents(source, columns, keep_empty=True)))
-    asked = _Seen(lambda: iter_queries(queries or source, query_columns))
+    asked = _Seen(lambda: _queries(queries or source, query_columns))
+    ids = (query_columns.id if query_columns else None, columns.id if columns else None)
     counts: dict[str, int] = {}
     write_beir(
         output,
         corpus=iter(documents),
         queries=None if queries is None else iter(asked),
-        qrels={name: _judged(file, name, documents.ids, asked.ids, counts) for name, file in qrels.items()},
+        qrels={name: _judged((file, name, ids), documents.ids, asked.ids, counts) for name, file in qrels.items()},
     )
     return Converted(len(documents.ids), len(asked.ids), counts)
+
+
+def _queries(source: str | Path, columns: Columns | None) -> Iterator[Query]:
+    """The queries; a column that is not known is named with the options of `convert`."""
+    try:
+        yield from iter_queries(source, columns)
+    except ColumnError as error:
+        option = f"query-{error.option}"
+        remedy = "" if error.name else f"Name it: --{option} NAME, or give its number where there is no header."
+        raise ColumnError(error.what, option, error.name, remedy) from error
 
 
 def _with_some_text(source: str | Path, documents: Iterator[Document]) -> Iterator[Document]:
@@ -108,21 +119,23 @@ class _Seen(Iterable[Identified]):
 
 
 def _judged(
-    file: str | Path, split: str, documents: set[str], queries: set[str], counts: dict[str, int]
+    given: tuple[str | Path, str, IdColumns], documents: set[str], queries: set[str], counts: dict[str, int]
 ) -> Iterator[Judgement]:
-    """The judgements of a file, which is read after documents and queries.
+    """The judgements of a file (with its split, and names of columns), which is read after documents and queries.
 
     Those of queries that there are not are refused, and of documents that there are not named, as `evaluate` does.
     """
-    path, lost, first = Path(file), 0, ""
+    file, split, ids = given
+    path, lost, first, relevant = Path(file), 0, "", 0
     beir = path.parent.name == "qrels" and path.name.removesuffix(".gz").endswith(".tsv")
-    rows = read_qrels(path) if beir else iter_judgements(file)
+    rows = read_qrels(path) if beir else iter_judgements(file, ids)
     for row in rows:
         if row.query_id not in queries:
             raise ValueError(f"{name_of(file)}: judges query {row.query_id!r}, which is not among the queries.")
         if any(sign in id_ for id_ in row[:2] for sign in "\t\r\n"):
             raise ValueError(f"{name_of(file)}: {row[:2]!r} holds a tab or a line break, which a qrels file cannot.")
         counts[split] = counts.get(split, 0) + 1
+        relevant += row.relevance > 0
         if row.document_id not in documents:
             lost, first = lost + 1, first or row.document_id
         yield row
@@ -130,6 +143,11 @@ def _judged(
         raise ValueError(
             f"{name_of(file)}: no judgement names a document of the corpus (the first: {first!r}). The ids are of "
             "another set, or in another column: --id NAME."
+        )
+    if not relevant:
+        raise ValueError(
+            f"{name_of(file)}: no grade is above 0, so no document is relevant and nothing can be measured. Give the "
+            "relevant ones 1 or more."
         )
     if lost:
         logger.warning(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from search_r3_mteb.files.columns import Columns, Kind, known, logger, shown, usual
+from search_r3_mteb.files.columns import ColumnError, Columns, Kind, known, logger, shown, usual
 from search_r3_mteb.files.opening import DELIMITERS
 
 _LARGEST = 1 << 28  # characters of a cell; Python's own limit, 128 KiB, is less than many documents
@@ -83,9 +83,11 @@ def _is_header(cells: Sequence[str], columns: Columns, kind: Kind, place: str) -
         return found
     if wanted or known(cells, columns, kind) or sum(map(usual, cells)) > 1:
         return True  # what is missing or meant twice is told by `choose`
-    raise ValueError(
-        f"{place}: the first row, {shown(cells)}, names no column that is known to hold the text of a {kind}. If it is "
-        "a header, name the column: --text NAME. If there is no header, give the columns' numbers: --id 1 --text 2."
+    raise ColumnError(
+        f"{place}: the first row, {shown(cells)}, names no column that is known to hold the text of a {kind}.",
+        "text",
+        remedy="If it is a header, name the column: --text NAME. If there is no header, give the columns' numbers: "
+        "--id 1 --text 2.",
     )
 
 
@@ -121,7 +123,7 @@ def _numbered(rows: Iterator[Cells], names: Sequence[str], place: str) -> Iterat
     for number, row in enumerate(rows, start=1):
         if len(row.values) != len(names):
             raise ValueError(
-                f"{place}, line {row.line}: {len(row.values)} cells for {len(names)} columns. Quote cells that hold "
-                "what parts the columns."
+                f"{place}, line {row.line}: {len(row.values)} cells for {len(names)} columns. Quote cells that contain "
+                "the separator."
             )
         yield row._replace(number=number)

@@ -4,7 +4,7 @@ import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from search_r3_mteb.files.columns import logger, shown
 from search_r3_mteb.files.opening import (
@@ -25,6 +25,7 @@ from search_r3_mteb.tasks.beir_folder import JUDGEMENT_COLUMNS, Judgement, is_re
 _ROLES = ("query id", "document id", "relevance")
 _STEMS = ("qrels", "judgements", "judgments")
 _TEST = "test"
+IdColumns: TypeAlias = tuple[str | None, str | None]  # names of the columns of a query's and of a document's id
 
 
 def judgement_files(folder: Path) -> dict[str, Path]:
@@ -57,20 +58,24 @@ def has_tables(folder: Path) -> bool:
     return other or set(judgement_files(folder)) != set(splits(folder))
 
 
-def iter_judgements(source: str | Path) -> Iterator[Judgement]:
+def iter_judgements(source: str | Path, ids: IdColumns = (None, None)) -> Iterator[Judgement]:
     """Stream the judgements of a .csv, .tsv, .jsonl, .json, .parquet or standard input, whose columns have usual names.
 
-    A table without a column of grades calls every pair relevant (1), and says so. Raises FileNotFoundError, and
-    ValueError, with file and line, for columns that are not known, a grade that is not a whole number and a pair that
-    is judged twice with different grades.
+    `ids` are the columns of the queries' and of the documents' own ids: where no column has a usual name, the one of
+    that name is taken, aloud. A table without a column of grades calls every pair relevant (1), and says so.
+
+    Raises FileNotFoundError, and ValueError, with file and line, for columns that are not known, a grade that is not a
+    whole number and a pair that is judged twice with different grades.
     """
     check_source(source)
     place = name_of(source)
     seen: dict[tuple[str, str], int] = {}
     chosen: list[str | None] | None = None
-    for where, record in _records(source, place):
+    for where, record in _records(source, place, ids):
         if chosen is None:
-            chosen = _columns(list(record), f"{place}, {where}")
+            chosen = _columns(list(record), f"{place}, {where}", ids)
+            if chosen != _found(list(record)):
+                logger.info("%s: the query id is in %r, the document id in %r.", place, *chosen[:2])
             if chosen[2] is None:
                 logger.info("%s: no column of grades, so every row counts as relevant (1).", place)
         query, document, grade = _values(record, chosen, f"{place}, {where}")
@@ -84,7 +89,7 @@ def iter_judgements(source: str | Path) -> Iterator[Judgement]:
         raise ValueError(f"{place} holds no judgement.")
 
 
-def _records(source: str | Path, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _records(source: str | Path, place: str, ids: IdColumns) -> Iterator[tuple[str, Mapping[str, Any]]]:
     with opened(source) as stream:
         format_, delimiter = format_of(source, stream)
         if format_ in ("json", "json lines"):
@@ -94,22 +99,22 @@ def _records(source: str | Path, place: str) -> Iterator[tuple[str, Mapping[str,
                 yield f"{what} {number}", record
         elif format_ == "parquet":
             names, rows = read_parquet(stream, place, seekable=False, fractions=True)
-            wanted = [name for name in _columns(names, place) if name is not None]
+            wanted = [name for name in _columns(names, place, ids) if name is not None]
             yield from ((f"row {number}", row) for number, row in enumerate(rows(wanted), start=1))
         else:
-            yield from _table(lines_of(stream, place), place, delimiter or "\t")
+            yield from _table(lines_of(stream, place), place, delimiter or "\t", ids)
 
 
-def _table(lines: Iterator[str], place: str, delimiter: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _table(lines: Iterator[str], place: str, delimiter: str, ids: IdColumns) -> Iterator[tuple[str, Mapping[str, Any]]]:
     first = next(lines, "")
     names: list[str] = []
     for parting in (delimiter, *(each for each in DELIMITERS if each != delimiter)):
         names = next(csv.reader([first], delimiter=parting), [])
-        if None not in _found(names)[:2]:
+        if None not in _found(names, ids)[:2]:
             delimiter = parting
             break
     else:
-        _columns(next(csv.reader([first], delimiter=delimiter), []), f"{place}, line 1")  # raises
+        _columns(next(csv.reader([first], delimiter=delimiter), []), f"{place}, line 1", ids)  # raises
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for cells in reader:
@@ -123,21 +128,27 @@ def _table(lines: Iterator[str], place: str, delimiter: str) -> Iterator[tuple[s
         raise ValueError(f"{place}, line {reader.line_num + 1}: not a row of cells ({error}).") from error
 
 
-def _found(names: Sequence[str]) -> list[str | None]:
+def _found(names: Sequence[str], ids: IdColumns = (None, None)) -> list[str | None]:
     plain = [re.sub(r"[^a-z]", "", name.lower()) for name in names]
-    return [
+    found = [
         next((name for name, letters in zip(names, plain, strict=True) if letters in usual), None)
         for usual in JUDGEMENT_COLUMNS
     ]
+    named = [None, None] if ids[0] == ids[1] else list(ids)  # one name cannot tell queries from documents
+    for role, name in enumerate(named):
+        if found[role] is None and name in names and name not in found:
+            found[role] = name
+    return found
 
 
-def _columns(names: Sequence[str], place: str) -> list[str | None]:
-    found = _found(names)
+def _columns(names: Sequence[str], place: str, ids: IdColumns) -> list[str | None]:
+    found = _found(names, ids)
     for role, name in list(zip(_ROLES, found, strict=True))[:2]:
         if name is None:
             raise ValueError(
                 f"{place}: none of the columns {shown(names)} is known to hold the {role}. Judgements have a header "
-                "row, or keys, such as query-id, corpus-id, score; rename yours."
+                "row, or keys, such as query-id, corpus-id, score, or the names that --query-id and --id give; rename "
+                "yours."
             )
     return found
 

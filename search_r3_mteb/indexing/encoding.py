@@ -5,6 +5,7 @@ and the device, which move half-precision vectors by some 1e-3, are not part of 
 on a processor.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,18 @@ _WORDS = {
     "dim": "vectors of {} dimensions",
     "dtype": "numbers of the type {}",
     "max_length": "prompts of at most {} tokens (max_length)",
-    "prompt": "the prompt {} around a document",
+    "prompt": "one prompt around a document",
     "checkpoint": "the checkpoint {} (weights, tokenizer, template and profile)",
 }
+_OTHERS = _WORDS | {"prompt": "another prompt around a document"}
+
+
+class OtherEncodingError(ValueError):
+    """An encoder whose documents cannot be compared with those of an index; `what` is the message without a remedy."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what} {remedy}")
+        self.what = what
 
 
 def encoding_of(encoder: SearchR3Encoder) -> dict[str, Any]:
@@ -39,8 +49,13 @@ def encoding_of(encoder: SearchR3Encoder) -> dict[str, Any]:
     }
 
 
-def check_encoding(folder: Path, wanted: Mapping[str, Any], model: str | None, encoder: SearchR3Encoder) -> None:
-    """ValueError unless the encoder's documents are encoded as those of the index are; `model` made them."""
+def check_encoding(
+    folder: Path, wanted: Mapping[str, Any], model: str | None, encoder: SearchR3Encoder, *, own: bool = False
+) -> None:
+    """OtherEncodingError unless the encoder's documents are encoded as those of the index are; `model` made them.
+
+    `own`: the encoder is what lies now where the index's model was, loaded as it was then.
+    """
     found = encoding_of(encoder)
     different = [name for name in _WORDS if found[name] != wanted[name]]
     if not different:
@@ -48,22 +63,35 @@ def check_encoding(folder: Path, wanted: Mapping[str, Any], model: str | None, e
     # A checkpoint in another type, of another size or with another prompt has another digest, which says no more.
     explained = {"dim", "dtype", "prompt"} & set(different)
     told = [name for name in different if name != "checkpoint" or not explained]
-    held, got = ("; ".join(_WORDS[name].format(str(each[name])[:16]) for name in told) for each in (wanted, found))
-    raise ValueError(
+    held, got = (
+        "; ".join(words[name].format(str(each[name])[:16]) for name in told)
+        for words, each in ((_WORDS, wanted), (_OTHERS, found))
+    )
+    raise OtherEncodingError(
         f"{folder} holds documents encoded with {held}; {encoder.name} has {got}. Vectors of the two cannot be "
-        f"compared. Search with {model or 'the model that made the index'}, loaded as it was then, or build another "
-        "index with this one."
+        "compared.",
+        "The model was changed since: build another index with it." if own else _remedy(folder, model),
     )
 
 
 def check_model(folder: Path, wanted: Mapping[str, Any], model: str | None, given: str | Path) -> None:
-    """ValueError unless `given`, which could not be loaded as the index asks for, is the model of its documents."""
+    """OtherEncodingError unless `given`, which could not be loaded as the index asks, is the model of its documents."""
     checkpoint = load(given, dtype=wanted["dtype"], probe=False)
     if checkpoint.fingerprint() != wanted["checkpoint"]:
-        raise ValueError(
-            f"{folder} holds documents encoded by another model than {given}. Vectors of the two cannot be compared. "
-            f"Search with {model or 'the model that made the index'}, or build another index with {given}."
+        raise OtherEncodingError(
+            f"{folder} holds documents encoded by another model than {given}. Vectors of the two cannot be compared.",
+            _remedy(folder, model),
         )
+
+
+def _remedy(folder: Path, model: str | None) -> str:
+    if model is None:
+        return "Search with the model that made the index, loaded as it was then, or build another index with this one."
+    command = shlex.join(["search-r3", "search", str(folder), "QUESTION"])
+    return (
+        f"Either build another index with this one, or name no model, and the index's own is taken, {model}, loaded as "
+        f"it was then: {command}"
+    )
 
 
 def origin_of(encoder: SearchR3Encoder, model: str | Path | None) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class SearchIndex:
         self._encoder: SearchR3Encoder | None = None
         self._twin: SearchR3Encoder | None = None  # the same model, in mode "direct"
         self._wanted: tuple[str | Path | None, dict[str, Any]] = (None, {})
+        self._own = False  # whether the encoder was loaded as the index says, from where it says
         self._agreed: dict[str, Any] | None = None  # the encoding that the encoder was last compared with
         if encoder is not None:
             self._check(encoder)
@@ -113,6 +114,7 @@ class SearchIndex:
                 chosen["revision"] = state.model["revision"]
             try:
                 self._encoder = SearchR3Encoder(name, **(chosen | settings))
+                self._own = given is None and not set(chosen) & set(settings)
             except ValueError:
                 if given is not None:  # another model may have no room for this one's prompts, which says little
                     check_model(self.folder, state.encoding, state.model["name"], given)
@@ -170,6 +172,10 @@ class SearchIndex:
 
         `replace`: a document whose id is there takes that one's place; without it that is a ValueError.
         """
+        return self.written(documents, replace=replace)[0]
+
+    def written(self, documents: Iterable[Any], *, replace: bool = False) -> tuple[int, int]:
+        """`add`; the number of documents, and how many of them took the place of another."""
         return writing.write_more(
             self.folder,
             lambda look: writing.embedded(self.folder, documents, self.encoder, look),
@@ -222,7 +228,7 @@ class SearchIndex:
 
     def _check(self, encoder: SearchR3Encoder) -> None:
         state = self._current().state
-        check_encoding(self.folder, state.encoding, state.model["name"], encoder)
+        check_encoding(self.folder, state.encoding, state.model["name"], encoder, own=self._own)
         self._agreed = state.encoding
 
     def _encoded(

@@ -97,9 +97,10 @@ def write_new(folder: Path, state: IndexState, blocks: Iterable[Block]) -> None:
 
 def write_more(
     folder: Path, blocks: Callable[[Look], Iterable[Block]], *, replacing: bool, checked: set[str] | None = None
-) -> int:
-    """Add documents as a part of their own, and merge it with smaller ones beside it; the number of documents.
+) -> tuple[int, int]:
+    """Add documents as a part of their own, and merge it with smaller ones beside it.
 
+    Returns the number of documents, and of those among them that have replaced one.
     `blocks` gets a function that has to see the documents of each block before anything is computed. Raises ValueError
     for an id that is there already, unless `replacing` it. `checked`, here and below, are files whose checksums have
     been compared; all others are compared first, for what is copied from a damaged file would pass for intact.
@@ -123,12 +124,12 @@ def write_more(
         with _kept_for_the_next(folder):
             record = _write_part(folder, state, blocks(look), lambda rows: state.settings.kind_of(rows, added=True))
         if record is None:
-            return 0
+            return 0, 0
         parts = (*_without(folder, snapshot, replaced), record)
         write_state(folder, state.changed(parts, state.next_part + 1))
         shutil.rmtree(folder / BUILDING, ignore_errors=True)
         _merge_small(folder, checked)
-        return record.rows
+        return record.rows, len(replaced)
 
 
 def remove(folder: Path, ids: Iterable[str], *, missing_ok: bool, checked: set[str] | None = None) -> int:

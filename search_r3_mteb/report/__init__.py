@@ -37,7 +37,8 @@ def report(
 
     evidence = read_runs(list(runs))
     if not (evidence.evaluations or evidence.logs or evidence.diagnoses):
-        said = "; ".join(summarised(evidence.messages, lines=3)) or "they hold no results"
+        lines = [line.removeprefix("error: ").rstrip(".") for line in summarised(evidence.messages, lines=3)]
+        said = "; ".join(lines) or "they hold no results"
         raise ValueError(f"There is nothing to show in {', '.join(map(str, runs))}: {said}. {output} was not written.")
     rows = table_rows(evidence)
     differences = reasoning_differences(rows)

@@ -242,4 +242,4 @@ def _means(qualities: Sequence[JsonObject]) -> dict[str, Any]:
 def _shown(record: JsonObject) -> str:
     low, high = record["interval"]
     mark = "" if record["significant"] else ", not significant"
-    return f"{record['difference']:+.3f} [{low:+.3f}, {high:+.3f}{mark}]"
+    return f"{record['difference']:+z.3f} [{low:+z.3f}, {high:+z.3f}{mark}]"

@@ -10,7 +10,7 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,9 +94,13 @@ LADDER = (
 )
 
 
-def find_pairs(rows: Sequence[ScoreRow], baselines: Mapping[str, str] | None = None) -> list[Pair]:
-    """One pair for each model and task with per-query results; those with both modes come first.
+def find_pairs(
+    rows: Sequence[ScoreRow], baselines: Mapping[str, str] | None = None, controls: Collection[str] = ()
+) -> list[Pair]:
+    """One pair for each model and task with per-query results, the first of which a page shows first.
 
+    Those with both rows come before the others, models before their `controls` (names), and those whose two rows are
+    their own before those that stand beside another model.
     `baselines`: for a model's label that of the model that it is compared with; unless it is there, a writer's encoder.
     """
     usable = [row for row in rows if row.first.hops is None and row.first.outcomes]
@@ -128,7 +132,10 @@ def find_pairs(rows: Sequence[ScoreRow], baselines: Mapping[str, str] | None = N
     pairs += [Pair(row, None) for key, row in direct.items() if key not in used]
     others = [row for row in usable if row.first.mode not in ("direct", "reason")]
     pairs += [Pair(row, None) for row in others]
-    return sorted(pairs, key=lambda pair: not (pair.direct and pair.reason))
+    return sorted(
+        pairs,
+        key=lambda pair: (not (pair.direct and pair.reason), pair.row.first.model in controls, pair.against),
+    )
 
 
 def build_payload(

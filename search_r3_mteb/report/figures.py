@@ -25,6 +25,7 @@ from search_r3_mteb.report.plot import (
 from search_r3_mteb.report.records import QueryOutcome
 
 MOST_LABELS = 12  # of points in one figure: more would cover each other
+LABELLED_AREA = (380.0, 230.0)  # pixels between the outermost points, at least: labels are kept apart for these
 
 
 def difference_figure(name: str, differences: Sequence[tuple[str, float]]) -> Figure | LeftOut:
@@ -108,14 +109,16 @@ def cost_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
     ):
         return None
     plot = blank_plot("Reasoning tokens per query (mean)", "nDCG@10")
-    for number, (model, items) in enumerate(sorted(points.items())):
+    for items in points.values():
         items.sort(key=lambda item: item[0])
+    places = _labels([items for _, items in sorted(points.items())])
+    for number, (model, items) in enumerate(sorted(points.items())):
         scores = [row.ndcg_at_10 or 0.0 for _, row in items]
         plot.add_scatter(
             x=[tokens for tokens, _ in items], y=scores, name=plain_label(model),
             line={"color": line_colour(number), "width": 2}, marker={"size": 9, "symbol": number % 6},
             error_y=error_bars(scores, [row.interval for _, row in items]),
-            text=[_budget(row) for _, row in items], **_labels([x for line in points.values() for x, _ in line], items),
+            text=[_budget(row) for _, row in items], **places[number],
             hovertemplate="%{text}: %{x:.1f} tokens, nDCG@10 %{y:.3f}<extra>" + plain_label(model) + "</extra>",
         )  # fmt: skip
     plot.update_layout(showlegend=True)  # names the method where there is one only
@@ -145,13 +148,15 @@ def time_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
     lines: dict[str, list[tuple[float, ScoreRow]]] = {}
     for time, row in points:
         lines.setdefault(row.first.label, []).append((time, row))
-    for number, (model, items) in enumerate(sorted(lines.items())):
+    for items in lines.values():
         items.sort(key=lambda item: item[0])
+    places = _labels([[(math.log(x), row) for x, row in items] for _, items in sorted(lines.items())])
+    for number, (model, items) in enumerate(sorted(lines.items())):
         scores = [row.ndcg_at_10 or 0.0 for _, row in items]
         tokens = [row.average("reasoning_tokens_per_query") for _, row in items]
         plot.add_scatter(
             x=[time for time, _ in items], y=scores, name=plain_label(model),
-            **_labels([math.log(x) for x, _ in points], [(math.log(x), row) for x, row in items]),
+            **places[number],
             line={"color": line_colour(number), "width": 1, "dash": "dot"}, marker={"size": 9, "symbol": number % 6},
             error_y=error_bars(scores, [row.interval for _, row in items]),
             text=[_budget(row) for _, row in items], customdata=[0.0 if each is None else each for each in tokens],
@@ -175,22 +180,54 @@ def time_figure(name: str, task: str, rows: Sequence[ScoreRow]) -> Figure | None
     )
 
 
-def _labels(every: Sequence[float], items: Sequence[tuple[float, ScoreRow]]) -> dict[str, Any]:
-    """How a line's points are drawn: with method and budget beside them, unless there are too many to be read.
+def _labels(lines: Sequence[Sequence[tuple[float, ScoreRow]]]) -> list[dict[str, Any]]:
+    """How each line's points are drawn: with method and budget beside them, unless there are too many to be read.
 
-    `every` are the places of all points along the axis, `items` those of this line. A label stands towards the middle
-    of the figure, and above a point that is higher than the line's mean, below another: there the line is not.
+    `lines` hold (place along the axis, row). A label stands towards the middle of the figure, and above a point that is
+    higher than its line's mean, below another: there the line is not. Where it would cover an earlier label, as that of
+    a point in the same place, it goes to another side of its point.
     """
+    every = [place for items in lines for place, _ in items]
     if len(every) > MOST_LABELS:
-        return {"mode": "lines+markers"}
+        return [{"mode": "lines+markers"}] * len(lines)
     middle = (min(every) + max(every)) / 2
-    scores = [row.ndcg_at_10 or 0.0 for _, row in items]
-    level = sum(scores) / len(scores)
-    positions = [
-        f"{'top' if score >= level else 'bottom'} {'right' if place <= middle else 'left'}"
-        for (place, _), score in zip(items, scores, strict=True)
-    ]
-    return {"mode": "lines+markers+text", "textposition": positions, "textfont": {"size": 11}, "cliponaxis": False}
+    ends = [end for items in lines for _, row in items for end in (row.interval or ()) or (row.ndcg_at_10 or 0.0,)]
+    across, up = (max(values) - min(values) or 1.0 for values in (every, ends))
+    taken: list[tuple[float, float, float, float]] = []
+    found: list[dict[str, Any]] = []
+    for items in lines:
+        scores = [row.ndcg_at_10 or 0.0 for _, row in items]
+        positions = []
+        for (place, row), score in zip(items, scores, strict=True):
+            at = (place / across * LABELLED_AREA[0], score / up * LABELLED_AREA[1])
+            wanted = ("top" if score >= sum(scores) / len(scores) else "bottom", "right" if place <= middle else "left")
+            boxes = {name: _label_box(at, name, len(_budget(row))) for name in _sides(*wanted)}
+            position = min(boxes, key=lambda name: sum(_shared_area(boxes[name], other) for other in taken))
+            taken.append(boxes[position])
+            positions.append(position)
+        drawn = {"mode": "lines+markers+text", "textposition": positions, "textfont": {"size": 11}}
+        found.append(drawn | {"cliponaxis": False})
+    return found
+
+
+def _sides(up: str, across: str) -> list[str]:
+    """The positions of a label, the wanted one first."""
+    ups, acrosses = ([up, *({"top", "bottom"} - {up})], [across, *({"left", "right"} - {across})])
+    return [f"{one} {other}" for other in acrosses for one in [*ups, "middle"]]
+
+
+def _label_box(at: tuple[float, float], position: str, letters: int) -> tuple[float, float, float, float]:
+    """Left, bottom, right and top of a label beside a point, in pixels."""
+    (x, y), (width, height) = at, (6.5 * letters, 14.0)
+    left = x if position.endswith("right") else x - width
+    bottom = y + {"top": 5.0, "middle": -height / 2, "bottom": -5.0 - height}[position.split()[0]]
+    return left, bottom, left + width, bottom + height
+
+
+def _shared_area(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    up = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, across) * max(0.0, up)
 
 
 def _cost_points(rows: Sequence[ScoreRow]) -> dict[str, list[tuple[float, ScoreRow]]]:

@@ -17,7 +17,7 @@ def score(value: Any) -> str:
 
 def signed(value: Any) -> str:
     """A difference with its sign."""
-    return "–" if value is None or is_nan(value) else f"{value:+.3f}".replace("-", "−")
+    return "–" if value is None or is_nan(value) else f"{value:+z.3f}".replace("-", "−")
 
 
 def span(low: Any, high: Any) -> str:

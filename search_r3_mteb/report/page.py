@@ -7,7 +7,7 @@ a smaller bundle would have to be copied into the repository. A content security
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -53,6 +53,7 @@ class Content:
     extra_groups: Sequence[FigureGroup] = field(default_factory=tuple)
     texts: Sequence[TextSection] = field(default_factory=tuple)
     baselines: Mapping[str, str] = field(default_factory=dict)  # what a model stands beside in the explorer
+    controls: Collection[str] = ()  # names of models whose reasoning was exchanged: the explorer has them last
 
 
 def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> int:
@@ -69,7 +70,7 @@ def write_page(content: Content, output: Path, most_bytes: int = MOST_BYTES) -> 
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    pairs = find_pairs(content.rows, content.baselines)
+    pairs = find_pairs(content.rows, content.baselines, content.controls)
     groups = _figure_groups(content)
     pair_figures = _pair_figures(pairs)
     plots = {item.name: _packed(item) for group in groups for item in group.figures}

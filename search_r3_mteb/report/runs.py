@@ -38,7 +38,7 @@ def read_runs(paths: Sequence[Path]) -> Evidence:
         _read_path(path, evidence)
         if evidence.size == before:
             kinds = "summary.json, MTEB results, prediction files or log.jsonl"
-            evidence.error(str(path), f"holds no {kinds}: nothing to show.")
+            evidence.error(str(path), f"holds no {kinds}.")
     evidence.evaluations = settle_repeats(_judge_predictions(evidence), evidence)
     _name_missing_tasks(evidence)
     evidence.name_not_numbers()

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class Prepared:
 
 
 def prepare(
-    model: str,
+    model: str | None = None,
     indexes: Sequence[Path] = (),
     *,
     host: str = "127.0.0.1",
@@ -59,12 +60,15 @@ def prepare(
 ) -> Prepared:
     """A server of `model` and the indexes in these folders; `port` 0 takes a free one.
 
-    `name` is what requests call the model, by default the last part of `model`. Raises what loading raises, OSError for
+    Without `model` it is the one that made the first index, loaded as it was then; without an index, nano. `name` is
+    what requests call the model, by default the last part of its name. Raises what loading raises, OSError for
     an address that cannot be had, and ValueError for settings that cannot be.
     """
     chosen, key, given = settings or ServeSettings(), api_key(), encoder_settings or {}
     named = _by_name(indexes)
-    served = name or Path(model).name
+    first = _first(indexes, given) if model is None and indexes else None
+    source = model or (first.model["name"] if first else "nano")
+    served = name or Path(source or "model").name
     if not served.isprintable() or served.endswith((":query", ":document")):
         raise ValueError(f"The model cannot be called {served!r}: NAME:query and NAME:document say the role of texts.")
     if given.get("cache_folder") is not None:
@@ -76,7 +80,7 @@ def prepare(
     try:
         from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
-        encoder = SearchR3Encoder(model, **({"show_progress_bar": False} | given))
+        encoder = first.encoder if first else SearchR3Encoder(source, **({"show_progress_bar": False} | given))
         opened = {each: _opened(folder, encoder) for each, folder in named.items()}
     except BaseException:
         listener.close()
@@ -98,7 +102,9 @@ def prepare(
     return prepared
 
 
-def serve(model: str, indexes: Sequence[Path] = (), *, say: Callable[[str], None] = print, **options: Any) -> None:
+def serve(
+    model: str | None, indexes: Sequence[Path] = (), *, say: Callable[[str], None] = print, **options: Any
+) -> None:
     """Serve as `prepare` says until a signal comes; `say` gets the address and what is worth knowing."""
     prepared = prepare(model, indexes, **options)
     for line in prepared.lines:
@@ -140,10 +146,22 @@ def _by_name(folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _opened(folder: Path, encoder: Any) -> Any:
+def _first(indexes: Sequence[Path], settings: dict[str, Any]) -> Any:
+    """The index whose model is served; its files are checked where all are opened."""
     from search_r3_mteb.indexing.index import SearchIndex
 
-    return SearchIndex.open(folder, encoder)
+    return SearchIndex.open(indexes[0], verify=False, **({"show_progress_bar": False} | settings))
+
+
+def _opened(folder: Path, encoder: Any) -> Any:
+    from search_r3_mteb.indexing.encoding import OtherEncodingError
+    from search_r3_mteb.indexing.index import SearchIndex
+
+    try:
+        return SearchIndex.open(folder, encoder)
+    except OtherEncodingError as error:
+        command = shlex.join(["search-r3", "serve", "--index", str(folder)])
+        raise ValueError(f"{error.what} Without --model, that of the index is served: {command}") from error
 
 
 def _lines(

@@ -146,7 +146,10 @@ def choose_split(path: str | Path, split: str | None = None) -> str:
     _folder(path)
     available = splits(path)
     if not available:
-        raise FileNotFoundError(f"BEIR folder {str(path)!r}: no qrels/SPLIT.tsv, which says what is relevant.")
+        raise FileNotFoundError(
+            f"BEIR folder {str(path)!r}: no qrels/SPLIT.tsv, which says what is relevant. Make it from a table of "
+            f"query-id, corpus-id and score: search-r3 convert {path} --output FOLDER --judgements FILE"
+        )
     if split is None:
         if "test" in available or len(available) == 1:
             return "test" if "test" in available else available[0]
@@ -195,8 +198,7 @@ def write_beir(
     foreign = [name for name in foreign if Path(name) not in wanted]
     if foreign:
         raise FileExistsError(
-            f"write_beir: folder {str(folder)!r} holds {foreign[0]!r}, which would not belong to the task written; "
-            f"give a new or empty folder."
+            f"{folder} holds {foreign[0]!r}, which would not belong to the task written. Give a new or empty folder."
         )
     with replaced_folder(folder) as new:
         with (new / "corpus.jsonl").open("w", encoding="utf-8", newline="\n") as stream:

@@ -254,6 +254,8 @@ def test_families_are_corrected_apart(tmp_path):
     )
     assert second.pair.times == 40.0
     assert control.pair.times == 10.5
+    assert "times the time" not in control.sentence()  # a control need not write what it reads
+    assert "times the time" in other.sentence()
 
 
 def test_another_baseline_and_none_that_was_run(tmp_path):
@@ -304,6 +306,7 @@ def test_a_writer_stands_beside_its_baseline_with_its_texts_and_its_anchor(model
     said = " ".join(each.sentence() for each in result.pairs)
     assert "hyde (reason) against encoder (direct)" in said  # one budget needs no name there
     data = explorer_of(page)
+    assert "-filler" not in data["pairs"][0]["title"]
     titles = sorted(each["title"].partition(" · ")[2] for each in data["pairs"])
     assert titles == ["hyde against encoder", "hyde-filler against encoder", "rocchio against encoder"]
     for pair in data["pairs"]:
@@ -313,6 +316,7 @@ def test_a_writer_stands_beside_its_baseline_with_its_texts_and_its_anchor(model
     captions = " ".join(each["caption"] for each in data["figures"].values())
     assert "text was cut where its budget ended" in captions
     assert "embed token" not in captions  # none of these has one
+    assert "The search with the final vector is not timed" in page
 
 
 def test_a_checkpoint_keeps_its_own_pair_and_its_token(plan, beir):

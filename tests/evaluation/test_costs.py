@@ -14,6 +14,7 @@ from search_r3_mteb.evaluation.costs import (
     times_text,
 )
 from search_r3_mteb.evaluation.summary import milliseconds, table
+from search_r3_mteb.report.number_text import signed
 from search_r3_mteb.terminal import SafeConsole
 
 ROW = {
@@ -94,6 +95,14 @@ def test_the_baseline_is_the_first_model_without_reasoning():
     assert [(pair.first.label, pair.second.label) for pair in pairs(runs[0:1] + runs[2:3])] == [
         ("b (reason)", "a (reason)")
     ]
+
+
+def test_nothing_is_said_to_be_less_than_zero_by_nothing():
+    pair = compared(scores("a", "direct", [0.1] * 9, 1.0), scores("b", "direct", [0.10004] * 9, 1.0))
+    assert pair.difference < 0
+    assert "b (direct) +0.000 (+0.000 to +0.000) at" in pair.sentence("T")
+    assert signed(-0.00004) == "+0.000"
+    assert signed(-0.0006) == "−0.001"
 
 
 def test_ratios_have_two_digits_and_what_was_not_measured_is_said():

@@ -115,6 +115,7 @@ def test_what_does_not_belong_together_is_refused(files, given, message):
         ("q1,b,1\nq2,a,1\n", "line 1: none of the columns 'q1', 'b', '1' is known to hold the query id"),
         ("", "none of the columns .none. is known"),
         ("query-id,corpus-id,score\n", "holds no judgement"),
+        ("query-id,corpus-id,score\nq1,b,0\nq2,a,0\n", "no grade is above 0, so no document is relevant"),
     ],
 )
 def test_malformed_judgements_are_named_and_nothing_is_written(files, text, message):
@@ -151,6 +152,40 @@ def test_judgements_of_every_format_are_the_same(tmp_path):
         assert list(iter_judgements(tmp_path / name)) == JUDGED, name
     (tmp_path / "a.csv").write_text("qid,docid\nq1,b\n")
     assert list(iter_judgements(tmp_path / "a.csv")) == [Judgement("q1", "b", 1)]
+
+
+def test_names_of_id_columns_hold_in_the_judgements_too(files, caplog):
+    """Regression: only the usual names were known there, whatever --query-id and --id said."""
+    (files / "q.csv").write_text("frage,question\nq1,where to sit\nq2,light?\n")
+    (files / "j.csv").write_text("frage,sku\nq1,b\n")
+    given = {"columns": COLUMNS, "queries": files / "q.csv", "judgements": files / "j.csv"}
+    with pytest.raises(ValueError, match=r"known to hold the query id.* names that --query-id and --id give"):
+        convert(files / "shop.csv", files / "beir", **given)
+    with caplog.at_level("INFO"):
+        convert(files / "shop.csv", files / "beir", query_columns=Columns(id="frage"), **given)
+    assert list(read_qrels(files / "beir")) == [Judgement("q1", "b", 1)]
+    assert "j.csv: the query id is in 'frage', the document id in 'sku'" in caplog.text
+    # a usual name counts first, and one name for both tells nothing
+    (files / "k.csv").write_text("sku,doc_id,qid\nx,b,q1\n")
+    assert list(iter_judgements(files / "k.csv", ("frage", "sku"))) == [Judgement("q1", "b", 1)]
+    with pytest.raises(ValueError, match="known to hold the query id"):
+        list(iter_judgements(files / "j.csv", ("sku", "sku")))
+
+
+def test_queries_without_judgements_are_said_to_be_for_searching_alone(files, call):
+    given = ("--queries", files / "q.tsv", "--id", "sku", "--title", "name")
+    code, out, _ = call("convert", files / "shop.csv", "--output", files / "beir", *given)
+    assert code == 0
+    assert "Without judgements only explain, index and search work with it. For evaluate: --judgements FILE" in out
+    assert "Without judgements" not in call("convert", files / "one.csv", "--output", files / "one")[1]
+    with pytest.raises(FileNotFoundError, match=r"search-r3 convert \S+beir --output FOLDER --judgements FILE"):
+        resolve_task(str(files / "beir"))
+
+
+def test_a_queries_column_that_is_not_known_is_named_by_an_option_that_there_is(files):
+    (files / "q.tsv").write_text("nr\twording\nq1\twhere to sit\n")
+    with pytest.raises(ValueError, match="Name it: --query-text NAME"):
+        convert(files / "shop.csv", files / "beir", columns=COLUMNS, queries=files / "q.tsv")
 
 
 # ---- folders as tasks ----------------------------------------------------------------------------------------------
@@ -220,6 +255,18 @@ def test_columns_of_a_folders_own_queries_are_named_as_those_of_a_file(tmp_path,
     code, _, err = call("convert", tmp_path / "shop" / "corpus.csv", *given)
     assert code == 2
     assert "--query-id and --query-text name columns of --queries, and none are given" in err
+
+
+@pytest.mark.parametrize(
+    ("file", "header", "option"), [("corpus", "id,title,wording", "--text"), ("queries", "id,wording", "--query-text")]
+)
+def test_foreign_columns_of_a_task_are_answered_with_a_conversion(tmp_path, file, header, option):
+    """Regression: the message named --text, which evaluate does not have."""
+    tables(tmp_path / "shop")
+    path = tmp_path / "shop" / f"{file}.csv"
+    path.write_text(f"{header}\n" + path.read_text().partition("\n")[2])
+    with pytest.raises(ValueError, match=rf"search-r3 convert {tmp_path / 'shop'} --output FOLDER {option} NAME$"):
+        resolve_task(str(tmp_path / "shop"))
 
 
 def test_two_files_of_judgements_of_one_split_are_refused(tmp_path):

@@ -236,7 +236,7 @@ def test_a_number_counts_all_columns_of_a_header(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,text\n1,a\n2,b,c\n", "line 3: 3 cells for 2 columns"),
+        ("id,text\n1,a\n2,b,c\n", "line 3: 3 cells for 2 columns. Quote cells that contain the separator."),
         ("id,text\n1,a\n2\n", "line 3: 1 cells for 2 columns"),
         ('id,text\n1,"a\n2,b\n', "line 2: not a row of cells .*--no-quotes"),
         ('id,text\n1,"a"b\n', "line 2: not a row of cells"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from search_r3_mteb import SearchIndex
+from search_r3_mteb.cli.shared import model_or_nano
 from search_r3_mteb.encoder.checkpoints import save
 from search_r3_mteb.indexing.state import read_state
 from tests.indexing.conftest import pairs
@@ -127,7 +128,10 @@ def test_documents_are_added_replaced_and_removed(call, folder, tmp_path):
     assert (code, "1 document added." in out, len(SearchIndex.open(folder))) == (0, True, 4)
     code, _, err = call("index", folder, "--add", tmp_path / "more.jsonl")
     assert (code, "has a document 'd' already" in err) == (2, True)
-    assert call("index", folder, "--add", tmp_path / "more.jsonl", "--replace")[0] == 0
+    (tmp_path / "more.jsonl").write_text('{"_id": "d", "text": "Birds sang."}\n{"_id": "e", "text": "Bees hum."}\n')
+    code, out, _ = call("index", folder, "--add", tmp_path / "more.jsonl", "--replace")
+    assert (code, "1 document added, 1 replaced." in out) == (0, True)
+    assert call("index", folder, "--remove", "e")[0] == 0
     code, _, err = call("index", folder, "--remove", "a", "--remove", "zz")
     assert (code, "the first is 'zz'. Nothing was removed" in err, len(SearchIndex.open(folder))) == (2, True, 4)
     code, out, _ = call("index", folder, "--remove", "a", "--remove", "zz", "--missing-ok")
@@ -189,6 +193,32 @@ def test_what_cannot_be_is_said(call, folder, corpus, model, arguments, message)
     assert code == 2
     assert message in " ".join(err.split())
     assert len(SearchIndex.open(folder)) == 3
+
+
+def test_the_hint_repeats_what_was_given(call, corpus):
+    code, _, err = call("index", corpus, "--model", "mini", "--id", "id", "--text", "text")
+    assert code == 2
+    said = " ".join(err.split())
+    assert said.endswith(f"search-r3 index {corpus} --model mini --id id --text text --output FOLDER")
+
+
+def test_nano_on_real_text_is_warned_of_unless_it_was_named(call, corpus, tmp_path, caplog):
+    warning = "nano knows only its generated world; for real text: --model mini"
+    for place, named in (("new", ()), ("named", ("--model", "nano"))):
+        code, _, err = call("index", corpus, "--output", tmp_path / place, *named)
+        assert (code, err.count(warning)) == (0, 0 if named else 1)
+    caplog.clear()
+    assert (model_or_nano(None, "hopworld:500"), caplog.text) == ("nano", "")
+    assert (model_or_nano(None, "shop.csv"), warning in caplog.text) == ("nano", True)
+
+
+def test_another_model_is_answered_with_the_command_that_works(call, folder):
+    for other in ("nano", "mini"):
+        code, _, err = call("search", folder, "q", "--model", other)
+        assert code == 2
+        command = " ".join(err.split()).rpartition("loaded as it was then: ")[2]
+        assert command == f"search-r3 search {folder} QUESTION"
+    assert call(*command.split()[1:])[0] == 0
 
 
 def test_a_damaged_index_is_refused_unless_only_sizes_are_compared(call, folder):

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -223,6 +224,30 @@ def test_every_point_of_quality_against_cost_bears_its_method_and_budget(runs):
     many = [runs.evaluate(f"m{budget}", budget=budget, hops=False) for budget in range(1, 14)]
     [line] = cost_figure("f", "hopworld", table_rows(read_runs(many))).plot["data"]
     assert line["mode"] == "lines+markers", "so many labels would cover each other"
+
+
+def test_labels_of_points_that_lie_on_each_other_are_apart(runs):
+    """Regression: with equal scores at (nearly) no tokens, "direct" stood on "reasoning ≤ 64"."""
+    rows = [replace(row, ndcg_at_10=0.5) for row in table_rows(read_runs([runs.evaluate("same", hops=False)]))]
+    near = [
+        replace(row, runs=tuple(replace(run, reasoning_tokens_per_query=0.0) for run in row.runs))
+        if row.first.mode == "reason"
+        else row
+        for row in rows
+    ]
+    [line] = cost_figure("f", "hopworld", near).plot["data"]
+    assert line["x"] == [0.0, 0.0]
+    assert sorted(line["text"])[0] == "direct"
+    assert line["textposition"] == ["top right", "bottom right"]
+
+
+def test_a_control_is_not_what_the_explorer_shows_first(runs):
+    rows = table_rows(read_runs([runs.evaluate("two", models=("nano", "bm25"), hops=False)]))
+    names = [pair.row.first.model for pair in find_pairs(rows)]
+    assert set(names) == {"nano", "bm25"}
+    for control in names:
+        first, last = find_pairs(rows, controls={control})
+        assert (first.row.first.model == control, last.row.first.model) == (False, control)
 
 
 def flat(runs, **changed):

@@ -38,7 +38,9 @@ def serving(model="nano", indexes=(), *, settings=None, name=None, **encoder_set
 
     short = {"max_length": 128} if model == "nano" else {}
     chosen = {"max_reasoning_tokens": 16} | short | encoder_settings
-    prepared = prepare(str(model), indexes, port=0, name=name, settings=settings, encoder_settings=chosen)
+    prepared = prepare(
+        None if model is None else str(model), indexes, port=0, name=name, settings=settings, encoder_settings=chosen
+    )
     thread = threading.Thread(target=prepared.run)
     thread.start()
     try:

@@ -211,6 +211,15 @@ def test_a_page_that_lacks_the_key_asks_for_it(driver, folder, monkeypatch):
         assert len(shown(driver, "reason")) == 10
 
 
+def test_a_server_that_has_stopped_is_said_not_to_answer(driver, folder):
+    """Regression: "Failed to fetch", with dots that promised an answer."""
+    with serving("nano", [folder]) as server:
+        opened(driver, server)
+    ask(driver)
+    assert text(driver, "failure") == "The server does not answer."
+    assert "…" not in text(driver, "columns")
+
+
 def test_a_server_without_an_index_says_so(driver, served):
     opened(driver, served)
     assert "Start it with --index FOLDER" in text(driver, "failure")

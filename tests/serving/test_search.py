@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import shutil
 import socket
 import threading
@@ -37,6 +38,23 @@ def folder(tmp_path_factory):
 def searched(folder):
     with serving("nano", [folder], settings=ServeSettings(max_hits=20)) as server:
         yield server
+
+
+def test_without_a_model_that_of_the_index_is_served(folder):
+    """Regression: it was nano, in its own length of prompts, which the index refused."""
+    with serving(None, [folder]) as server:
+        assert (server.encoder.name, server.encoder.max_length) == ("search-r3-mteb/nano", 128)
+        assert "Serving nano at" in server.prepared.lines[0]
+        assert post(server, query="who?", mode="direct", k=1)[0] == 200
+
+
+def test_a_model_that_does_not_fit_ends_with_the_command_that_does(folder, call):
+    code, _, err = call("serve", "--model", "mini", "--index", folder, "--port", 0)
+    assert code == 2
+    said = " ".join(err.split())
+    assert said.endswith(f"that of the index is served: search-r3 serve --index {folder}")
+    assert "another prompt around a document" in said
+    assert not re.search(r"prompt [0-9a-f]{8}", said)
 
 
 def post(server, **body):

@@ -26,7 +26,7 @@ from train.data.sources import documents_of, open_source
 from train.model import scratch
 from train.plan.base import PlannedModel, planned_model
 from train.plan.cache_size import MILLION, CacheSize, text_bytes
-from train.plan.first_rows import FirstRows, read_first, warnings_of
+from train.plan.first_rows import FirstRows, drops_of, read_first, warnings_of
 from train.plan.memory import estimate
 from train.plan.processor import check_processor
 from train.plan.start import check_processes, check_start
@@ -84,7 +84,7 @@ def describe(config: SftConfig | RlConfig, options: DryRun | None = None, corpus
         )
     else:
         lines += _work(planned.model, config, lengths, machine, 0)
-    lines += [one.line() for one in first]
+    lines += [*(one.line() for one in first), *drops_of(first, config.data)]
     lines += [f"warning: {text}" for text in [*cramped, *warnings_of(first, config)]]
     lines += [f"not here: {text}" for text in missing]
     print(dump(config))

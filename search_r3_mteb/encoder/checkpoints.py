@@ -231,7 +231,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise FileNotFoundError(
-            f"The model {name!r} (revision {revision or 'main'}) is not a local folder and was not found on the hub: "
+            f"The model {name!r} (revision {revision or 'main'}) is neither a folder here nor found on the hub: "
             f"{error}. Check the name and the network, or download it elsewhere and give the folder."
         ) from error
 

@@ -62,13 +62,14 @@ def start(
         # ImportError: an optional library is missing. Others are explained where they are of the disk, whoever wrote.
         if command.debug or not (explained(error) or isinstance(error, ValueError | TypeError | OSError | ImportError)):
             raise
-        _end(program, error, hint=_first_stage(program, command))
+        _end(program, error, hint=_first_stage(program, command, error))
 
 
-def _first_stage(program: str, command: Command) -> str:
+def _first_stage(program: str, command: Command, error: Exception) -> str:
     """A hint where stage 2 begins with what no stage 1 has written."""
     path = str(command.config.model.path)
-    if program != "rl.py" or Path(path).exists() or Path(path).name not in ("best", "last"):
+    missing = isinstance(error, FileNotFoundError) and path in str(error) and not Path(path).exists()
+    if program != "rl.py" or not missing or Path(path).name not in ("best", "last"):
         return ""
     found = written_by(path, command.plan.config_file)
     file = "CONFIG.toml" if found is None else found[0]

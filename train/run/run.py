@@ -308,8 +308,10 @@ class Run:
 
         facts = facts_of_run(self.folder, name=self.folder.name, license=self.config.output.license)
         for name in ("last", "best"):
-            if (self.folder / name).is_dir():
-                write_model_card(self.folder / name, facts)
+            if (place := self.folder / name).is_dir():
+                # An absolute path is of this machine alone.
+                called = f"PATH/TO/{name}" if place.is_absolute() else place.as_posix()
+                write_model_card(place, facts, called=called)
 
     def _state(self) -> save_load.TrainingState:
         """The state that a resumed run continues from; the schedule is a function of the step and has none."""

@@ -42,6 +42,9 @@ def test_a_finished_run_that_is_started_again_trains_nothing(tmp_path, capsys):
     assert f"finished, 3 of 3 steps: {model}. Next: " in shown
     assert f"search-r3 evaluate --model {model} " in shown
     assert f"--set model.path={model}" in shown
+    card = (model / "README.md").read_text().split("<details>")[0]
+    assert 'SearchR3Encoder("PATH/TO/last"' in card
+    assert str(tmp_path) not in card
     assert "already" not in shown
     before = events(tmp_path / "run")
     first = weights(tmp_path / "run/last")

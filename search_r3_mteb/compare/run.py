@@ -15,7 +15,7 @@ from search_r3_mteb.evaluation.readiness import check_data
 from search_r3_mteb.evaluation.recording import Thinker
 from search_r3_mteb.evaluation.summary import SummaryRow
 from search_r3_mteb.evaluation.system_checks import reasons
-from search_r3_mteb.evaluation.systems import System, open_systems, split_label
+from search_r3_mteb.evaluation.systems import System, names_apart, open_systems, split_label
 from search_r3_mteb.evaluation.tasks import resolve_tasks
 
 if TYPE_CHECKING:
@@ -128,6 +128,9 @@ def _opened(entry: ComparedSystem, plan: ComparisonPlan) -> Iterator[_Opened]:
 
     spec: Any = entry.model
     label = split_label(entry.model)[0] if entry.label is None else entry.label
+    if label is None:
+        labelled = (each.model if each.label is None else f"{each.label}={each.model}" for each in plan.systems)
+        label = names_apart([*labelled])[plan.systems.index(entry)]
     talks = reasons(entry.model)
     budgets: list[int | None] = [*sorted({*(entry.budgets or (plan.budgets if talks else ()))}, reverse=True)]
     settings = settings_for(entry, plan)

@@ -232,7 +232,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         said = " ".join(str(error).split()).rstrip(".")
         raise FileNotFoundError(
-            f"The model {name!r} (revision {revision or 'main'}) is not a local folder and was not found on the hub: "
+            f"The model {name!r} (revision {revision or 'main'}) is neither a folder here nor found on the hub: "
             f"{said}. Check the name and the network, or download it elsewhere and give the folder."
         ) from error
 

@@ -48,6 +48,7 @@ from search_r3_mteb.evaluation.systems import (
     ModeChoice,
     ModelSpec,
     System,
+    names_apart,
     open_systems,
 )
 from search_r3_mteb.evaluation.tasks import TaskSpec, resolve_tasks
@@ -88,7 +89,8 @@ def evaluate(  # noqa: PLR0913  what a run is made of
     """Evaluate every model on every task; returns the rows of these models and tasks, in order.
 
     `models`: a Search-R3 checkpoint (bundled name, folder, LoRA folder, hub id, or one in memory), an ordinary
-    sentence-transformers folder, or "bm25"; NAME=PATH names a folder. An encoder in memory is evaluated in its own
+    sentence-transformers folder, or "bm25"; NAME=PATH names a folder, and folders of one name are told apart by the
+    parts of their paths that differ. An encoder in memory is evaluated in its own
     mode. `tasks`: see `resolve_tasks`. `cache_folder` is the encoder's store, OUTPUT/store unless given. `settings` are
     those of SearchR3Encoder. `reasoning` is a file of reasonings by query id (`given_file`): mode "given", which reads
     them, then takes the place of "reason". `dims` are further sizes of Search-R3 checkpoints: the first
@@ -111,8 +113,8 @@ def evaluate(  # noqa: PLR0913  what a run is made of
     rows: list[SummaryRow] = []
     store = output / "store" if cache_folder is None else cache_folder
     clean(output, *(path for name in ("queries", "predictions", "mteb") for path in _folders(output / name)))
-    for spec in models:
-        for system in open_systems(spec, mode, settings or {}, store, given, dims):
+    for spec, label in zip(models, names_apart(models), strict=True):
+        for system in open_systems(spec, mode, settings or {}, store, given, dims, label):
             for task in resolved:
                 rows.extend(evaluate_unit(system, task, output, command))
     return rows

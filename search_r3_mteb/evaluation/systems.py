@@ -83,6 +83,45 @@ def split_label(spec: str | Path) -> tuple[str | None, str | Path]:
     return label, path
 
 
+def names_apart(specs: Sequence[ModelSpec]) -> list[str | None]:
+    """For each model the name that tells folders of one name apart, None where its own name does.
+
+    Trainings end in folders of the same name: `own/sft/last` and `own/rl/last` are "sft/last" and "rl/last", in every
+    mode alike. Raises FileNotFoundError for a name that no model has.
+    """
+    from search_r3_mteb.encoder.checkpoints import display_name, resolve
+
+    places: dict[int, Path] = {}
+    taken = set()
+    for number, spec in enumerate(specs):
+        label, path = split_label(spec) if isinstance(spec, str | Path) else (None, "")
+        if label:
+            taken.add(label)
+        elif isinstance(spec, str | Path) and kind_of(path) in ("search-r3", "sentence-transformers"):
+            folder = resolve(path)
+            name = short_name(display_name(str(path), folder))
+            if Path(path).is_dir() and name == folder.resolve().name:
+                places[number] = folder.resolve()
+            else:
+                taken.add(name)
+    found: list[str | None] = [None] * len(specs)
+    for name in {place.name for place in places.values()}:
+        same = {number: place for number, place in places.items() if place.name == name}
+        different, parts = set(same.values()), 1
+        while parts < max(len(place.parts) for place in different) - 1 and (
+            len(ends := {_end(place, parts) for place in different}) < len(different) or ends & taken
+        ):
+            parts += 1
+        for number, place in same.items() if parts > 1 else ():
+            found[number] = _end(place, parts)
+    return found
+
+
+def _end(place: Path, parts: int) -> str:
+    """The last parts of a path."""
+    return "/".join(place.parts[1:][-parts:])
+
+
 def kind_of(path: str | Path) -> ModelKind:
     """The kind of model that a name stands for. Raises FileNotFoundError if there is no such model.
 
@@ -126,13 +165,14 @@ def open_systems(
     cache_folder: Path | str | None,
     given: "GivenFile | None" = None,
     dims: Sequence[int] = (),
+    label: str | None = None,
 ) -> Iterator[System]:
     """The systems of one model, one after the other; modes and sizes share the weights.
 
     Baselines do not reason, so they run directly whatever `mode` is, and a writer with an encoder always writes.
     `settings` are those of SearchR3Encoder, and of `ExpansionSettings`. With `given` reasonings, mode "given" takes the
     place of "reason", but where the corpus decides what is written. `dims` are further sizes of a Search-R3 checkpoint:
-    the first dimensions of its vectors.
+    the first dimensions of its vectors. `label` names a model whose name gives none (`names_apart`).
     """
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
@@ -142,7 +182,8 @@ def open_systems(
     if not isinstance(spec, str | Path):
         yield from _search_r3(spec, None, mode, settings, cache_folder, given, dims)
         return
-    label, path = split_label(spec)
+    own_label, path = split_label(spec)
+    label = own_label or label
     kind = kind_of(path)
     if kind == "bm25":
         yield _bm25(label or BM25)

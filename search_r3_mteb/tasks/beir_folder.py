@@ -223,9 +223,14 @@ def _error(file: Path, number: int, reason: str) -> ValueError:
 def _folder(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
+        prepared = (
+            f" `python -m train.prepare {path.name}` in a checkout makes it, where `--list` names that set."
+            if path.parent.name == "data" and re.fullmatch(r"[\w-]+", path.name)
+            else ""
+        )
         raise FileNotFoundError(
             f"BEIR folder {str(path)!r} does not exist or is not a folder; it holds corpus.jsonl, "
-            "queries.jsonl and qrels/."
+            f"queries.jsonl and qrels/.{prepared}"
         )
     return path
 

@@ -206,7 +206,9 @@ def test_a_hub_id_without_network_says_what_to_do(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    message = r"'ytgui/Search-R3.0-Small' \(revision main\) is not a local folder and .* download it elsewhere and give"
+    message = (
+        r"'ytgui/Search-R3.0-Small' \(revision main\) is neither a folder here nor found on the hub: .* download it"
+    )
     with pytest.raises(FileNotFoundError, match=f"(?s){message}"):
         load("ytgui/Search-R3.0-Small")
     with pytest.raises(FileNotFoundError, match="'no such/model' "):

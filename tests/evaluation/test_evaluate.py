@@ -289,8 +289,7 @@ def test_ordinary_models_of_one_folder_name_get_their_own_scores(
 
     rows = run([str(folder) for folder in sentence_transformers_folders], [f"beir:{beir}"], tmp_path / "out")
     assert [row["mode"] for row in rows] == ["direct", "direct"]
-    assert rows[0]["model"] == "encoder"
-    assert rows[1]["model"] == f"encoder@{rows[1]['fingerprint'][:8]}"
+    assert [row["model"] for row in rows] == ["0/encoder", "1/encoder"]
     cache = mteb.ResultCache(tmp_path / "trap")
     trapped = []
     for row, folder in zip(rows, sentence_transformers_folders, strict=True):

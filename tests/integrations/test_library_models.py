@@ -51,7 +51,7 @@ def test_no_hub_is_asked_for_what_a_folder_lacks(folder, asked, monkeypatch, tmp
     assert system.label == "model"
     assert Teacher("organisation/model", CPU)(["a", "b"], 16).shape == (2, 32)
     assert asked == []
-    with pytest.raises(FileNotFoundError, match="was not found on the hub") as caught:
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor found on the hub") as caught:
         Teacher("organisation/other", CPU)
     assert ".." not in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -63,6 +63,9 @@ def test_the_whole_way_by_commands(home, call, capsys, monkeypatch):
     rl.main([*stage_two, *[part for one in small for part in ("--set", one)]])
     assert "the training of the adapter runs/own/sft/last goes on" in capsys.readouterr().out
     assert len(events("runs/own/rl", "step")) == 2
+    card = Path("runs/own/sft/last/README.md").read_text()
+    assert 'SearchR3Encoder("runs/own/sft/last"' in card, "a path that works where the training ran"
+    assert "# the path of this folder" in card
     before, after = weights("runs/own/sft/last"), weights("runs/own/rl/last")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)

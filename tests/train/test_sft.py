@@ -1,6 +1,7 @@
 """Stage 1's loop on a tiny hopworld: what it learns, writes and refuses, and that its gradient is what it should be."""
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -196,7 +197,12 @@ def test_dry_run_says_what_would_run_and_trains_nothing(tmp_path, capsys):
     assert "temperature = 0.07" in shown
     assert "# parameters: " in shown
     assert "trainable: " in shown
-    assert "# memory estimate per device in GiB: weights" in shown
+    assert "# memory estimate per device in MiB: weights" in shown, "0.00 GiB says nothing"
+    estimate = next(line for line in shown.splitlines() if line.startswith("# time estimate: "))
+    assert re.match(r"# time estimate: [\d.]+ seconds on 1 device ", estimate)
+    assert estimate.endswith("; no GPU here: this is the time on the one described") != torch.cuda.is_available()
+    main(["--config", str(path), *settings, "--dry-run", "--set", "optimization.steps=1000000000"])
+    assert re.search(r"# time estimate: [\d.,]+ hours on 1 device ", capsys.readouterr().out)
     assert not (tmp_path / "run").exists()
 
 

@@ -61,8 +61,9 @@ class SourceSettings(Settings):
     """Names of the fields in jsonl and hub rows. Our choice: ours; where query, positive and negatives are left as they
     are, those of FlagEmbedding, sentence-transformers, Tevatron and DPR are known (train/formats/records.py)."""
     decontaminate: tuple[Literal["queries", "documents"], ...] | None = None
-    """Evaluation texts that rows must not repeat. Our choice: queries and documents; only queries for beir, whose
-    training and test judgements share one corpus; none for hopworld, whose splits share phrasing and no entity."""
+    """Judged queries and relevant documents of evaluation sets that rows must not repeat. Our choice: both; only
+    queries for beir, whose training and test judgements share one corpus; none for hopworld, whose splits share
+    phrasing and no entity."""
     documents: Count = 1000
     """hopworld: number of documents. Our choice: the default world."""
     world_seed: Seed = 0

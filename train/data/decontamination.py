@@ -1,10 +1,11 @@
 """Decontamination: training rows that repeat evaluation texts are found, dropped and counted.
 
 A row is dropped when its query or its positive equals an evaluation text, or nearly (the package's near_duplicates.py).
-Each source says which texts count (`decontaminate`). The default is queries and documents for pairs; queries alone for
-BEIR folders, whose training and test judgements share one corpus by design; nothing for hopworld, whose splits share
-their phrasing by design and no entity: "the city that saw the birth of Karin Hagen" and "... of Karin Stark" have a
-Jaccard of 0.82 and are two questions.
+Evaluation texts are the queries that a split judges, and the documents that it judges relevant for them, not the whole
+corpus. Each source says which of them count (`decontaminate`). The default is queries and documents for pairs; queries
+alone for BEIR folders, whose training and test judgements share one corpus by design; nothing for hopworld, whose
+splits share their phrasing by design and no entity: "the city that saw the birth of Karin Hagen" and "... of Karin
+Stark" have a Jaccard of 0.82 and are two questions.
 
     python train/data/decontamination.py --config train/configs/X.toml --output report.json
 
@@ -58,7 +59,14 @@ class SourceCounts:
     rows: int = 0
     exact: int = 0
     near: int = 0
+    queries: int = 0
+    """Dropped rows by the kind of text that they repeat, as `documents` is; one that repeats both counts once."""
+    documents: int = 0
     examples: list[Match] = field(default_factory=list)
+
+    def repeats(self) -> str:
+        """How many dropped rows repeat queries and how many documents, in words."""
+        return f"{self.queries} repeat judged queries, {self.documents} relevant documents"
 
     @classmethod
     def from_saved(cls, saved: dict[str, Any]) -> "SourceCounts":
@@ -76,6 +84,8 @@ class SourceCounts:
         if match is not None:
             self.exact += match.exact
             self.near += not match.exact
+            self.queries += match.role == "queries"
+            self.documents += match.role == "documents"
             if sum(example.exact == match.exact for example in self.examples) < keep_examples:
                 self.examples.append(match)
 
@@ -114,7 +124,7 @@ class DecontaminationReport:
             share = (counts.exact + counts.near) / max(counts.rows, 1)
             yield (
                 f"decontamination: {label}: {counts.rows} rows, {counts.exact} exact and {counts.near} near duplicates "
-                f"of evaluation texts dropped ({share:.2%})"
+                f"of evaluation texts dropped ({share:.2%}): {counts.repeats()}"
             )
 
 
@@ -167,14 +177,18 @@ class Decontaminator:
 
 
 def evaluation_texts(evaluation: JudgedSetSettings, role: Role) -> Iterator[tuple[str, str]]:
-    """(id, text) of the judged queries of the split, or of the whole corpus, of one evaluation set."""
-    if role == "documents":
-        return documents_of(evaluation)
+    """(id, text) of a split's judged queries, or of the documents that it judges relevant (hopworld: all)."""
     if evaluation.kind == "hopworld":
+        if role == "documents":
+            return documents_of(evaluation)
         world = HopWorld(evaluation.documents, evaluation.world_seed)
         return ((query.id, query.text) for query in world.iterate_queries(evaluation.split, evaluation.hops))
     folder = str(evaluation.path)
-    judged = {judgement.query_id for judgement in read_qrels(folder, evaluation.split)}
+    judgements = read_qrels(folder, evaluation.split)
+    if role == "documents":
+        relevant = {judgement.document_id for judgement in judgements if judgement.relevance > 0}
+        return ((id_, text) for id_, text in documents_of(evaluation) if id_ in relevant)
+    judged = {judgement.query_id for judgement in judgements}
     return ((query.id, query.text) for query in read_queries(folder) if query.id in judged)
 
 

@@ -142,10 +142,15 @@ class SourceStream:
 
     def _next_epoch(self) -> None:
         if self._position and self._given == self._given_before_epoch:
+            counts, advice = self.counts, "Name another source."
+            if counts.documents:
+                advice += (
+                    ' Where it shares documents with the evaluation by design, set its decontaminate = ["queries"].'
+                )
             raise ValueError(
                 f"{self.label}: none of its {self._position} rows can be trained on: {self._bad} are malformed, "
-                f"{self.counts.exact + self.counts.near} repeat evaluation texts. "
-                + (f"The first: {self._bad_examples[0]}" if self._bad_examples else "Name another source.")
+                f"{counts.exact + counts.near} repeat evaluation texts ({counts.repeats()}). "
+                + (f"The first: {self._bad_examples[0]}" if self._bad_examples else advice)
             )
         self._epoch, self._position, self._given_before_epoch = self._epoch + 1, 0, self._given
 

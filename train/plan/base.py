@@ -104,7 +104,7 @@ def _find(
         what = "its training goes on" if start == "continue" else "it is merged, and every weight is trained"
         found.append(f"{path} is an adapter: {what}")
         return _find(settings.replaced(path=_adapter_base(local)), config_file, None, found)
-    if not local.exists() and (stage_one := _stage_one(path, config_file)) is not None:
+    if not local.exists() and (stage_one := written_by(path, config_file)) is not None:
         file, before = stage_one
         found.append(f"{path} is not there yet: it is what stage 1 of {file.name} will write")
         if before.scratch is not None:
@@ -115,7 +115,7 @@ def _find(
     return folder, None
 
 
-def _stage_one(path: str, config_file: Path | None) -> tuple[Path, ModelSettings] | None:
+def written_by(path: str, config_file: Path | None) -> tuple[Path, ModelSettings] | None:
     """The configuration beside `config_file` whose run writes the folder `path` ("best" or "last"), and its model."""
     run, name = Path(path).parent, Path(path).name
     if config_file is None or name not in ("best", "last"):
@@ -167,7 +167,7 @@ def _folder(path: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
-            f"The {_CONFIG} of {path!r} is not on this machine, and could not be fetched from the hub ({reason}). "
+            f"{path!r} is neither a folder here nor found on the hub ({reason}), so there is no {_CONFIG}. "
             f"Where there is a network: `hf download {path} {_CONFIG} --local-dir BASE`, or "
             f"https://huggingface.co/{path}/resolve/{revision or 'main'}/{_CONFIG}. Copy it here, to a folder BASE, "
             "and add --base BASE; weights are not needed for a dry run."

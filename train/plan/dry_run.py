@@ -26,7 +26,7 @@ from train.data.sources import documents_of, open_source
 from train.model import scratch
 from train.plan.base import PlannedModel, planned_model
 from train.plan.cache_size import MILLION, CacheSize, text_bytes
-from train.plan.first_rows import FirstRows, read_first, warnings_of
+from train.plan.first_rows import FirstRows, drops_of, read_first, warnings_of
 from train.plan.memory import estimate
 from train.plan.processor import check_processor
 from train.plan.start import check_processes, check_start
@@ -84,7 +84,7 @@ def describe(config: SftConfig | RlConfig, options: DryRun | None = None, corpus
         )
     else:
         lines += _work(planned.model, config, lengths, machine, 0)
-    lines += [one.line() for one in first]
+    lines += [*(one.line() for one in first), *drops_of(first, config.data)]
     lines += [f"warning: {text}" for text in [*cramped, *warnings_of(first, config)]]
     lines += [f"not here: {text}" for text in missing]
     print(dump(config))
@@ -291,9 +291,15 @@ def _work(
     hours = work.hours(steps, machine, peak)
     once = encoding(model, documents, lengths) / (machine.gpus * peak * 1e12 * machine.utilisation) / 3600
     yield (
-        f"time estimate: {hours:,.2f} hours on {machine.gpus} device{'s' * (machine.gpus > 1)} of {peak:g} TFLOP/s at "
+        f"time estimate: {_duration(hours)} on {machine.gpus} device{'s' * (machine.gpus > 1)} of {peak:g} TFLOP/s at "
         f"{machine.utilisation:.0%} utilisation"
         + (f" ({machine.decode_utilisation:.1%} in sampling)" if work.sampling else "")
-        + (f", and {once:,.2f} hours to encode {documents:,} documents once" if documents else "")
+        + (f", and {_duration(once)} to encode {documents:,} documents once" if documents else "")
         + "; evaluation, checkpoints and the processor's work come on top (--gpus, --peak-tflops, --utilisation)"
+        + ("" if torch.cuda.is_available() else "; no GPU here: this is the time on the one described")
     )
+
+
+def _duration(hours: float) -> str:
+    """Hours, or the seconds of a short run."""
+    return f"{hours:,.2f} hours" if hours >= 0.1 else f"{hours * 3600:,.1f} seconds"

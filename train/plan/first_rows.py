@@ -1,15 +1,18 @@
 """The first rows of a source, read as training reads them: what is wrong with a file is said before the first step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from train.config.data import DataSettings, SourceSettings
 from train.config.stages import RlConfig, SftConfig
+from train.data.decontamination import SourceCounts, decontaminator_for, roles_of
 from train.data.rows import RowSource, TrainingRow
 from train.data.sources import all_rows
 
 FIRST = 100
+_READ_AT_ONCE = 100_000_000  # bytes of a corpus beyond which a dry run does not look for its texts: seconds. Our choice
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,26 @@ def warnings_of(first: Sequence[FirstRows], config: SftConfig | RlConfig) -> lis
             'rows (data.sources.columns.reasoning), or set evaluate.modes = ["direct"].'
         )
     return found
+
+
+def drops_of(first: Sequence[FirstRows], data: DataSettings) -> Iterator[str]:
+    """How many of the first rows repeat evaluation texts, by source; large corpora and sets not here are left out."""
+    sets = (*data.evaluation, *data.decontamination.against)
+    if not all(one.path is None or _is_small(Path(one.path) / "corpus.jsonl") for one in sets):
+        return
+    checker = decontaminator_for(data)
+    for one in first if checker is not None else ():
+        counts = SourceCounts(roles_of(one.source))
+        if counts.against and one.source in data.sources:
+            for row in one.rows:
+                counts.add(checker.find(row, counts.against), 0)
+            dropped = counts.exact + counts.near
+            if dropped:
+                yield (
+                    f"source {one.source.label}: {dropped} of its first {counts.rows} rows repeat evaluation texts and "
+                    f"are left out ({counts.repeats()})"
+                )
+
+
+def _is_small(corpus: Path) -> bool:
+    return corpus.is_file() and corpus.stat().st_size <= _READ_AT_ONCE

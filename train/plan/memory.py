@@ -41,11 +41,12 @@ class MemoryEstimate:
     def lines(self) -> list[str]:
         """The estimate in words."""
         parts = ("weights", "gradients", "optimizer", "base_copy", "compute_copy", "activations", "head", "rollouts")
-        shown = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name) / 2**30:.2f}" for name in (*parts, "total"))
+        unit, size = ("GiB", 2**30) if self.total >= 2**30 else ("MiB", 2**20)
+        shown = ", ".join(f"{name.replace('_', ' ')} {getattr(self, name) / size:.2f}" for name in (*parts, "total"))
         share = self.trainable_parameters / self.parameters
         return [
             f"parameters: {self.parameters:,}, trainable: {self.trainable_parameters:,} ({share:.2%})",
-            f"memory estimate per device in GiB: {shown} (without sharding; the total holds the larger phase)",
+            f"memory estimate per device in {unit}: {shown} (without sharding; the total holds the larger phase)",
         ]
 
 

@@ -23,6 +23,11 @@ def write_manifest(folder: Path, identity: dict[str, Any], licence: str, counts:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a prepared set. Raises FileNotFoundError, and ValueError for a damaged one."""
     path = folder / MANIFEST
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {str(folder)!r}. `python -m train.prepare {folder.name}` makes it, or name its place "
+            "with --output."
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"{str(folder)!r} has no {MANIFEST}, so it was not made by `python -m train.prepare`. Give --output "

@@ -17,6 +17,7 @@ from search_r3_mteb.terminal import visible
 from train.checkpoint.folders import checkpoints
 from train.config.loading import ConfigError, load_config
 from train.config.stages import RlConfig, SftConfig
+from train.plan.base import written_by
 from train.plan.dry_run import DryRun, OpenCorpus, describe
 from train.plan.work import DECODE_UTILISATION, PEAK_TFLOPS, UTILISATION, Machine
 from train.processes.errors import OtherProcessError
@@ -61,7 +62,18 @@ def start(
         # ImportError: an optional library is missing. Others are explained where they are of the disk, whoever wrote.
         if command.debug or not (explained(error) or isinstance(error, ValueError | TypeError | OSError | ImportError)):
             raise
-        _end(program, error)
+        _end(program, error, hint=_first_stage(program, command, error))
+
+
+def _first_stage(program: str, command: Command, error: Exception) -> str:
+    """A hint where stage 2 begins with what no stage 1 has written."""
+    path = str(command.config.model.path)
+    missing = isinstance(error, FileNotFoundError) and path in str(error) and not Path(path).exists()
+    if program != "rl.py" or not missing or Path(path).name not in ("best", "last"):
+        return ""
+    found = written_by(path, command.plan.config_file)
+    file = "CONFIG.toml" if found is None else found[0]
+    return f"\n{path} is what stage 1 writes. Run that first: python train/sft.py --config {file}"
 
 
 def _known_to_all(before: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -155,14 +167,24 @@ def _end(program: str, error: Exception, hint: str = "") -> Any:
 
 
 def _other_stage(file: str, cls: type[Any]) -> str:
-    """A hint where the file has sections that only the other stage knows."""
+    """A hint where the file is one of the other stage, or has sections that only that one knows."""
     try:
         sections = tomllib.loads(Path(file).read_text(encoding="utf-8-sig")).keys()
     except (OSError, ValueError):
         return ""
     for script, other, stage in _STAGES:
+        if other is not cls and _loads(file, other) and not _loads(file, cls):
+            return f"\n{file} is a configuration of {stage}: start it with python train/{script} --config {file}"
         foreign = sorted(sections & (other.model_fields.keys() - cls.model_fields.keys()))
         if other is not cls and foreign:
             named = ", ".join(f"[{name}]" for name in foreign)
             return f"\n{named} belongs to {stage}: if this is a file of {stage}, start it with python train/{script}."
     return ""
+
+
+def _loads(file: str, cls: type[Any]) -> bool:
+    try:
+        load_config(file, (), cls)
+    except ConfigError:
+        return False
+    return True

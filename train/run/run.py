@@ -5,6 +5,7 @@
 `best` and `last` are models that `SearchR3Encoder` loads. A run is resumed by the same command.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -249,9 +250,22 @@ class Run:
             self._write_cards()
 
         collectives.on_main(write)
+        self.log.say(self._finished())
         self.log.close()
         _leave(self.folder)
         return self.folder / "last"
+
+    def _finished(self) -> str:
+        """Where the model is and what comes next, for people."""
+        total, model = self.config.optimization.steps, self.folder / "last"
+        if self.resumed_from is not None and self.resumed_from.step >= total:
+            return f"already finished, {self.step} of {total} steps: {model}"
+        best = f" (best of its evaluations: {self.folder / 'best'})" if (self.folder / "best").is_dir() else ""
+        following = f"search-r3 evaluate --model {shlex.quote(str(model))} --task beir:FOLDER --mode both"
+        if not hasattr(self.config, "rollout"):
+            path = shlex.quote(f"model.path={model}")
+            following += f", and stage 2: python train/rl.py --config CONFIG.toml --set {path}"
+        return f"finished, {self.step} of {total} steps: {model}{best}. Next: {following}"
 
     def _evaluate(self) -> None:
         """Score the held-out sets; the best model is exported at once."""
@@ -294,8 +308,10 @@ class Run:
 
         facts = facts_of_run(self.folder, name=self.folder.name, license=self.config.output.license)
         for name in ("last", "best"):
-            if (self.folder / name).is_dir():
-                write_model_card(self.folder / name, facts)
+            if (place := self.folder / name).is_dir():
+                # An absolute path is of this machine alone.
+                called = f"PATH/TO/{name}" if place.is_absolute() else place.as_posix()
+                write_model_card(place, facts, called=called)
 
     def _state(self) -> save_load.TrainingState:
         """The state that a resumed run continues from; the schedule is a function of the step and has none."""

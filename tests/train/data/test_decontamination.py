@@ -11,6 +11,8 @@ from train.config.data import DataSettings, DecontaminationSettings, JudgedSetSe
 from train.data.decontamination import Decontaminator, decontaminator_for, evaluation_texts, main, roles_of, scan
 from train.data.mixing import load_training_data
 from train.data.rows import TrainingRow
+from train.data.sources import open_source
+from train.plan.first_rows import drops_of, read_first
 
 SIGNER = Signer(3)
 
@@ -143,9 +145,9 @@ def pairs(tmp_path):
     return SourceSettings(kind="jsonl", path=str(path))
 
 
-def test_only_queries_judged_in_the_split_are_evaluation_texts(held_out):
+def test_only_what_the_split_judges_is_an_evaluation_text(held_out):
     assert list(evaluation_texts(held_out, "queries")) == [("t1", QUERY)]
-    assert [id_ for id_, _ in evaluation_texts(held_out, "documents")] == ["d1", "d2"]
+    assert [id_ for id_, _ in evaluation_texts(held_out, "documents")] == ["d1"]
     assert dict(evaluation_texts(held_out, "documents"))["d1"] == f"Binding {DOCUMENT}"
 
 
@@ -174,7 +176,7 @@ def test_the_report_shows_examples_and_survives_json(held_out, pairs, tmp_path):
     report.write(tmp_path / "report.json")
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["dropped"] == 3
-    assert saved["evaluations"] == {"held/test": {"documents": 2, "queries": 1}}
+    assert saved["evaluations"] == {"held/test": {"documents": 1, "queries": 1}}
     counts = saved["sources"]["pairs.jsonl"]
     assert (counts["rows"], counts["exact"], counts["near"]) == (6, 2, 1)
     exact, near, document = counts["examples"]
@@ -191,7 +193,8 @@ def test_the_report_shows_examples_and_survives_json(held_out, pairs, tmp_path):
     assert (near["exact"], near["similarity"]) == (False, round(8 / 9, 4))
     assert (document["part"], document["role"], document["id"]) == ("positive", "documents", "d1")
     assert next(iter(report.lines())) == (
-        "decontamination: pairs.jsonl: 6 rows, 2 exact and 1 near duplicates of evaluation texts dropped (50.00%)"
+        "decontamination: pairs.jsonl: 6 rows, 2 exact and 1 near duplicates of evaluation texts dropped (50.00%): "
+        "2 repeat judged queries, 1 relevant documents"
     )
 
 
@@ -217,9 +220,34 @@ def test_beir_rows_may_repeat_documents_but_not_queries(held_out, tmp_path):
     report = scan(DataSettings(sources=(train,), evaluation=(held_out,)))
     assert report.dropped == 0  # t2 is trained on, though its document is in the evaluation corpus
     both = SourceSettings(kind="beir", path=held_out.path, split="train", decontaminate=("queries", "documents"))
-    data = load_training_data(DataSettings(sources=(both,), evaluation=(held_out,)), batch_size=1, seed=0)
-    with pytest.raises(ValueError, match=r"none of its 1 rows can be trained on: 0 are malformed, 1 repeat"):
-        data.next_batch()
+    assert scan(DataSettings(sources=(both,), evaluation=(held_out,))).dropped == 0  # d2 is not judged in test
+
+
+def test_pairs_over_the_corpus_of_the_test_are_trained_on_where_the_split_judges_others(held_out, tmp_path):
+    """Training and test of one's own share a corpus: only what the test judges relevant is given away."""
+    path = tmp_path / "own.jsonl"
+    shared = {"query": "a harmless question", "positive": "another document about nothing in particular"}
+    given_away = {"query": "another question", "positive": f"Binding {DOCUMENT}"}
+    path.write_text(f"{json.dumps(shared)}\n{json.dumps(given_away)}\n")
+    settings_ = DataSettings(sources=(SourceSettings(kind="jsonl", path=str(path)),), evaluation=(held_out,))
+    data = load_training_data(settings_, batch_size=2, seed=0)
+    assert {row.query for row in data.next_batch()} == {"a harmless question"}
+    path.write_text(f"{json.dumps(given_away)}\n{json.dumps({'query': QUERY, 'positive': 'clean'})}\n")
+    with pytest.raises(
+        ValueError,
+        match=r"none of its 2 rows .* 2 repeat evaluation texts \(1 repeat judged queries, 1 relevant documents\)"
+        r'.* decontaminate = \["queries"\]',
+    ):
+        load_training_data(settings_, batch_size=2, seed=0).next_batch()
+
+
+def test_the_dry_run_counts_drops_among_the_first_rows(held_out, pairs):
+    settings_ = DataSettings(sources=(pairs,), evaluation=(held_out,))
+    first = [read_first(open_source(pairs), pairs, settings_)]
+    [line] = drops_of(first, settings_)
+    assert "3 of its first 6 rows repeat evaluation texts" in line
+    assert "(2 repeat judged queries, 1 relevant documents)" in line
+    assert not [*drops_of(first, DataSettings(sources=(pairs,)))]
 
 
 def test_sets_of_one_name_are_counted_together():

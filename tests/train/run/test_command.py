@@ -270,3 +270,53 @@ def test_a_full_disk_in_another_thread_is_not_hidden():
         (False, full),
         (False, other),
     ]
+
+
+def test_stage_two_without_stage_one_names_the_command_that_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.toml").write_text(SFT + 'folder = "runs/one"\n')
+    (tmp_path / "two.toml").write_text(RL.replace("MODEL", "runs/one/last"))
+    said = ends(capsys, rl.main, "--config", "two.toml")
+    assert "runs/one/last is what stage 1 writes. Run that first: python train/sft.py --config one.toml" in said
+    byte_folder(tmp_path / "runs/one/last")
+    said = ends(capsys, rl.main, "--config", "two.toml", "--set", "data.sources.0.documents=-1")
+    assert "Run that first" not in said
+
+
+def test_a_configuration_of_stage_one_is_named_as_that(tmp_path, capsys):
+    """Without a section of its own too: its keys alone are unknown to stage 2."""
+    file = tmp_path / "own.toml"
+    sections = '[model]\npath = "m"\n[[data.sources]]\nkind = "hopworld"\n[optimization]\nbatch_size = 8\n'
+    file.write_text(sections)
+    said = ends(capsys, rl.main, "--config", str(file))
+    assert f"{file} is a configuration of stage 1: start it with python train/sft.py --config {file}" in said
+    file.write_text(sections.replace("batch_size", "batch_sizes"))
+    assert "is a configuration of" not in ends(capsys, rl.main, "--config", str(file))
+
+
+def test_a_base_of_two_parts_that_is_nowhere_is_no_hub_id_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "one.toml").write_text('[model]\npath = "runs/start"\n[[data.sources]]\nkind = "hopworld"\n')
+    for more in ([], ["--dry-run"]):
+        said = ends(capsys, sft.main, "--config", "one.toml", *more)
+        assert "'runs/start'" in said
+        assert "is neither a folder here nor found on the hub" in said
+
+
+def test_a_set_that_is_not_here_names_the_command_that_makes_it(tmp_path, capsys, monkeypatch):
+    from search_r3_mteb.tasks.beir_folder import read_qrels
+    from train import prepare
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"`python -m train.prepare scifact` in a checkout makes it"):
+        list(read_qrels("data/scifact"))
+    with pytest.raises(FileNotFoundError, match=r"qrels/\.$"):
+        list(read_qrels("elsewhere/mine"))
+    with pytest.raises(SystemExit):
+        prepare.main(["scifact", "--check"])
+    assert "There is no folder 'data/scifact'" in capsys.readouterr().err
+    (tmp_path / "data/scifact").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        prepare.main(["scifact", "--check"])
+    assert "has no manifest.json" in capsys.readouterr().err

@@ -34,11 +34,24 @@ def test_other_settings_are_refused_and_a_damaged_checkpoint_falls_back(tmp_path
     assert [event["step"] for event in events(tmp_path / "run", "step")] == [1, 2, 3]
 
 
-def test_a_finished_run_that_is_started_again_trains_nothing(tmp_path):
+def test_a_finished_run_that_is_started_again_trains_nothing(tmp_path, capsys):
+    """What has finished says where the model is and what comes next; again, that there is nothing to do."""
     train(sft_config(tmp_path / "run"))
+    model = tmp_path / "run/last"
+    shown = capsys.readouterr().out
+    assert f"finished, 3 of 3 steps: {model}. Next: " in shown
+    assert f"search-r3 evaluate --model {model} " in shown
+    assert f"--set model.path={model}" in shown
+    card = (model / "README.md").read_text().split("<details>")[0]
+    assert 'SearchR3Encoder("PATH/TO/last"' in card
+    assert str(tmp_path) not in card
+    assert "already" not in shown
     before = events(tmp_path / "run")
     first = weights(tmp_path / "run/last")
-    assert train(sft_config(tmp_path / "run")) == tmp_path / "run/last"
+    assert train(sft_config(tmp_path / "run")) == model
+    shown = capsys.readouterr().out
+    assert f"already finished, 3 of 3 steps: {model}" in shown
+    assert "Next" not in shown
     assert events(tmp_path / "run") == before
     assert all(torch.equal(first[name], tensor) for name, tensor in weights(tmp_path / "run/last").items())
 

@@ -211,7 +211,7 @@ NOTES = (
     "  layers, which both sides multiply. Longer reasonings gain more: `generate` copies its cache at every token",
     "  and keeps rows that have ended: up to 256 tokens it is 3.7 and 4.7 at the random 120m shape",
     "  ([README.md](README.md)). That would take hours here.",
-    "- Rounds are few, since the machine was shared: where there is one, it is no median. Where",
+    "- Rounds are few, since the machine was shared: a single one is not a median. Where",
     "  the clock's ratio and the processor's differ, other work took part; the processor's is judged.",
     "- vLLM is a peer with `--vllm PYTHON`; its numbers with this model are in [vllm.md](vllm.md).",
     "",

@@ -76,7 +76,9 @@ def drops_of(first: Sequence[FirstRows], data: DataSettings) -> Iterator[str]:
     if not all(one.path is None or _is_small(Path(one.path) / "corpus.jsonl") for one in sets):
         return
     checker = decontaminator_for(data)
-    for one in first if checker is not None else ():
+    if checker is None:
+        return
+    for one in first:
         counts = SourceCounts(roles_of(one.source))
         if counts.against and one.source in data.sources:
             for row in one.rows:

@@ -96,6 +96,54 @@ def test_what_a_baseline_or_task_cannot_be_is_refused(example, call, questions, 
         resolve_task("number")
 
 
+@pytest.mark.parametrize("name", ["stdlib", "hopworld", "beir"])
+def test_a_task_with_the_name_of_a_built_in_one_is_refused_and_marked(package, call, name):
+    from search_r3_mteb.evaluation.tasks import resolve_task
+
+    spec = "beir:folder" if name == "beir" else name
+    if name != "beir":
+        assert resolve_task(spec).metadata.name, "the control: without the package it is ours"
+    package("thief", "search_r3_mteb.tasks", {name: "own_thief:x", "mine": "own_thief:x"}, "x = 1\n")
+    with pytest.raises(ExtensionError, match=rf"'{name}', the name that the package thief 1\.0 .*would be used instead"):
+        resolve_task(spec)
+    code, out, _ = call("evaluate", "--help")
+    assert code == 0
+    assert f"{name} (cannot be used: see search-r3 doctor)" in " ".join(out.split())
+    assert "mine (cannot" not in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("spec", "near"), [("fap:../pairs.csv", "faq"), ("hopwrold:500", "hopworld"), ("NFCorpsu", "NFCorpus")]
+)
+def test_a_task_that_is_not_there_names_the_near_one_and_the_installed(example, spec, near):
+    from search_r3_mteb.evaluation.tasks import resolve_task
+
+    with pytest.raises(ValueError, match=rf"There is no task .*Did you mean '{near}'\?.*installed extensions: faq\.$"):
+        resolve_task(spec)
+    with pytest.raises(ValueError, match="There is no task 'zzzzzz'") as caught:
+        resolve_task("zzzzzz")
+    assert "Did you mean" not in str(caught.value)
+    assert "no similar keys" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"There is no folder \.\./pairs"):
+        resolve_task("../pairs")
+
+
+def test_a_model_that_is_not_there_names_the_near_one_and_a_writer_only_where_one_is_near(example):
+    from search_r3_mteb.evaluation.systems import kind_of
+
+    def said(name):
+        with pytest.raises(FileNotFoundError) as caught:
+            kind_of(name)
+        return str(caught.value)
+
+    for name, near in (("hasing:64", "hashing"), ("bm52", "bm25"), ("hydee:nano", "hyde")):
+        assert f"Did you mean '{near}'?" in said(name)
+    assert "WriterEncoder" in said("hydee:nano")
+    for name in ("charz:3", "hasing:64", "bm52"):
+        assert "WriterEncoder" not in said(name)
+    assert "Did you mean" not in said("charz:3")
+
+
 @pytest.mark.parametrize(
     ("vectors", "said"),
     [

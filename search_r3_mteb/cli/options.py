@@ -40,7 +40,7 @@ class ExtensibleCommand(TyperCommand):
         super().format_epilog(ctx, formatter)
         options = {each.name for each in self.params}
         registries = dict.fromkeys(registry for name, registry in _EXTENSIBLE.items() if name in options)
-        lines = [f"{each.kind}s: {', '.join(each.names())}" for each in registries if each.names()]
+        lines = [f"{each.kind}s: {', '.join(each.marked())}" for each in registries if each.names()]
         if lines:
             with formatter.section("Installed extensions"), formatter.indentation():
                 for line in lines:

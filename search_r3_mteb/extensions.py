@@ -48,6 +48,10 @@ class Extension:
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r} of {self.origin}"
 
+    def to_dict(self) -> dict[str, str]:
+        """What it is, for a log."""
+        return {"what": self.kind, "name": self.name, "origin": self.origin}
+
     def error(self, what: str) -> ExtensionError:
         """The error that says `what` is wrong with this extension."""
         return ExtensionError(f"The {self} {what.rstrip('.')}. Fix that package, or leave {self.name!r} out.")
@@ -153,8 +157,9 @@ class Registry:
             return f"The {self.kind} {name!r} is one of this package's own, not an extension: name it where ours stand."
         advice = did_you_mean(name, [*self.names(), *self.reserved])
         own = f"Ours are {', '.join(self.reserved)}; " if self.reserved else ""
+        said = self.said() if own else f"{self.said()[0].upper()}{self.said()[1:]}"
         return (
-            f"There is no {self.kind} {name!r}.{advice} {own}{self.said()}. A package brings one by an entry point of "
+            f"There is no {self.kind} {name!r}.{advice} {own}{said}. A package brings one by an entry point of "
             f"the group {self.group!r} (docs/extend.md)."
         )
 

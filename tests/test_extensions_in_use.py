@@ -234,6 +234,43 @@ def test_a_profile_is_written_by_init_and_taken_by_training(example, call, tmp_p
     assert (code, "not a Profile" in " ".join(err.split())) == (2, True)
 
 
+def test_a_profile_is_in_the_log_and_the_dry_run_and_a_wrong_one_names_the_installed(example, tmp_path):
+    from tests.encoder.test_initialise import make_base
+    from tests.train.loops import events, sft_config
+    from train.config.model import ModelSettings
+    from train.plan.start import check_start
+    from train.sft import train
+
+    base = make_base(tmp_path / "base")
+    short = ("optimization.steps=1", "data.max_length=768", "optimization.batch_size=2", "evaluate.every=0")
+    own = sft_config(tmp_path / "own", "model.profile=short", *short, model=base)
+    plain = sft_config(tmp_path / "plain", *short, model=base)
+    origin = "the package search-r3-extension 0.1.0 (entry point search_r3_extension.profile:short)"
+    assert check_start(own) == [f"The prompts come from the profile 'short' of {origin}"]
+    assert check_start(plain) == []
+    train(own)
+    train(plain)
+    assert events(tmp_path / "own", "extension") == [
+        {"event": "extension", "step": 1, "what": "profile", "name": "short", "origin": origin}
+    ]
+    assert events(tmp_path / "plain", "extension") == []
+    with pytest.raises(ValueError, match=r"no profile 'shrot'\. Did you mean 'short'\? .*nstalled extensions: short\."):
+        ModelSettings(path="nano", profile="shrot")
+
+
+def test_doctor_warns_of_an_extension_that_cannot_be_used(package):
+    from itertools import islice
+
+    from search_r3_mteb.doctor import PACKAGES, WARNING, examine
+
+    package("bad", "search_r3_mteb.rewards", {"broken": "own_bad:broken"}, "import no_such_library")
+    found = list(islice(examine(), 3 + len(PACKAGES)))  # up to the device: no model is loaded
+    ((name, text),) = [each for each in found if "broken" in each[1]]
+    assert name == WARNING
+    assert text.startswith("reward broken: cannot be used. The reward 'broken' of the package bad 1.0 ")
+    assert text.endswith("Fix that package, or uninstall it.")
+
+
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 

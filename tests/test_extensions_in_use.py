@@ -104,7 +104,9 @@ def test_a_task_with_the_name_of_a_built_in_one_is_refused_and_marked(package, c
     if name != "beir":
         assert resolve_task(spec).metadata.name, "the control: without the package it is ours"
     package("thief", "search_r3_mteb.tasks", {name: "own_thief:x", "mine": "own_thief:x"}, "x = 1\n")
-    with pytest.raises(ExtensionError, match=rf"'{name}', the name that the package thief 1\.0 .*would be used instead"):
+    with pytest.raises(
+        ExtensionError, match=rf"'{name}', the name that the package thief 1\.0 .*would be used instead"
+    ):
         resolve_task(spec)
     code, out, _ = call("evaluate", "--help")
     assert code == 0

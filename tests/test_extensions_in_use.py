@@ -1,7 +1,9 @@
 """Tasks, baselines and profiles of the installed example, and of packages that fail; the page about them."""
 
 import json
+import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -283,6 +285,36 @@ def test_the_page_shows_the_example_as_it_is():
         assert f"```python\n{code}```" in page, f"{name}.py differs from docs/extend.md"
     for registry in REGISTRIES:
         assert registry.group in page
+
+
+def test_the_page_s_trainings_begin_in_a_fresh_checkout(example, tmp_path, monkeypatch):
+    from tests.encoder.test_initialise import make_base
+    from train.config.loading import load_config
+    from train.config.stages import RlConfig, SftConfig
+    from train.plan.start import check_start
+
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("python train/")]
+    assert len(commands) == 4
+    monkeypatch.chdir(tmp_path)
+    make_base(tmp_path / "base")  # as the page copies it
+    for _, program, _, file, *rest in commands:
+        overrides = [each for each in rest if each not in ("--set", "--dry-run")]
+        config = load_config(ROOT / file, overrides, SftConfig if program.endswith("sft.py") else RlConfig)
+        assert config.optimization.steps == 3
+        assert config.model.path in ("nano", "base"), "what no earlier run has to write"
+        assert {each.kind for each in config.data.sources} == {"hopworld"}, "what needs no file"
+        assert any("search-r3-extension 0.1.0" in note for note in check_start(config))
+
+
+def test_the_page_s_whole_pyproject_is_the_example_s_with_one_entry_point():
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    shown = tomllib.loads("[build-system]" + page.partition("```toml\n[build-system]")[2].partition("```")[0])
+    kept = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())
+    group = shown["project"].pop("entry-points")
+    assert kept["project"].pop("entry-points").items() >= group.items()
+    del kept["project"]["description"]
+    assert shown == kept
 
 
 def test_the_page_s_program_makes_the_checkpoints_known_to_mteb(capsys):

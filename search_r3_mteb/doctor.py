@@ -39,7 +39,9 @@ def examine(model: str = "nano") -> Iterator[tuple[str, str]]:
     yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for package in PACKAGES:
         yield package, _installed(package)
-    yield from installed()
+    for kind, extension in installed():
+        usable = ": cannot be used. " not in extension
+        yield (kind, extension) if usable else (WARNING, f"{kind} {extension}")
     yield from _devices()
     yield from _model(model)
 

@@ -13,7 +13,7 @@ broken one stops only what uses it.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -47,6 +47,10 @@ class Extension:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r} of {self.origin}"
+
+    def to_dict(self) -> dict[str, str]:
+        """What it is, for a log."""
+        return {"what": self.kind, "name": self.name, "origin": self.origin}
 
     def error(self, what: str) -> ExtensionError:
         """The error that says `what` is wrong with this extension."""
@@ -86,6 +90,12 @@ class Registry:
         """The names that there are; no package is imported for it."""
         return sorted({*self._registered, *(point.name for point in entry_points(group=self.group))})
 
+    def marked(self) -> list[str]:
+        """The names, with a mark on those that cannot be used; no package is imported, so a broken one has no mark."""
+        points = [point.name for point in entry_points(group=self.group)]
+        wrong = {name for name in points if points.count(name) > 1 or name in self.reserved or not _fits(name)}
+        return [f"{name} (cannot be used: see search-r3 doctor)" if name in wrong else name for name in self.names()]
+
     def find(self, name: str) -> Extension:
         """The extension of this name; its package is imported. Raises ExtensionError for none, two, or a broken one."""
         points = list(entry_points(group=self.group, name=name))
@@ -104,7 +114,7 @@ class Registry:
 
     def said(self) -> str:
         """A half-sentence for errors and help: which extensions are installed."""
-        names = self.names()
+        names = self.marked()
         return f"installed extensions: {', '.join(names)}" if names else "no extension is installed"
 
     def _loaded(self, point: EntryPoint, owner: str) -> Extension:
@@ -112,8 +122,8 @@ class Registry:
             function = point.load()
         except (Exception, SystemExit) as error:
             raise ExtensionError(
-                f"The {self.kind} {point.name!r} of {owner} cannot be loaded: {type(error).__name__}: {error}. Mend "
-                "that package, or uninstall it."
+                f"The {self.kind} {point.name!r} of {owner} cannot be loaded: {type(error).__name__}: "
+                f"{str(error).rstrip('.')}. Fix that package, or uninstall it."
             ) from error
         found = self._registered.get(point.name)
         if found is None:
@@ -131,7 +141,7 @@ class Registry:
         return replace(found, origin=owner)
 
     def _check_name(self, name: Any, whose: str) -> None:
-        if not isinstance(name, str) or not name or not name[0].isalpha() or set(name) - _LETTERS:
+        if not _fits(name):
             raise ExtensionError(
                 f"{name!r}, the name that {whose} gives to a {self.kind}, cannot stand in a configuration. Use letters "
                 "of ASCII, digits, '-' and '_', and begin with a letter."
@@ -145,13 +155,24 @@ class Registry:
     def _unknown(self, name: str) -> str:
         if name in self.reserved:
             return f"The {self.kind} {name!r} is one of this package's own, not an extension: name it where ours stand."
-        near = difflib.get_close_matches(name, [*self.names(), *self.reserved], n=1)
-        advice = f"Did you mean {near[0]!r}? " if near else ""
+        advice = did_you_mean(name, [*self.names(), *self.reserved])
         own = f"Ours are {', '.join(self.reserved)}; " if self.reserved else ""
+        said = self.said() if own else f"{self.said()[0].upper()}{self.said()[1:]}"
         return (
-            f"There is no {self.kind} {name!r}. {advice}{own}{self.said()}. A package brings one by an entry point of "
+            f"There is no {self.kind} {name!r}.{advice} {own}{said}. A package brings one by an entry point of "
             f"the group {self.group!r} (docs/extend.md)."
         )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence for an error, with a space before it: which of the known names is near; "" where none is."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _fits(name: Any) -> bool:
+    """Whether a configuration can hold this name as a key."""
+    return isinstance(name, str) and name[:1].isalpha() and not set(name) - _LETTERS
 
 
 def _owner(point: EntryPoint) -> str:

@@ -47,6 +47,28 @@ def test_version(call):
     assert call("--version")[:2] == (0, f"search-r3 {search_r3_mteb.__version__}\n")
 
 
+def test_help_speaks_of_a_writer_where_one_can_be_given_and_of_the_commands_in_their_order(call):
+    def help_of(command):
+        return " ".join(call(command, "--help")[1].split())
+
+    for command, writes in (
+        ("evaluate", True),
+        ("compare", True),
+        ("tune", True),
+        ("diagnose", False),
+        ("embed", False),
+    ):
+        assert ("text of a writer" in help_of(command)) == writes, command
+    assert "One split of each task" in help_of("evaluate")
+    assert "A split of the task." in help_of("diagnose")
+    text = " ".join(call("--help")[1].split())
+    order = list(get_command(cli.app).commands)
+    groups = [("evaluate", "contamination"), ("embed", "convert"), ("init", "export")]
+    for first, last in groups:
+        assert f"({first} to {last})" in text
+    assert [order.index(name) for pair in groups for name in pair] == [0, 7, 8, 14, 15, len(order) - 1]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_fits_and_shows_every_default(call, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")

@@ -1,7 +1,9 @@
 """Tasks, baselines and profiles of the installed example, and of packages that fail; the page about them."""
 
 import json
+import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,56 @@ def test_what_a_baseline_or_task_cannot_be_is_refused(example, call, questions, 
         resolve_task("number")
 
 
+@pytest.mark.parametrize("name", ["stdlib", "hopworld", "beir"])
+def test_a_task_with_the_name_of_a_built_in_one_is_refused_and_marked(package, call, name):
+    from search_r3_mteb.evaluation.tasks import resolve_task
+
+    spec = "beir:folder" if name == "beir" else name
+    if name != "beir":
+        assert resolve_task(spec).metadata.name, "the control: without the package it is ours"
+    package("thief", "search_r3_mteb.tasks", {name: "own_thief:x", "mine": "own_thief:x"}, "x = 1\n")
+    with pytest.raises(
+        ExtensionError, match=rf"'{name}', the name that the package thief 1\.0 .*would be used instead"
+    ):
+        resolve_task(spec)
+    code, out, _ = call("evaluate", "--help")
+    assert code == 0
+    assert f"{name} (cannot be used: see search-r3 doctor)" in " ".join(out.split())
+    assert "mine (cannot" not in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("spec", "near"), [("fap:../pairs.csv", "faq"), ("hopwrold:500", "hopworld"), ("NFCorpsu", "NFCorpus")]
+)
+def test_a_task_that_is_not_there_names_the_near_one_and_the_installed(example, spec, near):
+    from search_r3_mteb.evaluation.tasks import resolve_task
+
+    with pytest.raises(ValueError, match=rf"There is no task .*Did you mean '{near}'\?.*installed extensions: faq\.$"):
+        resolve_task(spec)
+    with pytest.raises(ValueError, match="There is no task 'zzzzzz'") as caught:
+        resolve_task("zzzzzz")
+    assert "Did you mean" not in str(caught.value)
+    assert "no similar keys" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"There is no folder \.\./pairs"):
+        resolve_task("../pairs")
+
+
+def test_a_model_that_is_not_there_names_the_near_one_and_a_writer_only_where_one_is_near(example):
+    from search_r3_mteb.evaluation.systems import kind_of
+
+    def said(name):
+        with pytest.raises(FileNotFoundError) as caught:
+            kind_of(name)
+        return str(caught.value)
+
+    for name, near in (("hasing:64", "hashing"), ("bm52", "bm25"), ("hydee:nano", "hyde")):
+        assert f"Did you mean '{near}'?" in said(name)
+    assert "WriterEncoder" in said("hydee:nano")
+    for name in ("charz:3", "hasing:64", "bm52"):
+        assert "WriterEncoder" not in said(name)
+    assert "Did you mean" not in said("charz:3")
+
+
 @pytest.mark.parametrize(
     ("vectors", "said"),
     [
@@ -186,6 +238,43 @@ def test_a_profile_is_written_by_init_and_taken_by_training(example, call, tmp_p
     assert (code, "not a Profile" in " ".join(err.split())) == (2, True)
 
 
+def test_a_profile_is_in_the_log_and_the_dry_run_and_a_wrong_one_names_the_installed(example, tmp_path):
+    from tests.encoder.test_initialise import make_base
+    from tests.train.loops import events, sft_config
+    from train.config.model import ModelSettings
+    from train.plan.start import check_start
+    from train.sft import train
+
+    base = make_base(tmp_path / "base")
+    short = ("optimization.steps=1", "data.max_length=768", "optimization.batch_size=2", "evaluate.every=0")
+    own = sft_config(tmp_path / "own", "model.profile=short", *short, model=base)
+    plain = sft_config(tmp_path / "plain", *short, model=base)
+    origin = "the package search-r3-extension 0.1.0 (entry point search_r3_extension.profile:short)"
+    assert check_start(own) == [f"The prompts come from the profile 'short' of {origin}"]
+    assert check_start(plain) == []
+    train(own)
+    train(plain)
+    assert events(tmp_path / "own", "extension") == [
+        {"event": "extension", "step": 1, "what": "profile", "name": "short", "origin": origin}
+    ]
+    assert events(tmp_path / "plain", "extension") == []
+    with pytest.raises(ValueError, match=r"no profile 'shrot'\. Did you mean 'short'\? .*nstalled extensions: short\."):
+        ModelSettings(path="nano", profile="shrot")
+
+
+def test_doctor_warns_of_an_extension_that_cannot_be_used(package):
+    from itertools import islice
+
+    from search_r3_mteb.doctor import PACKAGES, WARNING, examine
+
+    package("bad", "search_r3_mteb.rewards", {"broken": "own_bad:broken"}, "import no_such_library")
+    found = list(islice(examine(), 3 + len(PACKAGES)))  # up to the device: no model is loaded
+    ((name, text),) = [each for each in found if "broken" in each[1]]
+    assert name == WARNING
+    assert text.startswith("reward broken: cannot be used. The reward 'broken' of the package bad 1.0 ")
+    assert text.endswith("Fix that package, or uninstall it.")
+
+
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +285,36 @@ def test_the_page_shows_the_example_as_it_is():
         assert f"```python\n{code}```" in page, f"{name}.py differs from docs/extend.md"
     for registry in REGISTRIES:
         assert registry.group in page
+
+
+def test_the_page_s_trainings_begin_in_a_fresh_checkout(example, tmp_path, monkeypatch):
+    from tests.encoder.test_initialise import make_base
+    from train.config.loading import load_config
+    from train.config.stages import RlConfig, SftConfig
+    from train.plan.start import check_start
+
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("python train/")]
+    assert len(commands) == 4
+    monkeypatch.chdir(tmp_path)
+    make_base(tmp_path / "base")  # as the page copies it
+    for _, program, _, file, *rest in commands:
+        overrides = [each for each in rest if each not in ("--set", "--dry-run")]
+        config = load_config(ROOT / file, overrides, SftConfig if program.endswith("sft.py") else RlConfig)
+        assert config.optimization.steps == 3
+        assert config.model.path in ("nano", "base"), "what no earlier run has to write"
+        assert {each.kind for each in config.data.sources} == {"hopworld"}, "what needs no file"
+        assert any("search-r3-extension 0.1.0" in note for note in check_start(config))
+
+
+def test_the_page_s_whole_pyproject_is_the_example_s_with_one_entry_point():
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    shown = tomllib.loads("[build-system]" + page.partition("```toml\n[build-system]")[2].partition("```")[0])
+    kept = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())
+    group = shown["project"].pop("entry-points")
+    assert kept["project"].pop("entry-points").items() >= group.items()
+    del kept["project"]["description"]
+    assert shown == kept
 
 
 def test_the_page_s_program_makes_the_checkpoints_known_to_mteb(capsys):

@@ -8,13 +8,13 @@ from typing import Annotated, cast
 import typer
 
 from search_r3_mteb.cli.options import (
-    BudgetOption,
     CacheFolderOption,
     EngineOption,
     ExpansionSetOption,
     ExtensibleCommand,
     JsonOption,
     SplitOption,
+    WriterBudgetOption,
     app,
 )
 from search_r3_mteb.cli.shared import arguments_given, console_here, long_work, print_json, said, settings_of
@@ -111,7 +111,7 @@ def tune(  # noqa: PLR0913  an option is a parameter
     ] = False,
     max_queries: Annotated[int, typer.Option(help="Queries drawn at random; 0 for all.", min=0)] = 0,
     cache_folder: CacheFolderOption = None,
-    max_reasoning_tokens: BudgetOption = None,
+    max_reasoning_tokens: WriterBudgetOption = None,
     engine: EngineOption = None,
     setting: ExpansionSetOption = None,
     as_json: JsonOption = False,

@@ -20,6 +20,7 @@ from search_r3_mteb.cli.options import (
     ResultsOption,
     SetOption,
     SplitOption,
+    WriterBudgetOption,
     app,
 )
 from search_r3_mteb.cli.shared import (
@@ -73,7 +74,7 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
             show_default=False,
         ),
     ] = None,
-    max_reasoning_tokens: BudgetOption = None,
+    max_reasoning_tokens: WriterBudgetOption = None,
     engine: EngineOption = None,
     setting: ExpansionSetOption = None,
     as_json: JsonOption = False,
@@ -159,7 +160,9 @@ def diagnose(  # noqa: PLR0913  an option is a parameter
         Path | None,
         typer.Option(help="Folder of diagnose.json. [default: runs/diagnose/TASK__MODEL]", show_default=False),
     ] = None,
-    split: SplitOption = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="A split of the task. [default: the task's own]", show_default=False)
+    ] = None,
     ignore_identical_ids: IdenticalIdsOption = False,
     max_queries: Annotated[
         int, typer.Option(help="Queries drawn at random (--set seed=...); 0 for all.", min=0)

@@ -40,7 +40,7 @@ class ExtensibleCommand(TyperCommand):
         super().format_epilog(ctx, formatter)
         options = {each.name for each in self.params}
         registries = dict.fromkeys(registry for name, registry in _EXTENSIBLE.items() if name in options)
-        lines = [f"{each.kind}s: {', '.join(each.names())}" for each in registries if each.names()]
+        lines = [f"{each.kind}s: {', '.join(each.marked())}" for each in registries if each.names()]
         if lines:
             with formatter.section("Installed extensions"), formatter.indentation():
                 for line in lines:
@@ -49,7 +49,8 @@ class ExtensibleCommand(TyperCommand):
 
 app = typer.Typer(
     name="search-r3",
-    help="Reason about a query in text, then embed it: evaluate, embed, explain, index, search, serve, export.",
+    help="Reason about a query in text, then embed it. Commands that measure (evaluate to contamination), that use a "
+    "model (embed to convert), and that make or check one (init to export).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would read [default: ...] in a text as its markup, and drop it
@@ -73,6 +74,18 @@ ModelOrNanoOption = Annotated[
 
 
 BudgetOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-reasoning-tokens",
+        "--budget",
+        help="Budget of a query's reasoning, in tokens. [default: 256]",
+        min=0,
+        show_default=False,
+    ),
+]
+
+
+WriterBudgetOption = Annotated[
     int | None,
     typer.Option(
         "--max-reasoning-tokens",

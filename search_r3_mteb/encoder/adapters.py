@@ -144,7 +144,7 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
         try:
             found = where if isinstance(where, Path) else resolve(*where)
         except FileNotFoundError as error:
-            missing.append(str(error))
+            missing.append(str(error).rstrip("."))
             continue
         if not found.is_dir():
             missing.append(f"{found} is not a folder")

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path, PurePath
@@ -10,6 +9,7 @@ from typing import Any
 
 from search_r3_mteb.encoder.manifest import check_files, deciding_files
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
+from search_r3_mteb.extensions import BASELINES, did_you_mean
 from search_r3_mteb.json_files import kind, read_json, read_object
 
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "model.safetensors")
@@ -49,7 +49,9 @@ def check_name(name: str) -> None:
 
 def method_hint(name: str) -> str:
     """What to add where a name that is not a model's may be one of query expansion, which an encoder does not know."""
-    if not re.match(r"[a-z][a-z0-9-]*:", name):
+    head, colon, _ = name.partition(":")
+    methods = [each for each in BASELINES.reserved if each not in ("bm25", "nano", "mini")]
+    if not colon or not did_you_mean(head, methods):
         return ""
     return (
         " METHOD:WRITER+ENCODER and rocchio:ENCODER are names of the command line and of `evaluate`; in Python make a "

@@ -24,7 +24,7 @@ from search_r3_mteb.evaluation.own_baselines import OwnBaseline, own_baseline
 from search_r3_mteb.evaluation.recording import RecordedEncoder, RecordedSearch, Thinker
 from search_r3_mteb.expansion.names import SETTINGS, open_expansion, parse_name
 from search_r3_mteb.expansion.places import check_places
-from search_r3_mteb.extensions import BASELINES
+from search_r3_mteb.extensions import BASELINES, did_you_mean
 
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.checkpoints import Checkpoint
@@ -146,8 +146,9 @@ def kind_of(path: str | Path) -> ModelKind:
     try:
         folder = resolve(path)
     except FileNotFoundError as error:
-        names = ", ".join(BASELINES.names())
-        raise FileNotFoundError(f"{error} Baselines: {BM25}{', ' * bool(names)}{names}.") from error
+        near = did_you_mean(str(path).partition(":")[0], [*BASELINES.reserved, *BASELINES.names()])
+        names = ", ".join([BM25, *BASELINES.marked()])
+        raise FileNotFoundError(f"{error}{near} Baselines: {names}.") from error
     if is_sentence_transformer(folder):
         return "sentence-transformers"
     if (folder / _LIBRARY_CONFIG).exists() and not (folder / PROFILE_FILE).exists():

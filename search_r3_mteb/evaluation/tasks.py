@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from search_r3_mteb.evaluation.benchmarks import ALIASES, BENCHMARK_NAMES, benchmark_tasks
-from search_r3_mteb.extensions import TASKS
+from search_r3_mteb.extensions import TASKS, did_you_mean
 
 if TYPE_CHECKING:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
@@ -124,6 +124,8 @@ def with_identical_ids_ignored(specs: Sequence[str]) -> list[str]:
 
 def _named(name: str, split: str | None) -> Any:
     head, _, rest = name.partition(":")
+    if head in TASKS.reserved and head in TASKS.names():
+        TASKS.find(head)  # raises: the built-in task would be used in the place of the installed one
     folder = folder_of(name)
     if folder is not None:
         from search_r3_mteb.tasks.mteb_tasks import IDENTICAL_IDS
@@ -209,10 +211,15 @@ def _from_mteb(name: str) -> Any:
                 f"--task {name} is a file, and a task needs queries and judgements, too. Give a folder of corpus, "
                 "queries and qrels, or make one: search-r3 convert FILE --queries FILE --judgements FILE --output F."
             ) from error
-        if "/" in name:
+        head, colon, _ = name.partition(":")
+        known = [*LOCAL_TASKS, BEIR.rstrip(":"), *TASKS.names()]
+        if "/" in head or ("/" in name and not colon):
             raise FileNotFoundError(f"There is no folder {name}. Check the path, or name a task: {FORMS}.") from error
-        hint = str(error.args[0]).removeprefix("KeyError: ") if error.args else ""
-        raise ValueError(f"There is no task {name!r} ({hint}) A task is {FORMS}; {TASKS.said()}.") from error
+        if not colon:
+            known += [*BENCHMARK_NAMES, *ALIASES, *(task.metadata.name for task in mteb.get_tasks())]
+        raise ValueError(
+            f"There is no task {name!r}.{did_you_mean(head, known)} A task is {FORMS}; {TASKS.said()}."
+        ) from error
 
 
 def _name(task: Any) -> str:

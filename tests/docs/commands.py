@@ -13,7 +13,7 @@ from tests.docs.pages import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-SHELL = ("cat", "cd", "cp", "export", "mkdir", "source", "zcat")
+SHELL = ("cat", "cd", "cp", "rm", "export", "mkdir", "source", "zcat")
 """Of the shell and its usual company: their arguments are theirs."""
 _ENDS = ("|", "&&", ";", "||")
 _ROUTES = {"/v1/embeddings": "EmbeddingRequest", "/v1/search": "SearchRequest"}

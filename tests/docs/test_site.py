@@ -112,6 +112,14 @@ def served(tmp_path_factory):
         server.shutdown()
 
 
+BROKEN = """return [...document.querySelectorAll('td code, th code')]
+    .filter(code => code.getClientRects().length > 1).map(code => code.textContent)"""
+COVERED = """return [...document.querySelectorAll('.md-code__nav')].filter(nav => {
+    const code = nav.nextElementSibling, top = parseFloat(getComputedStyle(code).paddingTop)
+    return code.getBoundingClientRect().top + top < nav.getBoundingClientRect().bottom
+}).length"""
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_pages_fit_every_screen_in_both_schemes_and_ask_nobody_else(served, tmp_path):
@@ -120,7 +128,7 @@ def test_pages_fit_every_screen_in_both_schemes_and_ask_nobody_else(served, tmp_
     with browser(tmp_path) as driver:
         driver.get("about:blank")
         driver.get_log("performance")
-        for page in ("index", "results", "paper", "api/encoders", "repository/results/index"):
+        for page in ("index", "extend", "results", "paper", "api/encoders", "repository/results/index"):
             for scheme in ("light", "dark"):
                 for width in (390, 1400):
                     screen = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -130,6 +138,9 @@ def test_pages_fit_every_screen_in_both_schemes_and_ask_nobody_else(served, tmp_
                     driver.get(f"{served}/{page}.html")
                     wide = driver.execute_script("return document.documentElement.scrollWidth")
                     assert wide <= width, f"{page} is {wide} pixels wide"
+                    assert driver.execute_script(BROKEN) == [], f"{page}: code in a table breaks inside a word"
+                    if width == 390:
+                        assert driver.execute_script(COVERED) == 0, f"{page}: a copy button lies on code"
                     shown = "return getComputedStyle(document.body).backgroundColor"
                     dark = sum(map(int, driver.execute_script(shown).strip("rgba()").split(",")[:3])) < 300
                     assert dark == (scheme == "dark")

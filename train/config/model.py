@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from search_r3_mteb.extensions import PROFILES
+from search_r3_mteb.extensions import PROFILES, Extension
 from train.config.settings import Count, Names, Positive, Settings, Share, StrictBool
 
 ProfileName = Annotated[str, Field(strict=True), Names(PROFILES)]
@@ -85,6 +85,11 @@ class ModelSettings(Settings):
     which its head shares: the reply's gradient moves every row at every step, and with them all vectors."""
     lora: LoraSettings | None = None
     """Adapter instead of full fine-tuning. Our choice: absent, the paper trains all weights as far as is known [S]."""
+
+    @property
+    def own_profile(self) -> Extension | None:
+        """The profile of another package that this model begins with."""
+        return None if self.profile is None else PROFILES.find(self.profile)
 
     def check(self) -> None:
         """Exactly one origin; an adapter needs weights that mean something."""

@@ -138,10 +138,10 @@ class Names:
     def _checked(self, name: str) -> str:
         if name in self.registry.reserved:
             return name
-        if name not in self.registry.names():
-            names = ", ".join(self.known) or "(there are none)"
+        if self.registry.reserved and name not in self.registry.names():
+            names = ", ".join(self.known)
             raise PydanticCustomError("literal_error", "{what}", {"what": f"{name!r} is none of the names {names}"})
-        self.registry.find(name)  # raises where it is broken
+        self.registry.find(name)  # raises where it is broken, or is not there
         return name
 
 

@@ -18,6 +18,8 @@ def check_start(config: SftConfig | RlConfig) -> list[str]:
     path = config.model.path
     start = None if path is None else adapter_start(config.model, Path(path))
     notes = config.extension_notes() if isinstance(config, RlConfig) else []
+    if (profile := config.model.own_profile) is not None:
+        notes.append(f"The prompts come from the {profile}")
     if start is None:
         return notes
     if start == "merge":

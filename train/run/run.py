@@ -232,6 +232,8 @@ class Run:
     def after_step(self, number: int, values: dict[str, float]) -> None:
         """Log, evaluate and checkpoint as the settings say."""
         self.step, self.score = number, None
+        if number == 1 and (profile := self.config.model.own_profile) is not None:
+            self.log.event("extension", number, **profile.to_dict())
         if due(number, self.config.output.log_every):
             self.log.event("step", number, seconds=round(self.seconds, 3), **values)
         self.log.advance(**{k: v for k, v in values.items() if k not in ("gradient_norm", "learning_rate")})

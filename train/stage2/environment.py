@@ -64,7 +64,7 @@ class OwnEffects:
         """What it is, name and origin of each, for the log."""
         found = [REWARDS.find(name) for name in self.rewards]
         found += [REFRESH_POLICIES.find(self.policy)] if self.policy is not None else []
-        return [{"what": each.kind, "name": each.name, "origin": each.origin} for each in found]
+        return [each.to_dict() for each in found]
 
     def warnings(self, step: int, numbers: Mapping[str, float]) -> list[str]:
         """After the numbers of a step: what has had no effect in any of the first steps. A resumed run says nothing."""

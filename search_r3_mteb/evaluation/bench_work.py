@@ -32,9 +32,9 @@ MemoryWork = dict[str, Any]
 class RealModel:
     """A checkpoint that is measured in place of nano, 30m and 120m.
 
-    `model`: its folder or name. `longest`: tokens of reasoning per query at most. `vllm`: the Python of an environment with
-    vLLM, which is then a peer. `rounds`: turns of each side in a case. Raises ValueError for fewer than 8 tokens or one
-    round.
+    `model`: its folder or name. `longest`: tokens of reasoning per query at most. `vllm`: the Python of an environment
+    with vLLM, which is then a peer. `rounds`: turns of each side in a case. Raises ValueError for fewer than 8 tokens
+    or one round.
     """
 
     model: str

@@ -75,6 +75,7 @@ def test_no_other_module_parses_what_is_handed_over():
         "search_r3_mteb/encoder/fingerprint.py",  # the same
         "search_r3_mteb/encoder/whole_texts.py",  # the same
         "search_r3_mteb/evaluation/bench_memory.py",  # the argument of a process of ours
+        "search_r3_mteb/evaluation/bench_vllm.py",  # the same
         "search_r3_mteb/json_files.py",
         "search_r3_mteb/locks.py",  # who holds a lock: a wrong guess is only a worse message
         "search_r3_mteb/report/model_card.py",  # the others: a value made plain

@@ -196,7 +196,7 @@ def test_a_table_is_typed_and_written_again(example, tmp_path):
         ("corpus_cache.own.retrieved.hops=2", r"retrieved\.hops: there is no such key"),
         (
             "model.profile=shrot",
-            r"\[model\] profile: got \"shrot\", but it must be one of \"short\"\. Did you mean 'shor",
+            r"\[model\] profile: There is no profile 'shrot'\. Did you mean 'short'\? Installed extensions: short\.",
         ),
     ],
 )

@@ -12,6 +12,8 @@ from html import escape
 from pathlib import Path
 from textwrap import wrap
 
+from results.pages import up_to_date
+
 IMAGES = Path(__file__).resolve().parent / "images"
 WIDTH, MARGIN, GAP, LINE, SIZE = 480, 10, 30, 21, 15
 REASONING = (  # of nano: docs/index.md prints it
@@ -200,17 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
-    stale = []
-    for name, (title, rows) in DIAGRAMS.items():
-        path, text = IMAGES / f"{name}.svg", drawn(title, rows)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            stale.append(path.name)
-            if not check:
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(text, encoding="utf-8")
-    if check and stale:
-        print(f"not what diagrams.py draws: {', '.join(stale)}. Run python docs/diagrams.py", file=sys.stderr)
-    return int(check and bool(stale))
+    texts = {IMAGES / f"{name}.svg": drawn(title, rows) for name, (title, rows) in DIAGRAMS.items()}
+    return up_to_date(texts, "python docs/diagrams.py", check=check)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from results.pages import up_to_date
+from results.qwen import SHAPES
+
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 # GiB and dense bfloat16 TFLOP/s with float32 accumulation, by NVIDIA's data sheets.
@@ -23,8 +26,7 @@ GPUS = {
     "H200": (141, 989),
     "B200": (180, 2250),
 }
-# hidden, inner, heads, heads of keys and values, vocabulary, tied: the published config.json of Qwen2.5's models.
-SHAPES = {"1.5b": (1536, 8960, 12, 2, 151936, True), "7b": (3584, 18944, 28, 4, 152064, False)}
+MODELS = {"1.5b": "Qwen/Qwen2.5-1.5B-Instruct", "7b": "Qwen/Qwen2.5-7B-Instruct"}
 RUNS = (
     ("stage 1, 1.5B", "1.5b", "qwen2.5-1.5b.toml", ()),
     ("stage 2, 1.5B", "1.5b", "rl_qwen2.5-1.5b.toml", ()),
@@ -47,17 +49,8 @@ def estimates() -> str:
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for size, (hidden, inner, heads, kept, vocabulary, tied) in SHAPES.items():
-            Qwen2Config(
-                hidden_size=hidden,
-                intermediate_size=inner,
-                num_hidden_layers=28,
-                num_attention_heads=heads,
-                num_key_value_heads=kept,
-                vocab_size=vocabulary,
-                tie_word_embeddings=tied,
-                dtype="bfloat16",
-            ).save_pretrained(Path(folder, size))
+        for size, name in MODELS.items():
+            Qwen2Config(**SHAPES[name]).save_pretrained(Path(folder, size))
         for name, size, file, settings in RUNS:
             path = ROOT / "train" / "configs" / file
             config: Any = load_config(path, settings, RlConfig if file.startswith("rl_") else SftConfig)
@@ -226,18 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
-    stale = []
-    for page in sorted({home for home, _ in PARTS.values()}):
-        path = DOCS / page
-        before = path.read_text(encoding="utf-8")
-        after = written(before, page)
-        if after != before:
-            stale.append(page)
-            if not check:
-                path.write_text(after, encoding="utf-8")
-    if check and stale:
-        print(f"not what the data say: {', '.join(stale)}. Run python docs/tables.py", file=sys.stderr)
-    return int(check and bool(stale))
+    pages = {DOCS / page: page for page in sorted({home for home, _ in PARTS.values()})}
+    texts = {path: written(path.read_text(encoding="utf-8"), page) for path, page in pages.items()}
+    return up_to_date(texts, "python docs/tables.py", check=check)
 
 
 if __name__ == "__main__":

@@ -19,22 +19,15 @@ from time import perf_counter
 from typing import Any
 
 from results.measure import commit
+from results.qwen import SHAPES
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = Path("runs/one-step")
 RANDOM_MODEL = PLACE / "qwen2.5-1.5b-random"
-# Qwen/Qwen2.5-1.5B-Instruct, config.json.
-PUBLISHED_SHAPE = {
-    "vocab_size": 151936,
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
+PUBLISHED_SHAPE = SHAPES["Qwen/Qwen2.5-1.5B-Instruct"] | {
     "max_position_embeddings": 32768,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
     "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
 }
 ROWS = [
     {"query": "who wrote it?", "positive": "Anna did.", "negatives": ["Karl did."], "reasoning": "A book, a name."},

@@ -1,7 +1,8 @@
 """Markdown and JSON of the generated pages of this folder."""
 
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +25,15 @@ def with_interval(value: float, interval: tuple[float, float], form: str = ".3f"
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def up_to_date(texts: Mapping[Path, str], command: str, *, check: bool) -> int:
+    """Write each file that differs from its text; with `check` only say which do, and return 1 where one does."""
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if check and stale:
+        names = ", ".join(path.name for path in stale)
+        print(f"{names}: not what the data say. Run {command}", file=sys.stderr)
+    for path in () if check else stale:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(texts[path], encoding="utf-8")
+    return int(check and bool(stale))

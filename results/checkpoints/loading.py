@@ -28,19 +28,11 @@ BUNDLED = HERE.parents[1] / "search_r3_mteb" / "assets"
 
 def large_folder(folder: Path) -> Path:
     """A Qwen2 model of 1.5 billion parameters, with nano's small tokenizer."""
-    import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    config = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        dtype=torch.bfloat16,
-    )
+    from results.qwen import SHAPES
+
+    config = Qwen2Config(**SHAPES["Qwen/Qwen2.5-1.5B-Instruct"])
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "search_r3.json"):
         shutil.copy(BUNDLED / "nano" / name, folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2Config
 
+from results.qwen import SHAPES
 from search_r3_mteb.encoder.checkpoints import ASSETS
 from tests.conftest import build_model, without_manifest
 from tests.train.loops import LORA, RL, SFT, byte_folder, rl_config, sft_config
@@ -16,25 +17,11 @@ from train.plan.dry_run import DryRun, describe, how_to_prepare
 from train.plan.work import Machine
 
 CONFIGS = Path(__file__).parents[3] / "train" / "configs"
-SHAPES = {
-    "Qwen/Qwen2.5-1.5B-Instruct": (1536, 8960, 12, 2, 151936, True),
-    "Qwen/Qwen2.5-7B-Instruct": (3584, 18944, 28, 4, 152064, False),
-}
 PUBLISHED = {"qwen2.5-1.5b": 1_543_714_304, "qwen2.5-7b": 7_615_616_512}  # the models' safetensors, on the hub
 
 
 def qwen(name):
-    hidden, inner, heads, kept, vocabulary, tied = SHAPES[name]
-    return Qwen2Config(
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=28,
-        num_attention_heads=heads,
-        num_key_value_heads=kept,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        dtype="bfloat16",
-    )
+    return Qwen2Config(**SHAPES[name])
 
 
 @pytest.fixture

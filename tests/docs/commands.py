@@ -49,18 +49,9 @@ def _bare(words: Sequence[str]) -> list[str]:
 def check(words: Sequence[str]) -> None:
     """Raises CommandError for a program, an option, a file or a value that there is not."""
     program, given = re.sub(r"^\.venv[\w-]*/bin/", "", words[0]), list(words[1:])
-    if program == "search-r3":
-        _search_r3(given)
-    elif program == "python":
-        _python(given)
-    elif program == "accelerate":
-        _accelerate(given)
-    elif program == "make":
-        _make(given)
-    elif program == "pip":
-        _pip(given)
-    elif program == "curl":
-        _curl(given)
+    reader = _READERS.get(program)
+    if reader is not None:
+        reader(given)
     elif program == "hf":
         _need(given[:1] == ["download"] and len(given) >= 3, f"hf {given}: write hf download NAME FILE")
     elif program not in SHELL:
@@ -195,3 +186,13 @@ def _curl(given: list[str]) -> None:
         getattr(protocol, _ROUTES[path]).model_validate(json.loads(body))
     except ValueError as error:
         raise CommandError(f"{path} refuses {body}: {error}") from error
+
+
+_READERS = {
+    "search-r3": _search_r3,
+    "python": _python,
+    "accelerate": _accelerate,
+    "make": _make,
+    "pip": _pip,
+    "curl": _curl,
+}

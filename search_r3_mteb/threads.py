@@ -27,7 +27,7 @@ _FIRST = 3
 _ROUNDS = 2
 
 _choosing = False
-_found: list[int] = []  # torch's number of threads before the first choice
+_at_first: list[int] = []  # torch's number of threads, from the first choice on
 
 
 def spin_briefly() -> None:
@@ -48,8 +48,8 @@ def chosen_by_measurement() -> Iterator[None]:
         yield
     finally:
         _choosing = before
-        if _found:
-            sys.modules["torch"].set_num_threads(_found.pop())
+        if _at_first:
+            sys.modules["torch"].set_num_threads(_at_first.pop())
 
 
 def settle(work: Callable[[], object]) -> None:
@@ -61,9 +61,10 @@ def settle(work: Callable[[], object]) -> None:
         return
     import torch
 
-    if not _found:
-        _found.append(torch.get_num_threads())
-    counts = sorted({min(2**power, _found[0]) for power in range(_found[0].bit_length() + 1)})
+    if not _at_first:
+        _at_first.append(torch.get_num_threads())
+    most = _at_first[0]
+    counts = sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
     if len(counts) < 2:
         return
     took = dict.fromkeys(counts, float("inf"))

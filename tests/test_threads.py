@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from search_r3_mteb import threads
+from search_r3_mteb.cli.shared import long_work
 from search_r3_mteb.encoder import encoder as encoder_module
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.threads import SPINS, WAIT_POLICY, SpeedWatch, ThreadSpeeds, thread_speeds
@@ -75,6 +76,14 @@ def test_the_fastest_number_of_threads_is_used(four_threads, monkeypatch, second
         threads.settle(again)
         assert torch.get_num_threads() == 4
         threads.settle(Work({1: [1, 1], 2: [2, 2], 4: [3, 3]}, monkeypatch))
+    assert torch.get_num_threads() == 4
+
+
+def test_long_commands_choose(four_threads, monkeypatch):
+    work = Work({1: [1, 1], 2: [2, 2], 4: [3, 3]}, monkeypatch)
+    with long_work():
+        threads.settle(work)
+        assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 4
 
 

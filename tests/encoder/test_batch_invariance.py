@@ -16,6 +16,7 @@ from search_r3_mteb.encoder.fixed_shapes import FixedShapes
 from search_r3_mteb.encoder.options import parse_settings
 from search_r3_mteb.encoder.sampling import Sampling
 from tests.encoder.test_engine import EMBED, END, KINDS, SAMPLED, VOCABULARY, check_everything, prompts_of, tiny
+from tests.programs import mostly_slow
 
 PROMPTS = prompts_of([5, 17, 9, 3, 30, 9, 2, 12, 41, 3, 70, 8, 6, 6, 25, 11, 19, 4, 33, 1])
 DIRECT = [[*prompt, EMBED] for prompt in PROMPTS]
@@ -70,7 +71,7 @@ def differing(found):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, KINDS[0]))
 def test_words_that_hang_on_the_last_bit_are_the_same_in_every_batch(model, kind, dtype):
     engine = partial(Tied, model(kind, dtype), EMBED, (END,))
     assert differing(runs(partial(engine, batch_invariant=True))) == (set(), set())

@@ -78,7 +78,7 @@ def compare(tokenizer, monkeypatch, tokenization, texts, counts):
 
 
 @pytest.mark.parametrize("tokenization", mostly_slow(["whole", "apart"], "whole"))
-@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(kinds.KINDS, *list(kinds.KINDS)[:4]))
 def test_long_texts_give_the_prompts_of_the_whole(kind, tokenization, monkeypatch):
     counts = []
     tokenizer = kinds.tokenizer_of(kind, CHAT_TEMPLATE)

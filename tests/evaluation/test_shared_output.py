@@ -222,6 +222,7 @@ def test_rows_without_checksums_are_done_again(tmp_path, caplog):
     assert json.loads(path.read_text())[1] == other  # rows of other models stay
 
 
+@pytest.mark.slow
 def test_another_unit_whose_part_of_a_shared_file_was_lost_is_done_again(caplog, tmp_path):
     """Two splits lie in one prediction file: the split that is not asked for must not count as whole afterwards."""
     dev, *_ = evaluate(["bm25"], ["hopworld:500"], output=tmp_path, split="dev")

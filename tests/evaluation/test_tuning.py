@@ -142,7 +142,13 @@ WRITING = {"max_reasoning_tokens": 4}
 
 
 @pytest.mark.parametrize(
-    ("method", "further"), [("hyde", {"samples": 2}), ("query2doc", {}), ("feedback", {}), ("rocchio", {})]
+    ("method", "further"),
+    [
+        ("hyde", {"samples": 2}),
+        pytest.param("query2doc", {}, marks=pytest.mark.slow),
+        pytest.param("feedback", {}, marks=pytest.mark.slow),
+        ("rocchio", {}),
+    ],
 )
 def test_rows_of_writers_are_what_evaluations_give(models, beir, tmp_path, monkeypatch, method, further):
     writes, writer = method != "rocchio", models / "smol"

@@ -7,6 +7,7 @@ import pytest
 
 from search_r3_mteb.report import report
 from tests.browser import browser
+from tests.programs import mostly_slow
 from tests.report.made_diagnosis import diagnosis, write
 
 
@@ -291,8 +292,9 @@ def every_name_has_its_column(driver):
     assert driver.execute_script(hidden) == "none"
 
 
-@pytest.mark.parametrize("width", [390, 1400])
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(
+    ("dark", "width"), mostly_slow([(False, 390), (False, 1400), (True, 390), (True, 1400)], (False, 1400), (True, 390))
+)
 def test_light_dark_narrow_wide(driver, page, dark, width):
     open_page(driver, page, dark=dark, width=width)
     (names_stay_and_ndcg_is_in_view if width < 400 else every_name_has_its_column)(driver)
@@ -370,6 +372,7 @@ def test_texts_of_a_run_cannot_become_markup(driver, runs):
     assert driver.get_log("browser") == []
 
 
+@pytest.mark.slow
 def test_broken_runs_still_open(driver, runs):
     path = runs.root / "broken.html"
     report(runs.broken(), path, "html")

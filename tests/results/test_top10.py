@@ -82,6 +82,7 @@ def test_openais_client_is_compared_query_by_query(data, tmp_path):
     assert [compared(best, wanted[query]) for query, best in swapped.items()] == ["different"]
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_says_why():
     from results.serving.running import serving
 

@@ -16,7 +16,7 @@ def work(what, folder, model):
     return json.loads(python(WORKER, what, folder, model).splitlines()[-1])
 
 
-@pytest.mark.parametrize("stage", mostly_slow(["sft", "rl"], "rl"))
+@pytest.mark.parametrize("stage", mostly_slow(["sft", "rl"]))
 def test_processes_without_cpu_collectives_are_one_process(tmp_path, trained, stage):
     """To the end, stopped and resumed once, evaluated and exported: the weights of one process without a group.
 

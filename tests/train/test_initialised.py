@@ -17,7 +17,7 @@ DATED_QWEN3 = LLAMA.replace(CHAT_TEMPLATE, QWEN3)
 LONG = "data.max_length=900"  # Search-R3's prompts in bytes
 
 
-@pytest.mark.parametrize("untied", [False, True], ids=["tied", "untied"])
+@pytest.mark.parametrize("untied", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["tied", "untied"])
 def test_both_stages_take_the_new_checkpoint(tmp_path, untied):
     """Qwen3's switch: two steps of stage 1, then one of stage 2 on what that wrote."""
     shape = {"tie_word_embeddings": not untied, "vocab_size": 640}

@@ -46,6 +46,7 @@ def as_peft_wrote_it(folder):
         return outputs_of(checkpoints.load(folder))
 
 
+@pytest.mark.slow
 def test_an_untied_model_learns_to_say_the_token(tmp_path, monkeypatch):
     base = byte_folder(tmp_path / "base", with_embed_token=False, tie_word_embeddings=False)
     folder, loss, memory = trained(tmp_path / "both", base, monkeypatch)

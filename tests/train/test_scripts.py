@@ -33,7 +33,7 @@ def started(command, decoys):
     ("how", "script"),
     [
         pytest.param("file", "sft", marks=pytest.mark.slow),
-        ("file", "rl"),
+        pytest.param("file", "rl", marks=pytest.mark.slow),
         pytest.param("module", "rl", marks=pytest.mark.slow),
         ("accelerate", "rl"),
     ],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.programs import mostly_slow
 from tests.train.loops import (
     SFT,
     byte_folder,
@@ -151,7 +152,7 @@ def test_mini_batches_give_the_whole_batch_s_weights(tmp_path, monkeypatch):
     assert largest_difference(whole[0], other[0]) > 1e-3
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", mostly_slow(["adamw", "muon"], "muon"))
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch, optimizer):
     """Bit for bit, in the weights and in the log, though the other run evaluates in between at another time."""
     chosen = f"optimization.optimizer={optimizer}"

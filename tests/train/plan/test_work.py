@@ -4,6 +4,7 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import build_model
+from tests.programs import mostly_slow
 from tests.train.loops import byte_folder, rl_config, sft_config
 from train.plan.work import PEAK_TFLOPS, Lengths, Machine, _Cost, longest, peak_of, work_of
 from train.run.run import Run
@@ -15,7 +16,7 @@ WIDE = {"hidden_size": 128, "intermediate_size": 512, "num_key_value_heads": 4}
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("mini_batch", [None, 2])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", mostly_slow([False, True], True))
 def test_passes_are_what_torch_counts(tmp_path, lora, mini_batch, checkpointing):
     more = ["optimization.batch_size=4", f"model.gradient_checkpointing={str(checkpointing).lower()}", "loss.kl=0"]
     more += [f"optimization.mini_batch_size={mini_batch}"] if mini_batch else []

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.programs import mostly_slow
 from tests.train.loops import same_weights, sft_config, train_until, weights
 from train.run import evaluation
 from train.run.evaluation import Score
@@ -47,7 +48,7 @@ def test_the_best_is_that_of_the_highest_score(tmp_path, scored, values, best):
     assert len({tuple(one[0].tolist()) for one in seen}) == 4, "the control: every step's weights are their own"
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("stop", mostly_slow([1, 2, 3], 2))
 def test_a_resumed_run_knows_its_best_score(tmp_path, scored, monkeypatch, stop):
     """What is worse than the best from before the kill does not take its place; what is better does."""
     seen = scored(0.6, 0.5, 0.4, 0.3)

@@ -222,7 +222,9 @@ start("sft.py", SftConfig, train, sys.argv[1:])
 @pytest.mark.parametrize(
     ("seed", "said"),
     [
-        pytest.param(1, "sft.py: Process 0 of 2 waited for the others in a barrier", id="collective"),
+        pytest.param(
+            1, "sft.py: Process 0 of 2 waited for the others in a barrier", id="collective", marks=pytest.mark.slow
+        ),
         pytest.param(2, "sft.py: Process 1 could not encode", id="share", marks=pytest.mark.slow),
     ],
 )

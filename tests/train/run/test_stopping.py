@@ -48,6 +48,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_one_folder_one_training_and_a_stopped_one_goes_on(tmp_path):
     run, config = tmp_path / "run", tmp_path / "config.toml"
     config.write_text(dump(sft_config(tmp_path / "unused", "checkpoint.every=1", "optimization.steps=3")))

@@ -160,6 +160,7 @@ def test_a_reasoned_query_aims_at_the_query_with_its_reasoning(teacher_folder):
     assert float((targets["reason"][0] * targets["direct"][1]).sum()) < 0.99, "or the two aims could not be told apart"
 
 
+@pytest.mark.slow
 def test_a_run_comes_nearer_to_its_teacher(tmp_path, teacher_folder):
     """Against the same run without the term: a loss that is only logged would leave the vectors where they are."""
     near = {}

@@ -220,7 +220,7 @@ def test_positives_are_encoded_once(tmp_path, model, monkeypatch):
     assert judged.refresh.tokens > 200, "what costs nothing is not counted against the budget"
 
 
-@pytest.mark.parametrize("copy", [False, True], ids=["adapter", "copy"])
+@pytest.mark.parametrize("copy", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["adapter", "copy"])
 def test_kl_to_the_start(tmp_path, model, copy):
     """0 at the first step, above it later; its gradient is that of the formula."""
     folder = byte_folder(tmp_path / "base")

@@ -8,10 +8,14 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import tokenizers
 import torch
+import transformers
 
+import search_r3_mteb
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.prompts import Renderer
+from search_r3_mteb.encoder.special_tokens import list_special_tokens, unknown_token
 from search_r3_mteb.search.arrays import Vectors
 from train.model.model import embed_prompts, unwrapped_peft
 
@@ -66,12 +70,26 @@ class DocumentEncoder:
         return [prompt.token_ids for prompt in self._renderer.render_batch(texts, "direct")]
 
     def tokenizer_name(self) -> str:
-        """Hash of all that decides `tokenize`: the tokenizer, the profile's templates, the limit of the length."""
+        """Hash of all that decides `tokenize`: the tokenizer, the profile's templates, the limit of the length, and the
+        code, by its versions and by the ids of texts that spell a marker or the unknown token.
+        """
         renderer = self._renderer
         backend = json.loads(renderer.tokenizer.backend_tokenizer.to_str())
         for state_of_the_last_call in ("padding", "truncation"):
             backend.pop(state_of_the_last_call, None)
         template = getattr(renderer.tokenizer, "chat_template", None)
-        framed = [prompt.token_ids for prompt in renderer.render_batch(["a", " two words. "], "direct")]
-        parts = [backend, template, asdict(renderer.profile), framed, renderer.max_length]
+        spelled = [renderer.profile.embed_token, *list_special_tokens(renderer.tokenizer)]
+        spelled += unknown_token(renderer.tokenizer).values()
+        probes = ["a", " two words. ", *(f"a {token} b{token}" for token in spelled)]
+        framed = [_ids_or_refusal(renderer, probe) for probe in probes]
+        code = [package.__version__ for package in (search_r3_mteb, transformers, tokenizers)]
+        parts = [backend, template, asdict(renderer.profile), framed, renderer.max_length, code]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _ids_or_refusal(renderer: Renderer, text: str) -> list[int] | str:
+    """The ids of a text; where the tokenizer cannot tell its marker from text, what it says instead."""
+    try:
+        return renderer.render(text, "direct").token_ids
+    except ValueError as error:
+        return str(error)

@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 
+import search_r3_mteb
 from tests.train.loops import rl_config
 from train.config.corpus_cache import CorpusCacheSettings
 from train.config.run import RlOutputSettings
@@ -154,8 +157,8 @@ def test_runs_that_name_one_folder_share_the_token_ids(begun, tmp_path, monkeypa
     assert np.array_equal(first.cache.vectors, second.cache.vectors)
 
 
-def test_all_that_decides_the_ids_is_in_the_tokenizers_name(begun):
-    """Another tokenizer, template or length makes them again; what an earlier call left in the tokenizer does not."""
+def test_all_that_decides_the_ids_is_in_the_tokenizers_name(begun, monkeypatch):
+    """Another tokenizer, template, length or code makes them again; what a call left in the tokenizer does not."""
     _, environment, _ = begun()
     encoder = environment.encoder
     renderer = encoder._renderer
@@ -179,6 +182,18 @@ def test_all_that_decides_the_ids_is_in_the_tokenizers_name(begun):
         encoder._renderer.tokenizer = tokenizer
         found.append(encoder.tokenizer_name())
     assert len(set(found)) == 6
+    encoder._renderer = renderer
+    for package in (search_r3_mteb, transformers, tokenizers):
+        with monkeypatch.context() as patch:
+            patch.setattr(package, "__version__", "0.0.1")
+            found.append(encoder.tokenizer_name())
+    encoder._renderer = whole = replace(renderer, profile=replace(profile, tokenization="whole"))
+    found.append(encoder.tokenizer_name())
+    said = whole.render("<|im_end|>").token_ids
+    whole._control = frozenset()  # as other code would, which takes a spelled marker for the marker
+    assert whole.render("<|im_end|>").token_ids != said
+    found.append(encoder.tokenizer_name())
+    assert len(set(found)) == 11
     encoder._renderer = renderer
     renderer.tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
     assert encoder.tokenizer_name() == name, "the control"

@@ -47,7 +47,7 @@ from train.run.allocation import keep_freed_memory
 from train.run.command import start
 from train.run.optimizer import learning_rate, set_learning_rate
 from train.run.run import Run
-from train.stage2 import rollouts
+from train.stage2 import direct_ranks, rollouts
 from train.stage2.corpus import SearchedCorpus, encoding_flops
 from train.stage2.documents import DocumentEncoder
 from train.stage2.environment import Environment, OwnEffects
@@ -72,6 +72,7 @@ def train(config: RlConfig) -> Path:
     replay = Replay.begin(run)
     run.resume()
     environment = open_environment(run)
+    left = choose_queries(run, environment)
     active = run.accelerator.is_main_process
     log = RolloutLog(run.folder, run.checkpoint.tokenizer, config.output, step=run.step, active=active)
 
@@ -102,6 +103,8 @@ def train(config: RlConfig) -> Path:
         shown |= {"cache_age": environment.age(number), "learning_rate": rate, "gradient_norm": norm}
         if number == 1 and shown["finished_share"] < SILENT:
             run.log.warn(number, _silent(config, shown["finished_share"]))
+        if number == 1 and left:
+            run.log.event("direct_rank", number, **left)
         for one in effects.used() if number == 1 else ():
             run.log.event("extension", number, **one)
         for text in effects.warnings(number, shown):
@@ -146,6 +149,34 @@ def open_environment(run: Run) -> Environment:
     return Environment(corpus, cache, encoder, cached, config.reward)
 
 
+def choose_queries(run: Run, environment: Environment) -> dict[str, int]:
+    """Leave out the queries outside of `data.direct_rank`; returns how many of each source there were, and are left.
+
+    The starting model measures them, before the first step; a resumed run reads what it measured.
+    """
+    bounds = run.config.data.direct_rank
+    if bounds is None:
+        return {}
+    documents = len(environment.corpus.texts)
+    if run.resumed_from is None:
+        ranks = direct_ranks.measured(
+            run.data,
+            environment.corpus,
+            environment.cache,
+            environment.encoder.engine,
+            run.renderer,
+            high=bounds[1],
+            on_bad_row=run.config.data.on_bad_row,
+            autocast=run.accelerator.autocast(),
+        )
+        direct_ranks.write(run.folder, ranks, bounds, documents)
+    else:
+        ranks = direct_ranks.read(run.folder, bounds, documents)
+    left = direct_ranks.keep(run.data, ranks, bounds)
+    run.notes.append(direct_ranks.said(left, list(ranks), bounds))
+    return left
+
+
 def _silent(config: RlConfig, share: float) -> str:
     return (
         f"{share:.1%} of the first rollouts ended with the embed token; the others were cut after "
@@ -168,6 +199,7 @@ def sample(run: Run, engine: Engine, rows: Sequence[TrainingRow], number: int) -
             step=number,
             seed=config.optimization.seed,
             process=collectives.rank(),
+            anchor=config.reward.anchor,
         )
 
 

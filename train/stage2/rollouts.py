@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from search_r3_mteb.encoder.anchoring import anchored
 from search_r3_mteb.encoder.engine import Engine, Rollouts
 from search_r3_mteb.encoder.prompts import Rendered, Renderer
 from search_r3_mteb.encoder.sampling import Sampling
 from train.config.grpo import RolloutSettings
 from train.data.rows import TrainingRow
-from train.model.model import evaluating
+from train.model.model import embed, evaluating
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Groups:
     """The rollouts of one step on this process.
 
     Rollout r belongs to prompt `prompt[r]`, whose id `group[r]` is unique over all processes. `vectors` (rollouts, dim)
-    have unit length. `rendered[r]` is the whole sequence: prompt, reasoning, embed token, with its spans.
+    have unit length and are what is ranked: the reasoned ones, or with `reward.anchor` the anchored ones. `rendered[r]`
+    is the whole sequence: prompt, reasoning, embed token, with its spans. `direct` (prompts, dim), of unit length, are
+    the vectors of the same queries without reasoning, by the same weights; None where they were not computed.
     """
 
     rows: Sequence[TrainingRow]
@@ -31,6 +34,7 @@ class Groups:
     rendered: list[Rendered]
     vectors: Float[np.ndarray, "rollouts dim"]
     group: Int[Tensor, " rollouts"]
+    direct: Float[np.ndarray, "prompts dim"] | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -57,19 +61,29 @@ def sample(
     step: int,
     seed: int,
     process: int,
+    anchor: float = 0.0,
 ) -> Groups:
-    """`group_size` rollouts per row, each prompt prefilled once; draws depend on seed, step and query alone."""
+    """`group_size` rollouts per row, each prompt prefilled once; draws depend on seed, step and query alone.
+
+    An `anchor` above 0 gives them the vectors normalise(direct + anchor x reasoned), which are constants of the policy:
+    its loss takes no gradient through a vector.
+    """
     prompts = [renderer.render(row.query, "reason") for row in rows]
     digest = hashlib.sha256(f"rollouts {seed} {step}".encode()).digest()
     sampling = Sampling(settings.max_reasoning_tokens, settings.temperature, int.from_bytes(digest[:6], "big"))
     with evaluating(model):
         rollouts = engine.reason([p.token_ids for p in prompts], sampling, group_size=settings.group_size)
+        direct = embed(engine, renderer, [row.query for row in rows])
     vectors = rollouts.vectors.numpy()
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (np.isfinite(norms).all() and (norms > 0).all()):
         raise FloatingPointError(
             f"step {step}: the vector of a rollout is not finite or zero. Lower the learning rate."
         )
+    vectors = vectors / norms
+    if anchor:
+        vectors = anchored(direct[rollouts.prompt_index], vectors, anchor)
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     index = torch.tensor(rollouts.prompt_index)
     return Groups(
         rows=rows,
@@ -77,8 +91,9 @@ def sample(
         rendered=[
             _with_reply(prompts[p], ids) for p, ids in zip(rollouts.prompt_index, rollouts.token_ids, strict=True)
         ],
-        vectors=(vectors / norms).astype(np.float32),
+        vectors=vectors.astype(np.float32),
         group=index + process * len(rows),
+        direct=direct,
     )
 
 

@@ -190,7 +190,7 @@ def sample(run: Run, engine: Engine, rows: Sequence[TrainingRow], number: int) -
     """The step's rollouts on this process."""
     config: RlConfig = run.config
     with run.accelerator.autocast():  # sampling computes as training does
-        return rollouts.sample(
+        groups = rollouts.sample(
             run.checkpoint.model,
             run.renderer,
             engine,
@@ -199,8 +199,8 @@ def sample(run: Run, engine: Engine, rows: Sequence[TrainingRow], number: int) -
             step=number,
             seed=config.optimization.seed,
             process=collectives.rank(),
-            anchor=config.reward.anchor,
         )
+    return rollouts.anchored_groups(groups, config.reward.anchor)
 
 
 if __name__ == "__main__":

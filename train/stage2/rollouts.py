@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,13 +61,8 @@ def sample(
     step: int,
     seed: int,
     process: int,
-    anchor: float = 0.0,
 ) -> Groups:
-    """`group_size` rollouts per row, each prompt prefilled once; draws depend on seed, step and query alone.
-
-    An `anchor` above 0 gives them the vectors normalise(direct + anchor x reasoned), which are constants of the policy:
-    its loss takes no gradient through a vector.
-    """
+    """`group_size` rollouts per row, each prompt prefilled once; draws depend on seed, step and query alone."""
     prompts = [renderer.render(row.query, "reason") for row in rows]
     digest = hashlib.sha256(f"rollouts {seed} {step}".encode()).digest()
     sampling = Sampling(settings.max_reasoning_tokens, settings.temperature, int.from_bytes(digest[:6], "big"))
@@ -80,10 +75,6 @@ def sample(
         raise FloatingPointError(
             f"step {step}: the vector of a rollout is not finite or zero. Lower the learning rate."
         )
-    vectors = vectors / norms
-    if anchor:
-        vectors = anchored(direct[rollouts.prompt_index], vectors, anchor)
-        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     index = torch.tensor(rollouts.prompt_index)
     return Groups(
         rows=rows,
@@ -91,10 +82,25 @@ def sample(
         rendered=[
             _with_reply(prompts[p], ids) for p, ids in zip(rollouts.prompt_index, rollouts.token_ids, strict=True)
         ],
-        vectors=vectors.astype(np.float32),
+        vectors=(vectors / norms).astype(np.float32),
         group=index + process * len(rows),
         direct=direct,
     )
+
+
+def anchored_groups(groups: Groups, anchor: float) -> Groups:
+    """The same rollouts with the vectors normalise(direct + anchor x reasoned); at 0 the groups themselves.
+
+    These are what is ranked. They are constants of the policy, whose loss takes no gradient through a vector.
+    Raises ValueError where the direct vectors were not computed.
+    """
+    if not anchor:
+        return groups
+    if groups.direct is None:
+        raise ValueError(f"anchor = {anchor} needs the prompts' direct vectors, which `sample` computes.")
+    sums = anchored(groups.direct[groups.prompt], groups.vectors, anchor)
+    unit = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return replace(groups, vectors=unit.astype(np.float32))
 
 
 def sampled_log_probs(

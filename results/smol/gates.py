@@ -7,7 +7,8 @@ For each query, nDCG@10 of its direct vector, of the vector after a text, and of
 lambda x reasoned). Texts: the model's own (greedy), the mean vector of several sampled ones, the best of them by the
 judgements, the title of a relevant document, its nearest sentence, another query's own text, its own one shuffled,
 nothing; the titles of the first direct hit and of the first three, and its own text where the prompt shows these three
-titles below the query; and Rocchio on the top three direct documents, which needs no text. Intervals: paired bootstrap, 95 %.
+titles below the query; and Rocchio on the top three direct documents, which needs no text. Intervals: paired
+bootstrap, 95 %.
 """
 
 import argparse

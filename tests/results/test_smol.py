@@ -8,8 +8,8 @@ import pytest
 from results.smol.gates import JudgedSplit, interval, run, shown, unit
 from results.smol.own_text import drawn, likelihood
 from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
-from search_r3_mteb.encoder.checkpoints import save
 from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.train.loops import byte_folder
 
 
 def test_the_nearest_sentence_shares_the_rarest_words():
@@ -78,10 +78,9 @@ def test_titles_of_the_hits_stand_below_the_query(folder):
     assert shown(data, hits)[0] == "note\nnothing of note is said here\nBridges"
 
 
-def test_the_gate_of_a_tiny_model_has_every_way(folder, tiny_checkpoint, tmp_path):
+def test_the_gate_of_a_tiny_model_has_every_way(folder, tmp_path):
     """The three ways with the hits' titles are measured beside Rocchio on the same hits, each by its own vectors."""
-    model = save(tiny_checkpoint, tmp_path / "model")
-    table = run(str(model), folder, "dev", None, 0, 0.7)["table"]
+    table = run(str(byte_folder(tmp_path / "model")), folder, "dev", None, 0, 0.7)["table"]
     ways = {"title of the first hit", "titles of the first 3 hits", "own, the 3 titles in its prompt", "Rocchio, top 3"}
     assert ways < table.keys()
     assert all(set(table[way]) == {"alone", "0.3", "0.5", "1", "2"} for way in ways)

@@ -20,6 +20,7 @@ from train.losses.grpo import Advantages
 from train.model import model as models
 from train.rl import train
 from train.run import evaluation
+from train.stage2 import direct_ranks
 from train.stage2.rollouts import anchored_groups
 from train.stage2.step import PolicyStep
 
@@ -97,22 +98,25 @@ def test_the_contrastive_gradient_goes_through_the_reasoned_vector_alone(tmp_pat
 
 
 def test_a_resumed_run_and_its_evaluations(tmp_path, model, monkeypatch):
-    settings = [*ANCHOR, "evaluate.best_by=anchored"]
-    train(rl_config(tmp_path / "whole", model, *settings, evaluation=True))
-    train_until(1, train, rl_config(tmp_path / "stopped", model, *settings, evaluation=True), monkeypatch)
-    train(rl_config(tmp_path / "stopped", model, *settings, evaluation=True))
+    """Anchored and with chosen queries: a resumed run reads the ranks of the model that it began with."""
+    both = [*ANCHOR, "data.direct_rank=[3, 40]"]
+    make = lambda name: rl_config(tmp_path / name, model, *both, "evaluate.best_by=anchored", evaluation=True)  # noqa: E731
+    train(make("whole"))
+    train_until(1, train, make("stopped"), monkeypatch)
+    train(make("stopped"))
     assert events(tmp_path / "stopped") == events(tmp_path / "whole")
     assert same_weights(tmp_path / "stopped/last", tmp_path / "whole/last")
-    scores = events(tmp_path / "whole", "evaluate")
-    assert {each["mode"] for each in scores} == {"direct", "reason", "anchored"}
-    costs = {each["mode"]: each["reasoning_tokens"] for each in scores if each["step"] == 2 and each["hops"] is None}
-    assert costs["anchored"] == costs["reason"]
-    steps = events(tmp_path / "whole", "step")
-    assert all({"reward_minus_direct", "better_than_direct", "worse_than_direct"} <= each.keys() for each in steps)
+    ranks = [(tmp_path / name / direct_ranks.FILE).read_text() for name in ("whole", "stopped")]
+    assert ranks[0] == ranks[1]
+    assert {each["mode"] for each in events(tmp_path / "whole", "evaluate")} == {"direct", "reason", "anchored"}
+    assert len(events(tmp_path / "whole", "direct_rank")) == 1
+    first = events(tmp_path / "whole", "step")[0]
+    assert {"reward_minus_direct", "better_than_direct", "worse_than_direct"} <= first.keys()
     rollout = json.loads((tmp_path / "whole/rollouts.jsonl").read_text().splitlines()[0])
     assert 0 <= rollout["direct_reward"] <= 1
-    train(rl_config(tmp_path / "off", model))
-    assert not same_weights(tmp_path / "off/last", tmp_path / "whole/last"), "not wired"
+    for name, settings in (("reasoned", both[1:]), ("all", both[:1])):
+        train(rl_config(tmp_path / name, model, *settings, "optimization.steps=1"))
+        assert events(tmp_path / name, "step")[0]["loss"] != first["loss"], "not wired"
 
 
 def test_evaluation_reports_three_vectors(tiny_checkpoint):

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from tests.train.loops import events, rl_config, same_weights, train_until
+from tests.train.loops import rl_config
 from train.model import model as models
-from train.rl import choose_queries, open_environment, train
+from train.rl import choose_queries, open_environment
 from train.run.run import Run
 from train.stage2 import direct_ranks
 
@@ -59,24 +59,13 @@ def test_nothing_is_left(tmp_path, model):
         direct_ranks.keep(run.data, {"other": {}}, (1, 2))
 
 
-def test_a_resumed_run_keeps_to_the_starting_models_ranks(tmp_path, model, monkeypatch):
-    make = lambda name: rl_config(tmp_path / name, model, "data.direct_rank=[3, 40]")  # noqa: E731
-    train(make("whole"))
-    train_until(1, train, make("stopped"), monkeypatch)
-    file = tmp_path / "stopped" / direct_ranks.FILE
-    text = file.read_text()
-    file.unlink()
+def test_ranks_that_are_gone_or_of_another_run(tmp_path):
+    ranks = {"source": {"a": 2, "b": None}}
+    direct_ranks.write(tmp_path, ranks, (2, 40), 500)
+    assert direct_ranks.read(tmp_path, (2, 40), 500) == ranks
+    with pytest.raises(ValueError, match=r"for ranks \[2, 40\] over 500 documents"):
+        direct_ranks.read(tmp_path, (2, 40), 501)
+    with pytest.raises(ValueError, match=r"this run has \[1, 40\]"):
+        direct_ranks.read(tmp_path, (1, 40), 500)
     with pytest.raises(FileNotFoundError, match=r"begun with data\.direct_rank"):
-        train(make("stopped"))
-    file.write_text(text.replace('"documents": 500', '"documents": 501'))
-    with pytest.raises(ValueError, match="over 501 documents"):
-        train(make("stopped"))
-    file.write_text(text)
-    train(make("stopped"))
-    assert events(tmp_path / "stopped") == events(tmp_path / "whole")
-    assert same_weights(tmp_path / "stopped/last", tmp_path / "whole/last")
-    logged = events(tmp_path / "whole", "direct_rank")
-    assert len(logged) == 1
-    assert any(name.endswith("_kept") for name in logged[0])
-    train(rl_config(tmp_path / "all", model))
-    assert not same_weights(tmp_path / "all/last", tmp_path / "whole/last"), "not wired"
+        direct_ranks.read(tmp_path / "elsewhere", (2, 40), 500)

@@ -37,9 +37,10 @@ import torch
 from search_r3_mteb.encoder.engine import Engine
 from train.config.stages import RlConfig
 from train.corpus_cache.cache import CorpusCache
+from train.data import direct_ranks
 from train.data.rows import TrainingRow
 from train.disk.token_ids import CorpusTokenizer
-from train.model.model import Base
+from train.model.model import Base, embed, evaluating
 from train.plan.processor import check_processor
 from train.processes import collectives
 from train.processes.replicas import all_processes
@@ -47,7 +48,7 @@ from train.run.allocation import keep_freed_memory
 from train.run.command import start
 from train.run.optimizer import learning_rate, set_learning_rate
 from train.run.run import Run
-from train.stage2 import direct_ranks, rollouts
+from train.stage2 import rollouts
 from train.stage2.corpus import SearchedCorpus, encoding_flops
 from train.stage2.documents import DocumentEncoder
 from train.stage2.environment import Environment, OwnEffects
@@ -158,17 +159,14 @@ def choose_queries(run: Run, environment: Environment) -> dict[str, int]:
     if bounds is None:
         return {}
     documents = len(environment.corpus.texts)
+
+    def measure(rows: Sequence[TrainingRow]) -> list[int | None]:
+        with evaluating(run.checkpoint.model), run.accelerator.autocast():
+            vectors = embed(environment.encoder.engine, run.renderer, [row.query for row in rows])
+        return environment.ranks(rows, vectors, bounds[1])
+
     if run.resumed_from is None:
-        ranks = direct_ranks.measured(
-            run.data,
-            environment.corpus,
-            environment.cache,
-            environment.encoder.engine,
-            run.renderer,
-            high=bounds[1],
-            on_bad_row=run.config.data.on_bad_row,
-            autocast=run.accelerator.autocast(),
-        )
+        ranks = direct_ranks.measured(run.data, measure, run.config.data.on_bad_row)
         direct_ranks.write(run.folder, ranks, bounds, documents)
     else:
         ranks = direct_ranks.read(run.folder, bounds, documents)

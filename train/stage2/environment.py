@@ -14,6 +14,7 @@ from train.config.grpo import RewardSettings
 from train.config.stages import RlConfig
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.refresh_policies import Hits, RefreshReport
+from train.data.rows import TrainingRow
 from train.losses.rewards import Rankings, Rewards, reward
 from train.run.log import due
 from train.stage2.corpus import SearchedCorpus
@@ -156,6 +157,15 @@ class Environment:
     def age(self, step: int) -> float:
         """Mean number of steps since the documents were encoded."""
         return float(self.cache.age(step).mean)
+
+    def ranks(self, rows: Sequence[TrainingRow], vectors: Vectors, limit: int) -> list[int | None]:
+        """For each query's vector the rank, from 1, of its best relevant document; None where it is below `limit`."""
+        found = self.cache.search(vectors, min(limit, len(self.cache))).rows
+        ranks: list[int | None] = []
+        for row, ranked in zip(rows, found, strict=True):
+            places = np.flatnonzero(np.isin(ranked, self.cache.rows_of(list(self.corpus.relevance(row)))))
+            ranks.append(int(places[0]) + 1 if len(places) else None)
+        return ranks
 
     def _of_direct(
         self, vectors: Vectors, relevance: Sequence[Mapping[str, float]], rewarded: RewardSettings

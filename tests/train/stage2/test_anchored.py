@@ -16,11 +16,11 @@ from train.config.data import JudgedSetSettings
 from train.config.grpo import RewardSettings
 from train.config.loading import ConfigError
 from train.config.run import EvaluateSettings
+from train.data import direct_ranks
 from train.losses.grpo import Advantages
 from train.model import model as models
 from train.rl import train
 from train.run import evaluation
-from train.stage2 import direct_ranks
 from train.stage2.rollouts import anchored_groups
 from train.stage2.step import PolicyStep
 
@@ -120,7 +120,7 @@ def test_a_resumed_run_and_its_evaluations(tmp_path, model, monkeypatch):
 
 
 def test_evaluation_reports_three_vectors(tiny_checkpoint):
-    judged = evaluation.load(JudgedSetSettings(kind="hopworld", documents=200, hops=(1, 2)), 24, 0)
+    judged = evaluation.load(JudgedSetSettings(kind="hopworld", documents=500, hops=(1, 2)), 24, 0)
     settings = EvaluateSettings(max_reasoning_tokens=4)
     scores = evaluation.evaluate(tiny_checkpoint, [judged], settings, 512, anchor=1.5)
     found = {each.mode: each for each in scores if each.hops is None}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.train.loops import rl_config
+from train.data import direct_ranks
 from train.model import model as models
 from train.rl import choose_queries, open_environment
 from train.run.run import Run
-from train.stage2 import direct_ranks
 
 
 def begun(folder, model, *overrides):

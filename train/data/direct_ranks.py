@@ -4,63 +4,38 @@ The ranks are measured once, over the searched corpus, and kept in `direct_ranks
 run reads them, since its weights have moved.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from search_r3_mteb.atomic import write_json
-from search_r3_mteb.encoder.engine import Engine
-from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.json_files import read_object
 from search_r3_mteb.keys import key_of
-from train.corpus_cache.cache import CorpusCache
 from train.data.mixing import TrainingData
+from train.data.rows import TrainingRow
 from train.data.sources import all_rows
-from train.model.model import embed, evaluating
 from train.processes import collectives
-from train.stage2.corpus import SearchedCorpus
 
 FILE = "direct_ranks.json"
-_QUERIES = 512  # per call of the encoder and of the search
+_QUERIES = 512  # measured at once
 
 Ranks = dict[str, dict[str, int | None]]
 """Source -> query's text -> rank of its best relevant document from 1, None where it is below `high`."""
 
 
 def measured(
-    data: TrainingData,
-    corpus: SearchedCorpus,
-    cache: CorpusCache,
-    engine: Engine,
-    renderer: Renderer,
-    *,
-    high: int,
-    on_bad_row: str,
-    autocast: AbstractContextManager[Any],
+    data: TrainingData, ranks_of: Callable[[Sequence[TrainingRow]], Sequence[int | None]], on_bad_row: str
 ) -> Ranks:
-    """The ranks under the present weights and the cache's vectors, which are to be those of the starting model.
-
-    Every process measures its share of the queries and gets all of them.
-    """
+    """The ranks of all queries, by a function that measures some; every process measures its share, and gets all."""
     found: Ranks = {}
     for stream in data.streams:
-        rows = {row.query: row for row in all_rows(stream.source, on_bad_row)}
-        queries = list(rows)
-        mine = queries[collectives.rank() :: collectives.world_size()]
+        rows = list({row.query: row for row in all_rows(stream.source, on_bad_row)}.values())
+        mine = rows[collectives.rank() :: collectives.world_size()]
         ranks: dict[str, int | None] = {}
-        with evaluating(engine.model), autocast:
-            for start in range(0, len(mine), _QUERIES):
-                part = mine[start : start + _QUERIES]
-                nearest = cache.search(embed(engine, renderer, part), min(high, len(cache))).rows
-                for query, ranked in zip(part, nearest, strict=True):
-                    relevant = cache.rows_of(list(corpus.relevance(rows[query])))
-                    places = np.flatnonzero(np.isin(ranked, relevant))
-                    ranks[query] = int(places[0]) + 1 if len(places) else None
+        for start in range(0, len(mine), _QUERIES):
+            part = mine[start : start + _QUERIES]
+            ranks |= dict(zip([row.query for row in part], ranks_of(part), strict=True))
         together = {query: rank for one in collectives.gather(ranks) for query, rank in one.items()}
-        found[stream.label] = {query: together[query] for query in queries}
+        found[stream.label] = {row.query: together[row.query] for row in rows}
     return found
 
 

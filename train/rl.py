@@ -37,9 +37,10 @@ import torch
 from search_r3_mteb.encoder.engine import Engine
 from train.config.stages import RlConfig
 from train.corpus_cache.cache import CorpusCache
+from train.data import direct_ranks
 from train.data.rows import TrainingRow
 from train.disk.token_ids import CorpusTokenizer
-from train.model.model import Base
+from train.model.model import Base, embed, evaluating
 from train.plan.processor import check_processor
 from train.processes import collectives
 from train.processes.replicas import all_processes
@@ -72,6 +73,7 @@ def train(config: RlConfig) -> Path:
     replay = Replay.begin(run)
     run.resume()
     environment = open_environment(run)
+    left = choose_queries(run, environment)
     active = run.accelerator.is_main_process
     log = RolloutLog(run.folder, run.checkpoint.tokenizer, config.output, step=run.step, active=active)
 
@@ -102,6 +104,8 @@ def train(config: RlConfig) -> Path:
         shown |= {"cache_age": environment.age(number), "learning_rate": rate, "gradient_norm": norm}
         if number == 1 and shown["finished_share"] < SILENT:
             run.log.warn(number, _silent(config, shown["finished_share"]))
+        if number == 1 and left:
+            run.log.event("direct_rank", number, **left)
         for one in effects.used() if number == 1 else ():
             run.log.event("extension", number, **one)
         for text in effects.warnings(number, shown):
@@ -146,6 +150,31 @@ def open_environment(run: Run) -> Environment:
     return Environment(corpus, cache, encoder, cached, config.reward)
 
 
+def choose_queries(run: Run, environment: Environment) -> dict[str, int]:
+    """Leave out the queries outside of `data.direct_rank`; returns how many of each source there were, and are left.
+
+    The starting model measures them, before the first step; a resumed run reads what it measured.
+    """
+    bounds = run.config.data.direct_rank
+    if bounds is None:
+        return {}
+    documents = len(environment.corpus.texts)
+
+    def measure(rows: Sequence[TrainingRow]) -> list[int | None]:
+        with evaluating(run.checkpoint.model), run.accelerator.autocast():
+            vectors = embed(environment.encoder.engine, run.renderer, [row.query for row in rows])
+        return environment.ranks(rows, vectors, bounds[1])
+
+    if run.resumed_from is None:
+        ranks = direct_ranks.measured(run.data, measure, run.config.data.on_bad_row)
+        direct_ranks.write(run.folder, ranks, bounds, documents)
+    else:
+        ranks = direct_ranks.read(run.folder, bounds, documents)
+    left = direct_ranks.keep(run.data, ranks, bounds)
+    run.notes.append(direct_ranks.said(left, list(ranks), bounds))
+    return left
+
+
 def _silent(config: RlConfig, share: float) -> str:
     return (
         f"{share:.1%} of the first rollouts ended with the embed token; the others were cut after "
@@ -159,7 +188,7 @@ def sample(run: Run, engine: Engine, rows: Sequence[TrainingRow], number: int) -
     """The step's rollouts on this process."""
     config: RlConfig = run.config
     with run.accelerator.autocast():  # sampling computes as training does
-        return rollouts.sample(
+        groups = rollouts.sample(
             run.checkpoint.model,
             run.renderer,
             engine,
@@ -169,6 +198,7 @@ def sample(run: Run, engine: Engine, rows: Sequence[TrainingRow], number: int) -
             seed=config.optimization.seed,
             process=collectives.rank(),
         )
+    return rollouts.anchored_groups(groups, config.reward.anchor)
 
 
 if __name__ == "__main__":

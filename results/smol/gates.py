@@ -6,7 +6,9 @@
 For each query, nDCG@10 of its direct vector, of the vector after a text, and of both anchored: normalise(direct +
 lambda x reasoned). Texts: the model's own (greedy), the mean vector of several sampled ones, the best of them by the
 judgements, the title of a relevant document, its nearest sentence, another query's own text, its own one shuffled,
-nothing; and Rocchio on the top three direct documents, which needs no text. Intervals: paired bootstrap, 95 %.
+nothing; the titles of the first direct hit and of the first three, and its own text where the prompt shows these three
+titles below the query; and Rocchio on the top three direct documents, which needs no text. Intervals: paired
+bootstrap, 95 %.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from search_r3_mteb.tasks.beir_folder import read_corpus, read_queries, read_rel
 
 WEIGHTS = (0.3, 0.5, 1.0, 2.0)
 SEED = 0
+TITLE_WORDS = 12  # of a hit: three titles fit into the budget of a text
 
 
 def unit(rows: Vectors) -> Vectors:
@@ -39,7 +42,10 @@ class JudgedSplit:
 
     def __init__(self, folder: Path, split: str, most: int | None) -> None:
         relevance = read_relevance(folder, split)
-        self.documents = {document.id: join_title(document.title, document.text) for document in read_corpus(folder)}
+        read = list(read_corpus(folder))
+        self.documents = {document.id: join_title(document.title, document.text) for document in read}
+        # Where a document has no title its first words stand for it.
+        self.titles = [cut(document.title or document.text, TITLE_WORDS) for document in read]
         self.ids = sorted(query for query, grades in relevance.items() if any(g > 0 for g in grades.values()))
         if most is not None and len(self.ids) > most:
             self.ids = sorted(random.Random(SEED).sample(self.ids, most))
@@ -60,6 +66,10 @@ class JudgedSplit:
         """Positions (queries, k) of the nearest documents; equal scores in the order of the corpus."""
         return np.argsort(-(queries @ self.vectors.T), axis=1, kind="stable")[:, :k]
 
+    def top_titles(self, queries: Vectors, k: int) -> list[list[str]]:
+        """The titles of each query's k nearest documents, best first."""
+        return [[self.titles[int(place)] for place in row] for row in self.top(queries, k)]
+
     def ndcg(self, queries: Vectors) -> Any:
         """nDCG@10 (queries,) with linear gains, as pytrec_eval has it."""
         return np.array(
@@ -75,6 +85,11 @@ def interval(difference: Any) -> list[float]:
     rng = np.random.default_rng(SEED)
     means = difference[rng.integers(0, len(difference), (2000, len(difference)))].mean(axis=1)
     return [round(float(x), 4) for x in (difference.mean(), *np.quantile(means, [0.025, 0.975]))]
+
+
+def shown(data: JudgedSplit, hits: Sequence[Sequence[str]]) -> list[str]:
+    """Each query with the titles of its hits below it, one a line, as the text that the prompt is about."""
+    return ["\n".join([query, *titles]) for query, titles in zip(data.queries, hits, strict=True)]
 
 
 def run(model: str, folder: Path, split: str, most: int | None, samples: int, temperature: float) -> dict[str, Any]:
@@ -119,6 +134,10 @@ def run(model: str, folder: Path, split: str, most: int | None, samples: int, te
         ways["mean of another's"] = unit(
             np.mean([after([t.text for t in one[1:]] + [one[0].text]) for one in sampled], axis=0)
         )
+    hits = data.top_titles(direct, 3)
+    ways["title of the first hit"] = after([titles[0] for titles in hits])
+    ways["titles of the first 3 hits"] = after([". ".join(titles) for titles in hits])
+    ways["own, the 3 titles in its prompt"] = np.stack([thought.vector for thought in writer.think(shown(data, hits))])
     first = data.vectors[data.top(direct, 3)].mean(axis=1)
     ways["Rocchio, top 3"] = unit(first)
     base = data.ndcg(direct)

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from results.smol.gates import JudgedSplit, interval, unit
+from results.smol.gates import JudgedSplit, interval, run, shown, unit
 from results.smol.own_text import drawn, likelihood
 from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
 from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.train.loops import byte_folder
 
 
 def test_the_nearest_sentence_shares_the_rarest_words():
@@ -67,6 +68,22 @@ def test_the_gate_scores_as_pytrec_eval(folder):
     qrels = {"p": {"c": 1}, "q": {"a": 2, "b": 1}}
     wanted = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
     np.testing.assert_allclose(data.ndcg(queries), [wanted[id_]["ndcg_cut_10"] for id_ in data.ids], atol=1e-6)
+
+
+def test_titles_of_the_hits_stand_below_the_query(folder):
+    data = JudgedSplit(folder, "dev", None)
+    data.vectors = unit(np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float32))
+    hits = data.top_titles(unit(np.array([[0.1, 1], [1, 0]], np.float32)), 2)
+    assert hits == [["nothing of note is said here", "Bridges"], [cut(data.documents["a"], 12), "Bridges"]]
+    assert shown(data, hits)[0] == "note\nnothing of note is said here\nBridges"
+
+
+def test_the_gate_of_a_tiny_model_has_every_way(folder, tmp_path):
+    """The three ways with the hits' titles are measured beside Rocchio on the same hits, each by its own vectors."""
+    table = run(str(byte_folder(tmp_path / "model")), folder, "dev", None, 0, 0.7)["table"]
+    ways = {"title of the first hit", "titles of the first 3 hits", "own, the 3 titles in its prompt", "Rocchio, top 3"}
+    assert ways < table.keys()
+    assert all(set(table[way]) == {"alone", "0.3", "0.5", "1", "2"} for way in ways)
 
 
 def test_a_likelihood_and_an_interval_by_hand():

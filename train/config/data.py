@@ -222,10 +222,19 @@ class RlDataSettings(DataSettings):
 
     corpus: tuple[SourceSettings, ...] = ()
     """Documents that are searched. Our choice: none named, then the corpora of `sources`."""
+    direct_rank: tuple[Count, Count] | None = None
+    """Train on the queries alone whose best relevant document the starting model's direct vector ranks within these
+    two ranks, counted from 1; measured once, over the searched corpus. Our choice: absent, all queries; [2, 100] leaves
+    out those that need no reasoning and those that it will hardly help."""
 
     def check(self) -> None:
         """A searched corpus has document ids, which hub datasets do not; what is mined would not be used."""
         super().check()
+        if self.direct_rank is not None and self.direct_rank[0] > self.direct_rank[1]:
+            raise ValueError(
+                f"direct_rank = {list(self.direct_rank)}: the first rank is above the second, so no query would be "
+                "left. Write the better rank first, for example [2, 100]."
+            )
         if self.mining is not None:
             raise ValueError(
                 "mining belongs to stage 1: in stage 2 the hard negatives come from the corpus cache as it is at each "

@@ -51,6 +51,9 @@ class RewardSettings(Settings):
     teaches the model to end."""
     token_cost: Weight = 0.0
     """Subtracted per reasoning token. Our choice: 0, length is reported first."""
+    anchor: Weight = 0.0
+    """The vector that is ranked, rewarded and contrasted is normalise(direct + anchor x reasoned), direct being the
+    query's vector without reasoning under the sampling weights. 0: the reasoned vector alone. Our choice: off."""
     own: OwnRewards = OwnTables()
     """Rewards of other packages (docs/extend.md), one table each: weight, and its own settings. Our choice: none."""
 
@@ -64,8 +67,9 @@ class RewardSettings(Settings):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Reward -> weight. Every field but the four named here is a reward, which must have a function."""
-        weights = {name: value for name, value in self if name not in ("k", "forced_penalty", "token_cost", "own")}
+        """Reward -> weight. Every field but those named here is a reward, which must have a function."""
+        others = ("k", "forced_penalty", "token_cost", "anchor", "own")
+        weights = {name: value for name, value in self if name not in others}
         return weights | {name: table.weight for name, table in self.own.tables.items()}
 
 

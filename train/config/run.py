@@ -7,6 +7,7 @@ from pydantic import Field
 from train.config.settings import Count, CountOrZero, Positive, Seed, Settings, Share, StrictBool, Text, Weight
 
 QueryMode = Literal["direct", "reason"]
+ScoredMode = Literal["direct", "reason", "anchored"]
 # A step moves a weight by about the rate: above 1 nothing of it is left, below 1e-12 float32 stands still.
 Rate = Annotated[float, Field(strict=True, ge=1e-12, le=1)]
 
@@ -107,12 +108,13 @@ class EvaluateSettings(Settings):
     dims: tuple[Count, ...] | None = None
     """Sizes that are measured beside the whole vectors: their first dimensions, normalised again. Our choice:
     absent, those of loss.matryoshka_dims where a run has them; [] for none."""
-    best_by: QueryMode = "reason"
-    """The mode whose mean nDCG@10 chooses the best checkpoint. Our choice: reason, what the project is about."""
+    best_by: ScoredMode = "reason"
+    """The mode whose mean nDCG@10 chooses the best checkpoint; anchored where stage 2 sets reward.anchor. Our choice:
+    reason, what the project is about."""
 
     def check(self) -> None:
         """The best checkpoint is chosen by a mode that is measured."""
-        if self.best_by not in self.modes:
+        if self.best_by != "anchored" and self.best_by not in self.modes:
             raise ValueError(
                 f'best_by = "{self.best_by}" is not among modes = {list(self.modes)}, so no checkpoint could be called '
                 f'best. Add "{self.best_by}" to modes or change best_by.'

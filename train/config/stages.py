@@ -56,6 +56,11 @@ class SftConfig(Settings):
 
     def check(self) -> None:
         """Rules between sections."""
+        if self.evaluate.best_by == "anchored":
+            raise ValueError(
+                'evaluate.best_by = "anchored": stage 1 has no reward.anchor to weigh the reasoned vector by. Set '
+                '"reason" or "direct".'
+            )
         if self.loss.kl and self.model.scratch is not None:
             raise ValueError(
                 "loss.kl and model.scratch exclude each other: the frozen base has random weights, and staying near "
@@ -116,6 +121,16 @@ class RlConfig(Settings):
             )
         if not (self.policy.weight or self.contrastive.weight):
             raise ValueError("policy.weight and contrastive.weight are both 0, so nothing would be learned. Set one.")
+        if self.evaluate.best_by == "anchored" and not self.reward.anchor:
+            raise ValueError(
+                'evaluate.best_by = "anchored", but reward.anchor = 0 anchors nothing. Set reward.anchor, or best_by = '
+                '"reason".'
+            )
+        if self.reward.anchor and self.data.evaluation and set(self.evaluate.modes) != {"direct", "reason"}:
+            raise ValueError(
+                f"reward.anchor = {self.reward.anchor} is evaluated from the vectors of both modes, but evaluate.modes "
+                f'= {list(self.evaluate.modes)}. Set modes = ["direct", "reason"].'
+            )
         best = sum(self.reward.weights.values())
         if self.contrastive.weight and self.contrastive.min_reward > best:
             raise ValueError(

@@ -70,6 +70,8 @@ class SourceStream:
         self._bad_examples = source.rejected()[:_BAD_SHOWN]
         self._bad = len(source.rejected())
         self.counts = SourceCounts(roles if checker is not None else ())
+        # Keys of the queries that are given, where only some are; a function of the starting model, and not saved here.
+        self.kept: frozenset[int] | None = None
 
     def next(self) -> TrainingRow:
         """The next row that is sound and clean. Raises BadRowError unless bad rows are skipped."""
@@ -82,7 +84,7 @@ class SourceStream:
                     raise
                 self._count_bad(epoch, error)
                 continue
-            if row is None or self._is_evaluation_text(row, epoch):
+            if row is None or self._is_left_out(row) or self._is_evaluation_text(row, epoch):
                 continue
             self._given += 1
             limit = self._settings.hard_negatives
@@ -181,6 +183,9 @@ class SourceStream:
             self._bad += 1
             if len(self._bad_examples) < _BAD_SHOWN:
                 self._bad_examples.append(str(error))
+
+    def _is_left_out(self, row: TrainingRow) -> bool:
+        return self.kept is not None and key_of(row.query) not in self.kept
 
     def _is_evaluation_text(self, row: TrainingRow, epoch: int) -> bool:
         match = self._checker.find(row, self.counts.against) if self._checker is not None else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from search_r3_mteb.encoder.anchoring import anchored
 from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.evaluation.queries import DocumentScores, score, without_identical_ids
 from search_r3_mteb.evaluation.query_scorer import best_documents
@@ -90,10 +91,13 @@ def evaluate(
     settings: EvaluateSettings,
     max_length: int,
     dims: Sequence[int] = (),
+    anchor: float = 0.0,
 ) -> list[Score]:
     """Scores of every set and mode; the model stays in its mode, and no global random number is drawn.
 
-    `dims` are further sizes (see `check_sizes`), measured on the same vectors.
+    `dims` are further sizes (see `check_sizes`), measured on the same vectors. An `anchor` above 0 adds the mode
+    "anchored", normalise(direct + anchor x reasoned) of the two modes' vectors, which `settings.modes` must name both;
+    its reasoning tokens are those of "reason".
     """
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
 
@@ -101,6 +105,7 @@ def evaluate(
     with evaluating(checkpoint.model):
         for judged in sets:
             corpus: Any = None
+            found: dict[str, tuple[Any, ByHops, ByHops]] = {}
             for mode in settings.modes:
                 encoder = SearchR3Encoder(
                     checkpoint,
@@ -112,12 +117,16 @@ def evaluate(
                 )
                 if corpus is None:
                     corpus = encoder.encode_document(list(judged.documents.values()))
-                queries, tokens, forced = _queries(encoder, judged)
+                found[mode] = _queries(encoder, judged)
+            if anchor:
+                sums = anchored(found["direct"][0], found["reason"][0], anchor)
+                found["anchored"] = (first_dimensions(sums, sums.shape[1]), *found["reason"][1:])
+            for name, (queries, tokens, forced) in found.items():
                 costs = [(mean, share) for (_, mean, _), (_, share, _) in zip(tokens, forced, strict=True)]
                 for dim in (None, *dims):
                     ndcg = per_query_ndcg(judged, first_dimensions(queries, dim), first_dimensions(corpus, dim))
                     for (hops, value, count), cost in zip(_by_hops(judged, ndcg), costs, strict=True):
-                        scores.append(Score(judged.label, mode, hops, value, count, *cost, dim))
+                        scores.append(Score(judged.label, name, hops, value, count, *cost, dim))
     return scores
 
 

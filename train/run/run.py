@@ -276,7 +276,12 @@ class Run:
         settings = self.config.evaluate
         with self.accelerator.autocast():  # as it computes in training
             scores = evaluation.evaluate(
-                self.checkpoint, self.judged, settings, self.config.data.max_length, evaluation.sizes_of(self.config)
+                self.checkpoint,
+                self.judged,
+                settings,
+                self.config.data.max_length,
+                evaluation.sizes_of(self.config),
+                self.config.reward.anchor if hasattr(self.config, "reward") else 0.0,
             )
         for score in scores:
             self.log.event("evaluate", self.step, **score.fields())

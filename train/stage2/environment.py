@@ -14,6 +14,7 @@ from train.config.grpo import RewardSettings
 from train.config.stages import RlConfig
 from train.corpus_cache.cache import CorpusCache
 from train.corpus_cache.refresh_policies import Hits, RefreshReport
+from train.data.rows import TrainingRow
 from train.losses.rewards import Rankings, Rewards, reward
 from train.run.log import due
 from train.stage2.corpus import SearchedCorpus
@@ -26,7 +27,8 @@ class Judged:
     """The documents that rollouts retrieved, and their rewards.
 
     `relevance[p]` maps prompt p's relevant document ids to their grades. `rows` and `similarities` (rollouts, k) are
-    the ranking of `corpus` in the refreshed cache, best first.
+    the ranking of `corpus` in the refreshed cache, best first. `direct` (prompts,) is what the vector without reasoning
+    earns in the same cache, without penalty and cost, since it writes nothing; None where it was not ranked.
     """
 
     corpus: SearchedCorpus
@@ -35,6 +37,7 @@ class Judged:
     similarities: Float[np.ndarray, "rollouts k"]
     rewards: Rewards
     refresh: RefreshReport
+    direct: Float[np.ndarray, " prompts"] | None = None
 
     def top(self, rollout: int, count: int) -> list[dict[str, Any]]:
         """The first documents of a rollout's ranking: id, cosine, and the first characters of the text."""
@@ -124,7 +127,8 @@ class Environment:
             reasoning_tokens=np.array(groups.reasoning_tokens),
         )
         rewards = reward(rankings, dict(enumerate(relevance)), rewarded)
-        return Judged(self.corpus, relevance, found.rows, found.scores, rewards, report)
+        direct = None if groups.direct is None else self._of_direct(groups.direct, relevance, rewarded)
+        return Judged(self.corpus, relevance, found.rows, found.scores, rewards, report, direct)
 
     def negatives(self, groups: Groups, judged: Judged, count: int) -> Int[np.ndarray, " rows"]:
         """The `count` irrelevant documents per prompt that its rollouts ranked highest, of all prompts together."""
@@ -153,6 +157,31 @@ class Environment:
     def age(self, step: int) -> float:
         """Mean number of steps since the documents were encoded."""
         return float(self.cache.age(step).mean)
+
+    def ranks(self, rows: Sequence[TrainingRow], vectors: Vectors, limit: int) -> list[int | None]:
+        """For each query's vector the rank, from 1, of its best relevant document; None where it is below `limit`."""
+        found = self.cache.search(vectors, min(limit, len(self.cache))).rows
+        ranks: list[int | None] = []
+        for row, ranked in zip(rows, found, strict=True):
+            places = np.flatnonzero(np.isin(ranked, self.cache.rows_of(list(self.corpus.relevance(row)))))
+            ranks.append(int(places[0]) + 1 if len(places) else None)
+        return ranks
+
+    def _of_direct(
+        self, vectors: Vectors, relevance: Sequence[Mapping[str, float]], rewarded: RewardSettings
+    ) -> Float[np.ndarray, " prompts"]:
+        """What each prompt's vector without reasoning earns: it ends by itself and says nothing."""
+        found = self.cache.search(vectors, rewarded.k, exact=self.settings.index == "exact")
+        positives = [self.cache.rows_of(list(one)) for one in relevance]
+        rankings = Rankings(
+            query_ids=list(range(len(relevance))),
+            document_ids=[[self.corpus.id_of(row) for row in rows] for rows in found.rows],
+            similarities=found.scores.clip(-1, 1),
+            positive_similarities=self._best_positive(vectors, positives),
+            finished=np.ones(len(relevance), dtype=bool),
+            reasoning_tokens=np.zeros(len(relevance), dtype=np.int64),
+        )
+        return reward(rankings, dict(enumerate(relevance)), rewarded).total
 
     def _best_positive(self, vectors: Vectors, positives: Sequence[RowNumbers]) -> Float[np.ndarray, " rollouts"]:
         best = [

@@ -40,6 +40,7 @@ class RolloutLog:
             "reasoning": self._tokenizer.decode(groups.rollouts.token_ids[rollout][:-1]),
             "finished": groups.rollouts.finished[rollout],
             "reward": float(judged.rewards.total[rollout]),
+            **({} if judged.direct is None else {"direct_reward": float(judged.direct[groups.prompt[rollout]])}),
             "advantage": float(advantages.values[rollout]),
             "relevant": sorted(judged.relevance[groups.prompt[rollout]]),
             "top": judged.top(rollout, 5),

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from search_r3_mteb.encoder.anchoring import anchored
 from search_r3_mteb.encoder.engine import Engine, Rollouts
 from search_r3_mteb.encoder.prompts import Rendered, Renderer
 from search_r3_mteb.encoder.sampling import Sampling
 from train.config.grpo import RolloutSettings
 from train.data.rows import TrainingRow
-from train.model.model import evaluating
+from train.model.model import embed, evaluating
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Groups:
     """The rollouts of one step on this process.
 
     Rollout r belongs to prompt `prompt[r]`, whose id `group[r]` is unique over all processes. `vectors` (rollouts, dim)
-    have unit length. `rendered[r]` is the whole sequence: prompt, reasoning, embed token, with its spans.
+    have unit length and are what is ranked: the reasoned ones, or with `reward.anchor` the anchored ones. `rendered[r]`
+    is the whole sequence: prompt, reasoning, embed token, with its spans. `direct` (prompts, dim), of unit length, are
+    the vectors of the same queries without reasoning, by the same weights; None where they were not computed.
     """
 
     rows: Sequence[TrainingRow]
@@ -31,6 +34,7 @@ class Groups:
     rendered: list[Rendered]
     vectors: Float[np.ndarray, "rollouts dim"]
     group: Int[Tensor, " rollouts"]
+    direct: Float[np.ndarray, "prompts dim"] | None = None
 
     @property
     def prompt(self) -> list[int]:
@@ -64,6 +68,7 @@ def sample(
     sampling = Sampling(settings.max_reasoning_tokens, settings.temperature, int.from_bytes(digest[:6], "big"))
     with evaluating(model):
         rollouts = engine.reason([p.token_ids for p in prompts], sampling, group_size=settings.group_size)
+        direct = embed(engine, renderer, [row.query for row in rows])
     vectors = rollouts.vectors.numpy()
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (np.isfinite(norms).all() and (norms > 0).all()):
@@ -79,7 +84,23 @@ def sample(
         ],
         vectors=(vectors / norms).astype(np.float32),
         group=index + process * len(rows),
+        direct=direct,
     )
+
+
+def anchored_groups(groups: Groups, anchor: float) -> Groups:
+    """The same rollouts with the vectors normalise(direct + anchor x reasoned); at 0 the groups themselves.
+
+    These are what is ranked. They are constants of the policy, whose loss takes no gradient through a vector.
+    Raises ValueError where the direct vectors were not computed.
+    """
+    if not anchor:
+        return groups
+    if groups.direct is None:
+        raise ValueError(f"anchor = {anchor} needs the prompts' direct vectors, which `sample` computes.")
+    sums = anchored(groups.direct[groups.prompt], groups.vectors, anchor)
+    unit = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return replace(groups, vectors=unit.astype(np.float32))
 
 
 def sampled_log_probs(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from train.config.stages import RlConfig
+from train.losses.checks import unit
 from train.losses.grpo import Advantages, PolicyBatch, PolicyLoss, gathered_advantages, grpo_loss
 from train.losses.rewards import REWARD_FUNCTIONS
 from train.losses.stage1 import select_reply, token_scores
@@ -18,6 +19,9 @@ from train.run.run import Run
 from train.stage2.contrastive import PositiveDocuments, RolloutContrast
 from train.stage2.environment import Environment, Judged
 from train.stage2.rollouts import Groups, padded, sampled_log_probs
+
+EQUAL = 1e-6
+"""Rewards that differ by less count as equal: the rounding of cosines in float32."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,11 @@ class PolicyStep:
         return PositiveDocuments.of(self.groups.rows, encode)
 
     def advantages(self, judged: Judged) -> Advantages:
-        """Each rollout's reward against its group's."""
+        """Each rollout's reward against its group's.
+
+        To reward what a rollout gains over its query's direct vector would change nothing: that is the same number for
+        the whole group, and the group's mean takes it out again. So it is only logged (`reward_minus_direct`).
+        """
         rewards = torch.from_numpy(judged.rewards.total).float().to(self.run.device)
         groups = self.groups.group.to(rewards.device)
         return gathered_advantages(rewards, groups, standardise=self.config.policy.standardise)
@@ -131,6 +139,13 @@ class PolicyStep:
         for name in sorted(judged.rewards.parts.keys() - REWARD_FUNCTIONS.keys()):
             spreads = [np.ptp(judged.rewards.parts[name][prompts == prompt]) for prompt in np.unique(prompts)]
             parts[f"reward_{name}_spread"] = float(np.mean(spreads))
+        if judged.direct is not None:
+            gain = judged.rewards.total - judged.direct[prompts]
+            parts |= {
+                "reward_minus_direct": float(gain.mean()),
+                "better_than_direct": float((gain > EQUAL).mean()),
+                "worse_than_direct": float((gain < -EQUAL).mean()),
+            }
         return parts | {
             "reward": float(judged.rewards.total.mean()),
             "finished_share": sum(finished) / len(finished),
@@ -162,11 +177,27 @@ class PolicyStep:
         totals["gap_mean"] += share * policy.ratio_gap_mean
         totals["gap_max"] = max(totals["gap_max"], policy.ratio_gap_max)
         if contrast is not None:
-            term = contrast.loss(part, hidden.vectors, counts.rollouts)
+            term = contrast.loss(part, self._ranked(part, hidden.vectors), counts.rollouts)
             totals["contrastive"] += float(term.detach())
             loss = loss + config.contrastive.weight * term
         totals["loss"] += float(loss.detach())
         return loss
+
+    def _ranked(self, part: Sequence[int], vectors: Tensor) -> Tensor:
+        """The vectors (rollouts, dim) that the contrastive term trains: those that are ranked.
+
+        The gradient goes through the reasoned vector alone; the direct one is the constant that the rollouts were
+        ranked with.
+        """
+        anchor, direct = self.config.reward.anchor, self.groups.direct
+        if not anchor:
+            return vectors
+        if direct is None:
+            raise ValueError(
+                f"reward.anchor = {anchor} needs the prompts' direct vectors: sample them with the rollouts."
+            )
+        constant = torch.from_numpy(direct[[self.groups.prompt[r] for r in part]]).to(vectors.device)
+        return constant + anchor * unit(vectors)
 
     def _policy(
         self, part: Sequence[int], rows: TokenBatch, states: Tensor, advantages: Advantages, counts: LossCounts

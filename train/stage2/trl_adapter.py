@@ -73,6 +73,11 @@ class SearchR3GRPOTrainer(GRPOTrainer):
         **trainer: Any,
     ) -> None:
         self.environment, self.search_settings = environment, settings or AdapterSettings()
+        if self.search_settings.reward.anchor:
+            raise ValueError(
+                f"reward.anchor = {self.search_settings.reward.anchor}: on TRL's trainer the reasoned vector alone is "
+                "rewarded, and the anchor would do nothing. Use train/rl.py, or set anchor = 0."
+            )
         self.embed_token_id: int = checkpoint.embed_token_id
         self.renderer = Renderer(checkpoint.tokenizer, checkpoint.profile, self.search_settings.max_length)
         # Numbers instead of ids, since TRL carries tensors; the same on every process.

@@ -1,7 +1,7 @@
 """A trained adapter becomes what is shipped: cast to bfloat16, with card, profile, record of its base and manifest.
 
-    python results/smol/release.py --model runs/smol/sft/last                          # into the package's assets, as smol
-    python results/smol/release.py --model runs/qwen/sft/last --output runs/qwen/model # of another base, beside its runs
+    python results/smol/release.py --model runs/smol/sft/last                            # the package's smol
+    python results/smol/release.py --model runs/qwen/sft/last --output runs/qwen/model   # of another base
 
 Into the assets goes only an adapter whose base is the one that `search-r3 base smol` makes, with the embed token's row:
 every other tensor is compared. More than 15 MB of weights are refused. `status.json` beside this file says what the

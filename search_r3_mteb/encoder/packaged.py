@@ -190,8 +190,8 @@ def _from_hub(name: str, adapter: Path) -> Path:
             found = Path(
                 snapshot_download(hub, allow_patterns=patterns, local_files_only=local, etag_timeout=_HUB_SECONDS)
             )
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            why = f"{hub} is not in the hub's cache and cannot be downloaded: {type(error).__name__}"
+        except (HfHubHTTPError, HFValidationError, OSError):
+            why = f"{hub} is not in the hub's cache and cannot be downloaded"
             continue
         if (found / "model.safetensors").exists():
             return found

@@ -97,7 +97,7 @@ def test_a_missing_base_is_one_message_with_two_commands(bundle, call):
     code, _, said = call("doctor", "--model", "smol")
     assert code == 2
     first, second = packaged.install_commands("smol")
-    assert said.count("Error") == 1
+    assert said.startswith("Error: smol: its base model, SmolLM2-135M-Instruct, is not here")
     assert said.index(f"  {first}\n") < said.index(f"  {second}\n")
     assert "Traceback" not in said
 
@@ -120,7 +120,7 @@ def test_another_base_is_used_with_a_warning_and_a_model_of_another_shape_refuse
     config = json.loads((base / "config.json").read_text()) | {"num_attention_heads": 2}
     (base / "config.json").write_text(json.dumps(config))
     monkeypatch.setenv(packaged.BASE_VARIABLE, str(base))
-    with pytest.raises(ValueError, match="another model than SmolLM2-135M-Instruct.*num_attention_heads 2 for"):
+    with pytest.raises(ValueError, match=r"another model than SmolLM2-135M-Instruct.*num_attention_heads 2 for"):
         load("smol", device="cpu")
     monkeypatch.setenv(packaged.BASE_VARIABLE, str(tmp_path))
     with pytest.raises(FileNotFoundError, match="is not a model folder"):
@@ -129,7 +129,7 @@ def test_another_base_is_used_with_a_warning_and_a_model_of_another_shape_refuse
 
 def test_a_damaged_made_base_and_a_damaged_adapter_are_refused(bundle, base, monkeypatch):
     made = moved(base, packaged.base_folder("smol"))
-    with pytest.raises(ValueError, match="it is damaged.*search-r3 base smol"):
+    with pytest.raises(ValueError, match=r"it is damaged.*search-r3 base smol"):
         load("smol", device="cpu")
     shutil.rmtree(made)
     shutil.copytree(base, made)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,8 @@ def test_a_configuration_goes_to_the_folder_or_is_missed_by_name(tmp_path):
 def test_the_prompts_are_those_that_the_first_run_was_trained_with():
     from search_r3_mteb.encoder.checkpoints import ASSETS
 
-    assert Profile.load(ASSETS / "smol") == smol.PROFILE
+    # The first run's profile does not say how texts are tokenised; a new one does.
+    assert Profile.load(ASSETS / "smol") == replace(smol.PROFILE, tokenization=None)
 
 
 def test_a_step_is_skipped_where_its_result_lies(tmp_path, capsys):

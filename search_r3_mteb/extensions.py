@@ -191,7 +191,20 @@ PROFILES = Registry("profile", "search_r3_mteb.profiles")
 BASELINES = Registry(
     "baseline",
     "search_r3_mteb.baselines",
-    ("bm25", "nano", "mini", "hyde", "query2doc", "mugi", "keywords", "gar", "search-r3-prompt", "feedback", "rocchio"),
+    (
+        "bm25",
+        "nano",
+        "mini",
+        "smol",
+        "hyde",
+        "query2doc",
+        "mugi",
+        "keywords",
+        "gar",
+        "search-r3-prompt",
+        "feedback",
+        "rocchio",
+    ),
 )
 REGISTRIES = (REWARDS, REFRESH_POLICIES, TASKS, PROFILES, BASELINES)
 

@@ -27,6 +27,7 @@ MODEL = ("model.safetensors", "tokenizer.json", "search_r3.json", "search_r3_man
 NEEDED = (
     *("search_r3_mteb/py.typed", "search_r3_mteb/report/model_card.md.j2"),
     *(f"search_r3_mteb/assets/{name}/{file}" for name in ("nano", "mini") for file in MODEL),
+    *(f"search_r3_mteb/assets/smol/{file}" for file in ("adapter_model.safetensors", "base_model.json", *MODEL[1:])),
 )
 EXPECTED = (0.80, 0.33)  # nDCG@10 of nano on hopworld with and without reasoning: results/nano.json
 TOOLS = ("build>=1.3", "twine>=6.2", "cffconvert>=2")

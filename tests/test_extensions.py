@@ -47,14 +47,15 @@ def test_without_the_package_there_are_no_names(registries):
 
 
 def test_reserved_names_are_those_of_our_own():
-    from search_r3_mteb.encoder.checkpoints import ASSETS
+    from search_r3_mteb.encoder.checkpoints import bundled_names
     from search_r3_mteb.evaluation.systems import BM25
     from search_r3_mteb.evaluation.tasks import BEIR, LOCAL_TASKS
     from search_r3_mteb.expansion.methods import METHODS
     from train.corpus_cache.refresh_policies import POLICIES
     from train.losses.rewards import REWARD_FUNCTIONS
 
-    bundled = {path.parent.name for path in ASSETS.glob("*/config.json")}
+    bundled = bundled_names()
+    assert bundled == ["mini", "nano", "smol"]
     assert set(REWARDS.reserved) == set(REWARD_FUNCTIONS)
     assert set(REFRESH_POLICIES.reserved) == set(POLICIES)
     assert set(TASKS.reserved) == {*LOCAL_TASKS, BEIR.rstrip(":")}

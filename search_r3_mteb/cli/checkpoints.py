@@ -1,4 +1,4 @@
-"""Commands that write and check model folders: init, merge, verify, export."""
+"""Commands that write and check model folders: init, base, merge, verify, export."""
 
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -45,6 +45,24 @@ def init(
 
 
 @app.command(cls=ExtensibleCommand)
+def base(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The bundled adapter whose base is made: smol.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The folder to write. [default: in the user's cache]", show_default=False)
+    ] = None,
+) -> None:
+    """Make the base model of a bundled adapter.
+
+    Its weights come from an installed package, and are dequantised once.
+    """
+    from search_r3_mteb.encoder.packaged import BASE_VARIABLE, base_folder, make_base
+
+    folder = make_base(name, output)
+    how = "It is found there" if folder == base_folder(name) else f"{BASE_VARIABLE}={folder} makes it found"
+    said(console_here(), f"Written to {folder}: the base of {name}. {how}.")
+
+
+@app.command(cls=ExtensibleCommand)
 def merge(
     adapter: Annotated[
         Path, typer.Argument(metavar="ADAPTER", help="A LoRA folder, as training with [model.lora] writes.")
@@ -64,7 +82,7 @@ def merge(
 
 @app.command(cls=ExtensibleCommand)
 def verify(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, nano, mini, or a hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, nano, mini, smol, or a hub id.")],
     as_json: JsonOption = False,
     accept: Annotated[
         bool, typer.Option("--accept", help="The change was meant: write a new manifest of the files as they are.")

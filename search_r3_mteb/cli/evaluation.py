@@ -42,8 +42,8 @@ def evaluate(  # noqa: PLR0913  an option is a parameter
         list[str],
         typer.Option(
             "--model",
-            help="nano, mini, a folder, a hub id, NAME=FOLDER, bm25, or METHOD:WRITER+ENCODER: an LM writes and an "
-            "encoder embeds (hyde, query2doc, mugi, keywords, gar, search-r3-prompt, feedback), or rocchio:ENCODER. "
+            help="nano, mini, smol, a folder, a hub id, NAME=FOLDER, bm25, or METHOD:WRITER+ENCODER: an LM writes and "
+            "an encoder embeds (hyde, query2doc, mugi, keywords, gar, search-r3-prompt, feedback), or rocchio:ENCODER. "
             "May be repeated.",
         ),
     ],

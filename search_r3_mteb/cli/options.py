@@ -60,14 +60,16 @@ app = typer.Typer(
 
 ModelOption = Annotated[
     str,
-    typer.Option("--model", help="nano or mini (bundled), a folder, a LoRA folder, or a hub id.", show_default=True),
+    typer.Option(
+        "--model", help="nano, mini or smol (bundled), a folder, a LoRA folder, or a hub id.", show_default=True
+    ),
 ]
 
 ModelOrNanoOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="nano or mini (bundled), a folder, a LoRA folder, or a hub id. [default: nano]",
+        help="nano, mini or smol (bundled), a folder, a LoRA folder, or a hub id. [default: nano]",
         show_default=False,
     ),
 ]

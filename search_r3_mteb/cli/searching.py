@@ -53,7 +53,8 @@ def index(  # noqa: PLR0913  an option is a parameter
         str | None,
         typer.Option(
             "--model",
-            help="nano or mini (bundled), a folder, a LoRA folder, or a hub id. [default: nano; of an index: its own]",
+            help="nano, mini or smol (bundled), a folder, a LoRA folder, or a hub id. [default: nano; of an index: "
+            "its own]",
             show_default=False,
         ),
     ] = None,

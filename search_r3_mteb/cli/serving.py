@@ -18,8 +18,8 @@ def serve(  # noqa: PLR0913  an option is a parameter
         str | None,
         typer.Option(
             "--model",
-            help="nano or mini (bundled), a folder, a LoRA folder, or a hub id. [default: that of the first --index; "
-            "without one: nano]",
+            help="nano, mini or smol (bundled), a folder, a LoRA folder, or a hub id. [default: that of the first "
+            "--index; without one: nano]",
             show_default=False,
         ),
     ] = None,

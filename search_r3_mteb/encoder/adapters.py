@@ -17,6 +17,7 @@ from typing import Any
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.encoder.folders import weight_files
 from search_r3_mteb.encoder.manifest import MANIFEST_FILE, accepting
+from search_r3_mteb.encoder.packaged import find_packaged
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, bare, layer_name, resize, save_rows
 from search_r3_mteb.json_files import kind, parse_json, read_object
 
@@ -121,14 +122,16 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
     """The folder of the base model of the adapter in `folder`; `resolve` finds hub ids and bundled names.
 
     It is sought under the path in adapter_config.json, relative to the adapter's folder and then as it is, and under
-    what `base_model.json` records. Raises FileNotFoundError where it is nowhere, ValueError where only other models
-    are there.
+    what `base_model.json` records; that of a bundled adapter as `packaged.find_packaged` says. Raises
+    FileNotFoundError where it is nowhere, ValueError where only other models are there.
     """
     base = config.get("base_model_name_or_path")
     _check_texts(config, ("base_model_name_or_path", "revision"), folder / ADAPTER_CONFIG)
     has_record = (folder / BASE_FILE).exists()
     recorded = read_object(folder / BASE_FILE) if has_record else {}
-    _check_texts(recorded, ("path", "name", "revision", "digest", "configuration"), folder / BASE_FILE)
+    _check_texts(recorded, ("path", "name", "revision", "digest", "configuration", "packaged"), folder / BASE_FILE)
+    if recorded.get("packaged") is not None:
+        return find_packaged(folder, recorded, weights_digest)
     if has_record and (recorded.get("path") is None or recorded.get("digest") is None):
         raise ValueError(
             f"{folder.name}: {BASE_FILE} lacks 'path' or 'digest', so it was damaged. Restore it, or delete it if "

@@ -135,7 +135,7 @@ def load(
     verify: bool = False,
     trainable: bool = False,
 ) -> Checkpoint:
-    """The named checkpoint: "nano" or "mini" (bundled), a local folder, a LoRA folder, or a hub id.
+    """The named checkpoint: "nano", "mini" or "smol" (bundled), a local folder, a LoRA folder, or a hub id.
 
     `dtype` "auto" is the checkpoint's own; for a bundled one in bfloat16, float32 on a processor without instructions
     for that type, where it is faster. Raises FileNotFoundError for a folder or hub id that does not exist or has
@@ -191,6 +191,11 @@ def probe_once(checkpoint: Checkpoint, tokenizer_folder: Path, folders: Iterable
         remember(state)
 
 
+def bundled_names() -> list[str]:
+    """Names of the models that came with this package, adapters among them."""
+    return sorted({path.parent.name for name in ("config.json", ADAPTER_CONFIG) for path in ASSETS.glob(f"*/{name}")})
+
+
 def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     """The local folder of a bundled name, a path, or a hub id (downloaded when it is not in the hub's cache).
 
@@ -207,7 +212,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
         )
     stem = name.removeprefix(_BUNDLED)
     bundled = ASSETS / stem
-    if not isinstance(path_or_id, Path) and "/" not in stem and (bundled / "config.json").exists():
+    if not isinstance(path_or_id, Path) and "/" not in stem and stem in bundled_names():
         if is_folder and not bundled.samefile(name):
             other = f"{_BUNDLED}{name}" if "/" not in name else "its name from another working directory"
             raise ValueError(
@@ -218,7 +223,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     if is_folder:
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        known = ", ".join(sorted(p.parent.name for p in ASSETS.glob("*/config.json"))) or "none"
+        known = ", ".join(bundled_names()) or "none"
         raise FileNotFoundError(
             f"There is no model {name!r}: not a folder, not a hub id of the form organisation/model, and not bundled "
             f"(bundled: {known}). Check the path.{method_hint(name)}"

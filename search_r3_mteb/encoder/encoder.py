@@ -44,9 +44,9 @@ _log = logging.getLogger(__name__)
 class SearchR3Encoder(EncoderDoors):
     """Encodes queries (reason, then embed) and documents (directly) with one causal LM; for MTEB, BEIR and plain use.
 
-    `model` is "nano" or "mini" (bundled), a local folder, a LoRA folder, a hub id, or a `Checkpoint` in memory. The
-    keyword arguments are those of `EncoderSettings`; an unknown one is a TypeError. Vectors are float32, of unit length
-    and in the order of the input: (dim,) for a single text, (n, dim) for a list, (0, dim) for an empty one.
+    `model` is "nano", "mini" or "smol" (bundled), a local folder, a LoRA folder, a hub id, or a `Checkpoint` in memory.
+    The keyword arguments are those of `EncoderSettings`; an unknown one is a TypeError. Vectors are float32, of unit
+    length and in the order of the input: (dim,) for a single text, (n, dim) for a list, (0, dim) for an empty one.
 
     Under `accelerate launch` every process encodes its share, and all of them get all vectors.
     """

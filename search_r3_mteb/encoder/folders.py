@@ -50,7 +50,7 @@ def check_name(name: str) -> None:
 def method_hint(name: str) -> str:
     """What to add where a name that is not a model's may be one of query expansion, which an encoder does not know."""
     head, colon, _ = name.partition(":")
-    methods = [each for each in BASELINES.reserved if each not in ("bm25", "nano", "mini")]
+    methods = [each for each in BASELINES.reserved if each not in ("bm25", "nano", "mini", "smol")]
     if not colon or not did_you_mean(head, methods):
         return ""
     return (

@@ -53,6 +53,11 @@ def forget() -> None:
     _passed.clear()
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """The user's cache of this package: `$SEARCH_R3_CACHE`, else `~/.cache/search-r3-mteb`."""
     chosen = os.environ.get("SEARCH_R3_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "search-r3-mteb") / "probed"
+    return Path(chosen) if chosen else Path.home() / ".cache" / "search-r3-mteb"
+
+
+def _folder() -> Path:
+    return cache_folder() / "probed"

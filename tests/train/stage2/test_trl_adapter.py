@@ -235,7 +235,7 @@ def test_rollouts_below_the_least_reward_are_not_contrasted(adapter, tiny_checkp
     assert contrastive(10.0) == (0.0, [False] * len(taught))
 
 
-def test_an_anchor_that_would_do_nothing_is_refused():
-    settings = AdapterSettings(reward=RewardSettings(anchor=1.0))
+def test_an_anchor_that_would_do_nothing_is_refused(adapter):
+    settings = adapter.AdapterSettings(reward=adapter.RewardSettings(anchor=1.0))
     with pytest.raises(ValueError, match=r"reward\.anchor = 1\.0: on TRL's trainer"):
-        SearchR3GRPOTrainer(None, None, None, None, settings)
+        adapter.SearchR3GRPOTrainer(None, None, None, None, settings)

@@ -25,8 +25,8 @@ from transformers.modeling_utils import AttentionInterface
 from search_r3_mteb.encoder.masks import DecodeMasks
 
 NAME = "search_r3_shared_prefix"
-# Below this many rows x shared columns the second kernel call costs more than it saves: measured, see results/speed.
-LEAST_SHARED = 8192
+# Below this many rows x shared columns the second kernel call costs what it saves, or nearly: results/speed/smol.md.
+LEAST_SHARED, LEAST_COLUMNS = 2048, 32
 _shared: ContextVar[int] = ContextVar("search_r3_shared_prefix", default=0)  # columns that all rows have in common
 
 
@@ -54,7 +54,7 @@ def sharing(backbone: Any, columns: int, rows: int) -> Iterator[bool]:
 
     All `rows` must hold the same keys and values there and see all of them. For models of `can_share` only.
     """
-    if columns * rows < LEAST_SHARED:
+    if columns < LEAST_COLUMNS or columns * rows < LEAST_SHARED:
         yield False
         return
     config = backbone.config.get_text_config()
@@ -86,7 +86,8 @@ def _fits(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, shared: int, keywords: dict[str, Any]
 ) -> bool:
     rows, heads, tokens, dim = query.shape
-    plain = not keywords.get("dropout") and all(keywords.get(name) in (None, False) for name in _CHANGES)
+    changes = [keywords.get(name) for name in _CHANGES]
+    plain = not keywords.get("dropout") and all(each is None or each is False for each in changes)
     same = query.dtype == key.dtype == value.dtype and dim == key.shape[3] == value.shape[3]
     masked = mask is None or (mask.dtype == torch.bool and mask.shape == (rows, 1, 1, key.shape[2]))
     here = tokens == 1 and len(key) == rows and heads % key.shape[1] == 0 and key.shape[2] > shared

@@ -2,6 +2,7 @@
 
 OMP_NUM_THREADS=2 python results/speed/tried.py             # six minutes
 OMP_NUM_THREADS=1 python results/speed/tried.py --argmax    # seconds; the other numbers stay
+OMP_NUM_THREADS=1 python results/speed/tried.py --shared FOLDER    # a model as for smol.py; the other numbers stay
 """
 
 import json
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 
 from results.measure import commit, write_json
-from search_r3_mteb.encoder import decode, packing, scheduling
+from search_r3_mteb.encoder import decode, packing, scheduling, shared_prefix
 from search_r3_mteb.encoder.packing import packed_linears
 from search_r3_mteb.encoder.sampling import most_probable
-from search_r3_mteb.evaluation.bench_work import Subject, reasoning_lengths, together
+from search_r3_mteb.evaluation.bench_work import RealModel, Stepping, Subject, reasoning_lengths, together
 
 HERE = Path(__file__).resolve().parent
 
@@ -145,8 +146,32 @@ def greedy():
     return found
 
 
+def shared(folder):
+    """Steps whose rows attend to their common beginning together, against each by itself; seconds of the processor."""
+    found, least = {}, shared_prefix.LEAST_SHARED
+    for dtype in ("bfloat16", "float32"):
+        subject = Subject.of(RealModel(folder, dtype))
+        for rows, context in ((64, 144), (16, 256), (16, 2048)):
+            stepping = Stepping(subject, context, rows, most=20)
+
+            def run(limit, stepping=stepping):
+                def work():
+                    shared_prefix.LEAST_SHARED = limit
+                    stepping(2)
+
+                return work
+
+            found[f"{dtype}, {rows} rows of {context} tokens"] = ratio(run(1 << 60), run(least), 3, time.process_time)
+    return found
+
+
 def main():
     """Measure all, and write it."""
+    if "--shared" in sys.argv:
+        known = json.loads((HERE / "tried.json").read_text(encoding="utf-8"))
+        found = shared(sys.argv[sys.argv.index("--shared") + 1])
+        write_json(HERE / "tried.json", known | {"common beginning multiplied once": found, "shared commit": commit()})
+        return
     if "--argmax" in sys.argv:
         known = json.loads((HERE / "tried.json").read_text(encoding="utf-8"))
         write_json(HERE / "tried.json", known | {"argmax by numpy": greedy(), "argmax commit": commit()})

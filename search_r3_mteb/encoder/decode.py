@@ -19,6 +19,7 @@ from search_r3_mteb.encoder.backbone import Backbone
 from search_r3_mteb.encoder.graphs import Recorded
 from search_r3_mteb.encoder.masks import DecodeMasks
 from search_r3_mteb.encoder.sampling import Sampling, most_probable
+from search_r3_mteb.encoder.shared_prefix import can_share, sharing
 from search_r3_mteb.encoder.slots import Slots
 
 
@@ -82,6 +83,7 @@ class Decode:
         # With a look after every step and no rounding, a row that is done never takes another step.
         self.exact = self.pace.looks == 1 and not self.pace.round_rows and self.pace.rows is None
         self.prefix = backbone.prefix_length(prompts)
+        self.shares = self.exact and can_share(backbone.base_model, self.masks)
         self.slots = Slots(
             0, 0, self.prefix, torch.zeros(0, backbone.dim, dtype=backbone.base_model.dtype, device=device)
         )
@@ -165,7 +167,8 @@ class Decode:
         slots.window.rows, slots.window.width = rows, width
         slots.window.aligned = slots.aligned and pace == Pace()
         if self.recorded is None:
-            self._step(rows, width)
+            with sharing(self.backbone.base_model, self.prefix if self.shares else 0, rows):
+                self._step(rows, width)
         else:
             self.recorded(rows, width)
         slots.width = min(slots.width + 1, slots.columns - 1)

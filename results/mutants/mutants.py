@@ -191,7 +191,10 @@ def change(tree: Path, name: str) -> list[str]:
 
 
 def report(folder: Path, wanted: Sequence[str]) -> None:
-    """`mutants.json`, with the verdicts that it had and the other rooms as they were, and the tables of README.md."""
+    """`mutants.json`, with the verdicts that it had and the other rooms as they were, and the tables of README.md.
+
+    A run of fewer mutants than the file holds of a room does not replace them.
+    """
     file = HERE / "mutants.json"
     old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rooms": {}}
     rooms = dict(old["rooms"])
@@ -201,12 +204,26 @@ def report(folder: Path, wanted: Sequence[str]) -> None:
                 (one["mutant"].rsplit("__mutmut", 1)[0], *one["change"]): one["verdict"]
                 for one in rooms.get(room, {}).get("survivors", [])
             }
-            rooms[room] = measured(folder / room, verdicts)
+            found = measured(folder / room, verdicts)
+            held, now = ran(rooms.get(room, {"modules": {}})), ran(found)
+            if now < held:
+                shown = list(lines_of({room: found}))[-1].strip("| ")
+                print(
+                    f"{file} keeps what it has of {room}: {held} mutants that ran, and here {now}. "
+                    f"Remove its {room!r} to replace them. Here: {shown}"
+                )
+                continue
+            rooms[room] = found
     file.write_text(json.dumps({"rooms": rooms}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     text = (HERE / "README.md").read_text(encoding="utf-8")
     before, after = text.split("<!-- table -->\n")[0], text.split("<!-- end of the table -->\n")[1]
     table = "<!-- table -->\n" + "\n".join(lines_of(rooms)) + "\n<!-- end of the table -->\n"
     (HERE / "README.md").write_text(before + table + after, encoding="utf-8")
+
+
+def ran(room: dict[str, Any]) -> int:
+    """How many mutants of a room have run."""
+    return sum(counts.get("run", 0) for counts in room["modules"].values())
 
 
 def measured(tree: Path, verdicts: dict[tuple[str, ...], str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The sample of mutants, and the shares that are published of it."""
 
 import importlib.util
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -37,3 +38,23 @@ def test_rooms_and_their_tests_are_there(mutants):
     for room, tests in mutants.ROOMS.items():
         assert (ROOT / "train" / room).is_dir()
         assert all((ROOT / path).is_dir() for path in tests)
+
+
+def test_a_smaller_run_does_not_replace_what_is_published(mutants, tmp_path, monkeypatch, capsys):
+    """As mutmut leaves its results; two mutants ran and were killed, of a room that has 5 or 1 on record."""
+    (tmp_path / "README.md").write_text("above\n<!-- table -->\n<!-- end of the table -->\nbelow\n")
+    monkeypatch.setattr(mutants, "HERE", tmp_path)
+    results = tmp_path / "runs/losses/mutants/train/losses/grpo.py.meta"
+    results.parent.mkdir(parents=True)
+    codes = {f"train.losses.grpo.x_loss__mutmut_{number}": code for number, code in enumerate([1, 1, None])}
+    results.write_text(json.dumps({"exit_code_by_key": codes}))
+    for ran, kept in ((5, True), (1, False)):
+        module = {"mutants": 5, "run": ran, "killed": ran}
+        published = {"commit": "abc", "modules": {"train.losses.grpo": module}, "survivors": []}
+        (tmp_path / "mutants.json").write_text(json.dumps({"rooms": {"losses": published}}))
+        mutants.report(tmp_path / "runs", ["losses"])
+        found = json.loads((tmp_path / "mutants.json").read_text())["rooms"]["losses"]
+        assert (found == published) is kept
+        assert ("5 mutants that ran, and here 2" in capsys.readouterr().out) is kept
+        assert f"| 5 | {ran} |" in (tmp_path / "README.md").read_text() or not kept
+    assert found["modules"]["train.losses.grpo"] == {"mutants": 3, "run": 2, "killed": 2}

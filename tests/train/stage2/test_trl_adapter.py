@@ -7,7 +7,7 @@ import torch
 
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.prompts import Renderer
-from train.config.grpo import PolicySettings
+from train.config.grpo import PolicySettings, RewardSettings
 from train.losses.checks import unit
 from train.losses.grpo import PolicyBatch, grpo_loss
 from train.losses.stage1 import token_scores
@@ -235,7 +235,7 @@ def test_rollouts_below_the_least_reward_are_not_contrasted(adapter, tiny_checkp
     assert contrastive(10.0) == (0.0, [False] * len(taught))
 
 
-def test_an_anchor_that_would_do_nothing_is_refused():
-    settings = AdapterSettings(reward=RewardSettings(anchor=1.0))
+def test_an_anchor_that_would_do_nothing_is_refused(adapter):
+    settings = adapter.AdapterSettings(reward=RewardSettings(anchor=1.0))
     with pytest.raises(ValueError, match=r"reward\.anchor = 1\.0: on TRL's trainer"):
-        SearchR3GRPOTrainer(None, None, None, None, settings)
+        adapter.SearchR3GRPOTrainer(None, None, None, None, settings)

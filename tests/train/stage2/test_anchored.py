@@ -97,6 +97,7 @@ def test_the_contrastive_gradient_goes_through_the_reasoned_vector_alone(tmp_pat
     assert max(float((anchored[n] - other[n]).abs().max()) for n in anchored) > 1e-5, "the term is of anchored vectors"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_its_evaluations(tmp_path, model, monkeypatch):
     """Anchored and with chosen queries: a resumed run reads the ranks of the model that it began with."""
     both = [*ANCHOR, "data.direct_rank=[3, 40]"]

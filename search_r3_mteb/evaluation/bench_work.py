@@ -163,7 +163,7 @@ class Stepping:
     """Rows that decode at one context, for the cost of a step: prompts are read once, before anything is timed.
 
     Half of the rows are 8 tokens behind, as rows are that have entered at different times. All prompts share their
-    beginning, which is read once, copied to each row's own keys and values, and on a processor attended to for all at once.
+    beginning, which is read once and copied. A processor attends to it for all rows at once (`shared_prefix.py`).
     """
 
     APART = 8

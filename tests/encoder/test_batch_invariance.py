@@ -218,7 +218,10 @@ def test_a_fingerprint_knows_what_decides_a_vector(half, tiny_checkpoint, monkey
     after = prints(half, batch_invariant=True), prints(tiny_checkpoint)
     assert not set(before[0]) & set(after[0])
     assert before[1] == after[1]
-    assert arithmetic.arithmetic(Engine(half.model, EMBED))["arithmetic"][-1] == "77 threads"
+    engine = Engine(half.model, EMBED)
+    assert arithmetic.arithmetic(engine, reasons=False)["arithmetic"][-1] == "77 threads"
+    # Rows that reason attend to their common beginning apart, in another order of summation.
+    assert arithmetic.arithmetic(engine)["arithmetic"][-2:] == ["77 threads", "common beginning apart"]
 
 
 def test_a_bundled_model_is_what_is_right_here(monkeypatch):

@@ -188,23 +188,12 @@ REFRESH_POLICIES = Registry(
 )
 TASKS = Registry("task", "search_r3_mteb.tasks", ("hopworld", "stdlib", "beir"))
 PROFILES = Registry("profile", "search_r3_mteb.profiles")
+BUNDLED = ("nano", "mini", "smol")
+"""Models that came with this package: folders of `assets`."""
 BASELINES = Registry(
     "baseline",
     "search_r3_mteb.baselines",
-    (
-        "bm25",
-        "nano",
-        "mini",
-        "smol",
-        "hyde",
-        "query2doc",
-        "mugi",
-        "keywords",
-        "gar",
-        "search-r3-prompt",
-        "feedback",
-        "rocchio",
-    ),
+    ("bm25", *BUNDLED, "hyde", "query2doc", "mugi", "keywords", "gar", "search-r3-prompt", "feedback", "rocchio"),
 )
 REGISTRIES = (REWARDS, REFRESH_POLICIES, TASKS, PROFILES, BASELINES)
 

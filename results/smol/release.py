@@ -23,7 +23,7 @@ from search_r3_mteb.encoder.packaged import BASES, SHAPE, base_folder
 from search_r3_mteb.encoder.profiles import PROFILE_FILE
 from search_r3_mteb.encoder.token_rows import ROWS_FILE
 from search_r3_mteb.json_files import read_object
-from search_r3_mteb.report.model_card import Facts, _opening, facts_of_run, write_model_card
+from search_r3_mteb.report.model_card import Facts, facts_of_run, opening_of, write_model_card
 
 LIMIT = 15_000_000  # bytes of the adapter's weights
 STATUS = Path(__file__).with_name("status.json")
@@ -123,7 +123,7 @@ def write_card(folder: Path, run: Path, packaged: str | None, kept: dict[str, An
     card = write_model_card(folder, facts, called=packaged or folder.name)
     if not packaged:
         return
-    text, opening = card.read_text(encoding="utf-8"), _opening(facts)
+    text, opening = card.read_text(encoding="utf-8"), opening_of(facts)
     status = json.loads(STATUS.read_text(encoding="utf-8"))
     example = f'SearchR3Encoder("{packaged}")'
     reasons = "  # reasons, then embeds"

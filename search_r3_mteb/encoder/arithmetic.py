@@ -32,7 +32,8 @@ def batching(engine: TextEngine) -> dict[str, Any]:
 def arithmetic(engine: TextEngine, *, reasons: bool = True) -> dict[str, Any]:
     """`batching`, another engine than our own, and in half precision the device.
 
-    The device is a GPU's name, or a processor's instructions and the threads. `reasons` False: of rows that are
+    The device is a GPU's name, or a processor's instructions and the threads; where rows reason on a processor, also
+    how they attend to their common beginning. `reasons` False: of rows that are
     embedded directly, for which another engine may leave the work to our own.
     """
     found = batching(engine) | engine.identity(reasons)

@@ -9,7 +9,7 @@ from typing import Any
 
 from search_r3_mteb.encoder.manifest import check_files, deciding_files
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
-from search_r3_mteb.extensions import BASELINES, did_you_mean
+from search_r3_mteb.extensions import BASELINES, BUNDLED, did_you_mean
 from search_r3_mteb.json_files import kind, read_json, read_object
 
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json", "model.safetensors")
@@ -50,7 +50,7 @@ def check_name(name: str) -> None:
 def method_hint(name: str) -> str:
     """What to add where a name that is not a model's may be one of query expansion, which an encoder does not know."""
     head, colon, _ = name.partition(":")
-    methods = [each for each in BASELINES.reserved if each not in ("bm25", "nano", "mini", "smol")]
+    methods = [each for each in BASELINES.reserved if each not in ("bm25", *BUNDLED)]
     if not colon or not did_you_mean(head, methods):
         return ""
     return (

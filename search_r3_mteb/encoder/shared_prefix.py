@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from search_r3_mteb.encoder.masks import DecodeMasks
@@ -52,18 +53,20 @@ def can_share(backbone: Any, masks: DecodeMasks) -> bool:
 def sharing(backbone: Any, columns: int, rows: int) -> Iterator[bool]:
     """A context in which the model's one-token passes share the first `columns` columns, where that pays; whether so.
 
-    All `rows` must hold the same keys and values there and see all of them. For models of `can_share` only.
+    All `rows` must hold the same keys and values there and see all of them. For models of `can_share` only. The
+    implementation's name is the model's, so another thread's pass may find it: it shares nothing, as the number of
+    columns is this thread's, and computes what sdpa does.
     """
     if columns < LEAST_COLUMNS or columns * rows < LEAST_SHARED:
         yield False
         return
     config = backbone.config.get_text_config()
-    before, token = config._attn_implementation, _shared.set(columns)
+    token = _shared.set(columns)
     config._attn_implementation = NAME
     try:
         yield True
     finally:
-        config._attn_implementation = before
+        config._attn_implementation = "sdpa"
         _shared.reset(token)
 
 
@@ -112,3 +115,4 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, shar
 
 
 AttentionInterface.register(NAME, _forward)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # without, transformers would drop the mask of a padded batch

@@ -83,7 +83,7 @@ def write_model_card(folder: Path, facts: Facts, called: str | None = None) -> P
         facts=facts,
         folder=called or folder.name,
         card_data=_metadata(facts),
-        opening=_opening(facts),
+        opening=opening_of(facts),
         install=how_to_install(),
         result_rows=[_result_cells(row) for row in facts.results],
         result_note=_result_note(facts.results),
@@ -171,7 +171,8 @@ def _metadata(facts: Facts) -> str:
     return str(data.to_yaml(line_break="\n"))
 
 
-def _opening(facts: Facts) -> str:
+def opening_of(facts: Facts) -> str:
+    """The card's first paragraph: what a Search-R3 model is, and what this one was trained from."""
     made = f"trained from {facts.base_model}" if facts.base_model else "trained from random weights"
     return (
         f"A Search-R3 model, {made}: a causal language model that reasons about a query in text and then emits "

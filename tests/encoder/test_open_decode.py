@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from search_r3_mteb.encoder import shared_prefix
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.open_decode import OpenDecode
 from search_r3_mteb.encoder.sampling import Sampling
@@ -52,6 +53,19 @@ def test_rows_that_join_get_what_a_closed_call_gives(kind, temperature):
     apart = torch.cdist(expected.vectors, expected.vectors) + torch.eye(len(PROMPTS))
     assert apart.min() > 1e-2  # the control: a row at another's place would show
     assert decode.prefix == len(PREFIX)
+
+
+def test_rows_that_join_attend_to_their_common_beginning_together(monkeypatch):
+    expected = engine().reason(PROMPTS, Sampling(12))
+    attend, columns = shared_prefix._attend, []
+    monkeypatch.setattr(shared_prefix, "LEAST_SHARED", 1)
+    monkeypatch.setattr(shared_prefix, "LEAST_COLUMNS", 1)
+    monkeypatch.setattr(shared_prefix, "_attend", lambda *given: columns.append(given[4]) or attend(*given))
+    found, _ = joined(engine(), Sampling(12))
+    assert set(columns) == {len(PREFIX)}
+    assert [found[place].token_ids for place in range(len(PROMPTS))] == expected.token_ids
+    vectors = torch.stack([torch.as_tensor(found[place].vector) for place in range(len(PROMPTS))])
+    torch.testing.assert_close(vectors, expected.vectors, rtol=0, atol=1e-5)
 
 
 def test_batch_invariant_rows_are_the_same_bits():

@@ -1,5 +1,7 @@
 """Attention that multiplies the rows' common beginning once: the numbers of plain attention, and where it is left."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -120,6 +122,24 @@ def test_scores_that_are_changed_otherwise_are_left_to_sdpa(extra):
     queries, keys = torch.randn(3, 6, 1, 16), torch.randn(3, 2, 9, 16)
     assert shared_prefix._fits(queries, keys, keys, None, 5, {})
     assert not shared_prefix._fits(queries, keys, keys, None, 5, extra)
+
+
+def test_a_pass_of_another_thread_meanwhile_is_as_always(model):
+    """A padded batch, as documents are; what the first row is fills the columns that the second does not have."""
+    ids, mask = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]]), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+
+    def vectors():
+        with torch.inference_mode():
+            return model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, -1]
+
+    alone = vectors()
+    with sharing(model.model, 100, 1000), ThreadPoolExecutor(1) as other:
+        assert torch.equal(other.submit(vectors).result(), alone)
+        with sharing(model.model, 100, 1000):  # as of a third thread that begins now and ends later
+            pass
+    assert model.config._attn_implementation == "sdpa"
+    mask = None
+    assert not torch.allclose(vectors(), alone)  # control: the mask matters
 
 
 def test_outside_of_the_context_nothing_is_shared(model):

@@ -170,6 +170,11 @@ def sizes_of(config: Any) -> tuple[int, ...]:
     return tuple(config.loss.matryoshka_dims) if hasattr(config, "loss") else ()
 
 
+def anchor_of(config: Any) -> float:
+    """The weight of the reasoned vector in the anchored one; 0, none, in stage 1."""
+    return float(config.reward.anchor) if hasattr(config, "reward") else 0.0
+
+
 def check_sizes(config: Any, dim: int) -> None:
     """Raises ValueError for a size, trained or measured, that vectors of `dim` dimensions do not have."""
     (config.loss if hasattr(config, "loss") else config.replay.loss).check_sizes(dim)

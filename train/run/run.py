@@ -281,7 +281,7 @@ class Run:
                 settings,
                 self.config.data.max_length,
                 evaluation.sizes_of(self.config),
-                self.config.reward.anchor if hasattr(self.config, "reward") else 0.0,
+                evaluation.anchor_of(self.config),
             )
         for score in scores:
             self.log.event("evaluate", self.step, **score.fields())

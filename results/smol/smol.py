@@ -26,6 +26,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from results.mini.mini import packaged_encoder
@@ -83,12 +84,11 @@ def teacher(folder: Path) -> None:
 
 
 def gates(folder: Path, extra: Sequence[str]) -> None:
-    """The gates on every dev set, in a folder that appears when all are there."""
+    """The gates before and after stage 2 on every dev set, in a folder that appears when all are there."""
     with replaced_folder(folder / "gates") as unfinished:
-        for name in GATES:
-            task = f"{folder / 'data' / name}:dev"
-            to = unfinished / f"{name}.json"
-            script("gates", "--model", folder / "sft2" / "last", "--task", task, "--json", to, *extra)
+        for stage, name in product(("sft2", "rl"), GATES):
+            task, to = f"{folder / 'data' / name}:dev", unfinished / f"{stage}-{name}.json"
+            script("gates", "--model", folder / stage / "last", "--task", task, "--json", to, *extra)
 
 
 def ways(options: argparse.Namespace) -> dict[str, tuple[Path, Callable[[], object]]]:

@@ -1,7 +1,6 @@
 """smol from nothing to the released adapter, on tiny bases of two kinds; rows and teacher are made here, small."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,18 +45,6 @@ def prepared(folder):
     save_sentence_transformer(build_tokenizer(False), folder / "teacher", 0)
 
 
-def recipes(to, monkeypatch):
-    """The configurations that are here; the second round's is the first's where it is not."""
-    to.mkdir()
-    for file in smol.HERE.glob("smol_*.toml"):
-        shutil.copy(file, to)
-    if not (to / "smol_sft2.toml").exists():
-        text = (to / "smol_sft.toml").read_text().replace('"runs/smol/start"', '"runs/smol/sft/last"')
-        (to / "smol_sft2.toml").write_text(text.replace('folder = "runs/smol/sft"', 'folder = "runs/smol/sft2"'))
-    monkeypatch.setattr(smol, "HERE", to)
-    return (to / "smol_rl.toml").exists()
-
-
 @pytest.mark.slow  # a minute each; its parts are in the suite below
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_every_step_of_any_base(kind, tmp_path, monkeypatch, capsys, fresh_accelerate):
@@ -66,16 +53,16 @@ def test_every_step_of_any_base(kind, tmp_path, monkeypatch, capsys, fresh_accel
     build_model(kind, vocab_size=299).save_pretrained("base")
     build_tokenizer(False).save_pretrained("base")
     prepared(Path("runs/tiny"))
-    if not recipes(tmp_path / "recipes", monkeypatch):
-        Path("runs/tiny/rl/last").mkdir(parents=True)  # its configuration is not here
     stage = [*FEW, "optimization.batch_size=4", "model.lora.rank=2", "evaluate.every=2"]
-    command = ["--data", "nowhere", "--base", "base", "--folder", "runs/tiny", "--sft", *stage, "--sft2", *stage]
+    command = ["--data", "nowhere", "--base", "base", "--folder", "runs/tiny", "--sft", *stage]
+    command += ["--sft2", *stage, "optimization.mini_batch_size=2"]
     command += ["--rl", *FEW, "rollout.prompts_per_step=2", "rollout.group_size=2", "rollout.max_reasoning_tokens=4"]
     command += ["--own=--queries 3 --samples 2 --dtype float32", "--gates=--samples 2"]
     smol.main(command)
     folder = Path("runs/tiny")
     assert Profile.load(folder / "start") == smol.PROFILE
-    assert sorted(path.name for path in (folder / "gates").iterdir()) == [f"{name}.json" for name in sorted(smol.GATES)]
+    gates = {f"{stage}-{name}.json" for stage in ("sft2", "rl") for name in smol.GATES}
+    assert {path.name for path in (folder / "gates").iterdir()} == gates
     model = SearchR3Encoder(str(folder / "model"), mode="direct", device="cpu")
     trained = SearchR3Encoder(str(folder / "sft2" / "last"), mode="direct", device="cpu")
     assert (model.encode_query(["a river"]) * trained.encode_query(["a river"])).sum() >= 0.9999

@@ -173,6 +173,7 @@ def page(found: dict[str, Any]) -> str:
             "",
             *table(["case", "peer", "rounds", "ours", "theirs", "unit", "ratio", "processor", "target", ""], rows),
             *profile_lines(found),
+            *shared_lines(read_json(HERE / "tried.json")),
             *NOTES,
         ]
     )
@@ -197,13 +198,39 @@ def _is(one: dict[str, Any], kind: str, text: str, peer: str) -> bool:
     return one["case"].startswith(kind) and text in one["case"] and peer in one["peer"]
 
 
+def shared_lines(tried: dict[str, Any]) -> list[str]:
+    """What it gains to attend to the rows' common beginning together."""
+    found = tried.get("common beginning together")
+    if found is None:
+        return []
+    rows = [[case, *(one["steps"][case] for one in found.values())] for case in next(iter(found.values()))["steps"]]
+    rows.append(["a call of 64 queries, 48 tokens", *(one["call of 64 queries"] for one in found.values())])
+    return [
+        "## The common beginning, multiplied once",
+        "",
+        f"`python results/speed/tried.py --shared FOLDER` at commit {tried['shared commit']}, one thread: each row by",
+        "itself / together, in the processor's time, medians of three rounds in turns; above 1, together is faster. Of a",
+        "step's context all but 16 tokens are common, of a call the instruction.",
+        "",
+        *table(["work", *found], rows),
+        *(
+            f"- {dtype}: {one['queries with the same words']} of 64 queries keep their words; of these the vectors differ "
+            f"by {one['largest difference']:.1g} at most, their lowest cosine is {one['lowest cosine']:.5f}."
+            for dtype, one in found.items()
+        ),
+        "",
+        "In half precision both parts are rounded before they are joined, so that rows that reason have another identity",
+        "there than before (`encoder/arithmetic.py`).",
+        "",
+    ]
+
+
 NOTES = (
     "## What is missed, and why",
     "",
     "- **A token at context 2,048** costs what the table says where the rows share their beginning, as queries",
     "  under one instruction do, and as the case does: `encoder/shared_prefix.py` multiplies it once",
-    "  for all rows. Rows that share nothing read their own keys: 2.0 to 2.6 times a token at 256, as before. There",
-    "  the limit is memory: some 8 GB a second are read by torch's kernel, 12 by a plain sum.",
+    "  for all rows. Rows that share nothing read their own keys, which cost 2.0 to 2.6 times before that was written.",
     "- **Reasoning at batch 16, and in bfloat16 at batch 64**: queries reason 27 tokens on average here, so what",
     "  we save beside the steps counts little. A script that was not kept gave, of 9.0 s of the processor for 32",
     "  queries in bfloat16 at batch 16: steps 7.0, prompts 1.6, packing 0.2. Half of a step of 16 rows are linear",
@@ -218,27 +245,9 @@ NOTES = (
     "of the logits, which heads that scale or cap need, and which is within the copies, 0.01 to 0.05 of a step; the",
     "window that attention sees, which is already the rows' own longest; the activation in float32 (not faster).",
     "",
-    "## The common beginning, multiplied once",
+    "## Other ways to a faster step",
     "",
-    "In float32 64 of 64 queries keep their words, and vectors differ by 8e-7 at most; in bfloat16 21 of 64 keep them,",
-    "since both parts are rounded before they are joined: the largest error of attention against float64 is 0.0025,",
-    "0.0014 without (lowest cosine of equal words 0.9996). A whole call of 64 queries with 130 common tokens takes",
-    "26.2 s instead of 30.4 in float32, 12.7 instead of 14.4 in bfloat16 (two rounds; scripts that were not kept).",
-    "vLLM was not measured again.",
-    "",
-    "`python results/speed/tried.py --shared FOLDER` repeats three of them. Milliseconds of the processor per",
-    "step, medians of six rounds in turns, with all but 16 tokens common:",
-    "",
-    "| rows, context | bfloat16, each row by itself | shared | ratio | float32, by itself | shared | ratio |",
-    "|---|---|---|---|---|---|---|",
-    "| 64, 64 | 122.2 | 118.0 | 1.04 | 267.7 | 253.8 | 1.05 |",
-    "| 64, 144 | 143.4 | 118.8 | 1.24 | 312.2 | 257.1 | 1.17 |",
-    "| 64, 256 | 168.7 | 119.6 | 1.43 | 352.8 | 261.0 | 1.36 |",
-    "| 16, 144 | 80.0 | 72.7 | 1.10 | 144.2 | 132.9 | 1.07 |",
-    "| 16, 256 | 84.7 | 73.2 | 1.16 | 166.2 | 148.7 | 1.15 |",
-    "| 16, 2,048 | 230.3 | 98.7 | 2.36 | 362.4 | 177.8 | 2.04 |",
-    "",
-    "Other ways, by scripts that were not kept, microseconds of the processor of one layer. Gate and up",
+    "By scripts that were not kept, microseconds of the processor of one layer. Gate and up",
     "in one product: 393 against 440 at 16 rows, 559 against 620 at 64 (bfloat16), 975 against 1124 at 16 (float32),",
     "1905 against 1874 at 64: two hundredths of a step. Query, key and value in one: 142 against 148",
     "(bfloat16). Layouts",

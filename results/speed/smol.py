@@ -209,18 +209,18 @@ def shared_lines(tried: dict[str, Any]) -> list[str]:
         "## The common beginning, multiplied once",
         "",
         f"`python results/speed/tried.py --shared FOLDER` at commit {tried['shared commit']}, one thread: each row by",
-        "itself / together, in the processor's time, medians of three rounds in turns; above 1, together is faster. Of a",
-        "step's context all but 16 tokens are common, of a call the instruction.",
+        "itself / together, in the processor's time, medians of three rounds in turns; above 1, together is faster.",
+        "Of a step's context all but 16 tokens are common, of a call the instruction.",
         "",
         *table(["work", *found], rows),
         *(
-            f"- {dtype}: {one['queries with the same words']} of 64 queries keep their words; of these the vectors differ "
-            f"by {one['largest difference']:.1g} at most, their lowest cosine is {one['lowest cosine']:.5f}."
+            f"- {dtype}: {one['queries with the same words']} of 64 queries keep their words; of these the vectors "
+            f"differ by {one['largest difference']:.1g} at most, their lowest cosine is {one['lowest cosine']:.5f}."
             for dtype, one in found.items()
         ),
         "",
-        "In half precision both parts are rounded before they are joined, so that rows that reason have another identity",
-        "there than before (`encoder/arithmetic.py`).",
+        "In half precision both parts are rounded before they are joined, so that rows that reason have another",
+        "identity there than before (`encoder/arithmetic.py`).",
         "",
     ]
 

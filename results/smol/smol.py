@@ -35,7 +35,7 @@ from results.smol.release import release
 from search_r3_mteb.atomic import replaced_folder, write_text
 from search_r3_mteb.encoder.initialise import initialise
 from search_r3_mteb.encoder.merging import merge
-from search_r3_mteb.encoder.packaged import make_base
+from search_r3_mteb.encoder.packaged_bases import make_base
 from search_r3_mteb.encoder.profiles import Profile, Template
 from train import rl, sft
 from train.run.allocation import keep_freed_memory

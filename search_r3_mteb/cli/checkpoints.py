@@ -55,7 +55,7 @@ def base(
 
     Its weights come from an installed package, and are dequantised once.
     """
-    from search_r3_mteb.encoder.packaged import BASE_VARIABLE, base_folder, make_base
+    from search_r3_mteb.encoder.packaged_bases import BASE_VARIABLE, base_folder, make_base
 
     folder = make_base(name, output)
     how = "It is found there" if folder == base_folder(name) else f"{BASE_VARIABLE}={folder} makes it found"

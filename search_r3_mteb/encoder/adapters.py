@@ -17,7 +17,7 @@ from typing import Any
 from search_r3_mteb.atomic import write_json
 from search_r3_mteb.encoder.folders import weight_files
 from search_r3_mteb.encoder.manifest import MANIFEST_FILE, accepting
-from search_r3_mteb.encoder.packaged import find_packaged
+from search_r3_mteb.encoder.packaged_bases import find_packaged
 from search_r3_mteb.encoder.token_rows import ROWS_FILE, bare, layer_name, resize, save_rows
 from search_r3_mteb.json_files import kind, parse_json, read_object
 
@@ -122,7 +122,7 @@ def find_base(folder: Path, config: dict[str, Any], resolve: Any) -> Path:
     """The folder of the base model of the adapter in `folder`; `resolve` finds hub ids and bundled names.
 
     It is sought under the path in adapter_config.json, relative to the adapter's folder and then as it is, and under
-    what `base_model.json` records; that of a bundled adapter as `packaged.find_packaged` says. Raises
+    what `base_model.json` records; that of a bundled adapter as `packaged_bases.find_packaged` says. Raises
     FileNotFoundError where it is nowhere, ValueError where only other models are there.
     """
     base = config.get("base_model_name_or_path")

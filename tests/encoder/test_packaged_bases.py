@@ -12,7 +12,7 @@ import torch
 
 from results.smol import release
 from search_r3_mteb import SearchR3Encoder
-from search_r3_mteb.encoder import checkpoints, packaged
+from search_r3_mteb.encoder import checkpoints, packaged_bases
 from search_r3_mteb.encoder.adapters import weights_digest
 from search_r3_mteb.encoder.checkpoints import load, load_model, save
 from search_r3_mteb.encoder.manifest import write_manifest
@@ -28,7 +28,7 @@ real = pytest.mark.skipif(
 def bundle(tmp_path, monkeypatch):
     """An adapter bundled as `smol`, of a tiny base that lies aside; cache, hub's cache and assets are empty folders."""
     monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(packaged.BASE_VARIABLE, raising=False)
+    monkeypatch.delenv(packaged_bases.BASE_VARIABLE, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(checkpoints, "ASSETS", tmp_path / "assets")
@@ -40,7 +40,7 @@ def bundle(tmp_path, monkeypatch):
         "packaged": "smol",
         "path": "a/b",
         "digest": weights_digest(base),
-        "shape": {key: config[key] for key in packaged.SHAPE},
+        "shape": {key: config[key] for key in packaged_bases.SHAPE},
     }
     (folder / "base_model.json").write_text(json.dumps(record))
     described = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": "a/b"}
@@ -82,12 +82,12 @@ def test_the_explicit_folder_goes_before_the_made_one_and_that_before_the_hub(bu
     first = quietly()
     assert (first.name, first.bundled) == ("search-r3-mteb/smol", True)
     found = [first.model.peft_config["default"].base_model_name_or_path]
-    shutil.copytree(base, packaged.base_folder("smol"))
+    shutil.copytree(base, packaged_bases.base_folder("smol"))
     found.append(quietly().model.peft_config["default"].base_model_name_or_path)
-    monkeypatch.setenv(packaged.BASE_VARIABLE, str(base))
+    monkeypatch.setenv(packaged_bases.BASE_VARIABLE, str(base))
     last = quietly()
     found.append(last.model.peft_config["default"].base_model_name_or_path)
-    assert found == [str(hub / "snapshots" / ("0" * 40)), str(packaged.base_folder("smol")), str(base)]
+    assert found == [str(hub / "snapshots" / ("0" * 40)), str(packaged_bases.base_folder("smol")), str(base)]
     assert first.fingerprint() == last.fingerprint()
 
 
@@ -96,39 +96,39 @@ def test_a_missing_base_is_one_message_with_two_commands(bundle, call):
     assert code == 0
     code, _, said = call("doctor", "--model", "smol")
     assert code == 2
-    first, second = packaged.install_commands("smol")
+    first, second = packaged_bases.install_commands("smol")
     assert said.startswith("Error: smol: its base model, SmolLM2-135M-Instruct, is not here")
     assert said.index(f"  {first}\n") < said.index(f"  {second}\n")
     assert "Traceback" not in said
 
 
 def test_a_made_package_is_asked_for_its_base_before_the_network(bundle, monkeypatch):
-    monkeypatch.setattr(packaged, "BASES", {"smol": replace(packaged.BASES["smol"], module="json")})
+    monkeypatch.setattr(packaged_bases, "BASES", {"smol": replace(packaged_bases.BASES["smol"], module="json")})
     with pytest.raises(FileNotFoundError, match="is installed, but its weights are not dequantised yet"):
         load("smol")
     with pytest.raises(FileNotFoundError, match=r"gguf"):
-        packaged.make_base("smol")
+        packaged_bases.make_base("smol")
 
 
 def test_another_base_is_used_with_a_warning_and_a_model_of_another_shape_refused(bundle, base, tmp_path, monkeypatch):
-    monkeypatch.setenv(packaged.BASE_VARIABLE, str(base))
+    monkeypatch.setenv(packaged_bases.BASE_VARIABLE, str(base))
     right = quietly().fingerprint()
-    monkeypatch.setenv(packaged.BASE_VARIABLE, str(moved(base, tmp_path / "other")))
+    monkeypatch.setenv(packaged_bases.BASE_VARIABLE, str(moved(base, tmp_path / "other")))
     (tmp_path / "other" / "search_r3_manifest.json").unlink()
     with pytest.warns(UserWarning, match="not those that this adapter was trained on, which are SmolLM2"):
         assert load("smol", device="cpu").fingerprint() != right
     config = json.loads((base / "config.json").read_text()) | {"num_attention_heads": 2}
     (base / "config.json").write_text(json.dumps(config))
-    monkeypatch.setenv(packaged.BASE_VARIABLE, str(base))
+    monkeypatch.setenv(packaged_bases.BASE_VARIABLE, str(base))
     with pytest.raises(ValueError, match=r"another model than SmolLM2-135M-Instruct.*num_attention_heads 2 for"):
         load("smol", device="cpu")
-    monkeypatch.setenv(packaged.BASE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(packaged_bases.BASE_VARIABLE, str(tmp_path))
     with pytest.raises(FileNotFoundError, match="is not a model folder"):
         load("smol", device="cpu")
 
 
 def test_a_damaged_made_base_and_a_damaged_adapter_are_refused(bundle, base, monkeypatch):
-    made = moved(base, packaged.base_folder("smol"))
+    made = moved(base, packaged_bases.base_folder("smol"))
     with pytest.raises(ValueError, match=r"it is damaged.*search-r3 base smol"):
         load("smol", device="cpu")
     shutil.rmtree(made)
@@ -185,8 +185,8 @@ def test_what_is_shipped_is_as_its_manifest_says_and_its_card_says_what_it_is():
 @pytest.mark.slow  # half a minute; the tests before do the same with a tiny base
 def test_the_real_base_is_made_and_found(tmp_path, monkeypatch):
     monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path))
-    monkeypatch.delenv(packaged.BASE_VARIABLE, raising=False)
-    packaged.make_base("smol")
+    monkeypatch.delenv(packaged_bases.BASE_VARIABLE, raising=False)
+    packaged_bases.make_base("smol")
     encoder = SearchR3Encoder(quietly(), mode="direct")
     query, *documents = encoder.encode_query(
         ["does vitamin D prevent fractures", "Calciferol and the risk of broken bones in the old", "Stone bridges"]

@@ -69,10 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(config: RlConfig) -> Path:
     """Run the stage; returns the folder of the final checkpoint."""
     run = Run.begin(config, unit="query")
-    base = Base.of(run.checkpoint) if config.policy.kl_weight else None
+    base = Base.of(run.checkpoint) if config.reads_start else None
     replay = Replay.begin(run)
     run.resume()
-    environment = open_environment(run)
+    environment = open_environment(run, base)
     left = choose_queries(run, environment)
     active = run.accelerator.is_main_process
     log = RolloutLog(run.folder, run.checkpoint.tokenizer, config.output, step=run.step, active=active)
@@ -84,7 +84,7 @@ def train(config: RlConfig) -> Path:
         set_learning_rate(run.optimizer, rate)
         with run.guard(number, rows):  # an error stops the run and leaves the batch behind
             groups = sample(run, environment.encoder.engine, rows, number)
-            step = PolicyStep(run, environment, groups, base)
+            step = PolicyStep(run, environment, groups, base if config.policy.kl_weight else None)
             documents = step.documents()
             environment.encoder.know(documents.texts, documents.vectors)
             judged = environment.judge(groups, number)
@@ -114,7 +114,7 @@ def train(config: RlConfig) -> Path:
     return run.finish()
 
 
-def open_environment(run: Run) -> Environment:
+def open_environment(run: Run, base: Base | None) -> Environment:
     """The environment: its corpus encoded with the present weights, or the cache of the resumed checkpoint."""
     config: RlConfig = run.config
     checkpoint, cached = run.checkpoint, config.corpus_cache
@@ -125,7 +125,11 @@ def open_environment(run: Run) -> Environment:
         token_budget=config.rollout.batch_tokens,
     )
     encoder = DocumentEncoder(
-        checkpoint.model, engine, run.renderer, frozen=cached.policy == "frozen", autocast=run.accelerator.autocast
+        checkpoint.model,
+        engine,
+        run.renderer,
+        frozen=base if cached.policy == "frozen" else None,
+        autocast=run.accelerator.autocast,
     )
     tokens = CorpusTokenizer(encoder.tokenize, encoder.tokenizer_name(), cached.place_of_tokens(run.folder))
     corpus = SearchedCorpus(config.data, tokens, run.data.sources)

@@ -10,14 +10,13 @@
     sft       stage 1                                                                    smol_sft.toml
     own       the model's own texts                                                      own_text.py
     sft2      stage 1, second round                                                      smol_sft2.toml
-    merged    the adapter in its base: where stage 2 begins                              search-r3 merge
     rl        stage 2                                                                    smol_rl.toml
     gates     what lies before the token, and what that is worth, on the dev sets        gates.py
-    model     the adapter of stage 1 in bfloat16, with its card                          release.py
+    model     the adapter in bfloat16, with its card                                     release.py
 
 Paths `runs/smol/` in the configurations become --folder. Both trainings resume, so the command may be interrupted and
-given again. Another base is an ordinary causal LM: a folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct. `model` is
-the adapter of the last round of stage 1: that of stage 2 lies on merged weights, so it has no place in the package.
+given again. One adapter goes through all rounds. Another base is an ordinary causal LM: a folder, or a hub id such as
+Qwen/Qwen2.5-0.5B-Instruct.
 """
 
 import argparse
@@ -34,7 +33,6 @@ from results.smol import smol_data
 from results.smol.release import release
 from search_r3_mteb.atomic import replaced_folder, write_text
 from search_r3_mteb.encoder.initialise import initialise
-from search_r3_mteb.encoder.merging import merge
 from search_r3_mteb.encoder.packaged_bases import make_base
 from search_r3_mteb.encoder.profiles import Profile, Template
 from train import rl, sft
@@ -51,7 +49,7 @@ PROFILE = Profile(
 )
 """The paper's prompts take 130 tokens of every text; these take some 30."""
 TRAINERS = {"sft": sft.main, "sft2": sft.main, "rl": rl.main}
-STEPS = ("base", "start", "data", "teacher", "sft", "own", "sft2", "merged", "rl", "gates", "model")
+STEPS = ("base", "start", "data", "teacher", "sft", "own", "sft2", "rl", "gates", "model")
 GATES = ("nfcorpus", "squad", "scifact")
 
 
@@ -98,14 +96,13 @@ def ways(options: argparse.Namespace) -> dict[str, tuple[Path, Callable[[], obje
     last = {name: folder / name / "last" for name in TRAINERS}
     own = ("--model", last["sft"], "--data", folder / "data", "--output", folder / "own.jsonl", *options.own)
     start = partial(initialise, base, folder / "start", profile=PROFILE)
-    model = partial(release, last["sft2"], folder / "model", None if options.base else "smol")
+    model = partial(release, last["rl"], folder / "model", None if options.base else "smol")
     return {
         **({} if options.base else {"base": (folder / "base", partial(make_base, "smol", folder / "base"))}),
         "start": (folder / "start", start),
         "data": (folder / "data" / "report.json", partial(smol_data.make, options.data, folder / "data")),
         "teacher": (folder / "teacher", partial(teacher, folder / "teacher")),
         "own": (folder / "own.jsonl", partial(script, "own_text", *own)),
-        "merged": (folder / "merged", partial(merge, last["sft2"], folder / "merged")),
         "gates": (folder / "gates", partial(gates, folder, options.gates)),
         "model": (folder / "model", model),
         **{name: (last[name], partial(train, name, folder, getattr(options, name))) for name in TRAINERS},

@@ -64,7 +64,7 @@ def test_every_step_of_any_base(kind, tmp_path, monkeypatch, capsys, fresh_accel
     gates = {f"{stage}-{name}.json" for stage in ("sft2", "rl") for name in smol.GATES}
     assert {path.name for path in (folder / "gates").iterdir()} == gates
     model = SearchR3Encoder(str(folder / "model"), mode="direct", device="cpu")
-    trained = SearchR3Encoder(str(folder / "sft2" / "last"), mode="direct", device="cpu")
+    trained = SearchR3Encoder(str(folder / "rl" / "last"), mode="direct", device="cpu")
     assert (model.encode_query(["a river"]) * trained.encode_query(["a river"])).sum() >= 0.9999
     capsys.readouterr()
     smol.main(command)

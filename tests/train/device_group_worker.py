@@ -1,8 +1,8 @@
 """Both stages on a process group that has no backend for CPU tensors, as nccl has none. Every life is a fork.
 
-python device_group_worker.py STAGE FOLDER MODEL     one process without a group; then 1, 2 and 3 with one, resumed once
-python device_group_worker.py STAGE-sharded ...      the same with FSDP2 on 2, which needs a group of its own device
-python device_group_worker.py lost FOLDER MODEL      one of two processes fails in the middle of a step
+python device_group_worker.py STAGE FOLDER MODEL SIZE ...    one process without a group; then SIZE, resumed once
+python device_group_worker.py STAGE-sharded FOLDER MODEL 2   with FSDP2, which needs a group of its own device
+python device_group_worker.py lost FOLDER MODEL              one of two processes fails in the middle of a step
 
 On this machine the run's own device is the CPU too, so here each tensor of the run and each array of the host is one
 that the group refuses: "No backend type associated with device type cpu", the error of several GPUs under nccl.
@@ -194,7 +194,7 @@ def lost(folder, model):
     print(json.dumps({"codes": codes, "said": said, "expected": OtherProcessError.__name__, "written": written}))
 
 
-def compare(stage, folder, model, sizes=(1, 2, 3), *, sharded=False):
+def compare(stage, folder, model, sizes, *, sharded=False):
     # Mini-batches, of which a process may have fewer than another: shards need passes that count for nothing.
     overrides, found = ["optimization.mini_batch_size=2"] if sharded else [], {}
     how = {"environment": SHARDED} if sharded else {"backend": "cuda:gloo"}
@@ -240,7 +240,6 @@ if __name__ == "__main__":
 
     if which == "lost":
         lost(where, start)
-    elif which.endswith("-sharded"):
-        compare(which.removesuffix("-sharded"), where, start, sizes=(2,), sharded=True)
     else:
-        compare(which, where, start)
+        sizes = [int(size) for size in sys.argv[4:]]
+        compare(which.removesuffix("-sharded"), where, start, sizes, sharded=which.endswith("-sharded"))

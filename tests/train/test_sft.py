@@ -288,7 +288,7 @@ def test_a_lora_run_trains_the_adapter_and_the_token_s_row_alone(tmp_path):
 
 
 def test_kl_to_the_base_with_an_adapter_equals_that_to_a_copy(tmp_path, monkeypatch):
-    """With LoRA the base is the model with its adapter off; a copy of the start must give the same gradient."""
+    """With LoRA the base is the model with its adapter's start; a copy of the start must give the same gradient."""
     folder = byte_folder(tmp_path / "base")
     config = sft_config(tmp_path / "run", *LORA, "loss.kl=1", "loss.infonce=0", "loss.reply=0.01", model=folder)
     run = Run.begin(config)

@@ -144,9 +144,14 @@ class RlConfig(Settings):
             )
         if self.corpus_cache.policy == "frozen" and self.model.lora is None:
             raise ValueError(
-                'corpus_cache.policy = "frozen" embeds documents with the adapter off, but there is no [model.lora]: '
+                'corpus_cache.policy = "frozen" embeds documents as before training, but there is no [model.lora]: '
                 "full fine-tuning moves the documents too. Add [model.lora], or choose another policy."
             )
+
+    @property
+    def reads_start(self) -> bool:
+        """Whether the model before training is needed beside the trained one."""
+        return bool(self.policy.kl_weight) or self.corpus_cache.policy == "frozen"
 
     def extension_notes(self) -> list[str]:
         """What other packages bring to this run, and which of their rewards and policies it does not use."""

@@ -6,7 +6,7 @@
     random+map  random rows, and every other row moves by the drift map fitted on them
     local+map   local rows, and the map
     full        the whole corpus at every refresh: the truth, at its price
-    frozen      nothing, since frozen weights (the adapter off) embed documents: always exact, only queries learn
+    frozen      nothing, since the weights before training embed documents: always exact, only queries learn
 
 A row's rank among the candidates is its staleness (steps since it was encoded) times how often it is retrieved: in this
 batch, a neighbour counting half of its hit per edge of distance, plus its mean number of retrievals per step so far. A

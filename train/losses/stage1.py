@@ -132,7 +132,7 @@ def kl_to_base(
     `new_token_id` leaves the embed token out of both distributions: the base has never seen it, and at unit weights the
     penalty would hold its probability at 0.09 (reverse, where the base gives it 1e-6) or 0.5 (forward).
 
-    With LoRA, `base_head` must switch the adapter off itself: it is called again during backward.
+    With LoRA, `base_head` must put the adapter's start back itself: it is called again during backward.
     """
     if direction not in ("forward", "reverse"):
         raise ValueError(

@@ -2,9 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,48 +197,67 @@ def forward(model: Any, token_ids: Int[Tensor, "rows length"], lengths: Int[Tens
 
 @dataclass
 class Base:
-    """The model before training, for the KL terms: the adapter switched off, or a frozen copy."""
+    """The model before this run trains it, for KL terms and frozen documents.
+
+    Of an adapter the `start` is kept, and put back while the base runs: a new one's is as good as none, and that of one
+    whose training goes on is what an earlier stage has learnt. Of a fully trained model a frozen copy is `copied`, in
+    as much memory again.
+    """
 
     trained: Any
     copied: Any | None
+    start: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Base":
-        """Of a LoRA model: itself with the adapter off. Of a fully trained one: a copy, in as much memory again."""
-        if hasattr(checkpoint.model, "disable_adapter"):
-            return cls(checkpoint.model, None)
-        copied = copy.deepcopy(checkpoint.model).eval().requires_grad_(False)
-        return cls(checkpoint.model, copied)
+        """Of a model that has not been trained yet, nor resumed."""
+        model = checkpoint.model
+        if hasattr(model, "peft_config"):
+            return cls(model, None, {name: parameter.detach().clone() for name, parameter in trainable(model)})
+        return cls(model, copy.deepcopy(model).eval().requires_grad_(False))
 
     @property
     def model(self) -> Any:
-        """The model to run inside `switched_off`."""
+        """The model to run inside `at_start`."""
         return self.trained if self.copied is None else self.copied
 
-    def switched_off(self) -> AbstractContextManager[Any]:
-        """The adapter is off in this context; nothing to do for a copy."""
-        return unwrapped_peft(self.trained).disable_adapter() if self.copied is None else nullcontext()
+    @contextmanager
+    def at_start(self) -> Iterator[None]:
+        """The trained model is what it was before training in this context, in evaluation mode; a copy always is.
+
+        Values are exchanged in place and unseen by autograd: a graph that was built before or is running goes on with
+        the present ones afterwards.
+        """
+        if self.copied is not None:
+            yield
+            return
+        present = {name: parameter.detach().clone() for name, parameter in trainable(self.trained)}
+        with evaluating(self.trained):
+            try:
+                self._put(self.start)
+                yield
+            finally:
+                self._put(present)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in trainable(self.trained):
+            parameter.data.copy_(values[name])
 
     @torch.no_grad()
     def states(self, token_ids: Int[Tensor, "rows length"], lengths: Int[Tensor, " rows"]) -> Tensor:
         """Final-norm states (rows, length, dim) of the base."""
-        with self.switched_off():
+        with self.at_start():
             return forward(self.model, token_ids, lengths).states
 
     def head(self, hidden: Float[Tensor, "positions dim"]) -> Tensor:
         """The base's logits."""
-        with self.switched_off():
+        with self.at_start():
             return Head(unwrap(self.model))(hidden)
 
 
 def head_of(model: Any) -> Head:
     """Hidden states to logits, with the model's current weights, as the engine computes them."""
     return Head(unwrap(model))
-
-
-def unwrapped_peft(model: Any) -> Any:
-    """The peft model inside a distributed wrapper."""
-    return getattr(model, "module", model)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def estimate(model: Any, config: SftConfig | RlConfig, gpus: int = 1) -> MemoryE
     layer = int(rows * length * value * (9 * width + 4 * inner / 2))
     stream = 4 if half else value  # autocast adds up the residual stream in float32
     inputs = layers * rows * length * width * stream
-    reads_base = config.policy.kl_weight if isinstance(config, RlConfig) else config.loss.kl
+    reads_base = config.reads_start if isinstance(config, RlConfig) else config.loss.kl
     checkpointing = config.model.gradient_checkpointing
     # Autocast keeps copies of weights that learn; those of frozen ones live as long as the graph that needs them.
     cast = trained if checkpointing else parameters
@@ -81,7 +81,8 @@ def estimate(model: Any, config: SftConfig | RlConfig, gpus: int = 1) -> MemoryE
         weights=weights,
         gradients=whole,
         optimizer=2 * whole,
-        base_copy=weights if reads_base and config.model.lora is None else 0,
+        # Of an adapter: its start, and the present values while the start is put back.
+        base_copy=0 if not reads_base else weights if config.model.lora is None else 2 * whole,
         compute_copy=sum(2 * p.numel() for p in cast if p.ndim == 2 and p.dtype == torch.float32) if half else 0,
         activations=inputs + layer if checkpointing else layer * layers,
         head=_HEAD_COPIES * min(POSITIONS_AT_ONCE, rows * length) * shape.vocab_size * 4,

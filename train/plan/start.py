@@ -27,8 +27,6 @@ def check_start(config: SftConfig | RlConfig) -> list[str]:
             *notes,
             f"model: {path} is an adapter and there is no [model.lora]: it is merged, and every weight is trained",
         ]
-    if isinstance(config, RlConfig):
-        _check_reference(config)
     return [*notes, f"model: the training of the adapter {path} goes on; its base stays as it is"]
 
 
@@ -55,19 +53,3 @@ def check_writable(folder: Path) -> None:
             f"output.folder = {str(folder)!r} cannot be written ({error.strerror or error}): the run would have no "
             "place for its checkpoints. Name another folder."
         ) from error
-
-
-def _check_reference(config: RlConfig) -> None:
-    """Where an adapter is continued, the model with the adapter off is the one before stage 1."""
-    if config.policy.kl_weight:
-        raise ValueError(
-            f"policy.kl_weight = {config.policy.kl_weight} keeps the policy near the model that stage 2 starts from, "
-            f"but {config.model.path} is an adapter that is trained further: without it there is only the model before "
-            "stage 1. Merge it first (`search-r3 merge`), and begin a new adapter on that, or set kl_weight = 0."
-        )
-    if config.corpus_cache.policy == "frozen":
-        raise ValueError(
-            f'corpus_cache.policy = "frozen" embeds documents with the adapter off, but {config.model.path} holds what '
-            "stage 1 has learned: without it documents would be those of the model before stage 1. Merge it first "
-            "(`search-r3 merge`), and begin a new adapter on that, or choose another policy."
-        )

@@ -17,13 +17,13 @@ from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.encoder.special_tokens import list_special_tokens, unknown_token
 from search_r3_mteb.search.arrays import Vectors
-from train.model.model import embed_prompts, unwrapped_peft
+from train.model.model import Base, embed_prompts
 
 
 class DocumentEncoder:
     """Texts to vectors for the corpus cache; the vectors that `know` was given are not computed again.
 
-    `frozen`: documents are embedded with the adapter of `model` switched off. `autocast` is the training's context.
+    `frozen`: the model before training, where documents are embedded with that. `autocast` is the training's context.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class DocumentEncoder:
         engine: Engine,
         renderer: Renderer,
         *,
-        frozen: bool,
+        frozen: Base | None,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.model, self.engine, self._renderer = model, engine, renderer
@@ -48,8 +48,8 @@ class DocumentEncoder:
         found = dict(self.known)
         if missing:
             known = None if token_ids is None else [token_ids[place] for place in missing.values()]
-            adapter = unwrapped_peft(self.model).disable_adapter() if self._frozen else nullcontext()
-            with adapter, self._autocast():
+            before = nullcontext() if self._frozen is None else self._frozen.at_start()
+            with before, self._autocast():
                 vectors = embed_prompts(self.engine, self.tokenize(list(missing)) if known is None else known)
             found |= dict(zip(missing, vectors, strict=True))
         return np.stack([found[text] for text in texts])

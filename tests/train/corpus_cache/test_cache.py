@@ -198,7 +198,7 @@ def test_rebuild_equals_a_fresh_cache_whatever_happened_before(tmp_path, storage
 
 def test_frozen_documents_stay_exact_and_do_not_age(tmp_path):
     cache = build(tmp_path, "frozen")
-    encoder = Encoder(0)  # the adapter off: the documents' weights never change
+    encoder = Encoder(0)  # the documents' weights never change
     for step in (1, 2, 3):
         report = cache.refresh(batch(cache, step), encoder, 500)
     assert (len(report.rows), encoder.texts) == (0, [])

@@ -192,7 +192,7 @@ def test_the_base_of_an_adapter_and_of_full_weights(folder):
         torch.testing.assert_close(logits, truth, atol=1e-5, rtol=1e-5)
         assert not torch.allclose(models.forward(checkpoint.model, ids, lengths).states, before, atol=1e-2)
         assert all(p.requires_grad for _, p in models.trainable(checkpoint.model))
-        assert len(models.trainable(checkpoint.model)) > 2, "switching the adapter off has frozen it"
+        assert len(models.trainable(checkpoint.model)) > 2, "putting the start back has frozen it"
 
 
 def test_training_learns_the_logits_that_are_sampled_from():

@@ -39,6 +39,8 @@ def test_what_each_choice_saves_and_costs(sft):
     assert half.activations == whole.activations // 2
     assert half.compute_copy == sum(2 * p.numel() for p in model.parameters() if p.ndim == 2)
     assert estimate(model, sft("loss.kl=1")).base_copy == whole.weights
+    adapter = estimate(model, sft("loss.kl=1", "model.lora.rank=2"))
+    assert adapter.base_copy == 8 * adapter.trainable_parameters, "two copies of what is trained"
     assert estimate(model, sft("optimization.batch_size=4")).activations == 2 * whole.activations
     assert estimate(model, sft("optimization.batch_size=4"), gpus=2).activations == whole.activations
     assert estimate(model, sft("optimization.mini_batch_size=1")).activations == whole.activations // 2

@@ -14,7 +14,7 @@ from train.run.run import Run
 
 def begun(folder, model, *overrides):
     run = Run.begin(rl_config(folder, model, *overrides), unit="query")
-    return run, open_environment(run)
+    return run, open_environment(run, None)
 
 
 def test_ranks_by_hand_decide_the_rows(tmp_path, model):

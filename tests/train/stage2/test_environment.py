@@ -30,7 +30,7 @@ def begun(tmp_path, trained):
 
     def begin(*overrides):
         run = Run.begin(rl_config(tmp_path / "run", trained / "last", *overrides), unit="query")
-        environment = open_environment(run)
+        environment = open_environment(run, None)
         return run, environment, sample(run, environment.encoder.engine, run.data.next_batch(), 1)
 
     return begin

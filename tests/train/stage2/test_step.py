@@ -19,10 +19,10 @@ class OneStep:
     def __init__(self, config):
         self.config = config
         self.run = Run.begin(config, unit="query")
-        self.environment = open_environment(self.run)
+        base = models.Base.of(self.run.checkpoint) if config.reads_start else None
+        self.environment = open_environment(self.run, base)
         self.rows = self.run.data.next_batch()
         self.groups = sample(self.run, self.environment.encoder.engine, self.rows, 1)
-        base = models.Base.of(self.run.checkpoint) if config.policy.kl_weight else None
         self.step = PolicyStep(self.run, self.environment, self.groups, base)
         self.documents = self.step.documents()
         self.environment.encoder.know(self.documents.texts, self.documents.vectors)

@@ -292,8 +292,7 @@ def page(found: dict[str, Any]) -> str:
         f"`{found['command']}`; commit {found['commit']}.",
         "",
         f"{found['model']}, vLLM {found['vllm']}, torch {found['torch']}, {found['processor']}.",
-        "Every system has one core, in turns, on a machine that is busy with other work;",
-        f"{found['rounds']} rounds.",
+        f"Every system has one core, in turns; the other core was busy with other work. {found['rounds']} rounds.",
         f"64 SciFact claims under the reasoning prompt, at most {BUDGET} tokens each, after which the embed token is",
         "forced, since this model was never taught to say it;",
         f"{found['documents']} SciFact documents, cut at {MAX_LENGTH} tokens. Seconds by the clock, and of the",
@@ -316,6 +315,14 @@ def page(found: dict[str, Any]) -> str:
 
 
 NOTES = """\
+- **Targets.** `engine="vllm"` against vLLM with a second pass, 1.3 times: reached (1.36 and 1.70). Our engine against
+  vLLM, 1.5 times: **missed**. Against vLLM with a second pass it is 1.02 times as fast in bfloat16 and 1.55 times in
+  float32; against `engine="vllm"` 0.76 and 0.92 times. Before a step shared the rows' common beginning these two were
+  0.53 and 0.51 (commit 3e4ba6a).
+- Why: the linear layers alone, packed for oneDNN, take 49 ms of a step of 64 rows in bfloat16 and 171 ms in float32
+  ([smol.md](smol.md)): 2.3 and 8.2 s of the 48 steps, and 0.4 and 3.0 s for the prompts' own tokens (by a script that
+  was not kept). 1.5 times faster than `engine="vllm"` is 3.4 and 8.8 s: less than the linear layers alone in float32,
+  and 0.7 s for everything else in bfloat16, where attention takes 1.4 s. What was tried is in [smol.md](smol.md).
 - `own`: our engine. `vllm`: `engine="vllm"`. `reread`: vLLM generates, and a second vLLM (pooling runner) reads
   prompt, reasoning and embed token again; it holds the weights twice. `extract`: vLLM's own extraction of hidden states
   is switched on while it generates, and nothing is done with them.

@@ -29,7 +29,7 @@ WAYS = {
     "chosen by measurement": {**SPINS, "CHOOSE": "1"},
 }
 LOADS = {"nothing else": 0, "one other process": 1}
-SECONDS = 600
+SECONDS = 120
 
 
 def decoded(model: str) -> float:

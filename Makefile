@@ -55,8 +55,9 @@ evaluate: install  ## the main job: the bundled models in both modes, beside BM2
 	$(BIN)/search-r3 evaluate --model mini --model bm25 --task stdlib --mode both --output runs/evaluate-mini \
 		--max-reasoning-tokens 48 --set max_length=128
 
+# One thread for each program that a test starts: two workers fill two cores.
 test: install  ## the whole suite, without what is marked slow
-	$(BIN)/pytest -n 2 --dist loadfile -q -rs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -q -rs
 
 test-lowest:  ## lint and the suite, with every direct dependency at the lower bound that pyproject.toml declares
 	mkdir -p $(LOWEST)

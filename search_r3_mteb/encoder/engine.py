@@ -93,7 +93,8 @@ class Engine(Backbone):
             )
         before, computed = self.forward_tokens, self.computed_tokens
         run = self.decoder(self, prompts, sampling, group_size, log_probs, on_batch)
-        with self.evaluating(), packed_linears(self.causal) if self.packing else nullcontext():
+        rows = len(prompts) * group_size if self.shapes is None else self.shapes.rows
+        with self.evaluating(), packed_linears(self.causal, rows) if self.packing else nullcontext():
             run.all()
         lengths = run.lengths.tolist()
         token_ids = [ids[:n] for ids, n in zip(run.ids.tolist(), lengths, strict=True)]

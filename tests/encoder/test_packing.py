@@ -1,10 +1,15 @@
 """Packed weights: the results of the plain layers, and nothing left behind."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from search_r3_mteb.encoder import engine as engine_module
 from search_r3_mteb.encoder import packing
+from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.packing import packed_linears
+from search_r3_mteb.encoder.sampling import Sampling
 
 
 @pytest.fixture
@@ -29,6 +34,34 @@ def test_the_same_numbers(layers, shape, dtype):
     assert count == 2
     torch.testing.assert_close(packed, plain, rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2)
     assert torch.equal(kept, packed)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "packed"),
+    [
+        (torch.float32, 1, 0),
+        (torch.float32, 3, 0),
+        (torch.float32, 4, 2),
+        (torch.float32, None, 2),
+        (torch.bfloat16, 1, 2),
+        (torch.float16, 1, 0),
+    ],
+)
+def test_few_rows_go_through_plain_float32_weights(layers, dtype, rows, packed):
+    with torch.inference_mode(), packed_linears(layers.to(dtype), rows) as count:
+        assert count == packed
+
+
+def test_the_engine_says_how_many_rows_there_are(make_model, monkeypatch):
+    """Those of the groups together; a batch-invariant engine's passes always have the same number."""
+    asked = []
+    monkeypatch.setattr(engine_module, "packed_linears", lambda model, rows: asked.append(rows) or nullcontext())
+    prompts = [[5, 6, 7], [5, 6, 8]]
+    for group_size, invariant in ((1, False), (3, False), (1, True)):
+        engine = Engine(make_model(), 3, batch_invariant=invariant)
+        engine.reason(prompts, Sampling(2), group_size=group_size)
+    assert asked[:2] == [2, 6]
+    assert asked[2] == engine.shapes.rows > 2
 
 
 def test_under_autocast_the_weights_are_packed_in_its_type(layers):

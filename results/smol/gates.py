@@ -1,7 +1,7 @@
 """The headroom gate of smol: what a text before the embed token does to the ranking, by where the text comes from.
 
     python results/smol/gates.py --model runs/smol/sft/last --task runs/smol/data/nfcorpus:dev --json FILE
-        [--samples 4] [--queries 400]
+        [--samples 4] [--queries 400] [--dtype float32]
 
 For each query, nDCG@10 of its direct vector, of the vector after a text, and of both anchored: normalise(direct +
 lambda x reasoned). Texts: the model's own (greedy), the mean vector of several sampled ones, the best of them by the
@@ -92,9 +92,11 @@ def shown(data: JudgedSplit, hits: Sequence[Sequence[str]]) -> list[str]:
     return ["\n".join([query, *titles]) for query, titles in zip(data.queries, hits, strict=True)]
 
 
-def run(model: str, folder: Path, split: str, most: int | None, samples: int, temperature: float) -> dict[str, Any]:
+def run(
+    model: str, dtype: str, folder: Path, split: str, most: int | None, samples: int, temperature: float
+) -> dict[str, Any]:
     """All rows of the table, and each query's texts and scores."""
-    checkpoint = load(model, dtype="bfloat16" if _has_gpu() else "float32", device="cuda" if _has_gpu() else "cpu")
+    checkpoint = load(model, dtype=dtype, device="cuda" if _has_gpu() else "cpu")
     options: dict[str, Any] = {"max_length": 256, "max_reasoning_tokens": 48}
     encoder = SearchR3Encoder(checkpoint, mode="direct", **options)
     writer = SearchR3Encoder(checkpoint, **options)
@@ -150,6 +152,7 @@ def run(model: str, folder: Path, split: str, most: int | None, samples: int, te
         table[f"best of {samples}, anchored 1"] = interval(best - base)
     return {
         "model": model,
+        "dtype": dtype,
         "task": f"{folder.name}:{split}",
         "queries": len(data.queries),
         "finished": float(np.mean([thought.finished for thought in own])),
@@ -176,10 +179,13 @@ def main() -> None:
     parser.add_argument("--queries", type=int, help="the largest number, drawn with a fixed seed")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--dtype", default="bfloat16", help="bfloat16 where the processor has it, else float32")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     folder, split = options.task.rsplit(":", 1)
-    found = run(options.model, Path(folder), split, options.queries, options.samples, options.temperature)
+    found = run(
+        options.model, options.dtype, Path(folder), split, options.queries, options.samples, options.temperature
+    )
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps({key: value for key, value in found.items() if key != "texts"}, indent=1))

@@ -80,7 +80,7 @@ def test_titles_of_the_hits_stand_below_the_query(folder):
 
 def test_the_gate_of_a_tiny_model_has_every_way(folder, tmp_path):
     """The three ways with the hits' titles are measured beside Rocchio on the same hits, each by its own vectors."""
-    table = run(str(byte_folder(tmp_path / "model")), folder, "dev", None, 0, 0.7)["table"]
+    table = run(str(byte_folder(tmp_path / "model")), "float32", folder, "dev", None, 0, 0.7)["table"]
     ways = {"title of the first hit", "titles of the first 3 hits", "own, the 3 titles in its prompt", "Rocchio, top 3"}
     assert ways < table.keys()
     assert all(set(table[way]) == {"alone", "0.3", "0.5", "1", "2"} for way in ways)

@@ -57,7 +57,7 @@ def test_every_step_of_any_base(kind, tmp_path, monkeypatch, capsys, fresh_accel
     command = ["--data", "nowhere", "--base", "base", "--folder", "runs/tiny", "--sft", *stage]
     command += ["--sft2", *stage, "optimization.mini_batch_size=2"]
     command += ["--rl", *FEW, "rollout.prompts_per_step=2", "rollout.group_size=2", "rollout.max_reasoning_tokens=4"]
-    command += ["--own=--queries 3 --samples 2 --dtype float32", "--gates=--samples 2"]
+    command += ["--own=--queries 3 --samples 2 --dtype float32", "--gates=--samples 2 --dtype float32"]
     smol.main(command)
     folder = Path("runs/tiny")
     assert Profile.load(folder / "start") == smol.PROFILE

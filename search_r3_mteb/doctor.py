@@ -1,6 +1,5 @@
 """Examination of a machine: versions, device, threads, the model, and one vector that is really computed."""
 
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import search_r3_mteb
 from search_r3_mteb.extensions import installed
-from search_r3_mteb.threads import thread_speeds
+from search_r3_mteb.threads import cores, thread_speeds
 
 if TYPE_CHECKING:
     from search_r3_mteb.encoder.encoder import SearchR3Encoder
@@ -63,7 +62,7 @@ def _devices() -> Iterator[tuple[str, str]]:
         for index in range(torch.cuda.device_count()):
             memory = torch.cuda.get_device_properties(index).total_memory / 2**30
             yield f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
-    yield "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    yield "threads", f"{torch.get_num_threads()} of {cores()} cores"
 
 
 def _model(name: str) -> Iterator[tuple[str, str]]:

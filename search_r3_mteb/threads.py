@@ -77,6 +77,23 @@ def settle(work: Callable[[], object]) -> None:
     torch.set_num_threads(min(took, key=took.__getitem__))
 
 
+def in_words() -> str:
+    """The number of threads as the identity of a vector names it, the same before and after `settle` has chosen."""
+    import torch
+
+    most = _at_first[0] if _at_first else torch.get_num_threads()
+    if _choosing and most > 1:
+        return f"1 to {most} threads by measurement"
+    return f"{torch.get_num_threads()} threads"
+
+
+def cores() -> int:
+    """Cores that this process may run on: in a container, or under taskset, fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class ThreadSpeeds:
     """Tokens per second with one thread and with `threads`; `used` are those that a program has by itself here."""
@@ -88,6 +105,8 @@ class ThreadSpeeds:
 
     def __str__(self) -> str:
         """Both speeds, and what to set where one is clearly faster."""
+        if self.threads == 1:
+            return f"1 thread {self.one:,.0f} tokens/s"
         said = f"1 thread {self.one:,.0f}, {self.threads} threads {self.all:,.0f} tokens/s"
         if self.one > _CLEAR * self.all and self.used > 1:
             quiet = "" if os.environ.get(WAIT_POLICY, "").upper() == "PASSIVE" else f" or {WAIT_POLICY}=PASSIVE"
@@ -102,7 +121,7 @@ def thread_speeds(decode: Callable[[], float], rounds: int = 3) -> ThreadSpeeds:
     import torch
 
     used = torch.get_num_threads()
-    threads = max(used, os.cpu_count() or 1)
+    threads = max(used, cores())
     found: dict[int, list[float]] = {1: [], threads: []}
     try:
         for _ in range(rounds):

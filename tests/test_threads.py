@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from search_r3_mteb import threads
 from search_r3_mteb.cli.shared import long_work
 from search_r3_mteb.encoder import encoder as encoder_module
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
+from search_r3_mteb.encoder.vllm import engine as vllm_engine
+from search_r3_mteb.encoder.vllm.engine import VllmEngine
 from search_r3_mteb.threads import SPINS, WAIT_POLICY, SpeedWatch, ThreadSpeeds, thread_speeds
 from tests.programs import python
 
@@ -118,6 +121,41 @@ def test_long_encoding_measures_on_a_few_texts_and_changes_no_vector(tiny_checkp
     assert seen == [63]
 
 
+def test_a_run_in_half_precision_finds_its_rows_again_whatever_was_chosen(four_threads, tiny_checkpoint, tmp_path):
+    """The number of threads is part of such a row's identity; the first documents' choice moved the queries' rows."""
+    half = replace(tiny_checkpoint, model=tiny_checkpoint.model.to(torch.bfloat16))
+
+    def computed(best):
+        torch.set_num_threads(4)
+        encoder = SearchR3Encoder(half, max_reasoning_tokens=2, show_progress_bar=False, cache_folder=tmp_path)
+        with pytest.MonkeyPatch.context() as patch, threads.chosen_by_measurement():
+            names = [encoder.fingerprint]
+            for encode in (encoder.encode_document, encoder.encode_query):
+                work = Work({1: [best, best], 2: [2, 2], 4: [4, 4]}, patch)
+                threads.settle(work)
+                encode(["the query", "and the document"])
+            names.append(encoder.fingerprint)
+        assert names[0] == names[1]
+        return encoder.engine.forward_tokens, names[0]
+
+    tokens, name = computed(1)
+    assert tokens > 0
+    assert computed(3) == (0, name)
+    fixed = SearchR3Encoder(half, max_reasoning_tokens=2, show_progress_bar=False)
+    assert fixed.fingerprint != name  # of 4 threads for certain
+
+
+def test_no_threads_are_measured_with_an_engine_that_has_its_own(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "installed_version", lambda: "0.32.0")
+    monkeypatch.setattr(VllmEngine, "embeds", False)
+    measured = []
+    monkeypatch.setattr(encoder_module, "settle", measured.append)
+    for engine in ("vllm", "own"):
+        encoder = SearchR3Encoder(tiny_checkpoint, engine=engine, max_reasoning_tokens=2, show_progress_bar=False)
+        encoder.encode_document(["a document"] * 64)
+        assert len(measured) == (engine == "own")
+
+
 @pytest.mark.parametrize(
     ("speeds", "policy", "said"),
     [
@@ -136,6 +174,19 @@ def test_advice(monkeypatch, speeds, policy, said):
     assert ("set" not in found) if said is None else (said in found)
 
 
+def test_cores_that_this_process_may_not_use_are_not_counted(monkeypatch):
+    """Under taskset, or in a container: more threads than these would only wait for each other."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {5}, raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: seen.append(count))
+    seen: list[int] = []
+    assert str(thread_speeds(lambda: 7.0, rounds=1)) == "1 thread 7 tokens/s"
+    assert set(seen) == {1}
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
+    assert threads.cores() == 64
+
+
 def test_speeds_are_medians_of_turns_and_threads_are_put_back():
     used, seen = torch.get_num_threads(), []
 
@@ -143,7 +194,7 @@ def test_speeds_are_medians_of_turns_and_threads_are_put_back():
         seen.append(torch.get_num_threads())
         return {1: 5.0}.get(torch.get_num_threads(), 7.0) + len(seen)
 
-    most = max(used, os.cpu_count() or 1)
+    most = max(used, threads.cores())
     if most == 1:
         pytest.skip("needs two cores")
     found = thread_speeds(decode, rounds=2)

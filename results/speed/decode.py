@@ -188,6 +188,9 @@ NOTES = (
     "values, and takes several times as long as memory needs for them. Tried, by scripts that were",
     "not kept, and slower: plain matrix products around a softmax, one call per row, products in float32; huge pages",
     "changed nothing. A better kernel would have to be compiled, which the base installation cannot do.",
+    "",
+    "The rows here share no beginning. Rows that do, as queries under one instruction, are attended together since:",
+    "[smol.md](smol.md) has their cost at context 2,048.",
 )
 
 

@@ -11,6 +11,7 @@ identity. The texts beside a text cannot be; `batch_invariant=True` makes its ve
 from typing import Any
 
 from search_r3_mteb.encoder.engine_kinds import TextEngine
+from search_r3_mteb.threads import in_words
 
 # On a processor reasoning attends to the rows' common beginning apart (`shared_prefix.py`): sums in another order than
 # in the releases before, so that half-precision rows that these stored are made again.
@@ -52,4 +53,4 @@ def _device(device: Any) -> list[str]:
         return [str(device.type)]
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     half = [name for name in ("amx_bf16", "avx512_bf16", "amx_fp16", "avx512_fp16") if found.get(name)]
-    return [torch.backends.cpu.get_cpu_capability(), *half, f"{torch.get_num_threads()} threads"]
+    return [torch.backends.cpu.get_cpu_capability(), *half, in_words()]

@@ -341,8 +341,11 @@ class SearchR3Encoder(EncoderDoors):
         return self._truncated(results, texts)
 
     def _settle_threads(self, prompts: list[list[int]], sampling: Sampling | None) -> None:
-        """Measure on a few prompts of many how many threads are best now, where this process lets us choose."""
-        if len(prompts) < 64 or self.model.device.type != "cpu":
+        """Measure on a few prompts of many how many threads are best now, where this process lets us choose.
+
+        vLLM has threads of its own, and starts when it is first asked.
+        """
+        if len(prompts) < 64 or self.model.device.type != "cpu" or self._settings.engine != "own":
             return
         sample = prompts[:: max(64, len(prompts) // 8)]
         if sampling is None:

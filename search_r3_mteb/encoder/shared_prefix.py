@@ -110,7 +110,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, shar
     begin = begin.reshape(groups, rows, -1, dim).transpose(0, 1)
     begin_sum = begin_sum.reshape(groups, rows, -1).transpose(0, 1)
     share = torch.sigmoid(begin_sum - rest_sum.reshape(begin_sum.shape))[..., None]
-    joined = torch.lerp(rest.float(), begin.float(), share.float())
+    wide = torch.promote_types(query.dtype, torch.float32)
+    joined = torch.lerp(rest.to(wide), begin.to(wide), share.to(wide))
     return joined.to(query.dtype).reshape(rows, 1, heads, dim)
 
 

@@ -50,7 +50,7 @@ def bench(
         check_python(real.vllm)
     sizes = SIZES[:1] if quick else SIZES
     for subject in map(Subject, sizes) if real is None else (Subject.of(real),):
-        for kind in kinds:
+        for kind in dict.fromkeys(kinds):
             for case in cases(kind, subject, quick):
                 if (case.case, case.peer) in known:
                     continue

@@ -5,6 +5,7 @@ there are more of them (a `Case` in which the peer is ourselves with few items).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from search_r3_mteb.encoder.checkpoints import resolve
+from search_r3_mteb.encoder.vllm.weights import readable_folder
 from search_r3_mteb.evaluation import bench_peers as peers
 from search_r3_mteb.evaluation.bench_memory import available
 from search_r3_mteb.evaluation.bench_vllm import VllmPeer
@@ -152,7 +154,10 @@ def _vllm_reason(
     if real is None or real.vllm is None:
         return
     positions = max(map(len, prompts)) + subject.longest + 2
-    with VllmPeer(real.vllm, str(resolve(real.model)), real.dtype, batch, positions, writes=True) as peer:
+    with (
+        _vllm_folder(subject) as folder,
+        VllmPeer(real.vllm, folder, real.dtype, batch, positions, writes=True) as peer,
+    ):
         yield Case(
             f"reason {subject.size} batch {batch}",
             "(v) vLLM, then read again by vLLM",
@@ -164,12 +169,24 @@ def _vllm_reason(
         )
 
 
+@contextmanager
+def _vllm_folder(subject: Subject) -> Iterator[str]:
+    """The subject's folder; of a LoRA folder, whose token rows vLLM does not know, a temporary one with it merged."""
+    assert subject.real is not None
+    given = resolve(subject.real.model)
+    with readable_folder(subject.checkpoint, given) as folder:
+        if folder != given:
+            subject.checkpoint.tokenizer.save_pretrained(folder)
+        yield str(folder)
+
+
 def _vllm_encode(subject: Subject, kind: str, documents: list[str], rounds: int) -> Iterator[Case]:
     real, embed, encoder = subject.real, subject.checkpoint.embed_token_id, subject.encoder
     if real is None or real.vllm is None:
         return
     prompts = [row.token_ids for row in encoder.renderer.render_batch(documents, "direct")]
-    with VllmPeer(real.vllm, str(resolve(real.model)), real.dtype, 64, encoder.max_length + 2, writes=False) as peer:
+    positions = encoder.max_length + 2
+    with _vllm_folder(subject) as folder, VllmPeer(real.vllm, folder, real.dtype, 64, positions, writes=False) as peer:
         yield Case(
             f"encode {subject.size} {kind} batch 64",
             "(vi) vLLM's pooling, from token ids",

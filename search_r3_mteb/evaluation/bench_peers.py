@@ -196,12 +196,18 @@ def _generated(
         return_dict_in_generate=True,
         **{"do_sample": False, "use_cache": True} | settings,
     )
-    output = checkpoint.model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        logits_processor=[AtLength(due, ids.shape[1], embed, end)],
-        generation_config=configuration,
-    )
+    model = unwrap(checkpoint.model)
+    # `generate` takes what the configuration leaves open from the checkpoint: penalties, of which we have none.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        output = checkpoint.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            logits_processor=[AtLength(due, ids.shape[1], embed, end)],
+            generation_config=configuration,
+        )
+    finally:
+        model.generation_config = own
     return output.sequences[:, ids.shape[1] :].tolist(), output.hidden_states
 
 

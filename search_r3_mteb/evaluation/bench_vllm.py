@@ -12,6 +12,7 @@ other.
 """
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 
 _READY, _DONE = "vllm-ready", "vllm-done"
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _GIBIBYTES = 2  # of keys and values for each of the two
 
 
@@ -174,8 +176,15 @@ class _Server:
         return [[*output.outputs[0].token_ids, embed] for output in outputs]
 
 
+def end_with_parent() -> None:
+    """Let this process be killed when its parent is gone, on Linux: one that stands still would stay for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+
+
 def main(spec: str) -> None:
     """Start the engines, and answer until the input ends."""
+    end_with_parent()
     server = _Server(json.loads(spec))
     print(_READY, flush=True)
     for line in sys.stdin:

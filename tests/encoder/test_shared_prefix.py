@@ -84,6 +84,14 @@ def test_a_beginning_that_is_not_common_gives_other_numbers(model, used):
     torch.testing.assert_close(shared, plain, rtol=0, atol=1e-6)
 
 
+def test_double_precision_is_kept(model):
+    queries, keys = torch.randn(3, 6, 1, 16, dtype=torch.float64), torch.randn(1, 2, 9, 16, dtype=torch.float64)
+    keys = keys.expand(3, -1, -1, -1)
+    plain = torch.nn.functional.scaled_dot_product_attention(queries, keys, keys, enable_gqa=True).transpose(1, 2)
+    shared = shared_prefix._attend(queries, keys, keys, None, 5, None)
+    torch.testing.assert_close(shared, plain, rtol=0, atol=1e-12)
+
+
 def test_few_rows_and_short_beginnings_are_attended_as_always(model, monkeypatch):
     def refuse(*given):
         raise AssertionError("the shared kernel ran")

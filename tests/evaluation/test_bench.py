@@ -3,6 +3,8 @@
 import gc
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from search_r3_mteb.encoder.checkpoints import Checkpoint
+from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.encoder.probe import own_forward
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.prompts import Renderer
 from search_r3_mteb.evaluation import bench as module
-from search_r3_mteb.evaluation import bench_peers
+from search_r3_mteb.evaluation import bench_cases, bench_peers
 from search_r3_mteb.evaluation.bench_cases import BENCHMARKS, Case, cases
 from search_r3_mteb.evaluation.bench_memory import available, peak_bytes
 from search_r3_mteb.evaluation.bench_models import nearest_size, whole_words
-from search_r3_mteb.evaluation.bench_work import RealModel, Stepping, Subject
+from search_r3_mteb.evaluation.bench_work import RealModel, Stepping, Subject, together
 from tests.conftest import build_model, build_tokenizer
 from tests.encoder.test_chat_templates import LLAMA
 from tests.encoder.test_probe import tiny_causal
@@ -239,6 +241,50 @@ def test_the_benchmark_of_a_checkpoint_has_its_name(monkeypatch):
     assert [record["case"] for record in module.bench(["reason"])] == ["nano"], "control: the sizes"
 
 
+def test_a_checkpoints_own_penalties_are_not_the_peers():
+    """Qwen2.5-Instruct's generation_config.json has a repetition penalty: the peer said other words than we did."""
+    subject = Subject.of(RealModel("nano", longest=24))
+    own = subject.checkpoint.model.generation_config
+    own.repetition_penalty, own.no_repeat_ngram_size = 3.0, 2
+    prompts = subject.prompts(4)
+    _, ours = together(subject, prompts, [20] * 4, 4)
+    _, theirs = bench_peers.two_passes(subject.checkpoint, prompts, [20] * 4, 4)
+    assert ours == theirs
+    assert subject.checkpoint.model.generation_config is own
+
+
+def test_vllm_reads_a_lora_folder_merged(tmp_path, monkeypatch):
+    """It was given the adapter's own folder, which has no config.json, and ended after minutes of other cases."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer
+
+    base = Subject.of(RealModel("nano")).checkpoint
+    save(base, tmp_path / "base")
+    model = get_peft_model(
+        load(tmp_path / "base").model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    )
+    save(replace(base, model=model), tmp_path / "lora")
+    subject = Subject.of(RealModel(str(tmp_path / "lora"), vllm=Path(sys.executable)))
+
+    def peer(python, folder, *rest, **named):
+        whole = load(folder).model
+        ids = torch.arange(4, 20)[None]
+        assert torch.allclose(whole(ids).logits, subject.checkpoint.model(ids).logits, atol=1e-4)
+        assert len(AutoTokenizer.from_pretrained(folder)) == len(subject.checkpoint.tokenizer)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench_cases, "VllmPeer", peer)
+    for kind in ("reason", "encode"):
+        with pytest.raises(ZeroDivisionError), torch.no_grad():
+            list(cases(kind, subject, quick=True))
+
+
+def test_a_kind_that_is_named_twice_is_measured_once(monkeypatch):
+    monkeypatch.setattr(module, "cases", lambda kind, subject, quick: iter([replace(case(), case=kind)]))
+    records = module.bench(["reason", "encode", "reason"], real=RealModel("nano"))
+    assert [record["case"] for record in records] == ["reason", "encode"]
+
+
 def test_sizes_of_work():
     assert [nearest_size(count) for count in (700_000, 30_000_000, 135_000_000, 7_000_000_000)] == [
         "nano", "30m", "120m", "120m"
@@ -286,6 +332,33 @@ def test_a_python_without_vllm_is_refused(tmp_path):
     plain.chmod(0o700)
     with pytest.raises(ValueError, match="this Python has no vLLM"):
         module.bench(["reason"], real=RealModel("nano", vllm=plain))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_peer_that_stands_still_ends_with_a_killed_benchmark():
+    """It is a session of its own, so that nothing else would ever wake it."""
+    child = "import os, signal; from search_r3_mteb.evaluation.bench_vllm import end_with_parent; "
+    child += "end_with_parent(); print('up', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
+    program = f"""if True:
+        import os, signal, subprocess, sys
+        from pathlib import Path
+        peer = subprocess.Popen([sys.executable, "-c", {child!r}], stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, start_new_session=True)
+        peer.stdout.readline()
+        while Path(f"/proc/{{peer.pid}}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            pass
+        print(peer.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.strip(), done.stderr
+    peer = Path("/proc", done.stdout.strip(), "stat")
+    for _ in range(500):
+        if not peer.exists() or peer.read_text().rpartition(")")[2].split()[0] in "ZX":
+            return
+        time.sleep(0.02)
+    os.kill(int(done.stdout), signal.SIGKILL)
+    raise AssertionError("the peer still stands still")
 
 
 def test_options_of_a_model_need_one(call):

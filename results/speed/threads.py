@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 
 from results.measure import commit, write_json
-from search_r3_mteb.threads import SPINS, chosen_by_measurement
+from search_r3_mteb.threads import SPINS, chosen_by_measurement, cores
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("nano", "mini")
-CORES = os.cpu_count() or 1
+CORES = cores()
 WAYS = {
     "1 thread": {"OMP_NUM_THREADS": "1"},
     f"{CORES} threads, OpenMP's default": {"OMP_NUM_THREADS": str(CORES)},

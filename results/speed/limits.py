@@ -6,6 +6,7 @@ Each case of `search-r3 bench` is run in turns, and the processor's seconds insi
 sides run, are taken apart. `limit` is the ratio if all of our time outside of it were nothing.
 """
 
+import functools
 import statistics
 import sys
 import time
@@ -36,6 +37,7 @@ class Inside:
     def __enter__(self) -> "Inside":
         forward = self.forward
 
+        @functools.wraps(forward)  # its parameters are looked at, and decide how a model is run
         def timed(*given: Any, **named: Any) -> Any:
             began = time.process_time()
             try:

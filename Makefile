@@ -56,8 +56,9 @@ evaluate: install  ## the main job: the bundled models in both modes, beside BM2
 		--max-reasoning-tokens 48 --set max_length=128
 
 # One thread for each program that a test starts: two workers fill two cores.
+test: export OMP_NUM_THREADS = 1
 test: install  ## the whole suite, without what is marked slow
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -q -rs
+	$(BIN)/pytest -n 2 --dist loadfile -q -rs
 
 test-lowest:  ## lint and the suite, with every direct dependency at the lower bound that pyproject.toml declares
 	mkdir -p $(LOWEST)

@@ -29,15 +29,8 @@ def started(command, decoys):
     return dict(line.split()[1:] for line in said.splitlines() if line.startswith("FOUND "))
 
 
-@pytest.mark.parametrize(
-    ("how", "script"),
-    [
-        pytest.param("file", "sft", marks=pytest.mark.slow),
-        pytest.param("file", "rl", marks=pytest.mark.slow),
-        pytest.param("module", "rl", marks=pytest.mark.slow),
-        ("accelerate", "rl"),
-    ],
-)
+@pytest.mark.slow  # in the suite: tests/train/run starts the scripts
+@pytest.mark.parametrize(("how", "script"), [("file", "sft"), ("file", "rl"), ("module", "rl"), ("accelerate", "rl")])
 def test_each_way_to_start_finds_the_libraries_own_modules(how, script, tmp_path):
     file = str(ROOT / "train" / f"{script}.py")
     command = {"file": [file], "module": ["-m", f"train.{script}"], "accelerate": [*ACCELERATE, file]}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.programs import ROOT, python
+from tests.programs import ROOT, mostly_slow, python
 
 ROOMS = sorted(path.parent.name for path in (ROOT / "train").glob("*/__init__.py"))
 ACCELERATE = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
@@ -29,8 +29,10 @@ def started(command, decoys):
     return dict(line.split()[1:] for line in said.splitlines() if line.startswith("FOUND "))
 
 
-@pytest.mark.slow  # in the suite: tests/train/run starts the scripts
-@pytest.mark.parametrize(("how", "script"), [("file", "sft"), ("file", "rl"), ("module", "rl"), ("accelerate", "rl")])
+@pytest.mark.parametrize(
+    ("how", "script"),
+    mostly_slow([("file", "sft"), ("file", "rl"), ("module", "rl"), ("accelerate", "rl")], ("file", "rl")),
+)
 def test_each_way_to_start_finds_the_libraries_own_modules(how, script, tmp_path):
     file = str(ROOT / "train" / f"{script}.py")
     command = {"file": [file], "module": ["-m", f"train.{script}"], "accelerate": [*ACCELERATE, file]}

@@ -121,6 +121,7 @@ def page(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         "The cost of a decode step by rows and context, before and after a commit: [decode.md](decode.md).",
         'Our engine, `engine="vllm"`, and vLLM with a second pass: [vllm.md](vllm.md).',
         "SmolLM2-135M-Instruct, in bfloat16 and float32: [smol.md](smol.md).",
+        "Threads beside other work: [threads.md](threads.md).",
         "",
         "No GPU was available. `python results/speed/gpu.py` measures one and writes gpu.md; with `--dry-run` it runs",
         "on the CPU.",

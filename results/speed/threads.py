@@ -79,6 +79,7 @@ def page(found: dict[str, object]) -> str:
         "both trainings and the Makefile let them spin briefly "
         f"({', '.join(f'{name}={value}' for name, value in SPINS.items())}) unless the user has set one of OpenMP's "
         "variables, and long commands choose the number of threads by a short measurement before each chunk of texts. "
+        "Its passes are counted here, and a run of a second or a few, as these are, does not earn them back. "
         "A Python program of your own sets these variables before torch is imported.",
     ]
     return "\n".join(lines) + "\n"

@@ -42,8 +42,8 @@ NOTES = (
     "",
     "Tried and not shipped, by scripts that were not kept: the head as weights times rows (faster with two threads,",
     "slower with one; packing gains more), and long documents without the shared prompt, whose attention needs no mask",
-    "(no gain); keys stored transposed, so that attention is two plain products around a softmax: 0.06 to 0.21 of",
-    "attention's time saved at SmolLM2's shape, but other bits, and a cache that no library knows.",
+    "(no gain); keys stored transposed, for attention by two plain products: other bits, and a cache that no library",
+    "knows.",
     "",
 )
 
@@ -121,6 +121,7 @@ def page(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         "The cost of a decode step by rows and context, before and after a commit: [decode.md](decode.md).",
         'Our engine, `engine="vllm"`, and vLLM with a second pass: [vllm.md](vllm.md).',
         "SmolLM2-135M-Instruct, in bfloat16 and float32: [smol.md](smol.md).",
+        "Other ways to multiply: [kernels.md](kernels.md).",
         "Threads beside other work: [threads.md](threads.md).",
         "",
         "No GPU was available. `python results/speed/gpu.py` measures one and writes gpu.md; with `--dry-run` it runs",

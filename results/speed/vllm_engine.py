@@ -320,9 +320,10 @@ NOTES = """\
   float32; against `engine="vllm"` 0.76 and 0.92 times. Before a step shared the rows' common beginning these two were
   0.53 and 0.51 (commit 3e4ba6a).
 - Why: the linear layers alone, packed for oneDNN, take 49 ms of a step of 64 rows in bfloat16 and 171 ms in float32
-  ([smol.md](smol.md)): 2.3 and 8.2 s of the 48 steps, and 0.4 and 3.0 s for the prompts' own tokens (by a script that
-  was not kept). 1.5 times faster than `engine="vllm"` is 3.4 and 8.8 s: less than the linear layers alone in float32,
-  and 0.7 s for everything else in bfloat16, where attention takes 1.4 s. What was tried is in [smol.md](smol.md).
+  ([smol.md](smol.md)): 2.3 and 8.2 s of the 48 steps, and 0.3 and 1.8 s for the prompts' own tokens
+  ([kernels.md](kernels.md)). 1.5 times faster than `engine="vllm"` is 3.4 and 8.8 s: less than the linear layers alone
+  in float32, and 0.8 s for everything else in bfloat16, where attention alone is a quarter of a step. What was tried is
+  in [kernels.md](kernels.md).
 - `own`: our engine. `vllm`: `engine="vllm"`. `reread`: vLLM generates, and a second vLLM (pooling runner) reads
   prompt, reasoning and embed token again; it holds the weights twice. `extract`: vLLM's own extraction of hidden states
   is switched on while it generates, and nothing is done with them.

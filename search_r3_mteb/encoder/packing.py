@@ -21,7 +21,7 @@ from torch import Tensor
 LEAST_BYTES, MOST_BYTES = 1 << 22, 1 << 30
 # A float32 weight of fewer numbers is multiplied faster as it is: calling oneDNN takes longer than packing it.
 LEAST_NUMBERS = {torch.float32: 1 << 17, torch.bfloat16: 0}
-# So do fewer rows than these, whose product is with a vector or hardly more: 0.5 to 0.9 times as fast when packed.
+# So do fewer rows than these, whose product is with a vector or hardly more: results/speed/kernels.md.
 LEAST_ROWS = {torch.float32: 4, torch.bfloat16: 0}
 _ROWS = 16  # what the packed layout is chosen for; any number of rows can be multiplied
 

@@ -195,6 +195,34 @@ def test_the_base_of_an_adapter_and_of_full_weights(folder):
         assert len(models.trainable(checkpoint.model)) > 2, "putting the start back has frozen it"
 
 
+def test_the_base_of_an_adapter_that_goes_on_is_what_it_had_learnt(folder, tmp_path):
+    """Without its dropout, and with the mode and the values of the training left as they were."""
+    config = ModelSettings(path=str(folder), lora=LORA)
+    learnt = models.prepare(config, seed=0)
+    with torch.no_grad():
+        for _, parameter in models.trainable(learnt.model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    checkpoints.save(learnt, tmp_path / "adapter")
+    ids, lengths = torch.tensor([[5, 6, 7, 8]]), torch.tensor([4])
+    with torch.no_grad():
+        expected = models.forward(learnt.model, ids, lengths).states
+    goes_on = ModelSettings(path=str(tmp_path / "adapter"), lora=LORA.model_copy(update={"dropout": 0.5}))
+    checkpoint = models.prepare(goes_on, seed=0)
+    base = models.Base.of(checkpoint)
+    with torch.no_grad():
+        for _, parameter in models.trainable(checkpoint.model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    present = {name: parameter.clone() for name, parameter in models.trainable(checkpoint.model)}
+    torch.testing.assert_close(base.states(ids, lengths), expected, atol=1e-6, rtol=1e-5)
+    with pytest.raises(ZeroDivisionError), base.at_start():
+        raise ZeroDivisionError
+    assert all(torch.equal(present[name], parameter) for name, parameter in models.trainable(checkpoint.model))
+    assert checkpoint.model.training
+    with checkpoint.model.disable_adapter(), models.evaluating(checkpoint.model), torch.no_grad():
+        without = models.forward(checkpoint.model, ids, lengths).states
+    assert not torch.allclose(without, expected, atol=1e-2), "the control: the model before any adapter"
+
+
 def test_training_learns_the_logits_that_are_sampled_from():
     from transformers import GraniteConfig, GraniteForCausalLM
 

@@ -145,7 +145,7 @@ def attention(dtype: torch.dtype, columns: int, rows: int = 64) -> dict[str, flo
 
 
 def prompts(dtype: torch.dtype, tokens: int = 1593, layers: int = 30) -> float:
-    """Seconds of a model's linear layers for the own tokens of 64 claims, packed."""
+    """Seconds of a model's linear layers for the tokens that 64 claims do not share, packed."""
     shapes = [(WIDTH, WIDTH)] * 2 + [(WIDTH, GROUPS * DIM)] * 2 + [(WIDTH, INNER)] * 2 + [(INNER, WIDTH)]
     ready = [(packed([torch.randn(outputs, inputs).to(dtype)])[0], inputs) for inputs, outputs in shapes * layers]
     x = {inputs: torch.randn(tokens, inputs).to(dtype) for inputs in (WIDTH, INNER)}

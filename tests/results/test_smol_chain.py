@@ -56,7 +56,8 @@ def test_every_step_of_any_base(kind, tmp_path, monkeypatch, capsys, fresh_accel
     stage = [*FEW, "optimization.batch_size=4", "model.lora.rank=2", "evaluate.every=2"]
     command = ["--data", "nowhere", "--base", "base", "--folder", "runs/tiny", "--sft", *stage]
     command += ["--sft2", *stage, "optimization.mini_batch_size=2"]
-    command += ["--rl", *FEW, "rollout.prompts_per_step=2", "rollout.group_size=2", "rollout.max_reasoning_tokens=4"]
+    command += ["--rl", *FEW, "model.lora.rank=2", "rollout.prompts_per_step=2", "rollout.group_size=2"]
+    command += ["rollout.max_reasoning_tokens=4"]
     command += ["--own=--queries 3 --samples 2 --dtype float32", "--gates=--samples 2 --dtype float32"]
     smol.main(command)
     folder = Path("runs/tiny")

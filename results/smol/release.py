@@ -4,8 +4,8 @@
     python results/smol/release.py --model runs/qwen/sft/last --output runs/qwen/model   # of another base
 
 Into the assets goes only an adapter whose base is the one that `search-r3 base smol` makes, with the embed token's row:
-every other tensor is compared. More than 15 MB of weights are refused. `status.json` beside this file says what the
-model is and is not; its sentences stand first in the card.
+every other tensor is compared. More than 15 MB of weights are refused there; with --output any size is written.
+`status.json` beside this file says what the model is and is not; its sentences stand first in the card.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from search_r3_mteb.encoder.token_rows import ROWS_FILE
 from search_r3_mteb.json_files import read_object
 from search_r3_mteb.report.model_card import Facts, facts_of_run, opening_of, write_model_card
 
-LIMIT = 15_000_000  # bytes of the adapter's weights
+LIMIT = 15_000_000  # bytes of the weights of an adapter in the package
 STATUS = Path(__file__).with_name("status.json")
 WEIGHTS = "adapter_model.safetensors"
 COPIED = (ROWS_FILE, PROFILE_FILE, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -39,17 +39,17 @@ LICENCES = {
 }
 
 
-def cast(source: Path, target: Path) -> None:
-    """Write an adapter's tensors in bfloat16. Raises ValueError where they take more than `LIMIT` bytes."""
+def cast(source: Path, target: Path, limit: int | None = None) -> None:
+    """Write an adapter's tensors in bfloat16. Raises ValueError where they take more than `limit` bytes."""
     import torch
     from safetensors.torch import load_file, save_file
 
     tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(source).items()}
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    if size > LIMIT:
+    if limit is not None and size > limit:
         raise ValueError(
-            f"{source}: {size:,} bytes in bfloat16, more than {LIMIT:,} that the package has room for. Train a lower "
-            "rank ([model.lora] rank), or give it a place of its own."
+            f"{source}: {size:,} bytes in bfloat16, more than {limit:,} that the package has room for. Train a lower "
+            "rank ([model.lora] rank), or give it a folder of its own (--output)."
         )
     save_file(tensors, target, metadata={"format": "pt"})
 
@@ -98,7 +98,7 @@ def release(model: Path, output: Path, packaged: str | None) -> Path:
         record = read_object(model / BASE_FILE) | {"path": place}
         config["base_model_name_or_path"] = str(base)
     with replaced_folder(output) as folder:
-        cast(model / WEIGHTS, folder / WEIGHTS)
+        cast(model / WEIGHTS, folder / WEIGHTS, LIMIT if packaged else None)
         for name in COPIED:
             if (model / name).exists():
                 shutil.copyfile(model / name, folder / name)

@@ -153,15 +153,31 @@ def test_casting_moves_vectors_by_less_than_a_ten_thousandth(base, tmp_path):
     assert not np.array_equal(first, second)  # control: something was cast
 
 
-def test_too_large_an_adapter_is_not_released(tmp_path, monkeypatch):
+def test_too_large_an_adapter_is_not_released(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(100)}, tmp_path / "a.safetensors")
-    release.cast(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
-    monkeypatch.setattr(release, "LIMIT", 199)
+    release.cast(tmp_path / "a.safetensors", tmp_path / "b.safetensors", 200)
     with pytest.raises(ValueError, match="200 bytes in bfloat16, more than 199"):
-        release.cast(tmp_path / "a.safetensors", tmp_path / "c.safetensors")
+        release.cast(tmp_path / "a.safetensors", tmp_path / "c.safetensors", 199)
     assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_the_limit_is_the_package_s_alone(base, tmp_path, monkeypatch):
+    """An adapter of Qwen2.5-0.5B of the same rank takes 26 MB: it goes to its own folder, and not into the package."""
+    trained = save(adapted(base), tmp_path / "run" / "last")
+    (trained / "model_card.json").write_text("{}")
+    shutil.copytree(base, packaged_bases.base_folder("smol"))
+    monkeypatch.setattr(release, "write_card", lambda *given: None)  # it reads a whole run
+    monkeypatch.setattr(release, "LIMIT", 1)
+    before, after = (
+        SearchR3Encoder(str(folder), mode="direct", device="cpu").encode_query(TEXTS)
+        for folder in (trained, release.release(trained, tmp_path / "released", None))
+    )
+    assert ((before * after).sum(axis=1) >= 0.9999).all()
+    with pytest.raises(ValueError, match="more than 1 that the package has room for"):
+        release.release(trained, tmp_path / "assets" / "new", "smol")
+    assert not (tmp_path / "assets" / "new").exists()
 
 
 def test_an_adapter_of_other_weights_is_not_released(base, tmp_path):

@@ -1,16 +1,19 @@
 """smol from nothing to the released adapter, on tiny bases of two kinds; rows and teacher are made here, small."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from results.qwen import SHAPES
 from results.smol import smol
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.conftest import build_model, build_tokenizer, save_sentence_transformer
+from train import rl, sft
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("nfcorpus", "medical", "arxiv", "squad", "code", "scifact")
@@ -50,6 +53,7 @@ def prepared(folder):
 def test_every_step_of_any_base(kind, tmp_path, monkeypatch, capsys, fresh_accelerate):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("results.smol.release.LIMIT", 1)  # that of the package alone
     build_model(kind, vocab_size=299).save_pretrained("base")
     build_tokenizer(False).save_pretrained("base")
     prepared(Path("runs/tiny"))
@@ -95,3 +99,25 @@ def test_a_step_is_skipped_where_its_result_lies(tmp_path, capsys):
     assert capsys.readouterr().out.count("there already") == 2
     with pytest.raises(FileNotFoundError, match="nowhere"):  # control
         smol.main(["--data", "no", "--base", "nowhere", "--folder", str(tmp_path / "new"), "--until", "start"])
+
+
+LARGER = {"Qwen/Qwen2.5-0.5B-Instruct": 13_198_208, "Qwen/Qwen2.5-1.5B-Instruct": 27_698_688}
+"""Trained numbers: rank 24 times inputs and outputs of the seven linear layers of each layer, and the token's row."""
+
+
+@pytest.mark.parametrize("name", LARGER)
+@pytest.mark.parametrize("stage", smol.TRAINERS)
+def test_every_stage_is_planned_for_a_larger_base_as_it_is(name, stage, tmp_path, capsys, monkeypatch):
+    """What `smol.py --base` would train, from the base's config.json alone; before anything is rented."""
+    from transformers import Qwen2Config
+
+    monkeypatch.chdir(tmp_path)
+    shape = Qwen2Config(**SHAPES[name])
+    shape.save_pretrained("base")
+    config = smol.configuration(stage, Path("runs/larger"))
+    (rl if stage == "rl" else sft).main(["--config", str(config), "--dry-run", "--base", "base"])
+    shown = capsys.readouterr().out
+    assert f", trainable: {LARGER[name]:,}" in shown
+    assert ("# corpus cache: " in shown) == (stage == "rl")
+    total = float(re.search(r"memory estimate per device in GiB: .*total ([\d.]+)", shown)[1])
+    assert 4 * shape.num_hidden_layers * shape.hidden_size**2 / 2**30 < total < 80, "one GPU of 80 GB holds it"

@@ -1,20 +1,21 @@
 """The headroom gate of smol: what a text before the embed token does to the ranking, by where the text comes from.
 
     python results/smol/gates.py --model runs/smol/sft/last --task runs/smol/data/nfcorpus:dev --json FILE
-        [--samples 4] [--queries 400] [--dtype float32]
+        [--samples 4] [--queries 400] [--dtype float32] [--max-length 256] [--store FOLDER]
 
 For each query, nDCG@10 of its direct vector, of the vector after a text, and of both anchored: normalise(direct +
 lambda x reasoned). Texts: the model's own (greedy), the mean vector of several sampled ones, the best of them by the
-judgements, the title of a relevant document, its nearest sentence, another query's own text, its own one shuffled,
-nothing; the titles of the first direct hit and of the first three, and its own text where the prompt shows these three
-titles below the query; and Rocchio on the top three direct documents, which needs no text. Intervals: paired
-bootstrap, 95 %.
+judgements, the title of a relevant document, its nearest sentence, another query's own text, its own one shuffled, as
+many full stops, nothing; the titles of the first direct hit and of the first three, and its own text where the prompt
+shows these three titles below the query; and Rocchio on the top three direct documents, which needs no text. Intervals:
+paired bootstrap, 95 %.
 """
 
 import argparse
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from results.smol.smol_data import Sentences, cut, judged
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.evaluation.reasoning_variants import filler_text
 from search_r3_mteb.search.arrays import Vectors
 from search_r3_mteb.tasks.beir_folder import read_corpus, read_queries, read_relevance
 
-WEIGHTS = (0.3, 0.5, 1.0, 2.0)
+WEIGHTS = (0.2, 0.3, 0.5, 1.0, 2.0)
 SEED = 0
 TITLE_WORDS = 12  # of a hit: three titles fit into the budget of a text
 
@@ -92,15 +94,31 @@ def shown(data: JudgedSplit, hits: Sequence[Sequence[str]]) -> list[str]:
     return ["\n".join([query, *titles]) for query, titles in zip(data.queries, hits, strict=True)]
 
 
-def run(
-    model: str, dtype: str, folder: Path, split: str, most: int | None, samples: int, temperature: float
-) -> dict[str, Any]:
-    """All rows of the table, and each query's texts and scores."""
-    checkpoint = load(model, dtype=dtype, device="cuda" if _has_gpu() else "cpu")
-    options: dict[str, Any] = {"max_length": 256, "max_reasoning_tokens": 48}
+@dataclass(frozen=True)
+class Measure:
+    """How much is measured, and how: the options of the command line."""
+
+    dtype: str = "bfloat16"
+    queries: int | None = None
+    samples: int = 4
+    temperature: float = 0.7
+    max_length: int = 256
+    store: Path | None = None
+
+
+def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
+    """All rows of the table, and each query's texts and scores. What `store` holds already is not computed again."""
+    samples = how.samples
+    checkpoint = load(model, dtype=how.dtype, device="cuda" if _has_gpu() else "cpu")
+    options: dict[str, Any] = {
+        "max_length": how.max_length,
+        "max_reasoning_tokens": 48,
+        "anchor": None,  # each weight is tried below
+        "cache_folder": how.store,
+    }
     encoder = SearchR3Encoder(checkpoint, mode="direct", **options)
     writer = SearchR3Encoder(checkpoint, **options)
-    data = JudgedSplit(folder, split, most)
+    data = JudgedSplit(folder, split, how.queries)
     data.vectors = encoder.encode_document(list(data.documents.values()))
     direct = encoder.encode_query(data.queries)
 
@@ -112,7 +130,7 @@ def run(
     own = writer.think(data.queries)
     words = [thought.text for thought in own]
     sampled = [
-        SearchR3Encoder(checkpoint, temperature=temperature, seed=seed, **options).think(data.queries)
+        SearchR3Encoder(checkpoint, temperature=how.temperature, seed=seed, **options).think(data.queries)
         for seed in range(samples)
     ]
     rng = random.Random(SEED)
@@ -127,6 +145,7 @@ def run(
         "own": np.stack([thought.vector for thought in own]),
         "another query's": after(other),
         "shuffled": after(shuffled),
+        "full stops": after([filler_text(len(thought.token_ids) - 1) for thought in own]),
         "nothing": after([""] * len(words)),
         "gold title": after([gold[query][0] for query in data.queries]),
         "gold sentence": after([gold[query][1] for query in data.queries]),
@@ -152,7 +171,8 @@ def run(
         table[f"best of {samples}, anchored 1"] = interval(best - base)
     return {
         "model": model,
-        "dtype": dtype,
+        "dtype": how.dtype,
+        "max_length": how.max_length,
         "task": f"{folder.name}:{split}",
         "queries": len(data.queries),
         "finished": float(np.mean([thought.finished for thought in own])),
@@ -180,12 +200,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 where the processor has it, else float32")
+    parser.add_argument("--max-length", type=int, default=256, help="of queries and documents, in tokens")
+    parser.add_argument("--store", type=Path, help="vectors and texts are kept here, and read by the next command")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     folder, split = options.task.rsplit(":", 1)
-    found = run(
-        options.model, options.dtype, Path(folder), split, options.queries, options.samples, options.temperature
-    )
+    how = Measure(**{field.name: getattr(options, field.name) for field in fields(Measure)})
+    found = run(options.model, Path(folder), split, how)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps({key: value for key, value in found.items() if key != "texts"}, indent=1))

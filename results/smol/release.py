@@ -1,17 +1,21 @@
 """A trained adapter becomes what is shipped: cast to bfloat16, with card, profile, record of its base and manifest.
 
-    python results/smol/release.py --model runs/smol/sft/last                            # the package's smol
-    python results/smol/release.py --model runs/qwen/sft/last --output runs/qwen/model   # of another base
+    python results/smol/release.py --model runs/smol/rl/last --gates FILE               # the package's smol
+    python results/smol/release.py --model runs/qwen/rl/last --output runs/qwen/model   # of another base
 
 Into the assets goes only an adapter whose base is the one that `search-r3 base smol` makes, with the embed token's row:
 every other tensor is compared. More than 15 MB of weights are refused there; with --output any size is written.
 `status.json` beside this file says what the model is and is not; its sentences stand first in the card.
+
+--gates is what gates.py found on a dev set: the weight of the reasoned vector that gained most there becomes the
+profile's `anchor`, which encoders take by default.
 """
 
 import argparse
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE, find_base
 from search_r3_mteb.encoder.checkpoints import ASSETS, resolve
 from search_r3_mteb.encoder.manifest import write_manifest
 from search_r3_mteb.encoder.packaged_bases import BASES, SHAPE, base_folder
-from search_r3_mteb.encoder.profiles import PROFILE_FILE
+from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.encoder.token_rows import ROWS_FILE
 from search_r3_mteb.json_files import read_object
 from search_r3_mteb.report.model_card import Facts, facts_of_run, opening_of, write_model_card
@@ -28,7 +32,7 @@ from search_r3_mteb.report.model_card import Facts, facts_of_run, opening_of, wr
 LIMIT = 15_000_000  # bytes of the weights of an adapter in the package
 STATUS = Path(__file__).with_name("status.json")
 WEIGHTS = "adapter_model.safetensors"
-COPIED = (ROWS_FILE, PROFILE_FILE, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+COPIED = (ROWS_FILE, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 LICENCES = {
     "arxiv": "CC0 (arXiv metadata)",
     "code": "that of each row's repository",
@@ -75,7 +79,16 @@ def check_same_base(trained: Path, packaged: Path) -> None:
         )
 
 
-def release(model: Path, output: Path, packaged: str | None) -> Path:
+def anchor_of(gates: Path) -> float | None:
+    """The anchor under which the model's own greedy text gains most over the direct vector; None where none gains."""
+    gains = {
+        float(weight): found[0] for weight, found in read_object(gates)["table"]["own"].items() if weight != "alone"
+    }
+    best = max(gains, key=lambda weight: gains[weight])
+    return best if gains[best] > 0 else None
+
+
+def release(model: Path, output: Path, packaged: str | None, gates: Path | None = None) -> Path:
     """Write the shipped form of the adapter in `model` to `output`; complete or absent."""
     config = read_object(model / ADAPTER_CONFIG)
     base = find_base(model, config, resolve)
@@ -103,6 +116,10 @@ def release(model: Path, output: Path, packaged: str | None) -> Path:
             if (model / name).exists():
                 shutil.copyfile(model / name, folder / name)
                 (folder / name).chmod(0o644)
+        profile = Profile.load(model)
+        if gates is not None:
+            profile = replace(profile, anchor=anchor_of(gates))
+        write_json(folder / PROFILE_FILE, profile.to_dict())
         write_json(folder / ADAPTER_CONFIG, config)
         write_json(folder / BASE_FILE, record)
         write_card(folder, model.parent, packaged, read_object(model / "model_card.json"))
@@ -112,8 +129,6 @@ def release(model: Path, output: Path, packaged: str | None) -> Path:
 
 def write_card(folder: Path, run: Path, packaged: str | None, kept: dict[str, Any]) -> None:
     """The run's card; for the package, with what `status.json` says in its first sentences."""
-    from dataclasses import replace
-
     name = f"search-r3-mteb/{packaged}" if packaged else run.name
     facts: Facts = facts_of_run(run, name=name, license="apache-2.0", licences=LICENCES)
     if packaged:
@@ -141,9 +156,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="the folder of a stage: .../last")
     parser.add_argument("--output", type=Path, help="default: the package's assets, as smol")
+    parser.add_argument("--gates", type=Path, help="of gates.py on a dev set: chooses the anchor")
     options = parser.parse_args(arguments)
     packaged = None if options.output else "smol"
-    folder = release(options.model, options.output or ASSETS / "smol", packaged)
+    folder = release(options.model, options.output or ASSETS / "smol", packaged, options.gates)
     print(f"{folder}: {(folder / WEIGHTS).stat().st_size:,} bytes of weights")
 
 

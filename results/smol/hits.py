@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from results.smol.gates import JudgedSplit, _has_gpu, shown
+from results.smol.gates import JudgedSplit, device, shown
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.tasks.beir_folder import read_corpus, read_relevance, write_beir
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--store", type=Path, help="vectors are kept here, and read by the next command")
     options = parser.parse_args()
-    checkpoint = load(options.model, dtype=options.dtype, device="cuda" if _has_gpu() else "cpu")
+    checkpoint = load(options.model, dtype=options.dtype, device=device())
     encoder = SearchR3Encoder(
         checkpoint, mode="direct", max_length=options.max_length, max_reasoning_tokens=48, cache_folder=options.store
     )

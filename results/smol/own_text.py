@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from results.smol.gates import _has_gpu, unit
+from results.smol.gates import device, unit
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.atomic import write_jsonl
 from search_r3_mteb.encoder.checkpoints import load
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 where the processor has it, else float32")
     options = parser.parse_args()
-    checkpoint = load(options.model, dtype=options.dtype, device="cuda" if _has_gpu() else "cpu")
+    checkpoint = load(options.model, dtype=options.dtype, device=device())
     store = options.output.with_suffix(".store")  # a killed run goes on where it was
     settings: dict[str, Any] = {"max_length": 256, "max_reasoning_tokens": 48, "cache_folder": store}
     direct = SearchR3Encoder(checkpoint, mode="direct", **settings)

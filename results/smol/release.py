@@ -79,15 +79,6 @@ def check_same_base(trained: Path, packaged: Path) -> None:
         )
 
 
-def anchor_of(gates: Path) -> float | None:
-    """The anchor under which the model's own greedy text gains most over the direct vector; None where none gains."""
-    gains = {
-        float(weight): found[0] for weight, found in read_object(gates)["table"]["own"].items() if weight != "alone"
-    }
-    best = max(gains, key=lambda weight: gains[weight])
-    return best if gains[best] > 0 else None
-
-
 def release(model: Path, output: Path, packaged: str | None, gates: Path | None = None) -> Path:
     """Write the shipped form of the adapter in `model` to `output`; complete or absent."""
     config = read_object(model / ADAPTER_CONFIG)
@@ -118,7 +109,7 @@ def release(model: Path, output: Path, packaged: str | None, gates: Path | None 
                 (folder / name).chmod(0o644)
         profile = Profile.load(model)
         if gates is not None:
-            profile = replace(profile, anchor=anchor_of(gates))
+            profile = replace(profile, anchor=read_object(gates)["anchor"])
         write_json(folder / PROFILE_FILE, profile.to_dict())
         write_json(folder / ADAPTER_CONFIG, config)
         write_json(folder / BASE_FILE, record)

@@ -2,14 +2,15 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from results.smol import base_text
+from results.smol import base_text, samples
 from results.smol.base_text import Writer
 from results.smol.base_text import cut as cut_text
-from results.smol.gates import JudgedSplit, Measure, interval, run, shown, unit
+from results.smol.gates import JudgedSplit, Measure, best_anchor, interval, run, shown, unit
 from results.smol.hits import with_hits
 from results.smol.own_text import drawn, likelihood
 from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
@@ -87,9 +88,10 @@ def test_titles_of_the_hits_stand_below_the_query(folder):
     assert shown(data, hits)[0] == "note\nnothing of note is said here\nBridges"
 
 
-def test_the_gate_of_a_tiny_model_has_every_way(folder, tmp_path, monkeypatch):
+def test_the_gate_of_a_tiny_model_has_every_way(folder, writer, tmp_path, monkeypatch):
     """The three ways with the hits' titles are measured beside Rocchio on the same hits, each by its own vectors."""
-    how = Measure(dtype="float32", samples=0, store=tmp_path / "store")
+    base = Path(writer.model.name_or_path)
+    how = Measure(dtype="float32", samples=0, store=tmp_path / "store", base=base)
     model = str(byte_folder(tmp_path / "model"))
     table = run(model, folder, "dev", how)["table"]
     monkeypatch.setattr(Engine, "embed", None)
@@ -98,7 +100,7 @@ def test_the_gate_of_a_tiny_model_has_every_way(folder, tmp_path, monkeypatch):
     with pytest.raises(TypeError):  # control: another length is another vector
         run(model, folder, "dev", replace(how, max_length=128))
     ways = {"title of the first hit", "titles of the first 3 hits", "own, the 3 titles in its prompt", "Rocchio, top 3"}
-    ways |= {"full stops", "nothing"}
+    ways |= {"full stops", "nothing", "base, two examples", "base, HyDE"}
     assert ways < table.keys()
     assert all(set(table[way]) == {"alone", "0.2", "0.3", "0.5", "1", "2"} for way in ways)
 
@@ -200,3 +202,24 @@ def test_queries_get_the_titles_of_their_hits_and_keep_their_judgements(folder, 
     given = {query: grades for query, grades in read_relevance(folder, "dev").items() if query in queries}
     assert read_relevance(tmp_path / "hits", "dev") == given
     assert found == {"dev": 0.5}, "the last document is relevant to one of the two"
+
+
+def test_the_anchor_is_the_weight_that_gains_most_or_none():
+    own = {"alone": [0.5], "0.2": [0.01], "0.3": [0.03], "0.5": [0.02], "1": [-0.1], "2": [-0.2]}
+    assert best_anchor({"own": own}) == 0.3
+    assert best_anchor({"own": {weight: [-gain[0]] for weight, gain in own.items() if weight < "1"} | {
+        "1": [-1.0], "2": [0.0]}}) is None  # fmt: skip
+
+
+def test_samples_are_those_that_gained_and_lost_most():
+    scores = {"b": (0.1, 0.4), "a": (0.1, 0.4), "c": (0.0, 0.9), "d": (0.5, 0.5), "e": (0.5, 0.4), "f": (0.9, 0.1)}
+    texts = [{"query": q, "own": f"{q}|\n{q}", "direct": d, "reason": r} for q, (d, r) in scores.items()]
+    found = samples.chosen(texts, 2)
+    assert {name: [one["query"] for one in rows] for name, rows in found.items()} == {
+        "Helped": ["c", "a"],
+        "Hurt": ["f", "e"],
+    }
+    given = {"model": "m", "task": "t:dev", "queries": 6, "anchor_of_the_texts": 0.3, "texts": texts}
+    shown = samples.page(given, "FILE", 2)
+    assert "Of 6 queries 3 gained and 2 lost." in shown
+    assert "| c | c\\| c | 0.000 | 0.900 |" in shown

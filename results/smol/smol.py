@@ -16,7 +16,7 @@
 
 Paths `runs/smol/` in the configurations become --folder. Both trainings resume, so the command may be interrupted and
 given again. One adapter goes through all rounds. Another base is an ordinary causal LM: a folder, or a hub id such as
-Qwen/Qwen2.5-0.5B-Instruct.
+Qwen/Qwen2.5-0.5B-Instruct. It needs a --folder of its own.
 """
 
 import argparse
@@ -32,9 +32,11 @@ from results.mini.mini import packaged_encoder
 from results.smol import smol_data
 from results.smol.release import release
 from search_r3_mteb.atomic import replaced_folder, write_text
-from search_r3_mteb.encoder.initialise import initialise
-from search_r3_mteb.encoder.packaged_bases import make_base
+from search_r3_mteb.encoder.checkpoints import display_name
+from search_r3_mteb.encoder.initialise import RECORD_FILE, initialise
+from search_r3_mteb.encoder.packaged_bases import base_folder, make_base
 from search_r3_mteb.encoder.profiles import Profile, Template
+from search_r3_mteb.json_files import read_object
 from train import rl, sft
 from train.run.allocation import keep_freed_memory
 
@@ -49,6 +51,8 @@ PROFILE = Profile(
 )
 """The paper's prompts take 130 tokens of every text; these take some 30."""
 TRAINERS = {"sft": sft.main, "sft2": sft.main, "rl": rl.main}
+CARD = "model_card.json"
+"""What a training writes last."""
 STEPS = ("base", "start", "data", "teacher", "sft", "written", "sft2", "rl", "gates", "model")
 GATES = ("nfcorpus", "squad", "scifact")
 
@@ -89,6 +93,30 @@ def gates(folder: Path, extra: Sequence[str]) -> None:
             script("gates", "--model", folder / stage / "last", "--task", task, "--json", to, *extra)
 
 
+def model(folder: Path, packaged: str | None) -> None:
+    """The adapter in its shipped form, with the anchor that the first of `GATES` chose.
+
+    Where the packaged base is not in the user's cache it is made there: release and loading look for it there.
+    """
+    if packaged and not (base_folder(packaged) / "config.json").is_file():
+        make_base(packaged)
+    release(folder / "rl" / "last", folder / "model", packaged, folder / "gates" / f"rl-{GATES[0]}.json")
+
+
+def check_base(folder: Path, base: str | Path) -> None:
+    """ValueError where `folder` holds the steps of another base: they would be taken for those of `base`."""
+    record = folder / "start" / RECORD_FILE
+    if not record.is_file():
+        return
+    place = Path(base).absolute()
+    found, wanted = read_object(record)["base"], display_name(str(base), place)
+    if found != wanted:
+        raise ValueError(
+            f"{folder} holds the steps of the base {found}, and they cannot be continued with {wanted}. Give another "
+            "--folder (make: FOLDER=...), or the base that it was begun with."
+        )
+
+
 def ways(options: argparse.Namespace) -> dict[str, tuple[Path, Callable[[], object]]]:
     """For each step its result, and what makes it."""
     folder: Path = options.folder
@@ -96,8 +124,6 @@ def ways(options: argparse.Namespace) -> dict[str, tuple[Path, Callable[[], obje
     last = {name: folder / name / "last" for name in TRAINERS}
     texts = ("--base", base, "--data", folder / "data", "--output", folder / "written.jsonl", *options.written)
     start = partial(initialise, base, folder / "start", profile=PROFILE)
-    chosen = folder / "gates" / f"rl-{GATES[0]}.json"
-    model = partial(release, last["rl"], folder / "model", None if options.base else "smol", chosen)
     return {
         **({} if options.base else {"base": (folder / "base", partial(make_base, "smol", folder / "base"))}),
         "start": (folder / "start", start),
@@ -105,8 +131,8 @@ def ways(options: argparse.Namespace) -> dict[str, tuple[Path, Callable[[], obje
         "teacher": (folder / "teacher", partial(teacher, folder / "teacher")),
         "written": (folder / "written.jsonl", partial(script, "base_text", *texts)),
         "gates": (folder / "gates", partial(gates, folder, options.gates)),
-        "model": (folder / "model", model),
-        **{name: (last[name], partial(train, name, folder, getattr(options, name))) for name in TRAINERS},
+        "model": (folder / "model", partial(model, folder, None if options.base else "smol")),
+        **{name: (last[name] / CARD, partial(train, name, folder, getattr(options, name))) for name in TRAINERS},
     }
 
 
@@ -123,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=str.split, default=[], metavar="'--OPTION VALUE'", help="of its script")
     options = parser.parse_args(arguments)
     known = ways(options)
+    check_base(options.folder, options.base or (options.folder / "base").absolute())
     for name in STEPS[: STEPS.index(options.until) + 1]:
         if name not in known:
             continue

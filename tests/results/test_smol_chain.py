@@ -102,6 +102,52 @@ def test_a_step_is_skipped_where_its_result_lies(tmp_path, capsys):
         smol.main(["--data", "no", "--base", "nowhere", "--folder", str(tmp_path / "new"), "--until", "start"])
 
 
+def test_a_training_that_was_killed_before_its_card_is_taken_up_again(tmp_path, monkeypatch, capsys):
+    """The model is exported before its card; the step `model` reads both."""
+    begun = []
+    monkeypatch.setitem(smol.TRAINERS, "sft", begun.append)
+    for name in ("base", "start", "data", "teacher", "sft/last"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "data" / "report.json").write_text("{}")
+    command = ["--data", "nowhere", "--folder", str(tmp_path), "--until", "sft"]
+    smol.main(command)
+    assert len(begun) == 1
+    (tmp_path / "sft" / "last" / "model_card.json").write_text("{}")
+    smol.main(command)  # control
+    assert len(begun) == 1
+    assert capsys.readouterr().out.count("there already") == 4 + 5
+
+
+def test_the_base_that_the_release_is_compared_with_is_made_first(tmp_path, monkeypatch):
+    """In the user's cache, which a chain that has made its own copy in --folder may leave empty."""
+    monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))
+    for name in ("base", "start", "data", "teacher", "sft/last", "sft2/last", "rl/last", "gates"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("data/report.json", "written.jsonl", *(f"{stage}/last/model_card.json" for stage in smol.TRAINERS)):
+        (tmp_path / name).write_text("{}")
+    done = []
+    monkeypatch.setattr(smol, "make_base", lambda *given: done.append(("base", given)))
+    monkeypatch.setattr(smol, "release", lambda *given: done.append(("release", given[2])))
+    smol.main(["--data", "nowhere", "--folder", str(tmp_path)])
+    smol.main(["--data", "nowhere", "--base", "nowhere", "--folder", str(tmp_path)])  # control
+    assert done == [("base", ("smol",)), ("release", "smol"), ("release", None)]
+
+
+@pytest.mark.parametrize(
+    ("begun", "given"), [("local/base", "Qwen/Qwen2.5-0.5B-Instruct"), ("Qwen/Qwen2.5-0.5B-Instruct", None)]
+)
+def test_the_steps_of_one_base_are_not_continued_with_another(begun, given, tmp_path, monkeypatch):
+    monkeypatch.setattr(smol, "make_base", lambda *given: None)
+    (tmp_path / "start").mkdir()
+    record = tmp_path / "start" / "search_r3_init.json"
+    record.write_text(json.dumps({"base": begun}))
+    command = ["--data", "nowhere", *(["--base", given] if given else []), "--folder", str(tmp_path)]
+    with pytest.raises(ValueError, match=rf"holds the steps of the base {re.escape(begun)}"):
+        smol.main([*command, "--until", "start"])
+    record.write_text(json.dumps({"base": given or "local/base"}))
+    smol.main([*command, "--until", "start"])  # control
+
+
 LARGER = {"Qwen/Qwen2.5-0.5B-Instruct": 13_198_208, "Qwen/Qwen2.5-1.5B-Instruct": 27_698_688}
 """Trained numbers: rank 24 times inputs and outputs of the seven linear layers of each layer, and the token's row."""
 

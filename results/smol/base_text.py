@@ -8,8 +8,8 @@ of the query's relevant documents, drawn by chance. The text knows nothing of th
 teaches the writer what the base can say, and the vector how far to trust it. Source: our choice, after the gates
 showed that texts of relevant documents as targets teach a small writer to repeat the commonest ones.
 
-`--part` and `--of` share the queries among processes, each with an output of its own. A killed run goes on where it
-was: its rows lie in OUTPUT.unfinished until all are there.
+A row for which the base writes nothing has no target. `--part` and `--of` share the queries among processes, each with
+an output of its own. A killed run goes on where it was: its rows lie in OUTPUT.unfinished until all are there.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from search_r3_mteb.atomic import write_text
+from search_r3_mteb.encoder.chat_templates import facts
 
 EXAMPLES = (
     (
@@ -53,23 +54,39 @@ def cut(text: str) -> str:
 
 
 class Writer:
-    """A causal LM that is shown `EXAMPLES` before each query."""
+    """A causal LM that is shown `EXAMPLES` before each query.
+
+    Without a system role in its chat template the task stands in the first user's turn; without a template the turns
+    are paragraphs. What the model's own settings of generation change beside temperature and nucleus is switched off.
+    """
 
     def __init__(self, base: str | Path, device: str = "cpu") -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(base, padding_side="left")
+        if self.tokenizer.pad_token is None:  # Llama 3; the attention mask leaves padding out
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.chats = bool(self.tokenizer.chat_template)
+        self.has_system = self.chats and facts(self.tokenizer).system_role
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval().to(device)
 
     def prompt(self, query: str) -> str:
         """The chat of the examples and the query, up to the reply."""
+        if not self.chats:
+            return "\n\n".join([SYSTEM, *(f"{asked}\n{said}" for asked, said in EXAMPLES), f"{query}\n"])
         turns = [{"role": "system", "content": SYSTEM}]
         for asked, said in EXAMPLES:
             turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
         turns.append({"role": "user", "content": query})
-        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        if not self.has_system:
+            first = f"{SYSTEM}\n\n{turns[1]['content']}"
+            turns = [{"role": "user", "content": first}, *turns[2:]]
+        # Of templates that have a switch for thinking: Qwen3 would think within the reply.
+        text: str = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
         return text
 
     def write(self, queries: Sequence[str], *, sample: bool = True) -> list[str]:
@@ -77,14 +94,17 @@ class Writer:
         import torch
 
         prompts = [self.prompt(query) for query in queries]
-        given = self.tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
+        # A template writes the token that begins a text itself; paragraphs have none.
+        given = self.tokenizer(prompts, add_special_tokens=not self.chats, padding=True, return_tensors="pt")
         settings: dict[str, Any] = {"temperature": TEMPERATURE, "top_k": 0, "top_p": 1.0} if sample else {}
+        settings["repetition_penalty"] = 1.0  # Qwen2.5's own, 1.1, would also count the examples and the padding
         with torch.no_grad():
             written = self.model.generate(
                 **given.to(self.model.device), max_new_tokens=NEW_TOKENS, do_sample=sample, **settings
             )
         new = written[:, given["input_ids"].shape[1] :]
-        return [cut(text) for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [cut(text if self.chats else text.strip().partition("\n\n")[0]) for text in texts]
 
 
 def drawn(data: Path, queries: dict[str, int]) -> Iterator[dict[str, str]]:
@@ -97,6 +117,21 @@ def drawn(data: Path, queries: dict[str, int]) -> Iterator[dict[str, str]]:
         rng = random.Random(f"base texts {name}")
         for query in rng.sample(sorted(rows), min(most, len(rows))):
             yield {key: value for key, value in rng.choice(rows[query]).items() if key != "reasoning"}
+
+
+def kept_lines(unfinished: Path, rows: Sequence[dict[str, str]]) -> list[str]:
+    """The lines of whole batches that a killed run left, of the first of `rows`; none where there was no run.
+
+    Raises ValueError where they are of other queries or documents.
+    """
+    lines = unfinished.read_text(encoding="utf-8").splitlines() if unfinished.exists() else []
+    found = [{key: value for key, value in json.loads(line).items() if key != "reasoning"} for line in lines]
+    if found != list(rows[: len(found)]):
+        raise ValueError(
+            f"{unfinished} was left by a run with other rows: --data, --queries, --part or --of were different. Give "
+            "them as they were, or remove the file to begin again."
+        )
+    return lines[: len(lines) // BATCH * BATCH]
 
 
 def main() -> None:
@@ -116,15 +151,15 @@ def main() -> None:
     random.Random(0).shuffle(rows)
     rows = rows[options.part :: options.of]
     unfinished = options.output.with_name(f"{options.output.name}.unfinished")
-    done = len(unfinished.read_bytes().splitlines()) // BATCH * BATCH if unfinished.exists() else 0
+    kept = kept_lines(unfinished, rows)
     writer = Writer(options.base, "cuda" if torch.cuda.is_available() else "cpu")
-    for start in range(done, len(rows), BATCH):
+    for start in range(len(kept), len(rows), BATCH):
         part = rows[start : start + BATCH]
         torch.manual_seed(start * options.of + options.part)
         texts = writer.write([row["query"] for row in part])
-        found = [row | {"reasoning": text} for row, text in zip(part, texts, strict=True)]
-        kept = unfinished.read_text(encoding="utf-8").splitlines()[:start] if start else []
-        write_text(unfinished, "".join(f"{line}\n" for line in [*kept, *map(json.dumps, found)]))
+        found = [row | ({"reasoning": text} if text else {}) for row, text in zip(part, texts, strict=True)]
+        kept += map(json.dumps, found)
+        write_text(unfinished, "".join(f"{line}\n" for line in kept))
         print(f"{min(start + BATCH, len(rows)):,} of {len(rows):,}", flush=True)
     unfinished.rename(options.output)
 

@@ -16,7 +16,7 @@ from results.smol.own_text import drawn, likelihood
 from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.tasks.beir_folder import read_queries, read_relevance, write_beir
-from tests.conftest import build_model, build_tokenizer
+from tests.conftest import CHAT_TEMPLATE, build_model, build_tokenizer
 from tests.train.loops import byte_folder
 
 STATINS = "statins and the heart pubmed ncbi abstract a study of statins"
@@ -148,6 +148,72 @@ def test_a_text_depends_on_the_examples_and_not_on_the_other_queries(writer, mon
     assert writer.write(queries, sample=False) == alone
     monkeypatch.setattr(base_text, "EXAMPLES", ())
     assert writer.write(queries, sample=False) != alone  # control
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A function that saves the tiny base with another chat template and without a padding token, and opens it."""
+
+    def opened(template):
+        tokenizer = build_tokenizer(False)
+        tokenizer.pad_token, tokenizer.chat_template = None, template
+        tokenizer.save_pretrained(tmp_path / "other")
+        build_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "other")
+        return Writer(tmp_path / "other")
+
+    return opened
+
+
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+
+
+@pytest.mark.parametrize("template", [REFUSES + CHAT_TEMPLATE, None], ids=["no system role", "no template"])
+def test_a_base_without_padding_token_and_system_role_or_template_is_shown_the_same(template, base):
+    other = base(template)
+    shown = other.prompt("old mill")
+    parts = [base_text.SYSTEM, *(part for example in base_text.EXAMPLES for part in example), "old mill"]
+    places = [shown.rindex(part) if part == "old mill" else shown.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "system" not in shown
+    queries = ["river", "who built the old stone bridge"]
+    alone = [text for query in queries for text in other.write([query], sample=False)]
+    assert other.write(queries, sample=False) == alone
+
+
+def test_a_base_does_not_think_where_it_can_be_told(base):
+    opens = "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    assert not base(CHAT_TEMPLATE + opens).prompt("mill").endswith("<think>")
+
+
+def test_a_text_does_not_depend_on_the_base_s_own_repetition_penalty(writer, monkeypatch):
+    before = writer.write(["river", "mill"], sample=False)
+    monkeypatch.setattr(writer.model.generation_config, "repetition_penalty", 50.0)
+    assert writer.write(["river", "mill"], sample=False) == before
+
+
+def test_rows_that_a_run_with_other_queries_left_are_refused_and_an_empty_text_is_no_target(tmp_path, monkeypatch):
+    """Training refuses a row whose `reasoning` is empty."""
+    rows = [{"query": f"q{n}", "positive": f"d{n}", "reasoning": "target"} for n in range(6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(base_text, "BATCH", 2)
+    monkeypatch.setattr(Writer, "__init__", lambda self, base, device: None)
+    monkeypatch.setattr(Writer, "write", lambda self, queries: ["" if "q3" in query else "a text" for query in queries])
+    output = tmp_path / "written.jsonl"
+    command = ["base_text", "--base", "b", "--data", str(tmp_path), "--output", str(output), "--queries", "a=6"]
+    monkeypatch.setattr("sys.argv", command)
+    base_text.main()
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {row["query"]: row.get("reasoning") for row in found} == {
+        f"q{n}": None if n == 3 else "a text" for n in range(6)
+    }
+    lines = output.read_text().splitlines()
+    left = tmp_path / "written.jsonl.unfinished"
+    left.write_text("".join(f"{line}\n" for line in [*lines[2:4], *lines[:2]]))
+    with pytest.raises(ValueError, match=r"written.jsonl.unfinished was left by a run with other rows"):
+        base_text.main()
+    left.write_text("".join(f"{line}\n" for line in lines[:3]))
+    base_text.main()  # control
+    assert output.read_text().splitlines() == lines
 
 
 def test_a_killed_run_goes_on_and_parts_share_the_queries(writer, tmp_path, monkeypatch, capsys):

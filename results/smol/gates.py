@@ -26,6 +26,7 @@ import numpy as np
 from results.smol.base_text import Writer
 from results.smol.smol_data import Sentences, cut, judged
 from search_r3_mteb import SearchR3Encoder
+from search_r3_mteb.atomic import write_text
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.reasoning_variants import filler_text
@@ -140,7 +141,8 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     rng = random.Random(SEED)
     other = words[1:] + words[:1]
     shuffled = [" ".join(rng.sample(text.split(), len(text.split()))) for text in words]
-    gold: dict[str, tuple[str, str]] = {}
+    # Where no relevant document is in the corpus there is nothing to say.
+    gold: dict[str, tuple[str, str]] = dict.fromkeys(data.queries, ("", ""))
     sentences = Sentences(data.documents.values())
     for row in judged(folder, split, 1):
         gold[row["query"]] = (cut(row["reasoning"].split(". ")[0]), cut(sentences.best(row["query"], row["positive"])))
@@ -149,7 +151,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "own": np.stack([thought.vector for thought in own]),
         "another query's": after(other),
         "shuffled": after(shuffled),
-        "full stops": after([filler_text(len(thought.token_ids) - 1) for thought in own]),
+        "full stops": after([filler_text(len(thought.token_ids)) for thought in own]),
         "nothing": after([""] * len(words)),
         "gold title": after([gold[query][0] for query in data.queries]),
         "gold sentence": after([gold[query][1] for query in data.queries]),
@@ -233,8 +235,7 @@ def main() -> None:
     folder, split = options.task.rsplit(":", 1)
     how = Measure(**{field.name: getattr(options, field.name) for field in fields(Measure)})
     found = run(options.model, Path(folder), split, how)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(options.json, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps({key: value for key, value in found.items() if key != "texts"}, indent=1))
 
 

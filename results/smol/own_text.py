@@ -24,7 +24,7 @@ import numpy as np
 from results.smol.gates import device, unit
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.atomic import write_jsonl
-from search_r3_mteb.encoder.checkpoints import load
+from search_r3_mteb.encoder.checkpoints import Checkpoint, load
 from search_r3_mteb.search.arrays import Vectors
 
 SOURCES = ("nfcorpus", "medical", "squad", "arxiv", "scifact")
@@ -82,6 +82,13 @@ def rows_of(
     return found, counts | {"share_gained": float((gains.max(axis=0) > 0).mean())}
 
 
+def encoders(checkpoint: Checkpoint, samples: int, store: Path) -> tuple[SearchR3Encoder, list[SearchR3Encoder]]:
+    """The encoder of direct vectors, and one per sample. None is anchored: `rows_of` adds the direct vector itself."""
+    settings: dict[str, Any] = {"max_length": 256, "max_reasoning_tokens": 48, "anchor": None, "cache_folder": store}
+    writers = [SearchR3Encoder(checkpoint, temperature=0.8, seed=seed, **settings) for seed in range(samples)]
+    return SearchR3Encoder(checkpoint, mode="direct", **settings), writers
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,9 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     checkpoint = load(options.model, dtype=options.dtype, device=device())
     store = options.output.with_suffix(".store")  # a killed run goes on where it was
-    settings: dict[str, Any] = {"max_length": 256, "max_reasoning_tokens": 48, "cache_folder": store}
-    direct = SearchR3Encoder(checkpoint, mode="direct", **settings)
-    writers = [SearchR3Encoder(checkpoint, temperature=0.8, seed=seed, **settings) for seed in range(options.samples)]
+    direct, writers = encoders(checkpoint, options.samples, store)
     everything: list[dict[str, str]] = []
     report = {}
     for name in SOURCES:

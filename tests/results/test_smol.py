@@ -12,9 +12,12 @@ from results.smol.base_text import Writer
 from results.smol.base_text import cut as cut_text
 from results.smol.gates import JudgedSplit, Measure, best_anchor, interval, run, shown, unit
 from results.smol.hits import with_hits
-from results.smol.own_text import drawn, likelihood
+from results.smol.own_text import drawn, encoders, likelihood
 from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
+from search_r3_mteb import SearchR3Encoder
+from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.evaluation.reasoning_variants import filler_text
 from search_r3_mteb.tasks.beir_folder import read_queries, read_relevance, write_beir
 from tests.conftest import CHAT_TEMPLATE, build_model, build_tokenizer
 from tests.train.loops import byte_folder
@@ -103,6 +106,27 @@ def test_the_gate_of_a_tiny_model_has_every_way(folder, writer, tmp_path, monkey
     ways |= {"full stops", "nothing", "base, two examples", "base, HyDE"}
     assert ways < table.keys()
     assert all(set(table[way]) == {"alone", "0.2", "0.3", "0.5", "1", "2"} for way in ways)
+
+
+def test_full_stops_are_as_many_as_the_tokens_of_the_own_text_and_gold_may_be_missing(folder, tmp_path, monkeypatch):
+    """A query whose relevant document is not in the corpus scores 0, as pytrec_eval has it."""
+    with (folder / "qrels" / "dev.tsv").open("a") as stream:
+        stream.write("n\tgone\t1\n")
+    asked = []
+    monkeypatch.setattr("results.smol.gates.filler_text", lambda tokens: asked.append(tokens) or filler_text(tokens))
+    found = run(str(byte_folder(tmp_path / "model")), folder, "dev", Measure(dtype="float32", samples=0))
+    assert found["queries"] == 3
+    assert np.mean(asked) == pytest.approx(found["tokens"])
+    assert next(one for one in found["texts"] if one["query"] == "nothing")["gold"] == ""
+
+
+def test_the_samples_of_a_model_with_an_anchor_are_not_anchored_twice(tmp_path):
+    checkpoint = load(str(byte_folder(tmp_path / "model")), device="cpu")
+    checkpoint = replace(checkpoint, profile=replace(checkpoint.profile, anchor=0.5))
+    direct, writers = encoders(checkpoint, 2, tmp_path / "store")
+    assert [writer.anchor for writer in (direct, *writers)] == [None] * 3
+    assert [writer.settings["seed"] for writer in writers] == [0, 1]
+    assert SearchR3Encoder(checkpoint).anchor == 0.5  # control
 
 
 def test_a_likelihood_and_an_interval_by_hand():

@@ -3,10 +3,10 @@
     python results/smol/base_text.py --base runs/smol/base --data runs/smol/data --output runs/smol/written.jsonl
         [--queries nfcorpus=1500 medical=500 squad=200 scifact=100] [--part 0 --of 2]
 
-One sample per training query, cut after the sentence in which its 14th word lies and at 32 words; the positive is one
-of the query's relevant documents, drawn by chance. The text knows nothing of that document, as at test time: a row
-teaches the writer what the base can say, and the vector how far to trust it. Source: our choice, after the gates
-showed that texts of relevant documents as targets teach a small writer to repeat the commonest ones.
+One sample per training query, cut after the sentence in which its 14th word lies and at 32 words; its positives are the
+query's relevant documents, in an order drawn by chance. The text knows nothing of them, as at test time: a row teaches
+the writer what the base can say, and the vector how far to trust it. Source: our choice, after the gates showed that
+texts of relevant documents as targets teach a small writer to repeat the commonest ones.
 
 A row for which the base writes nothing has no target. `--part` and `--of` share the queries among processes, each with
 an output of its own. A killed run goes on where it was: its rows lie in OUTPUT.unfinished until all are there.
@@ -107,19 +107,23 @@ class Writer:
         return [cut(text if self.chats else text.strip().partition("\n\n")[0]) for text in texts]
 
 
-def drawn(data: Path, queries: dict[str, int]) -> Iterator[dict[str, str]]:
-    """For each source at most so many queries with one of their rows, under a fixed seed, without its target."""
+def drawn(data: Path, queries: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """For each source at most so many queries, under a fixed seed, with all of their documents in a drawn order.
+
+    Training takes one of them after the other, and none of them as a negative.
+    """
     for name, most in queries.items():
-        rows = defaultdict(list)
+        rows: dict[str, dict[str, str | None]] = defaultdict(dict)
         with (data / f"{name}.jsonl").open(encoding="utf-8") as stream:
             for row in map(json.loads, stream):
-                rows[row["query"]].append(row)
+                rows[row["query"]][row["positive"]] = row.get("positive_id")
         rng = random.Random(f"base texts {name}")
         for query in rng.sample(sorted(rows), min(most, len(rows))):
-            yield {key: value for key, value in rng.choice(rows[query]).items() if key != "reasoning"}
+            documents = [{"text": text} | ({"id": id_} if id_ else {}) for text, id_ in rows[query].items()]
+            yield {"query": query, "positive": rng.sample(documents, len(documents))}
 
 
-def kept_lines(unfinished: Path, rows: Sequence[dict[str, str]]) -> list[str]:
+def kept_lines(unfinished: Path, rows: Sequence[dict[str, Any]]) -> list[str]:
     """The lines of whole batches that a killed run left, of the first of `rows`; none where there was no run.
 
     Raises ValueError where they are of other queries or documents.

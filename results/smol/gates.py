@@ -184,7 +184,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         best = np.max([data.ndcg(unit(direct + vectors)) for vectors in each], axis=0)
         table[f"best of {samples}, anchored 1"] = interval(best - base)
     anchor = best_anchor(table)
-    used = WEIGHTS[0] if anchor is None else anchor
+    used = anchor or WEIGHTS[0]
     reasoned = data.ndcg(unit(direct + used * ways["own"]))
     return {
         "model": model,
@@ -204,11 +204,11 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     }
 
 
-def best_anchor(table: dict[str, Any]) -> float | None:
-    """The weight under which the model's own greedy text gains most over the direct vector; None where none gains."""
+def best_anchor(table: dict[str, Any]) -> float:
+    """The weight under which the model's own greedy text gains most over the direct vector; 0 where none gains."""
     gains = {weight: table["own"][f"{weight:g}"][0] for weight in WEIGHTS}
     best = max(gains, key=lambda weight: gains[weight])
-    return best if gains[best] > 0 else None
+    return best if gains[best] > 0 else 0.0
 
 
 def device() -> str:

@@ -37,6 +37,7 @@ LICENCES = {
     "arxiv": "CC0 (arXiv metadata)",
     "code": "that of each row's repository",
     "medical": "CC BY 4.0 (MedQuAD)",
+    "written": "as its queries and documents: NFCorpus, MedQuAD, SQuAD, SciFact",
     "nfcorpus": "for academic use (NFCorpus, Heidelberg University)",
     "squad": "CC BY-SA 4.0",
     "scifact": "claims CC BY 4.0, abstracts ODC-By",
@@ -113,13 +114,14 @@ def release(model: Path, output: Path, packaged: str | None, gates: Path | None 
         write_json(folder / PROFILE_FILE, profile.to_dict())
         write_json(folder / ADAPTER_CONFIG, config)
         write_json(folder / BASE_FILE, record)
-        write_card(folder, model.parent, packaged, read_object(model / "model_card.json"))
+        described = packaged is not None and output == ASSETS / packaged  # status.json is about that one
+        write_card(folder, model.parent, packaged, read_object(model / "model_card.json"), described)
         write_manifest(folder)
     return output
 
 
-def write_card(folder: Path, run: Path, packaged: str | None, kept: dict[str, Any]) -> None:
-    """The run's card; for the package, with what `status.json` says in its first sentences."""
+def write_card(folder: Path, run: Path, packaged: str | None, kept: dict[str, Any], described: bool) -> None:
+    """The run's card; where it is `described`, with what `status.json` says in its first sentences."""
     name = f"search-r3-mteb/{packaged}" if packaged else run.name
     facts: Facts = facts_of_run(run, name=name, license="apache-2.0", licences=LICENCES)
     if packaged:
@@ -127,7 +129,7 @@ def write_card(folder: Path, run: Path, packaged: str | None, kept: dict[str, An
     else:
         facts = replace(facts, base_model=kept.get("base_model"))
     card = write_model_card(folder, facts, called=packaged or folder.name)
-    if not packaged:
+    if not described:
         return
     text, opening = card.read_text(encoding="utf-8"), opening_of(facts)
     status = json.loads(STATUS.read_text(encoding="utf-8"))

@@ -85,12 +85,16 @@ def teacher(folder: Path) -> None:
         shutil.copytree(packaged_encoder(), unfinished, dirs_exist_ok=True)
 
 
-def gates(folder: Path, extra: Sequence[str]) -> None:
-    """The gates before and after stage 2 on every dev set, in a folder that appears when all are there."""
+def gates(folder: Path, base: str | Path, extra: Sequence[str]) -> None:
+    """The gates before and after stage 2 on every dev set, in a folder that appears when all are there.
+
+    A killed run computes no vector and no text of the adapters again.
+    """
+    known = ("--store", folder / "store", "--base", base, *extra)
     with replaced_folder(folder / "gates") as unfinished:
         for stage, name in product(("sft2", "rl"), GATES):
             task, to = f"{folder / 'data' / name}:dev", unfinished / f"{stage}-{name}.json"
-            script("gates", "--model", folder / stage / "last", "--task", task, "--json", to, *extra)
+            script("gates", "--model", folder / stage / "last", "--task", task, "--json", to, *known)
 
 
 def model(folder: Path, packaged: str | None) -> None:
@@ -130,7 +134,7 @@ def ways(options: argparse.Namespace) -> dict[str, tuple[Path, Callable[[], obje
         "data": (folder / "data" / "report.json", partial(smol_data.make, options.data, folder / "data")),
         "teacher": (folder / "teacher", partial(teacher, folder / "teacher")),
         "written": (folder / "written.jsonl", partial(script, "base_text", *texts)),
-        "gates": (folder / "gates", partial(gates, folder, options.gates)),
+        "gates": (folder / "gates", partial(gates, folder, base, options.gates)),
         "model": (folder / "model", partial(model, folder, None if options.base else "smol")),
         **{name: (last[name] / CARD, partial(train, name, folder, getattr(options, name))) for name in TRAINERS},
     }

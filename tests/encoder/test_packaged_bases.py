@@ -180,7 +180,7 @@ def test_the_limit_is_the_package_s_alone(base, tmp_path, monkeypatch):
     assert not (tmp_path / "assets" / "new").exists()
 
 
-@pytest.mark.parametrize("anchor", [0.5, None])
+@pytest.mark.parametrize("anchor", [0.5, 0.0])
 def test_the_anchor_that_the_gates_chose_becomes_the_profile_s(base, tmp_path, monkeypatch, anchor):
     trained = save(adapted(base), tmp_path / "run" / "last")
     (trained / "model_card.json").write_text("{}")

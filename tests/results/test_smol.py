@@ -294,11 +294,11 @@ def test_queries_get_the_titles_of_their_hits_and_keep_their_judgements(folder, 
     assert found == {"dev": 0.5}, "the last document is relevant to one of the two"
 
 
-def test_the_anchor_is_the_weight_that_gains_most_or_none():
+def test_the_anchor_is_the_weight_that_gains_most_or_0():
     own = {"alone": [0.5], "0.2": [0.01], "0.3": [0.03], "0.5": [0.02], "1": [-0.1], "2": [-0.2]}
     assert best_anchor({"own": own}) == 0.3
     assert best_anchor({"own": {weight: [-gain[0]] for weight, gain in own.items() if weight < "1"} | {
-        "1": [-1.0], "2": [0.0]}}) is None  # fmt: skip
+        "1": [-1.0], "2": [0.0]}}) == 0  # fmt: skip
 
 
 def test_samples_are_those_that_gained_and_lost_most():

@@ -14,6 +14,8 @@ from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.conftest import build_model, build_tokenizer, save_sentence_transformer
 from train import rl, sft
+from train.config.loading import load_config
+from train.config.stages import RlConfig, SftConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("nfcorpus", "medical", "arxiv", "squad", "code", "scifact")
@@ -42,7 +44,7 @@ def prepared(folder):
         queries = [(f"q{n}", f"which {word}") for n, word in enumerate(WORDS)]
         half = len(WORDS) // 2
         judged = [(f"q{n}", f"d{n}", 1) for n in range(len(WORDS))]
-        qrels = {"train": judged[:half], "dev": judged[half:]}
+        qrels = {"train": judged[:half], "dev": judged[half:-1], "test": judged[-1:]}
         write_beir(data / name, corpus=corpus, queries=queries, qrels=qrels)
     (data / "report.json").write_text("{}")
     save_sentence_transformer(build_tokenizer(False), folder / "teacher", 0)
@@ -80,7 +82,7 @@ def test_every_step_of_any_base(kind, tmp_path, monkeypatch, capsys, fresh_accel
 def test_a_configuration_goes_to_the_folder_or_is_missed_by_name(tmp_path):
     made = smol.configuration("sft", tmp_path / "other").read_text()
     assert "runs/smol/" not in made
-    assert made.count(f"{(tmp_path / 'other').as_posix()}/data/") == 7
+    assert made.count(f"{(tmp_path / 'other').as_posix()}/data/") == 8
     with pytest.raises(FileNotFoundError, match=r"smol_none.toml is missing"):
         smol.configuration("none", tmp_path)
 
@@ -168,3 +170,14 @@ def test_every_stage_is_planned_for_a_larger_base_as_it_is(name, stage, tmp_path
     assert ("# corpus cache: " in shown) == (stage == "rl")
     total = float(re.search(r"memory estimate per device in GiB: .*total ([\d.]+)", shown)[1])
     assert 4 * shape.num_hidden_layers * shape.hidden_size**2 / 2**30 < total < 80, "one GPU of 80 GB holds it"
+
+
+@pytest.mark.parametrize("stage", smol.TRAINERS)
+def test_no_stage_trains_on_a_query_that_judges_it(stage, tmp_path):
+    """Regression: four training queries of NFCorpus are dev queries, word for word, and stage 2 kept them."""
+    kind = RlConfig if stage == "rl" else SftConfig
+    data = load_config(smol.configuration(stage, tmp_path), (), kind).data
+    against = {(Path(one.path).name, one.split) for one in (*data.evaluation, *data.decontamination.against)}
+    assert {("nfcorpus", "dev"), ("nfcorpus", "test")} <= against
+    guarded = {source.name for source in data.sources if "queries" in (source.decontaminate or ())}
+    assert guarded >= {source.name for source in data.sources} & {"nfcorpus", "squad", "scifact", "written"}

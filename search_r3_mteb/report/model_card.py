@@ -16,6 +16,7 @@ from typing import Any
 
 from search_r3_mteb.atomic import write_json, write_text
 from search_r3_mteb.extras import how_to_install
+from search_r3_mteb.json_files import read_object
 from search_r3_mteb.report.number_text import count, score, span
 from search_r3_mteb.report.records import Evidence
 from search_r3_mteb.report.run_file import RunFile
@@ -28,6 +29,8 @@ LIMITATIONS = (
     "Reasoning costs generated tokens for every query; direct embedding of queries (mode=\"direct\") costs none.",
     "The reasoning is a means of retrieval. It may state falsehoods and is not an explanation of the ranking.",
 )  # fmt: skip
+CARD_FACTS = "model_card.json"
+EARLIER = "In an earlier stage."
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def write_model_card(folder: Path, facts: Facts, called: str | None = None) -> P
     )
     path = folder / "README.md"
     write_text(path, text.rstrip() + "\n")
-    write_json(folder / "model_card.json", json.loads(json.dumps(asdict(facts), allow_nan=False)))
+    write_json(folder / CARD_FACTS, json.loads(json.dumps(asdict(facts), allow_nan=False)))
     return path
 
 
@@ -221,6 +224,20 @@ def _sources(config: Mapping[str, Any], licences: Mapping[str, str]) -> Iterator
     for item in config.get("replay", {}).get("sources", []):
         source = _source(item, licences)
         yield replace(source, note=f"{source.note} Replayed in this stage.".strip())
+    yield from _earlier_sources(config.get("model", {}).get("path"), licences)
+
+
+def _earlier_sources(start: str | None, licences: Mapping[str, str]) -> Iterator[DataSource]:
+    """What the checkpoint that a run began with was trained on, by its own card; nothing where it has none of ours."""
+    card = None if start is None else Path(start, CARD_FACTS)
+    if card is None or not card.is_file():
+        return
+    for item in read_object(card).get("data", []):
+        if not (isinstance(item, dict) and set(item) == set(DataSource.__dataclass_fields__)):
+            return  # another tool's file of that name
+        source = DataSource(**item)
+        note = source.note if source.note.endswith(EARLIER) else f"{source.note} {EARLIER}".strip()
+        yield replace(source, licence=source.licence or licences.get(source.name), note=note)
 
 
 def _source(item: Mapping[str, Any], licences: Mapping[str, str]) -> DataSource:

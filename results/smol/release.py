@@ -8,7 +8,7 @@ every other tensor is compared. More than 15 MB of weights are refused there; wi
 `status.json` beside this file says what the model is and is not; its sentences stand first in the card.
 
 --gates is what gates.py found on a dev set: the weight of the reasoned vector that gained most there becomes the
-profile's `anchor`, which encoders take by default.
+profile's `anchor`, which encoders take by default, and its scores become the card's results.
 """
 
 import argparse
@@ -19,6 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from results.smol.gates import interval
 from search_r3_mteb.atomic import replaced_folder, write_json, write_text
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE, find_base, weights_digest
 from search_r3_mteb.encoder.checkpoints import ASSETS, resolve
@@ -115,15 +118,36 @@ def release(model: Path, output: Path, packaged: str | None, gates: Path | None 
         write_json(folder / ADAPTER_CONFIG, config)
         write_json(folder / BASE_FILE, record)
         described = packaged is not None and output == ASSETS / packaged  # status.json is about that one
-        write_card(folder, model.parent, packaged, read_object(model / "model_card.json"), described)
+        results = () if gates is None else measured(read_object(gates))
+        write_card(folder, model.parent, packaged, read_object(model / "model_card.json"), described, results)
         write_manifest(folder)
     return output
 
 
-def write_card(folder: Path, run: Path, packaged: str | None, kept: dict[str, Any], described: bool) -> None:
+def measured(found: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """What gates.py found as results of a card: the direct vector, and the anchored one where an anchor gains."""
+    task, split = found["task"].split(":")
+    rows = []
+    for mode, tokens in (("direct", 0.0), ("reason", found["tokens"])):
+        if mode == "reason" and not found["anchor"]:
+            continue
+        mean, low, high = interval(np.array([one[mode] for one in found["texts"]]))
+        row = {"task": task, "split": split, "mode": mode, "ndcg_at_10": mean, "interval": [low, high]}
+        rows.append(row | {"queries": found["queries"], "reasoning_tokens_per_query": tokens})
+    return tuple(rows)
+
+
+def write_card(
+    folder: Path,
+    run: Path,
+    packaged: str | None,
+    kept: dict[str, Any],
+    described: bool,
+    results: tuple[dict[str, Any], ...],
+) -> None:
     """The run's card; where it is `described`, with what `status.json` says in its first sentences."""
     name = f"search-r3-mteb/{packaged}" if packaged else run.name
-    facts: Facts = facts_of_run(run, name=name, license="apache-2.0", licences=LICENCES)
+    facts: Facts = facts_of_run(run, name=name, license="apache-2.0", licences=LICENCES, results=results)
     if packaged:
         facts = replace(facts, base_model=BASES[packaged].hub, max_reasoning_tokens=None)
     else:

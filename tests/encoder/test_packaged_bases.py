@@ -186,7 +186,11 @@ def test_the_anchor_that_the_gates_chose_becomes_the_profile_s(base, tmp_path, m
     (trained / "model_card.json").write_text("{}")
     monkeypatch.setattr(release, "write_card", lambda *given: None)  # it reads a whole run
     gates = tmp_path / "gates.json"
-    gates.write_text(json.dumps({"anchor": anchor}))
+    texts = [{"direct": 0.1, "reason": 0.2}, {"direct": 0.3, "reason": 0.6}]
+    found = {"anchor": anchor, "task": "a:dev", "tokens": 7.0, "queries": 2, "texts": texts}
+    gates.write_text(json.dumps(found))
+    scores = [(row["mode"], row["ndcg_at_10"], row["interval"]) for row in release.measured(found)]
+    assert scores == [("direct", 0.2, [0.1, 0.3]), ("reason", 0.4, [0.2, 0.6])][: 2 if anchor else 1]
     released = release.release(trained, tmp_path / "released", None, gates)
     assert SearchR3Encoder(str(released), device="cpu").anchor == anchor
     before = release.release(trained, tmp_path / "other", None)  # control: without gates as it was trained

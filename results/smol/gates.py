@@ -2,15 +2,16 @@
 
     python results/smol/gates.py --model runs/smol/sft/last --task runs/smol/data/nfcorpus:dev --json FILE
         [--samples 4] [--queries 400] [--dtype float32] [--max-length 256] [--store FOLDER]
-        [--base runs/smol/base]
+        [--base runs/smol/base] [--anchor 0.5]
 
 For each query, nDCG@10 of its direct vector, of the vector after a text, and of both anchored: normalise(direct +
 lambda x reasoned). Texts: the model's own (greedy), the mean vector of several sampled ones, the best of them by the
 judgements, the title of a relevant document, its nearest sentence, another query's own text, its own one shuffled, as
-many full stops, nothing; the titles of the first direct hit and of the first three, and its own text where the prompt
-shows these three titles below the query; and Rocchio on the top three direct documents, which needs no text. With
---base also what this language model, untrained, writes after two examples, read as the reasoning, and as HyDE reads it:
-the direct vector of query and text. Intervals: paired bootstrap, 95 %.
+many full stops, nothing; the titles of the first direct hit and of the first three; where the prompt shows these three
+titles below the query, its own text, another query's, none, and the direct vector of that prompt; and Rocchio on the
+top three direct documents, which needs no text. With --base also what this language model, untrained, writes after two
+examples, read as the reasoning, and as HyDE reads it: the direct vector of query and text. `differences` are between
+two ways under the anchor that is best for the model's own text, or --anchor. Intervals: paired bootstrap, 95 %.
 """
 
 import argparse
@@ -34,6 +35,20 @@ from search_r3_mteb.search.arrays import Vectors
 from search_r3_mteb.tasks.beir_folder import read_corpus, read_queries, read_relevance
 
 WEIGHTS = (0.2, 0.3, 0.5, 1.0, 2.0)
+SHOWN = "the 3 titles in its prompt"
+COMPARED = (
+    ("own", "another query's"),
+    ("own", "shuffled"),
+    ("own", "full stops"),
+    ("own", "nothing"),
+    ("own", "Rocchio, top 3"),
+    ("own", "base, HyDE"),
+    (f"own, {SHOWN}", f"another query's, {SHOWN}"),
+    (f"own, {SHOWN}", f"nothing, {SHOWN}"),
+    (f"own, {SHOWN}", f"direct, {SHOWN}"),
+    (f"own, {SHOWN}", "Rocchio, top 3"),
+)
+"""Ways whose difference under one anchor is given with its interval."""
 SEED = 0
 TITLE_WORDS = 12  # of a hit: three titles fit into the budget of a text
 
@@ -109,6 +124,7 @@ class Measure:
     max_length: int = 256
     store: Path | None = None
     base: Path | None = None
+    anchor: float | None = None
 
 
 def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
@@ -164,7 +180,18 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     hits = data.top_titles(direct, 3)
     ways["title of the first hit"] = after([titles[0] for titles in hits])
     ways["titles of the first 3 hits"] = after([". ".join(titles) for titles in hits])
-    ways["own, the 3 titles in its prompt"] = np.stack([thought.vector for thought in writer.think(shown(data, hits))])
+    asked = shown(data, hits)
+    thoughts = writer.think(asked)
+    said = [thought.text for thought in thoughts]
+    ways |= {
+        f"{name}, {SHOWN}": vectors
+        for name, vectors in (
+            ("own", np.stack([thought.vector for thought in thoughts])),
+            ("another query's", writer.encode_query(asked, reasoning=said[1:] + said[:1])),
+            ("nothing", writer.encode_query(asked, reasoning=[""] * len(asked))),
+            ("direct", encoder.encode_query(asked)),
+        )
+    }
     first = data.vectors[data.top(direct, 3)].mean(axis=1)
     ways["Rocchio, top 3"] = unit(first)
     if how.base is not None:
@@ -183,9 +210,13 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     if samples:
         best = np.max([data.ndcg(unit(direct + vectors)) for vectors in each], axis=0)
         table[f"best of {samples}, anchored 1"] = interval(best - base)
-    anchor = best_anchor(table)
+    anchor = best_anchor(table) if how.anchor is None else how.anchor
     used = anchor or WEIGHTS[0]
-    reasoned = data.ndcg(unit(direct + used * ways["own"]))
+    under = {name: data.ndcg(unit(direct + used * vectors)) for name, vectors in ways.items()}
+    reasoned = under["own"]
+    differences = {
+        f"{one} minus {other}": interval(under[one] - under[other]) for one, other in COMPARED if other in under
+    }
     return {
         "model": model,
         "dtype": how.dtype,
@@ -197,6 +228,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "anchor": anchor,
         "anchor_of_the_texts": used,
         "table": table,
+        "differences": differences,
         "texts": [
             {"query": query, "own": text, "gold": gold[query][0], "direct": float(d), "reason": float(r)}
             for query, text, d, r in zip(data.queries, words, base, reasoned, strict=True)
@@ -230,6 +262,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=256, help="of queries and documents, in tokens")
     parser.add_argument("--store", type=Path, help="vectors and texts are kept here, and read by the next command")
     parser.add_argument("--base", type=Path, help="folder of the language model that the adapter is of")
+    parser.add_argument("--anchor", type=float, help="chosen elsewhere, for a test split; default: the best one here")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     folder, split = options.task.rsplit(":", 1)

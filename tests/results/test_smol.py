@@ -10,7 +10,7 @@ import pytest
 from results.smol import base_text, samples
 from results.smol.base_text import Writer
 from results.smol.base_text import cut as cut_text
-from results.smol.gates import JudgedSplit, Measure, best_anchor, interval, run, shown, unit
+from results.smol.gates import COMPARED, JudgedSplit, Measure, best_anchor, interval, run, shown, unit
 from results.smol.hits import with_hits
 from results.smol.own_text import drawn, encoders, likelihood
 from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
@@ -96,7 +96,13 @@ def test_the_gate_of_a_tiny_model_has_every_way(folder, writer, tmp_path, monkey
     base = Path(writer.model.name_or_path)
     how = Measure(dtype="float32", samples=0, store=tmp_path / "store", base=base)
     model = str(byte_folder(tmp_path / "model"))
-    table = run(model, folder, "dev", how)["table"]
+    first = run(model, folder, "dev", how)
+    table, compared = first["table"], first["differences"]
+    assert len(compared) == len(COMPARED)
+    at = f"{first['anchor_of_the_texts']:g}"
+    by_hand = table["own"][at][0] - table["nothing"][at][0]
+    assert compared["own minus nothing"][0] == pytest.approx(by_hand, abs=2e-4)
+    assert run(model, folder, "dev", replace(how, anchor=2.0))["anchor_of_the_texts"] == 2
     monkeypatch.setattr(Engine, "embed", None)
     monkeypatch.setattr(Engine, "reason", None)
     assert run(model, folder, "dev", how)["table"] == table, "all of it was kept"
@@ -104,6 +110,7 @@ def test_the_gate_of_a_tiny_model_has_every_way(folder, writer, tmp_path, monkey
         run(model, folder, "dev", replace(how, max_length=128))
     ways = {"title of the first hit", "titles of the first 3 hits", "own, the 3 titles in its prompt", "Rocchio, top 3"}
     ways |= {"full stops", "nothing", "base, two examples", "base, HyDE"}
+    ways |= {f"{name}, the 3 titles in its prompt" for name in ("direct", "another query's", "nothing")}
     assert ways < table.keys()
     assert all(set(table[way]) == {"alone", "0.2", "0.3", "0.5", "1", "2"} for way in ways)
 

@@ -53,7 +53,7 @@ def cut(text: str) -> str:
     return " ".join(words[:MOST])
 
 
-class Writer:
+class BaseWriter:
     """A causal LM that is shown `EXAMPLES` before each query.
 
     Without a system role in its chat template the task stands in the first user's turn; without a template the turns
@@ -156,7 +156,7 @@ def main() -> None:
     rows = rows[options.part :: options.of]
     unfinished = options.output.with_name(f"{options.output.name}.unfinished")
     kept = kept_lines(unfinished, rows)
-    writer = Writer(options.base, "cuda" if torch.cuda.is_available() else "cpu")
+    writer = BaseWriter(options.base, "cuda" if torch.cuda.is_available() else "cpu")
     for start in range(len(kept), len(rows), BATCH):
         part = rows[start : start + BATCH]
         torch.manual_seed(start * options.of + options.part)

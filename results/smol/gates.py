@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from results.smol.base_text import Writer
+from results.smol.base_text import BaseWriter
 from results.smol.smol_data import Sentences, cut, judged
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.atomic import write_text
@@ -195,7 +195,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     first = data.vectors[data.top(direct, 3)].mean(axis=1)
     ways["Rocchio, top 3"] = unit(first)
     if how.base is not None:
-        hyde = Writer(how.base, device())
+        hyde = BaseWriter(how.base, device())
         texts = [hyde.write(data.queries[n : n + 64], sample=False) for n in range(0, len(data.queries), 64)]
         found = [text for part in texts for text in part]
         ways["base, two examples"] = after(found)

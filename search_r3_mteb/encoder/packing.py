@@ -76,9 +76,15 @@ def _can_be_packed(module: Any, autocast: torch.dtype | None, rows: int | None) 
     weight: Tensor = module.weight
     dtype = autocast or weight.dtype
     least = LEAST_NUMBERS.get(dtype)
-    if rows is not None and rows < LEAST_ROWS.get(dtype, 0):
+    if (rows is not None and rows < LEAST_ROWS.get(dtype, 0)) or not packs(dtype):
         return False
     return weight.device.type == "cpu" and type(weight.data) is Tensor and least is not None and weight.numel() >= least
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of a type on this processor: bfloat16 needs AVX-512 or more, and raises without."""
+    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
+    return asked is None or (_available() and bool(getattr(torch.ops.mkldnn, asked)()))
 
 
 def _available() -> bool:

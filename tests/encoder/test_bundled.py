@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from search_r3_mteb import SearchR3Encoder
+from search_r3_mteb.search.products import cpu_multiplies_bfloat16
 
 DOCUMENTS = [
     "def parse_date(text):\n    return datetime.strptime(text, '%Y-%m-%d').date()",
@@ -40,7 +41,8 @@ def test_mini_reasons_shortly_and_ends_by_itself(mini):
 
 
 def test_mini_is_bfloat16_of_384_dimensions_and_can_be_had_in_float32(mini):
-    assert (mini.dim, mini.model.dtype) == (384, torch.bfloat16)
+    shown = torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32  # what "auto" is on this processor
+    assert (mini.dim, mini.model.dtype) == (384, shown)
     exact = SearchR3Encoder("mini", dtype="float32", mode="direct", device="cpu").encode_document(DOCUMENTS)
     assert exact.dtype == np.float32
     assert float((exact * mini.encode_document(DOCUMENTS)).sum(axis=1).min()) > 0.99

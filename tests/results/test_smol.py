@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from results.smol import base_text, samples
-from results.smol.base_text import Writer
+from results.smol.base_text import BaseWriter
 from results.smol.base_text import cut as cut_text
 from results.smol.gates import COMPARED, JudgedSplit, Measure, best_anchor, interval, run, shown, unit
 from results.smol.hits import with_hits
@@ -169,7 +169,7 @@ def writer(tmp_path_factory):
     tokenizer = build_tokenizer(False)
     tokenizer.save_pretrained(folder)
     build_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
-    return Writer(folder)
+    return BaseWriter(folder)
 
 
 def test_a_text_depends_on_the_examples_and_not_on_the_other_queries(writer, monkeypatch):
@@ -190,7 +190,7 @@ def base(tmp_path):
         tokenizer.pad_token, tokenizer.chat_template = None, template
         tokenizer.save_pretrained(tmp_path / "other")
         build_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "other")
-        return Writer(tmp_path / "other")
+        return BaseWriter(tmp_path / "other")
 
     return opened
 
@@ -227,8 +227,10 @@ def test_rows_that_a_run_with_other_queries_left_are_refused_and_an_empty_text_i
     rows = [{"query": f"q{n}", "positive": f"d{n}", "reasoning": "target"} for n in range(6)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(base_text, "BATCH", 2)
-    monkeypatch.setattr(Writer, "__init__", lambda self, base, device: None)
-    monkeypatch.setattr(Writer, "write", lambda self, queries: ["" if "q3" in query else "a text" for query in queries])
+    monkeypatch.setattr(BaseWriter, "__init__", lambda self, base, device: None)
+    monkeypatch.setattr(
+        BaseWriter, "write", lambda self, queries: ["" if "q3" in query else "a text" for query in queries]
+    )
     output = tmp_path / "written.jsonl"
     command = ["base_text", "--base", "b", "--data", str(tmp_path), "--output", str(output), "--queries", "a=6"]
     monkeypatch.setattr("sys.argv", command)
@@ -260,8 +262,8 @@ def test_a_killed_run_goes_on_and_parts_share_the_queries(writer, tmp_path, monk
         calls.append(queries)
         return [f"about {query}" for query in queries]
 
-    monkeypatch.setattr(Writer, "write", write)
-    monkeypatch.setattr(Writer, "__init__", lambda self, base, device: None)
+    monkeypatch.setattr(BaseWriter, "write", write)
+    monkeypatch.setattr(BaseWriter, "__init__", lambda self, base, device: None)
     output = tmp_path / "written.jsonl"
     command = ["base_text", "--base", "b", "--data", str(tmp_path), "--output", str(output), "--queries", "a=9"]
     monkeypatch.setattr("sys.argv", command)

@@ -142,7 +142,8 @@ def test_the_map_moves_every_row_whatever_the_size_of_its_blocks(tmp_path, monke
         for number in (1, 2):
             cache.refresh(hits(*refreshed), drifted, budget=len(refreshed), step=number)
         values.append(cache.values(step))
-    np.testing.assert_array_equal(values[0], values[1])
+    # One row and many are different products of some processors: the last bit may differ.
+    np.testing.assert_allclose(values[0], values[1], rtol=0, atol=2e-7)
     untouched = np.setdiff1d(step, refreshed)
     assert np.abs(values[0] - encode([f"document {row}" for row in range(N)]))[untouched].min(axis=0).max() > 0
 

@@ -1,4 +1,6 @@
-"""Rows of the second round of smol's stage 1: the model's own texts, the best to be written, any to be read.
+"""Rows of a further round of smol's stage 1: the model's own texts, the best to be written, any to be read.
+
+The second round of 2026-11-27 was trained on them; `smol.py` does not use them now (results/smol/README.md says why).
 
     python results/smol/own_text.py --model runs/smol/sft/last --data runs/smol/data --output runs/smol/own.jsonl
         [--queries 3000] [--samples 4]

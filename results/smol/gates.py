@@ -1,8 +1,8 @@
 """The headroom gate of smol: what a text before the embed token does to the ranking, by where the text comes from.
 
     python results/smol/gates.py --model runs/smol/sft/last --task runs/smol/data/nfcorpus:dev --json FILE
-        [--samples 4] [--queries 400] [--dtype float32] [--max-length 256] [--store FOLDER]
-        [--base runs/smol/base] [--anchor 0.5]
+        [--samples 4] [--queries 400] [--documents 1500] [--dtype float32] [--max-length 256] [--store FOLDER]
+        [--base runs/smol/base] [--train train] [--anchor 0.5] [--against FILE] [--brief]
 
 For each query, nDCG@10 of its direct vector, of the vector after a text, and of both anchored: normalise(direct +
 lambda x reasoned). Texts: the model's own (greedy), the mean vector of several sampled ones, the best of them by the
@@ -10,19 +10,23 @@ judgements, the title of a relevant document, its nearest sentence, another quer
 many full stops, nothing; the titles of the first direct hit and of the first three; where the prompt shows these three
 titles below the query, its own text, another query's, none, and the direct vector of that prompt; and Rocchio on the
 top three direct documents, which needs no text. With --base also what this language model, untrained, writes after two
-examples, read as the reasoning, and as HyDE reads it: the direct vector of query and text. `differences` are between
-two ways under the anchor that is best for the model's own text, or --anchor. Intervals: paired bootstrap, 95 %.
+examples, read as the reasoning, and as HyDE reads it: the direct vector of query and text. With --train also a
+perceptron on direct vectors, trained on that split's judgements. `differences` are between two ways under the anchor
+that is best for the model's own text, or --anchor; --against adds those to what an earlier model's FILE has for the
+same queries and documents. --brief leaves out relevant documents, titles and shuffled words. Intervals: paired
+bootstrap, 95 %.
 """
 
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from results.smol.base_text import BaseWriter
 from results.smol.smol_data import Sentences, cut, judged
@@ -30,9 +34,10 @@ from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.atomic import write_text
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.documents import join_title
+from search_r3_mteb.evaluation.perceptron import PerceptronPlan, train_perceptron, training_pairs
 from search_r3_mteb.evaluation.reasoning_variants import filler_text
 from search_r3_mteb.search.arrays import Vectors
-from search_r3_mteb.tasks.beir_folder import read_corpus, read_queries, read_relevance
+from search_r3_mteb.tasks.beir_folder import Document, read_corpus, read_queries, read_relevance
 
 WEIGHTS = (0.2, 0.3, 0.5, 1.0, 2.0)
 SHOWN = "the 3 titles in its prompt"
@@ -61,9 +66,9 @@ def unit(rows: Vectors) -> Vectors:
 class JudgedSplit:
     """Queries, documents and judgements of one split, and the score of query vectors."""
 
-    def __init__(self, folder: Path, split: str, most: int | None) -> None:
+    def __init__(self, folder: Path, split: str, most: int | None, documents: int | None = None) -> None:
         relevance = read_relevance(folder, split)
-        read = list(read_corpus(folder))
+        read = reduced(list(read_corpus(folder)), relevance, documents)
         self.documents = {document.id: join_title(document.title, document.text) for document in read}
         # Where a document has no title its first words stand for it.
         self.titles = [cut(document.title or document.text, TITLE_WORDS) for document in read]
@@ -101,6 +106,27 @@ class JudgedSplit:
         )
 
 
+def reduced(
+    corpus: list[Document], relevance: Mapping[str, Mapping[str, int]], documents: int | None
+) -> list[Document]:
+    """The judged documents of the split and others drawn with a fixed seed, `documents` in all, in the corpus' order.
+
+    Raises ValueError where more than that are judged.
+    """
+    if documents is None or documents >= len(corpus):
+        return corpus
+    judged_ids = {document for grades in relevance.values() for document in grades}
+    others = sorted(document.id for document in corpus if document.id not in judged_ids)
+    room = documents - (len(corpus) - len(others))
+    if room < 0:
+        raise ValueError(
+            f"--documents {documents}: {len(corpus) - len(others)} documents of the corpus are judged in this split, "
+            "and each of them stays. Give at least as many."
+        )
+    kept = judged_ids | set(random.Random(SEED).sample(others, room))
+    return [document for document in corpus if document.id in kept]
+
+
 def interval(difference: Any) -> list[float]:
     """Mean and the 95 % interval of a paired bootstrap, 2,000 draws."""
     rng = np.random.default_rng(SEED)
@@ -119,17 +145,23 @@ class Measure:
 
     dtype: str = "bfloat16"
     queries: int | None = None
+    documents: int | None = None
     samples: int = 4
     temperature: float = 0.7
     max_length: int = 256
     store: Path | None = None
     base: Path | None = None
+    train: str | None = None
     anchor: float | None = None
+    against: Path | None = None
+    brief: bool = False
 
 
 def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     """All rows of the table, and each query's texts and scores. What `store` holds already is not computed again."""
     samples = how.samples
+    data = JudgedSplit(folder, split, how.queries, how.documents)
+    earlier = None if how.against is None else earlier_scores(how.against, data)
     checkpoint = load(model, dtype=how.dtype, device=device())
     options: dict[str, Any] = {
         "max_length": how.max_length,
@@ -139,7 +171,6 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     }
     encoder = SearchR3Encoder(checkpoint, mode="direct", **options)
     writer = SearchR3Encoder(checkpoint, **options)
-    data = JudgedSplit(folder, split, how.queries)
     data.vectors = encoder.encode_document(list(data.documents.values()))
     direct = encoder.encode_query(data.queries)
 
@@ -154,46 +185,33 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         SearchR3Encoder(checkpoint, temperature=how.temperature, seed=seed, **options).think(data.queries)
         for seed in range(samples)
     ]
-    rng = random.Random(SEED)
-    other = words[1:] + words[:1]
-    shuffled = [" ".join(rng.sample(text.split(), len(text.split()))) for text in words]
-    # Where no relevant document is in the corpus there is nothing to say.
-    gold: dict[str, tuple[str, str]] = dict.fromkeys(data.queries, ("", ""))
-    sentences = Sentences(data.documents.values())
-    for row in judged(folder, split, 1):
-        gold[row["query"]] = (cut(row["reasoning"].split(". ")[0]), cut(sentences.best(row["query"], row["positive"])))
-    each = np.stack([[thought.vector for thought in one] for one in sampled]) if samples else np.empty((0,))
     ways: dict[str, Vectors] = {
         "own": np.stack([thought.vector for thought in own]),
-        "another query's": after(other),
-        "shuffled": after(shuffled),
+        "another query's": after(words[1:] + words[:1]),
         "full stops": after([filler_text(len(thought.token_ids)) for thought in own]),
         "nothing": after([""] * len(words)),
-        "gold title": after([gold[query][0] for query in data.queries]),
-        "gold sentence": after([gold[query][1] for query in data.queries]),
+        "Rocchio, top 3": unit(data.vectors[data.top(direct, 3)].mean(axis=1)),
     }
+    # Where no relevant document is in the corpus there is nothing to say.
+    gold: dict[str, tuple[str, str]] = dict.fromkeys(data.queries, ("", ""))
+    if not how.brief:
+        sentences = Sentences(data.documents.values())
+        for row in judged(folder, split, 1):
+            nearest = sentences.best(row["query"], row["positive"])
+            gold[row["query"]] = (cut(row["reasoning"].split(". ")[0]), cut(nearest))
+        rng = random.Random(SEED)
+        ways |= {
+            "shuffled": after([" ".join(rng.sample(text.split(), len(text.split()))) for text in words]),
+            "gold title": after([gold[query][0] for query in data.queries]),
+            "gold sentence": after([gold[query][1] for query in data.queries]),
+        }
+        ways |= with_titles(data, direct, encoder, writer)
+    each = np.stack([[thought.vector for thought in one] for one in sampled]) if samples else np.empty((0,))
     if samples:
         ways[f"mean of {samples}"] = unit(each.mean(axis=0))
         ways["mean of another's"] = unit(
             np.mean([after([t.text for t in one[1:]] + [one[0].text]) for one in sampled], axis=0)
         )
-    hits = data.top_titles(direct, 3)
-    ways["title of the first hit"] = after([titles[0] for titles in hits])
-    ways["titles of the first 3 hits"] = after([". ".join(titles) for titles in hits])
-    asked = shown(data, hits)
-    thoughts = writer.think(asked)
-    said = [thought.text for thought in thoughts]
-    ways |= {
-        f"{name}, {SHOWN}": vectors
-        for name, vectors in (
-            ("own", np.stack([thought.vector for thought in thoughts])),
-            ("another query's", writer.encode_query(asked, reasoning=said[1:] + said[:1])),
-            ("nothing", writer.encode_query(asked, reasoning=[""] * len(asked))),
-            ("direct", encoder.encode_query(asked)),
-        )
-    }
-    first = data.vectors[data.top(direct, 3)].mean(axis=1)
-    ways["Rocchio, top 3"] = unit(first)
     if how.base is not None:
         hyde = BaseWriter(how.base, device())
         texts = [hyde.write(data.queries[n : n + 64], sample=False) for n in range(0, len(data.queries), 64)]
@@ -202,6 +220,8 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         ways["base, HyDE"] = encoder.encode_query(
             [f"{query} {text}" for query, text in zip(data.queries, found, strict=True)]
         )
+    if how.train is not None:
+        ways["perceptron"] = by_perceptron(encoder, PerceptronPlan(str(folder), how.train), direct)
     base = data.ndcg(direct)
     table: dict[str, Any] = {"direct": round(float(base.mean()), 4)}
     for name, vectors in ways.items():
@@ -215,14 +235,21 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     under = {name: data.ndcg(unit(direct + used * vectors)) for name, vectors in ways.items()}
     reasoned = under["own"]
     differences = {
-        f"{one} minus {other}": interval(under[one] - under[other]) for one, other in COMPARED if other in under
+        f"{one} minus {other}": interval(under[one] - under[other])
+        for one, other in COMPARED
+        if {one, other} <= under.keys()
     }
+    if earlier is not None:
+        differences["direct minus direct of the earlier model"] = interval(base - earlier["direct"])
+        differences["own minus own of the earlier model"] = interval(reasoned - earlier["reason"])
+        differences["own minus direct of the earlier model"] = interval(reasoned - earlier["direct"])
     return {
         "model": model,
         "dtype": how.dtype,
         "max_length": how.max_length,
         "task": f"{folder.name}:{split}",
         "queries": len(data.queries),
+        "documents": len(data.documents),
         "finished": float(np.mean([thought.finished for thought in own])),
         "tokens": float(np.mean([len(thought.token_ids) for thought in own])),
         "anchor": anchor,
@@ -236,6 +263,51 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     }
 
 
+def with_titles(
+    data: JudgedSplit, direct: Vectors, encoder: SearchR3Encoder, writer: SearchR3Encoder
+) -> dict[str, Vectors]:
+    """The titles of the first direct hits as the text, and below the query in the prompt."""
+    hits = data.top_titles(direct, 3)
+    asked = shown(data, hits)
+    thoughts = writer.think(asked)
+    said = [thought.text for thought in thoughts]
+    first, all_three = [titles[0] for titles in hits], [". ".join(titles) for titles in hits]
+    return {
+        "title of the first hit": writer.encode_query(data.queries, reasoning=first),
+        "titles of the first 3 hits": writer.encode_query(data.queries, reasoning=all_three),
+        f"own, {SHOWN}": np.stack([thought.vector for thought in thoughts]),
+        f"another query's, {SHOWN}": writer.encode_query(asked, reasoning=said[1:] + said[:1]),
+        f"nothing, {SHOWN}": writer.encode_query(asked, reasoning=[""] * len(asked)),
+        f"direct, {SHOWN}": encoder.encode_query(asked),
+    }
+
+
+def by_perceptron(encoder: SearchR3Encoder, plan: PerceptronPlan, direct: Vectors) -> Vectors:
+    """Direct vectors after a perceptron that learned from the plan's judgements."""
+    asked, read, pairs = training_pairs(plan)
+    perceptron = train_perceptron(unit(encoder.encode_query(asked)), unit(encoder.encode_document(read)), pairs, plan)
+    with torch.inference_mode():
+        moved: Vectors = perceptron(torch.from_numpy(unit(direct))).numpy()
+    return moved
+
+
+def earlier_scores(file: Path, data: JudgedSplit) -> dict[str, Any]:
+    """The scores of each query, direct and anchored, that another model has in `file`, in the order of `data`.
+
+    Raises ValueError where it was measured on other queries or another number of documents.
+    """
+    found = json.loads(file.read_text(encoding="utf-8"))
+    # Files of the first rounds do not say how many documents there were: all.
+    if [one["query"] for one in found["texts"]] != data.queries or found.get("documents", len(data.documents)) != len(
+        data.documents
+    ):
+        raise ValueError(
+            f"{file} has {found['task']}, {found['queries']} queries: they or the documents are not those measured "
+            "here. Give a file of the same --task, --queries and --documents."
+        )
+    return {name: np.array([one[name] for one in found["texts"]]) for name in ("direct", "reason")}
+
+
 def best_anchor(table: dict[str, Any]) -> float:
     """The weight under which the model's own greedy text gains most over the direct vector; 0 where none gains."""
     gains = {weight: table["own"][f"{weight:g}"][0] for weight in WEIGHTS}
@@ -245,8 +317,6 @@ def best_anchor(table: dict[str, Any]) -> float:
 
 def device() -> str:
     """Where models run: the GPU where there is one."""
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -256,12 +326,16 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--task", required=True, help="FOLDER:SPLIT")
     parser.add_argument("--queries", type=int, help="the largest number, drawn with a fixed seed")
+    parser.add_argument("--documents", type=int, help="all judged ones, and others drawn with a fixed seed")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16 where the processor has it, else float32")
     parser.add_argument("--max-length", type=int, default=256, help="of queries and documents, in tokens")
     parser.add_argument("--store", type=Path, help="vectors and texts are kept here, and read by the next command")
     parser.add_argument("--base", type=Path, help="folder of the language model that the adapter is of")
+    parser.add_argument("--brief", action="store_true", help="only its own text and what costs one pass beside it")
+    parser.add_argument("--train", help="the split of the same folder on which a perceptron is trained")
+    parser.add_argument("--against", type=Path, help="what this script wrote for an earlier model")
     parser.add_argument("--anchor", type=float, help="chosen elsewhere, for a test split; default: the best one here")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()

@@ -10,7 +10,7 @@ import pytest
 from results.smol import base_text, samples
 from results.smol.base_text import BaseWriter
 from results.smol.base_text import cut as cut_text
-from results.smol.gates import COMPARED, JudgedSplit, Measure, best_anchor, interval, run, shown, unit
+from results.smol.gates import COMPARED, JudgedSplit, Measure, best_anchor, interval, reduced, run, shown, unit
 from results.smol.hits import with_hits
 from results.smol.own_text import drawn, encoders, likelihood
 from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
@@ -18,7 +18,7 @@ from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.evaluation.reasoning_variants import filler_text
-from search_r3_mteb.tasks.beir_folder import read_queries, read_relevance, write_beir
+from search_r3_mteb.tasks.beir_folder import Document, read_queries, read_relevance, write_beir
 from tests.conftest import CHAT_TEMPLATE, build_model, build_tokenizer
 from tests.train.loops import byte_folder
 
@@ -125,6 +125,53 @@ def test_full_stops_are_as_many_as_the_tokens_of_the_own_text_and_gold_may_be_mi
     assert found["queries"] == 3
     assert np.mean(asked) == pytest.approx(found["tokens"])
     assert next(one for one in found["texts"] if one["query"] == "nothing")["gold"] == ""
+
+
+def test_a_reduced_corpus_keeps_every_judged_document_and_draws_the_others_once(folder):
+    corpus = [Document(f"d{n}", "", f"text {n}") for n in range(40)]
+    judgements = {"q": {"d7": 2, "d30": 0, "gone": 1}}
+    kept = [document.id for document in reduced(corpus, judgements, 12)]
+    assert len(kept) == 12
+    assert {"d7", "d30"} < set(kept)
+    assert kept == sorted(kept, key=lambda id_: int(id_[1:])), "in the order of the corpus"
+    assert kept == [document.id for document in reduced(corpus, judgements, 12)]
+    assert reduced(corpus, judgements, 40) == reduced(corpus, judgements, None) == corpus
+    with pytest.raises(ValueError, match="--documents 1: 2 documents of the corpus are judged"):
+        reduced(corpus, judgements, 1)
+    with pytest.raises(ValueError, match="--documents 2: 3 documents"):
+        JudgedSplit(folder, "dev", None, 2)
+
+
+def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, tmp_path):
+    model = str(byte_folder(tmp_path / "model"))
+    how = Measure(dtype="float32", samples=0, store=tmp_path / "store")
+    first = run(model, folder, "dev", how)
+    for one in first["texts"]:
+        one["direct"], one["reason"] = one["direct"] - 0.25, one["reason"] - 0.5
+    (tmp_path / "first.json").write_text(json.dumps(first))
+    found = run(model, folder, "dev", replace(how, against=tmp_path / "first.json", train="dev"))
+    named = {name: values for name, values in found["differences"].items() if "earlier" in name}
+    assert named == {
+        "direct minus direct of the earlier model": [0.25] * 3,
+        "own minus own of the earlier model": [0.5] * 3,
+        "own minus direct of the earlier model": pytest.approx(
+            [found["table"]["own"][f"{found['anchor_of_the_texts']:g}"][n] + 0.25 for n in range(3)], abs=1e-4
+        ),
+    }
+    assert "perceptron" in found["table"]
+    assert "perceptron" not in first["table"]
+    first["texts"].pop()
+    (tmp_path / "first.json").write_text(json.dumps(first))
+    with pytest.raises(ValueError, match="Give a file of the same --task"):
+        run(model, folder, "dev", replace(how, against=tmp_path / "first.json"))
+
+
+def test_the_brief_gate_has_its_own_text_and_the_controls_of_one_pass(folder, tmp_path):
+    model = str(byte_folder(tmp_path / "model"))
+    how = Measure(dtype="float32", samples=0)
+    brief, whole = run(model, folder, "dev", replace(how, brief=True)), run(model, folder, "dev", how)
+    assert brief["table"].keys() == {"direct", "own", "another query's", "full stops", "nothing", "Rocchio, top 3"}
+    assert brief["table"] == {name: whole["table"][name] for name in brief["table"]}
 
 
 def test_the_samples_of_a_model_with_an_anchor_are_not_anchored_twice(tmp_path):

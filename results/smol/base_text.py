@@ -23,6 +23,7 @@ from typing import Any
 
 from search_r3_mteb.atomic import write_text
 from search_r3_mteb.encoder.chat_templates import facts
+from search_r3_mteb.encoder.fingerprint import digest
 
 EXAMPLES = (
     (
@@ -71,6 +72,10 @@ class BaseWriter:
         self.has_system = self.chats and facts(self.tokenizer).system_role
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval().to(device)
+
+    def identity(self) -> str:
+        """SHA-256 (hex) of weights, configuration, tokenizer and examples: what decides a text but query and draw."""
+        return digest(self.model, self.tokenizer, [SYSTEM, EXAMPLES])
 
     def prompt(self, query: str) -> str:
         """The chat of the examples and the query, up to the reply."""
@@ -123,12 +128,20 @@ def drawn(data: Path, queries: dict[str, int]) -> Iterator[dict[str, Any]]:
             yield {"query": query, "positive": rng.sample(documents, len(documents))}
 
 
-def kept_lines(unfinished: Path, rows: Sequence[dict[str, Any]]) -> list[str]:
+def kept_lines(unfinished: Path, writer: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     """The lines of whole batches that a killed run left, of the first of `rows`; none where there was no run.
 
-    Raises ValueError where they are of other queries or documents.
+    `writer` is the identity of the model, which the file's first line has. Raises ValueError where another one wrote
+    them, or where they are of other queries or documents.
     """
-    lines = unfinished.read_text(encoding="utf-8").splitlines() if unfinished.exists() else []
+    if not unfinished.exists():
+        return []
+    first, *lines = unfinished.read_text(encoding="utf-8").splitlines()
+    if json.loads(first) != {"writer": writer}:
+        raise ValueError(
+            f"{unfinished} was left by a run with another base, or other examples. Give --base as it was, or remove "
+            "the file to begin again."
+        )
     found = [{key: value for key, value in json.loads(line).items() if key != "reasoning"} for line in lines]
     if found != list(rows[: len(found)]):
         raise ValueError(
@@ -155,17 +168,20 @@ def main() -> None:
     random.Random(0).shuffle(rows)
     rows = rows[options.part :: options.of]
     unfinished = options.output.with_name(f"{options.output.name}.unfinished")
-    kept = kept_lines(unfinished, rows)
     writer = BaseWriter(options.base, "cuda" if torch.cuda.is_available() else "cpu")
+    identity = writer.identity()
+    kept = kept_lines(unfinished, identity, rows)
+    first = json.dumps({"writer": identity})
     for start in range(len(kept), len(rows), BATCH):
         part = rows[start : start + BATCH]
         torch.manual_seed(start * options.of + options.part)
         texts = writer.write([row["query"] for row in part])
         found = [row | ({"reasoning": text} if text else {}) for row, text in zip(part, texts, strict=True)]
         kept += map(json.dumps, found)
-        write_text(unfinished, "".join(f"{line}\n" for line in kept))
+        write_text(unfinished, "".join(f"{line}\n" for line in [first, *kept]))
         print(f"{min(start + BATCH, len(rows)):,} of {len(rows):,}", flush=True)
-    unfinished.rename(options.output)
+    write_text(options.output, "".join(f"{line}\n" for line in kept))
+    unfinished.unlink(missing_ok=True)  # there is none without rows
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ def gates(folder: Path, base: str | Path, extra: Sequence[str]) -> None:
     with replaced_folder(folder / "gates") as unfinished:
         for stage, name in product(("sft2", "rl"), GATES):
             task, to = f"{folder / 'data' / name}:dev", unfinished / f"{stage}-{name}.json"
-            script("gates", "--model", folder / stage / "last", "--task", task, "--json", to, *known)
+            earlier = ("--against", unfinished / f"sft2-{name}.json") if stage == "rl" else ()
+            script("gates", "--model", folder / stage / "last", "--task", task, "--json", to, *earlier, *known)
 
 
 def model(folder: Path, packaged: str | None) -> None:

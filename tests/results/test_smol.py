@@ -275,6 +275,7 @@ def test_rows_that_a_run_with_other_queries_left_are_refused_and_an_empty_text_i
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(base_text, "BATCH", 2)
     monkeypatch.setattr(BaseWriter, "__init__", lambda self, base, device: None)
+    monkeypatch.setattr(BaseWriter, "identity", lambda self: "one")
     monkeypatch.setattr(
         BaseWriter, "write", lambda self, queries: ["" if "q3" in query else "a text" for query in queries]
     )
@@ -288,12 +289,30 @@ def test_rows_that_a_run_with_other_queries_left_are_refused_and_an_empty_text_i
     }
     lines = output.read_text().splitlines()
     left = tmp_path / "written.jsonl.unfinished"
-    left.write_text("".join(f"{line}\n" for line in [*lines[2:4], *lines[:2]]))
+    first = json.dumps({"writer": "one"})
+    left.write_text("".join(f"{line}\n" for line in [first, *lines[2:4], *lines[:2]]))
     with pytest.raises(ValueError, match=r"written.jsonl.unfinished was left by a run with other rows"):
         base_text.main()
-    left.write_text("".join(f"{line}\n" for line in lines[:3]))
+    left.write_text("".join(f"{line}\n" for line in [first, *lines[:3]]))
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseWriter, "identity", lambda self: "another")
+        with pytest.raises(ValueError, match=r"was left by a run with another base"):
+            base_text.main()
     base_text.main()  # control
     assert output.read_text().splitlines() == lines
+
+
+def test_the_identity_of_a_writer_is_that_of_its_weights_and_examples(writer, monkeypatch):
+    before = writer.identity()
+    with monkeypatch.context() as patch:
+        patch.setattr(base_text, "EXAMPLES", base_text.EXAMPLES[:1])
+        assert writer.identity() != before
+    weight = writer.model.lm_head.weight.data
+    weight[0, 0] += 1
+    changed = writer.identity()
+    weight[0, 0] -= 1
+    assert changed != before
+    assert writer.identity() == before  # control
 
 
 def test_a_killed_run_goes_on_and_parts_share_the_queries(writer, tmp_path, monkeypatch, capsys):
@@ -311,6 +330,7 @@ def test_a_killed_run_goes_on_and_parts_share_the_queries(writer, tmp_path, monk
 
     monkeypatch.setattr(BaseWriter, "write", write)
     monkeypatch.setattr(BaseWriter, "__init__", lambda self, base, device: None)
+    monkeypatch.setattr(BaseWriter, "identity", lambda self: "one")
     output = tmp_path / "written.jsonl"
     command = ["base_text", "--base", "b", "--data", str(tmp_path), "--output", str(output), "--queries", "a=9"]
     monkeypatch.setattr("sys.argv", command)

@@ -131,6 +131,14 @@ class CheckpointSettings(Settings):
     resume: Literal["auto", "never", "fallback"] = "auto"
     """auto: from the newest checkpoint in output.folder; fallback: from the newest that is sound; never: begin again
     and refuse a folder that has checkpoints. Our choice: auto, so that the same command continues a killed run."""
+    stop_at: CountOrZero = 0
+    """The step after which the run ends and writes its model, under the schedule of optimization.steps; 0 = at that.
+    Our choice: 0. A resumed run may have another: with the step of its newest checkpoint it ends at once, and without
+    it goes on to optimization.steps as if it had not stopped."""
+
+    def last_step(self, steps: int) -> int:
+        """The step after which a run of `steps` ends."""
+        return min(steps, self.stop_at or steps)
 
 
 class OutputSettings(Settings):

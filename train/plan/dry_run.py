@@ -279,7 +279,7 @@ def _work(
 ) -> Iterator[str]:
     """Tokens, operations and hours, in words."""
     work = work_of(model, config, lengths, machine.gpus)
-    peak, steps = peak_of(config, model, machine), config.optimization.steps
+    peak, steps = peak_of(config, model, machine), config.checkpoint.last_step(config.optimization.steps)
     how = "measured on the first rows" if lengths.measured else "at most: every text fills max_length"
     parts = ", ".join(f"{name} {count:,.0f}" for name, count in work.tokens.items() if count)
     yield f"tokens per step over all devices: {parts} ({how})"

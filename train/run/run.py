@@ -152,12 +152,17 @@ class Run:
         """Wall-clock time of the run so far, without the work that a kill after the last checkpoint lost."""
         return perf_counter() - self._started
 
+    @property
+    def last_step(self) -> int:
+        """The step after which the run ends."""
+        return self.config.checkpoint.last_step(self.config.optimization.steps)
+
     def steps(self) -> Iterator[int]:
         """Numbers, from 1, of the optimizer steps that are left. Opens the log; resumes unless `resume` was called."""
         if self.resumed_from is None:
             self.resume()
         main = self.accelerator.is_main_process
-        total, output = self.config.optimization.steps, self.config.output
+        total, output = self.last_step, self.config.output
         self.log = RunLog(
             self.folder,
             total=total,
@@ -189,6 +194,11 @@ class Run:
         state = self._state()
         found = save_load.load_latest(folder, state, config=flatten(self.config), fallback=resume == "fallback")
         if found is not None:
+            if found.step > self.last_step:
+                raise ValueError(
+                    f"checkpoint.stop_at = {self.last_step}, and {folder} has come to step {found.step}: the model "
+                    f"of an earlier step is not there any more. Set it to {found.step} or more, or to 0."
+                )
             self.step, self.resumed_from, self.best = found.step, found, state.notes["best"]
             self.notes += _extended(found.config[STEPS], self.config.optimization)
             self._started -= float(state.notes["seconds"])
@@ -237,7 +247,7 @@ class Run:
         if due(number, self.config.output.log_every):
             self.log.event("step", number, seconds=round(self.seconds, 3), **values)
         self.log.advance(**{k: v for k, v in values.items() if k not in ("gradient_norm", "learning_rate")})
-        last = number == self.config.optimization.steps
+        last = number == self.last_step
         if last or due(number, self.config.evaluate.every):
             self._evaluate()
         if last or due(number, self.config.checkpoint.every):
@@ -260,7 +270,7 @@ class Run:
     def _finished(self) -> str:
         """Where the model is and what comes next, for people."""
         total, model = self.config.optimization.steps, self.folder / "last"
-        if self.resumed_from is not None and self.resumed_from.step >= total:
+        if self.resumed_from is not None and self.resumed_from.step >= self.last_step:
             return f"already finished, {self.step} of {total} steps: {model}"
         best = f" (best of its evaluations: {self.folder / 'best'})" if (self.folder / "best").is_dir() else ""
         following = f"search-r3 evaluate --model {shlex.quote(str(model))} --task beir:FOLDER --mode both"

@@ -1,6 +1,7 @@
 """The run of both stages: resuming, guarding, exporting, and the data report."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -172,6 +173,25 @@ def test_a_finished_run_is_extended(tmp_path, capsys):
         train(sft_config(tmp_path / "run", constant, "optimization.steps=3"))
     with pytest.raises(ValueError, match=r"learning_rate"):
         train(sft_config(tmp_path / "run", constant, "optimization.steps=5", "optimization.learning_rate=1e-3"))
+
+
+def test_a_run_ends_early_under_its_own_schedule_and_goes_on_later(tmp_path, capsys):
+    """With the step of its newest checkpoint a killed run writes its model at once."""
+    linear = ["optimization.steps=4", "optimization.schedule=linear", "checkpoint.every=1"]
+    train(sft_config(tmp_path / "whole", *linear))
+    train(sft_config(tmp_path / "run", *linear, "checkpoint.stop_at=3"))
+    assert "finished, 3 of 4 steps" in capsys.readouterr().out
+    assert events(tmp_path / "run", "step") == events(tmp_path / "whole", "step")[:3], "the schedule is that of 4"
+    early = (tmp_path / "run/last/model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run/last")
+    train(sft_config(tmp_path / "run", *linear, "checkpoint.stop_at=3"))
+    assert (tmp_path / "run/last/model.safetensors").read_bytes() == early
+    with pytest.raises(ValueError, match=r"stop_at = 2, and .*checkpoints has come to step 3: .* Set it to 3 or more"):
+        train(sft_config(tmp_path / "run", *linear, "checkpoint.stop_at=2"))
+    train(sft_config(tmp_path / "run", *linear))
+    assert same_weights(tmp_path / "run/last", tmp_path / "whole/last")
+    describe(sft_config(tmp_path / "other", *linear, "checkpoint.stop_at=3"))
+    assert "; 3 steps" in capsys.readouterr().out
 
 
 def test_a_base_that_was_named_by_a_relative_path_is_found_from_another_directory(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
     python results/smol/gates.py --model runs/smol/sft/last --task runs/smol/data/nfcorpus:dev --json FILE
         [--samples 4] [--queries 400] [--documents 1500] [--dtype float32] [--max-length 256] [--store FOLDER]
-        [--base runs/smol/base] [--train train] [--anchor 0.5] [--against FILE] [--brief]
+        [--base runs/smol/base] [--train train] [--anchor 0.5] [--against FILE] [--start MODEL] [--brief]
 
 For each query, nDCG@10 of its direct vector, of the vector after a text, and of both anchored: normalise(direct +
 lambda x reasoned). Texts: the model's own (greedy), the mean vector of several sampled ones, the best of them by the
@@ -13,8 +13,9 @@ top three direct documents, which needs no text. With --base also what this lang
 examples, read as the reasoning, and as HyDE reads it: the direct vector of query and text. With --train also a
 perceptron on direct vectors, trained on that split's judgements. `differences` are between two ways under the anchor
 that is best for the model's own text, or --anchor; --against adds those to what an earlier model's FILE has for the
-same queries and documents. --brief leaves out relevant documents, titles and shuffled words. Intervals: paired
-bootstrap, 95 %.
+same queries and documents. --start takes documents and direct vectors from another model: with that at which
+stage 2 began, what a run with frozen documents has been rewarded for. --brief leaves out relevant documents, titles and
+shuffled words. Intervals: paired bootstrap, 95 %.
 """
 
 import argparse
@@ -154,6 +155,7 @@ class Measure:
     train: str | None = None
     anchor: float | None = None
     against: Path | None = None
+    start: str | None = None
     brief: bool = False
 
 
@@ -169,7 +171,8 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "anchor": None,  # each weight is tried below
         "cache_folder": how.store,
     }
-    encoder = SearchR3Encoder(checkpoint, mode="direct", **options)
+    embedding = checkpoint if how.start is None else load(how.start, dtype=how.dtype, device=device())
+    encoder = SearchR3Encoder(embedding, mode="direct", **options)
     writer = SearchR3Encoder(checkpoint, **options)
     data.vectors = encoder.encode_document(list(data.documents.values()))
     direct = encoder.encode_query(data.queries)
@@ -245,6 +248,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         differences["own minus direct of the earlier model"] = interval(reasoned - earlier["direct"])
     return {
         "model": model,
+        "start": how.start,
         "dtype": how.dtype,
         "max_length": how.max_length,
         "task": f"{folder.name}:{split}",
@@ -333,6 +337,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=256, help="of queries and documents, in tokens")
     parser.add_argument("--store", type=Path, help="vectors and texts are kept here, and read by the next command")
     parser.add_argument("--base", type=Path, help="folder of the language model that the adapter is of")
+    parser.add_argument("--start", help="the model whose documents and direct vectors these texts are added to")
     parser.add_argument("--brief", action="store_true", help="only its own text and what costs one pass beside it")
     parser.add_argument("--train", help="the split of the same folder on which a perceptron is trained")
     parser.add_argument("--against", type=Path, help="what this script wrote for an earlier model")

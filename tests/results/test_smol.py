@@ -174,6 +174,17 @@ def test_the_brief_gate_has_its_own_text_and_the_controls_of_one_pass(folder, tm
     assert brief["table"] == {name: whole["table"][name] for name in brief["table"]}
 
 
+def test_documents_and_direct_vectors_may_be_those_of_the_model_at_the_start(folder, tmp_path):
+    model, start = str(byte_folder(tmp_path / "model")), str(byte_folder(tmp_path / "start", num_hidden_layers=3))
+    how = Measure(dtype="float32", samples=0, brief=True)
+    own, mixed = run(model, folder, "dev", how), run(model, folder, "dev", replace(how, start=start))
+    alone = run(start, folder, "dev", how)
+    assert mixed["table"]["direct"] == alone["table"]["direct"] != own["table"]["direct"]
+    assert [one["own"] for one in mixed["texts"]] == [one["own"] for one in own["texts"]]
+    assert mixed["start"] == start
+    assert run(model, folder, "dev", replace(how, start=model))["table"] == own["table"]  # control
+
+
 def test_the_samples_of_a_model_with_an_anchor_are_not_anchored_twice(tmp_path):
     checkpoint = load(str(byte_folder(tmp_path / "model")), device="cpu")
     checkpoint = replace(checkpoint, profile=replace(checkpoint.profile, anchor=0.5))

@@ -5,17 +5,26 @@
         [--base runs/smol/base] [--train train] [--anchor 0.5] [--against FILE] [--start MODEL] [--brief]
 
 For each query, nDCG@10 of its direct vector, of the vector after a text, and of both anchored: normalise(direct +
-lambda x reasoned). Texts: the model's own (greedy), the mean vector of several sampled ones, the best of them by the
-judgements, the title of a relevant document, its nearest sentence, another query's own text, its own one shuffled, as
-many full stops, nothing; the titles of the first direct hit and of the first three; where the prompt shows these three
-titles below the query, its own text, another query's, none, and the direct vector of that prompt; and Rocchio on the
-top three direct documents, which needs no text. With --base also what this language model, untrained, writes after two
-examples, read as the reasoning, and as HyDE reads it: the direct vector of query and text. With --train also a
-perceptron on direct vectors, trained on that split's judgements. `differences` are between two ways under the anchor
-that is best for the model's own text, or --anchor; --against adds those to what an earlier model's FILE has for the
-same queries and documents. --start takes documents and direct vectors from another model: with that at which
-stage 2 began, what a run with frozen documents has been rewarded for. --brief leaves out relevant documents, titles and
-shuffled words. Intervals: paired bootstrap, 95 %.
+lambda x reasoned). Texts:
+
+- the model's own (greedy), the mean vector of several sampled ones, the best of them by the judgements;
+- of a relevant document the title, the sentence nearest to the query, and 1 to 8 key terms that the query lacks;
+- another query's own text, its own one shuffled, as many full stops, nothing;
+- the titles of the first direct hit and of the first three;
+- with these three titles below the query in the prompt: its own text, another query's, none, and the direct vector of
+  that prompt; beside them Rocchio on the top three direct documents, which needs no text;
+- with --base, what this language model, untrained, writes after two examples, read as the reasoning, and as HyDE reads
+  it: the direct vector of query and text.
+
+With --train also a perceptron on direct vectors, trained on that split's judgements. --brief leaves out relevant
+documents, titles and shuffled words.
+
+`differences` are between two ways under the anchor that is best for the model's own text, or --anchor; --against adds
+those to what an earlier model's FILE has for the same queries and documents. --start takes documents and direct vectors
+from another model: with that at which stage 2 began, what a run with frozen documents has been rewarded for.
+`choice_anchored_1` is what choosing one of the samples by the judgements gains over taking any, beside the same for
+samples of another query: what a choice gains by chance alone. `added_words_found`: of the words that a text adds to its
+query, the share, by rarity, in relevant documents. Intervals: paired bootstrap, 95 %.
 """
 
 import argparse
@@ -56,6 +65,7 @@ COMPARED = (
 )
 """Ways whose difference under one anchor is given with its interval."""
 SEED = 0
+TERMS = (1, 2, 4, 8)
 TITLE_WORDS = 12  # of a hit: three titles fit into the budget of a text
 
 
@@ -96,6 +106,16 @@ class JudgedSplit:
     def top_titles(self, queries: Vectors, k: int) -> list[list[str]]:
         """The titles of each query's k nearest documents, best first."""
         return [[self.titles[int(place)] for place in row] for row in self.top(queries, k)]
+
+    def found_by_their_words(self, sentences: Sentences, texts: Sequence[str]) -> list[float]:
+        """Of the words that each query's text adds, the share by rarity in its relevant documents, with its interval."""
+        documents = list(self.documents.values())
+        shares = [
+            sentences.found_in(query, text, [documents[place] for place in grades])
+            for query, text, grades in zip(self.queries, texts, self.grades, strict=True)
+        ]
+        known = np.array([share for share in shares if not np.isnan(share)])
+        return interval(known) if len(known) else []
 
     def ndcg(self, queries: Vectors) -> Any:
         """nDCG@10 (queries,) with linear gains, as pytrec_eval has it."""
@@ -197,11 +217,24 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     }
     # Where no relevant document is in the corpus there is nothing to say.
     gold: dict[str, tuple[str, str]] = dict.fromkeys(data.queries, ("", ""))
+    added: dict[str, list[float]] = {}
     if not how.brief:
         sentences = Sentences(data.documents.values())
+        terms: dict[str, list[str]] = dict.fromkeys(data.queries, [""] * len(TERMS))
         for row in judged(folder, split, 1):
-            nearest = sentences.best(row["query"], row["positive"])
-            gold[row["query"]] = (cut(row["reasoning"].split(". ")[0]), cut(nearest))
+            query, document = row["query"], row["positive"]
+            gold[query] = (cut(row["reasoning"].split(". ")[0]), cut(sentences.best(query, document)))
+            terms[query] = [sentences.key_terms(query, document, count) for count in TERMS]
+        ways |= {
+            f"{count} key term{'s' * (count > 1)}": after([terms[query][n] for query in data.queries])
+            for n, count in enumerate(TERMS)
+        }
+        said = {
+            "own": words,
+            "another query's": words[1:] + words[:1],
+            "gold title": [gold[q][0] for q in data.queries],
+        }
+        added = {name: data.found_by_their_words(sentences, texts) for name, texts in said.items()}
         rng = random.Random(SEED)
         ways |= {
             "shuffled": after([" ".join(rng.sample(text.split(), len(text.split()))) for text in words]),
@@ -212,9 +245,8 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     each = np.stack([[thought.vector for thought in one] for one in sampled]) if samples else np.empty((0,))
     if samples:
         ways[f"mean of {samples}"] = unit(each.mean(axis=0))
-        ways["mean of another's"] = unit(
-            np.mean([after([t.text for t in one[1:]] + [one[0].text]) for one in sampled], axis=0)
-        )
+        others = np.stack([after([t.text for t in one[1:]] + [one[0].text]) for one in sampled])
+        ways["mean of another's"] = unit(others.mean(axis=0))
     if how.base is not None:
         hyde = BaseWriter(how.base, device())
         texts = [hyde.write(data.queries[n : n + 64], sample=False) for n in range(0, len(data.queries), 64)]
@@ -230,9 +262,19 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     for name, vectors in ways.items():
         scores = {"alone": data.ndcg(vectors)} | {f"{w:g}": data.ndcg(unit(direct + w * vectors)) for w in WEIGHTS}
         table[name] = {how: interval(score - base) for how, score in scores.items()}
+    chosen: dict[str, list[float]] = {}
     if samples:
-        best = np.max([data.ndcg(unit(direct + vectors)) for vectors in each], axis=0)
-        table[f"best of {samples}, anchored 1"] = interval(best - base)
+        own_scores, others_scores = (
+            np.stack([data.ndcg(unit(direct + vectors)) for vectors in rows]) for rows in (each, others)
+        )
+        table[f"best of {samples}, anchored 1"] = interval(own_scores.max(axis=0) - base)
+        table[f"best of {samples} of another's, anchored 1"] = interval(others_scores.max(axis=0) - base)
+        gains = [scores.max(axis=0) - scores.mean(axis=0) for scores in (own_scores, others_scores)]
+        chosen = {
+            f"best minus mean of {samples}": interval(gains[0]),
+            f"best minus mean of {samples} of another's": interval(gains[1]),
+            "own choice minus another's": interval(gains[0] - gains[1]),
+        }
     anchor = best_anchor(table) if how.anchor is None else how.anchor
     used = anchor or WEIGHTS[0]
     under = {name: data.ndcg(unit(direct + used * vectors)) for name, vectors in ways.items()}
@@ -260,6 +302,8 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "anchor_of_the_texts": used,
         "table": table,
         "differences": differences,
+        "choice_anchored_1": chosen,
+        "added_words_found": added,
         "texts": [
             {"query": query, "own": text, "gold": gold[query][0], "direct": float(d), "reason": float(r)}
             for query, text, d, r in zip(data.queries, words, base, reasoned, strict=True)

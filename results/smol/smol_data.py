@@ -63,9 +63,24 @@ class Sentences:
         sentences = [part.lstrip("-* ") for part in sentences if len(part.split()) > 3] or [" ".join(document.split())]
         return max(sentences, key=lambda part: self._shared(wanted, part))
 
+    def key_terms(self, query: str, document: str, count: int) -> str:
+        """The words of the document that the query lacks, those of largest frequency times rarity first."""
+        asked, found = set(words_of(query)), Counter(words_of(document))
+        terms = sorted((word for word in found if word not in asked), key=lambda w: (-found[w] * self._rarity(w), w))
+        return " ".join(terms[:count])
+
+    def found_in(self, query: str, text: str, documents: Iterable[str]) -> float:
+        """Of the words that a text adds to its query, the share by rarity that these documents have; nan for none."""
+        added = set(words_of(text)) - set(words_of(query))
+        there = {word for document in documents for word in words_of(document)}
+        whole = sum(map(self._rarity, sorted(added)))
+        return sum(map(self._rarity, sorted(added & there))) / whole if whole else math.nan
+
     def _shared(self, wanted: set[str], sentence: str) -> float:
-        shared = wanted & set(words_of(sentence))
-        return sum(math.log((1 + self._count) / (1 + self._seen[word])) for word in shared)
+        return sum(map(self._rarity, sorted(wanted & set(words_of(sentence)))))
+
+    def _rarity(self, word: str) -> float:
+        return math.log((1 + self._count) / (1 + self._seen[word]))
 
 
 def cut(text: str, words: int = WORDS) -> str:

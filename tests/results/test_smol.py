@@ -38,6 +38,17 @@ def test_the_nearest_sentence_shares_the_rarest_words():
     assert cut("a b c d", 2) == "a b"
 
 
+def test_key_terms_and_the_words_that_are_found_by_hand():
+    sentences = Sentences(["river bridge bridge stone", "river wide", "river night"])
+    assert sentences.key_terms("the river", "river bridge bridge stone", 2) == "bridge stone"
+    assert sentences.key_terms("bridge", "river bridge bridge stone", 1) == "stone", "the query has the other"
+    rare, common = np.log(4 / 2), np.log(4 / 4)
+    assert common == 0
+    share = sentences.found_in("the river", "stone wide river night", ["river bridge bridge stone", "a night"])
+    assert share == pytest.approx(2 * rare / (3 * rare))
+    assert np.isnan(sentences.found_in("the river", "river", ["river"]))
+
+
 def test_rows_of_pairs():
     pairs = [("old bridge", "The river is long. The bridge is old and made of stone."), ("hill", "A hill.")]
     row = next(prose(pairs))
@@ -109,7 +120,7 @@ def test_the_gate_of_a_tiny_model_has_every_way(folder, writer, tmp_path, monkey
     with pytest.raises(TypeError):  # control: another length is another vector
         run(model, folder, "dev", replace(how, max_length=128))
     ways = {"title of the first hit", "titles of the first 3 hits", "own, the 3 titles in its prompt", "Rocchio, top 3"}
-    ways |= {"full stops", "nothing", "base, two examples", "base, HyDE"}
+    ways |= {"full stops", "nothing", "base, two examples", "base, HyDE", "1 key term", "8 key terms"}
     ways |= {f"{name}, the 3 titles in its prompt" for name in ("direct", "another query's", "nothing")}
     assert ways < table.keys()
     assert all(set(table[way]) == {"alone", "0.2", "0.3", "0.5", "1", "2"} for way in ways)
@@ -140,6 +151,17 @@ def test_a_reduced_corpus_keeps_every_judged_document_and_draws_the_others_once(
         reduced(corpus, judgements, 1)
     with pytest.raises(ValueError, match="--documents 2: 3 documents"):
         JudgedSplit(folder, "dev", None, 2)
+
+
+def test_a_choice_among_samples_stands_beside_one_among_another_query_s(folder, tmp_path):
+    found = run(str(byte_folder(tmp_path / "model")), folder, "dev", Measure(dtype="float32", samples=3))
+    choice = found["choice_anchored_1"]
+    assert {"best of 3, anchored 1", "best of 3 of another's, anchored 1"} < found["table"].keys()
+    assert choice["best minus mean of 3"][0] >= 0
+    by_hand = choice["best minus mean of 3"][0] - choice["best minus mean of 3 of another's"][0]
+    assert choice["own choice minus another's"][0] == pytest.approx(by_hand, abs=2e-4)
+    assert found["added_words_found"].keys() == {"own", "another query's", "gold title"}
+    assert found["added_words_found"]["gold title"][0] == 1, "a relevant document has the words of its title"
 
 
 def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, tmp_path):

@@ -108,7 +108,7 @@ class JudgedSplit:
         return [[self.titles[int(place)] for place in row] for row in self.top(queries, k)]
 
     def found_by_their_words(self, sentences: Sentences, texts: Sequence[str]) -> list[float]:
-        """Of the words that each query's text adds, the share by rarity in its relevant documents, with its interval."""
+        """Of the words that texts add to their queries, the share by rarity in relevant documents: mean, interval."""
         documents = list(self.documents.values())
         shares = [
             sentences.found_in(query, text, [documents[place] for place in grades])

@@ -216,30 +216,30 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "Rocchio, top 3": unit(data.vectors[data.top(direct, 3)].mean(axis=1)),
     }
     # Where no relevant document is in the corpus there is nothing to say.
-    gold: dict[str, tuple[str, str]] = dict.fromkeys(data.queries, ("", ""))
+    gold: dict[str, tuple[str, str]] = dict.fromkeys(data.ids, ("", ""))
     added: dict[str, list[float]] = {}
     if not how.brief:
         sentences = Sentences(data.documents.values())
-        terms: dict[str, list[str]] = dict.fromkeys(data.queries, [""] * len(TERMS))
+        terms: dict[str, list[str]] = dict.fromkeys(data.ids, [""] * len(TERMS))
         for row in judged(folder, split, 1):
-            query, document = row["query"], row["positive"]
-            gold[query] = (cut(row["reasoning"].split(". ")[0]), cut(sentences.best(query, document)))
-            terms[query] = [sentences.key_terms(query, document, count) for count in TERMS]
+            id_, query, document = row["query_id"], row["query"], row["positive"]
+            gold[id_] = (cut(row["reasoning"].split(". ")[0]), cut(sentences.best(query, document)))
+            terms[id_] = [sentences.key_terms(query, document, count) for count in TERMS]
         ways |= {
-            f"{count} key term{'s' * (count > 1)}": after([terms[query][n] for query in data.queries])
+            f"{count} key term{'s' * (count > 1)}": after([terms[id_][n] for id_ in data.ids])
             for n, count in enumerate(TERMS)
         }
         said = {
             "own": words,
             "another query's": words[1:] + words[:1],
-            "gold title": [gold[q][0] for q in data.queries],
+            "gold title": [gold[id_][0] for id_ in data.ids],
         }
         added = {name: data.found_by_their_words(sentences, texts) for name, texts in said.items()}
         rng = random.Random(SEED)
         ways |= {
             "shuffled": after([" ".join(rng.sample(text.split(), len(text.split()))) for text in words]),
-            "gold title": after([gold[query][0] for query in data.queries]),
-            "gold sentence": after([gold[query][1] for query in data.queries]),
+            "gold title": after([gold[id_][0] for id_ in data.ids]),
+            "gold sentence": after([gold[id_][1] for id_ in data.ids]),
         }
         ways |= with_titles(data, direct, encoder, writer)
     each = np.stack([[thought.vector for thought in one] for one in sampled]) if samples else np.empty((0,))
@@ -305,8 +305,8 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "choice_anchored_1": chosen,
         "added_words_found": added,
         "texts": [
-            {"query": query, "own": text, "gold": gold[query][0], "direct": float(d), "reason": float(r)}
-            for query, text, d, r in zip(data.queries, words, base, reasoned, strict=True)
+            {"query": query, "own": text, "gold": gold[id_][0], "direct": float(d), "reason": float(r)}
+            for id_, query, text, d, r in zip(data.ids, data.queries, words, base, reasoned, strict=True)
         ],
     }
 

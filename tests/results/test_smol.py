@@ -138,6 +138,19 @@ def test_full_stops_are_as_many_as_the_tokens_of_the_own_text_and_gold_may_be_mi
     assert next(one for one in found["texts"] if one["query"] == "nothing")["gold"] == ""
 
 
+def test_queries_of_one_text_have_their_own_relevant_documents(folder, tmp_path):
+    with (folder / "qrels" / "dev.tsv").open("a") as stream:
+        stream.write("r\tb\t1\n")
+    with (folder / "queries.jsonl").open("a") as stream:
+        stream.write(json.dumps({"_id": "r", "text": "old stone"}) + "\n")
+    found = run(str(byte_folder(tmp_path / "model")), folder, "dev", Measure(dtype="float32", samples=0))
+    assert [one["gold"] for one in found["texts"] if one["query"] == "old stone"] == [
+        "statins and the heart",
+        "Bridges",
+    ]
+    assert found["added_words_found"]["gold title"] == [1, 1, 1]
+
+
 def test_a_reduced_corpus_keeps_every_judged_document_and_draws_the_others_once(folder):
     corpus = [Document(f"d{n}", "", f"text {n}") for n in range(40)]
     judgements = {"q": {"d7": 2, "d30": 0, "gone": 1}}

@@ -16,7 +16,8 @@ lambda x reasoned). Texts:
 - with --base, what this language model, untrained, writes after two examples, read as the reasoning, and as HyDE reads
   it: the direct vector of query and text.
 
-With --train also a perceptron on direct vectors, trained on that split's judgements. --brief leaves out relevant
+With --train also a perceptron on direct vectors, trained on that split's judgements but for the queries that are
+measured here too. --brief leaves out relevant
 documents, titles and shuffled words.
 
 `differences` are between two ways under the anchor that is best for the model's own text, or --anchor; --against adds
@@ -38,6 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from results.mini.mini_data import words_of
 from results.smol.base_text import BaseWriter
 from results.smol.smol_data import Sentences, cut, judged
 from search_r3_mteb import SearchR3Encoder
@@ -256,7 +258,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
             [f"{query} {text}" for query, text in zip(data.queries, found, strict=True)]
         )
     if how.train is not None:
-        ways["perceptron"] = by_perceptron(encoder, PerceptronPlan(str(folder), how.train), direct)
+        ways["perceptron"] = by_perceptron(encoder, PerceptronPlan(str(folder), how.train), data.queries, direct)
     base = data.ndcg(direct)
     table: dict[str, Any] = {"direct": round(float(base.mean()), 4)}
     for name, vectors in ways.items():
@@ -330,9 +332,20 @@ def with_titles(
     }
 
 
-def by_perceptron(encoder: SearchR3Encoder, plan: PerceptronPlan, direct: Vectors) -> Vectors:
-    """Direct vectors after a perceptron that learned from the plan's judgements."""
+def by_perceptron(encoder: SearchR3Encoder, plan: PerceptronPlan, queries: Sequence[str], direct: Vectors) -> Vectors:
+    """Direct vectors of `queries` after a perceptron that learned from the plan's judgements.
+
+    Training queries that are among `queries`, word for word, are left out, as stage 2 leaves them out. Raises
+    ValueError where fewer than two are left.
+    """
     asked, read, pairs = training_pairs(plan)
+    measured = {tuple(words_of(query)) for query in queries}
+    pairs = pairs[[tuple(words_of(asked[query])) not in measured for query in pairs[:, 0]]]
+    if len(np.unique(pairs[:, 0])) < 2:
+        raise ValueError(
+            f"--train {plan.split}: all but {len(np.unique(pairs[:, 0]))} of its queries are measured here too, and a "
+            "perceptron learns from two others at least. Give another split."
+        )
     perceptron = train_perceptron(unit(encoder.encode_query(asked)), unit(encoder.encode_document(read)), pairs, plan)
     with torch.inference_mode():
         moved: Vectors = perceptron(torch.from_numpy(unit(direct))).numpy()

@@ -17,6 +17,7 @@ from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.evaluation.perceptron import train_perceptron
 from search_r3_mteb.evaluation.reasoning_variants import filler_text
 from search_r3_mteb.tasks.beir_folder import Document, read_queries, read_relevance, write_beir
 from tests.conftest import CHAT_TEMPLATE, build_model, build_tokenizer
@@ -177,14 +178,26 @@ def test_a_choice_among_samples_stands_beside_one_among_another_query_s(folder, 
     assert found["added_words_found"]["gold title"][0] == 1, "a relevant document has the words of its title"
 
 
-def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, tmp_path):
+def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, tmp_path, monkeypatch):
     model = str(byte_folder(tmp_path / "model"))
     how = Measure(dtype="float32", samples=0, store=tmp_path / "store")
     first = run(model, folder, "dev", how)
     for one in first["texts"]:
         one["direct"], one["reason"] = one["direct"] - 0.25, one["reason"] - 0.5
     (tmp_path / "first.json").write_text(json.dumps(first))
-    found = run(model, folder, "dev", replace(how, against=tmp_path / "first.json", train="dev"))
+    with (folder / "queries.jsonl").open("a") as stream:
+        for id_ in ("s", "t", "u"):
+            stream.write(json.dumps({"_id": id_, "text": "Old  stone" if id_ == "s" else f"query {id_}"}) + "\n")
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\ns\ta\t1\nt\tb\t1\nu\tc\t1\n")
+    trained = []
+    monkeypatch.setattr(
+        "results.smol.gates.train_perceptron",
+        lambda *given: trained.append(given[2].tolist()) or train_perceptron(*given),
+    )
+    with pytest.raises(ValueError, match="--train dev: all but 0 of its queries are measured here too"):
+        run(model, folder, "dev", replace(how, train="dev"))
+    found = run(model, folder, "dev", replace(how, against=tmp_path / "first.json", train="train"))
+    assert trained == [[[1, 1], [2, 2]]], "the query that is measured, word for word, is left out"
     named = {name: values for name, values in found["differences"].items() if "earlier" in name}
     assert named == {
         "direct minus direct of the earlier model": [0.25] * 3,

@@ -17,12 +17,12 @@ lambda x reasoned). Texts:
   it: the direct vector of query and text.
 
 With --train also a perceptron on direct vectors, trained on that split's judgements but for the queries that are
-measured here too. --brief leaves out relevant
-documents, titles and shuffled words.
+measured here too. --brief leaves out relevant documents, titles and shuffled words.
 
 `differences` are between two ways under the anchor that is best for the model's own text, or --anchor; --against adds
-those to what an earlier model's FILE has for the same queries and documents. --start takes documents and direct vectors
-from another model: with that at which stage 2 began, what a run with frozen documents has been rewarded for.
+those to what an earlier model's FILE has for the same queries and documents, under that file's own anchor (`earlier`).
+--start takes documents and direct vectors from another model: with that at which stage 2 began, what a run with frozen
+documents has been rewarded for.
 `choice_anchored_1` is what choosing one of the samples by the judgements gains over taking any, beside the same for
 samples of another query: what a choice gains by chance alone. `added_words_found`: of the words that a text adds to its
 query, the share, by rarity, in relevant documents. Intervals: paired bootstrap, 95 %.
@@ -68,6 +68,8 @@ COMPARED = (
 """Ways whose difference under one anchor is given with its interval."""
 SEED = 0
 TERMS = (1, 2, 4, 8)
+EARLIER = ("model", "start", "anchor_of_the_texts")
+"""What is said of an earlier model: its scores are under an anchor of its own."""
 TITLE_WORDS = 12  # of a hit: three titles fit into the budget of a text
 
 
@@ -81,7 +83,8 @@ class JudgedSplit:
 
     def __init__(self, folder: Path, split: str, most: int | None, documents: int | None = None) -> None:
         relevance = read_relevance(folder, split)
-        read = reduced(list(read_corpus(folder)), relevance, documents)
+        whole = list(read_corpus(folder))
+        read, self.whole = reduced(whole, relevance, documents), len(whole)
         self.documents = {document.id: join_title(document.title, document.text) for document in read}
         # Where a document has no title its first words stand for it.
         self.titles = [cut(document.title or document.text, TITLE_WORDS) for document in read]
@@ -286,10 +289,12 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         for one, other in COMPARED
         if {one, other} <= under.keys()
     }
+    compared: dict[str, Any] = {}
     if earlier is not None:
         differences["direct minus direct of the earlier model"] = interval(base - earlier["direct"])
         differences["own minus own of the earlier model"] = interval(reasoned - earlier["reason"])
         differences["own minus direct of the earlier model"] = interval(reasoned - earlier["direct"])
+        compared = {name: earlier[name] for name in EARLIER}
     return {
         "model": model,
         "start": how.start,
@@ -298,12 +303,14 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "task": f"{folder.name}:{split}",
         "queries": len(data.queries),
         "documents": len(data.documents),
+        "whole_corpus": data.whole,
         "finished": float(np.mean([thought.finished for thought in own])),
         "tokens": float(np.mean([len(thought.token_ids) for thought in own])),
         "anchor": anchor,
         "anchor_of_the_texts": used,
         "table": table,
         "differences": differences,
+        "earlier": compared,
         "choice_anchored_1": chosen,
         "added_words_found": added,
         "texts": [
@@ -353,20 +360,20 @@ def by_perceptron(encoder: SearchR3Encoder, plan: PerceptronPlan, queries: Seque
 
 
 def earlier_scores(file: Path, data: JudgedSplit) -> dict[str, Any]:
-    """The scores of each query, direct and anchored, that another model has in `file`, in the order of `data`.
+    """The scores of each query, direct and anchored, that another model has in `file`, and what they are of.
 
     Raises ValueError where it was measured on other queries or another number of documents.
     """
     found = json.loads(file.read_text(encoding="utf-8"))
     # Files of the first rounds do not say how many documents there were: all.
-    if [one["query"] for one in found["texts"]] != data.queries or found.get("documents", len(data.documents)) != len(
-        data.documents
-    ):
+    queries, documents = [one["query"] for one in found["texts"]], found.get("documents", data.whole)
+    if queries != data.queries or documents != len(data.documents):
         raise ValueError(
             f"{file} has {found['task']}, {found['queries']} queries: they or the documents are not those measured "
             "here. Give a file of the same --task, --queries and --documents."
         )
-    return {name: np.array([one[name] for one in found["texts"]]) for name in ("direct", "reason")}
+    scores = {name: np.array([one[name] for one in found["texts"]]) for name in ("direct", "reason")}
+    return scores | {name: found.get(name) for name in EARLIER}
 
 
 def best_anchor(table: dict[str, Any]) -> float:
@@ -395,7 +402,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="vectors and texts are kept here, and read by the next command")
     parser.add_argument("--base", type=Path, help="folder of the language model that the adapter is of")
     parser.add_argument("--start", help="the model whose documents and direct vectors these texts are added to")
-    parser.add_argument("--brief", action="store_true", help="only its own text and what costs one pass beside it")
+    parser.add_argument("--brief", action="store_true", help="without relevant documents, titles and shuffled words")
     parser.add_argument("--train", help="the split of the same folder on which a perceptron is trained")
     parser.add_argument("--against", type=Path, help="what this script wrote for an earlier model")
     parser.add_argument("--anchor", type=float, help="chosen elsewhere, for a test split; default: the best one here")

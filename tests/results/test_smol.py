@@ -208,6 +208,14 @@ def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, t
     }
     assert "perceptron" in found["table"]
     assert "perceptron" not in first["table"]
+    of_first = {"model": model, "start": None, "anchor_of_the_texts": first["anchor_of_the_texts"]}
+    assert (first["earlier"], found["earlier"]) == ({}, of_first)
+    old = {key: value for key, value in first.items() if key not in ("documents", "start")}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with (folder / "corpus.jsonl").open("a") as stream:
+        stream.write(json.dumps({"_id": "d", "title": "", "text": "not judged"}) + "\n")
+    with pytest.raises(ValueError, match="Give a file of the same --task"):  # of old, of all documents
+        run(model, folder, "dev", replace(how, against=tmp_path / "old.json", documents=3))
     first["texts"].pop()
     (tmp_path / "first.json").write_text(json.dumps(first))
     with pytest.raises(ValueError, match="Give a file of the same --task"):

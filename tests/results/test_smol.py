@@ -167,8 +167,26 @@ def test_a_reduced_corpus_keeps_every_judged_document_and_draws_the_others_once(
         JudgedSplit(folder, "dev", None, 2)
 
 
-def test_a_choice_among_samples_stands_beside_one_among_another_query_s(folder, tmp_path):
+def test_a_choice_among_samples_stands_beside_one_among_another_query_s(folder, tmp_path, monkeypatch):
+    read, written, encode, think = [], [], SearchR3Encoder.encode_query, SearchR3Encoder.think
+
+    def thinks(self, texts, **how):
+        thoughts = think(self, texts, **how)
+        if not how:  # not from `encode_query`
+            written.append([thought.text for thought in thoughts])
+        return thoughts
+
+    monkeypatch.setattr(SearchR3Encoder, "think", thinks)
+    monkeypatch.setattr(
+        SearchR3Encoder,
+        "encode_query",
+        lambda self, texts, **how: read.append(how.get("reasoning")) or encode(self, texts, **how),
+    )
     found = run(str(byte_folder(tmp_path / "model")), folder, "dev", Measure(dtype="float32", samples=3))
+    assert len(written) == 5
+    for first, second in written[1:4]:  # the samples, after the greedy texts
+        assert first != second
+        assert [second, first] in read
     choice = found["choice_anchored_1"]
     assert {"best of 3, anchored 1", "best of 3 of another's, anchored 1"} < found["table"].keys()
     assert choice["best minus mean of 3"][0] >= 0

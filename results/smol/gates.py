@@ -16,12 +16,13 @@ lambda x reasoned). Texts:
 - with --base, what this language model, untrained, writes after two examples, read as the reasoning, and as HyDE reads
   it: the direct vector of query and text.
 
-With --train also a perceptron on direct vectors, trained on that split's judgements. --brief leaves out relevant
-documents, titles and shuffled words.
+With --train also a perceptron on direct vectors, trained on that split's judgements but for the queries that are
+measured here too. --brief leaves out relevant documents, titles and shuffled words.
 
 `differences` are between two ways under the anchor that is best for the model's own text, or --anchor; --against adds
-those to what an earlier model's FILE has for the same queries and documents. --start takes documents and direct vectors
-from another model: with that at which stage 2 began, what a run with frozen documents has been rewarded for.
+those to what an earlier model's FILE has for the same queries and documents, under that file's own anchor (`earlier`).
+--start takes documents and direct vectors from another model: with that at which stage 2 began, what a run with frozen
+documents has been rewarded for.
 `choice_anchored_1` is what choosing one of the samples by the judgements gains over taking any, beside the same for
 samples of another query: what a choice gains by chance alone. `added_words_found`: of the words that a text adds to its
 query, the share, by rarity, in relevant documents. Intervals: paired bootstrap, 95 %.
@@ -38,6 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from results.mini.mini_data import words_of
 from results.smol.base_text import BaseWriter
 from results.smol.smol_data import Sentences, cut, judged
 from search_r3_mteb import SearchR3Encoder
@@ -66,6 +68,8 @@ COMPARED = (
 """Ways whose difference under one anchor is given with its interval."""
 SEED = 0
 TERMS = (1, 2, 4, 8)
+EARLIER = ("model", "start", "anchor_of_the_texts")
+"""What is said of an earlier model: its scores are under an anchor of its own."""
 TITLE_WORDS = 12  # of a hit: three titles fit into the budget of a text
 
 
@@ -79,7 +83,8 @@ class JudgedSplit:
 
     def __init__(self, folder: Path, split: str, most: int | None, documents: int | None = None) -> None:
         relevance = read_relevance(folder, split)
-        read = reduced(list(read_corpus(folder)), relevance, documents)
+        whole = list(read_corpus(folder))
+        read, self.whole = reduced(whole, relevance, documents), len(whole)
         self.documents = {document.id: join_title(document.title, document.text) for document in read}
         # Where a document has no title its first words stand for it.
         self.titles = [cut(document.title or document.text, TITLE_WORDS) for document in read]
@@ -216,30 +221,30 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "Rocchio, top 3": unit(data.vectors[data.top(direct, 3)].mean(axis=1)),
     }
     # Where no relevant document is in the corpus there is nothing to say.
-    gold: dict[str, tuple[str, str]] = dict.fromkeys(data.queries, ("", ""))
+    gold: dict[str, tuple[str, str]] = dict.fromkeys(data.ids, ("", ""))
     added: dict[str, list[float]] = {}
     if not how.brief:
         sentences = Sentences(data.documents.values())
-        terms: dict[str, list[str]] = dict.fromkeys(data.queries, [""] * len(TERMS))
+        terms: dict[str, list[str]] = dict.fromkeys(data.ids, [""] * len(TERMS))
         for row in judged(folder, split, 1):
-            query, document = row["query"], row["positive"]
-            gold[query] = (cut(row["reasoning"].split(". ")[0]), cut(sentences.best(query, document)))
-            terms[query] = [sentences.key_terms(query, document, count) for count in TERMS]
+            id_, query, document = row["query_id"], row["query"], row["positive"]
+            gold[id_] = (cut(row["reasoning"].split(". ")[0]), cut(sentences.best(query, document)))
+            terms[id_] = [sentences.key_terms(query, document, count) for count in TERMS]
         ways |= {
-            f"{count} key term{'s' * (count > 1)}": after([terms[query][n] for query in data.queries])
+            f"{count} key term{'s' * (count > 1)}": after([terms[id_][n] for id_ in data.ids])
             for n, count in enumerate(TERMS)
         }
         said = {
             "own": words,
             "another query's": words[1:] + words[:1],
-            "gold title": [gold[q][0] for q in data.queries],
+            "gold title": [gold[id_][0] for id_ in data.ids],
         }
         added = {name: data.found_by_their_words(sentences, texts) for name, texts in said.items()}
         rng = random.Random(SEED)
         ways |= {
             "shuffled": after([" ".join(rng.sample(text.split(), len(text.split()))) for text in words]),
-            "gold title": after([gold[query][0] for query in data.queries]),
-            "gold sentence": after([gold[query][1] for query in data.queries]),
+            "gold title": after([gold[id_][0] for id_ in data.ids]),
+            "gold sentence": after([gold[id_][1] for id_ in data.ids]),
         }
         ways |= with_titles(data, direct, encoder, writer)
     each = np.stack([[thought.vector for thought in one] for one in sampled]) if samples else np.empty((0,))
@@ -256,7 +261,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
             [f"{query} {text}" for query, text in zip(data.queries, found, strict=True)]
         )
     if how.train is not None:
-        ways["perceptron"] = by_perceptron(encoder, PerceptronPlan(str(folder), how.train), direct)
+        ways["perceptron"] = by_perceptron(encoder, PerceptronPlan(str(folder), how.train), data.queries, direct)
     base = data.ndcg(direct)
     table: dict[str, Any] = {"direct": round(float(base.mean()), 4)}
     for name, vectors in ways.items():
@@ -284,10 +289,12 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         for one, other in COMPARED
         if {one, other} <= under.keys()
     }
+    compared: dict[str, Any] = {}
     if earlier is not None:
         differences["direct minus direct of the earlier model"] = interval(base - earlier["direct"])
         differences["own minus own of the earlier model"] = interval(reasoned - earlier["reason"])
         differences["own minus direct of the earlier model"] = interval(reasoned - earlier["direct"])
+        compared = {name: earlier[name] for name in EARLIER}
     return {
         "model": model,
         "start": how.start,
@@ -296,17 +303,19 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "task": f"{folder.name}:{split}",
         "queries": len(data.queries),
         "documents": len(data.documents),
+        "whole_corpus": data.whole,
         "finished": float(np.mean([thought.finished for thought in own])),
         "tokens": float(np.mean([len(thought.token_ids) for thought in own])),
         "anchor": anchor,
         "anchor_of_the_texts": used,
         "table": table,
         "differences": differences,
+        "earlier": compared,
         "choice_anchored_1": chosen,
         "added_words_found": added,
         "texts": [
-            {"query": query, "own": text, "gold": gold[query][0], "direct": float(d), "reason": float(r)}
-            for query, text, d, r in zip(data.queries, words, base, reasoned, strict=True)
+            {"query": query, "own": text, "gold": gold[id_][0], "direct": float(d), "reason": float(r)}
+            for id_, query, text, d, r in zip(data.ids, data.queries, words, base, reasoned, strict=True)
         ],
     }
 
@@ -330,9 +339,20 @@ def with_titles(
     }
 
 
-def by_perceptron(encoder: SearchR3Encoder, plan: PerceptronPlan, direct: Vectors) -> Vectors:
-    """Direct vectors after a perceptron that learned from the plan's judgements."""
+def by_perceptron(encoder: SearchR3Encoder, plan: PerceptronPlan, queries: Sequence[str], direct: Vectors) -> Vectors:
+    """Direct vectors of `queries` after a perceptron that learned from the plan's judgements.
+
+    Training queries that are among `queries`, word for word, are left out, as stage 2 leaves them out. Raises
+    ValueError where fewer than two are left.
+    """
     asked, read, pairs = training_pairs(plan)
+    measured = {tuple(words_of(query)) for query in queries}
+    pairs = pairs[[tuple(words_of(asked[query])) not in measured for query in pairs[:, 0]]]
+    if len(np.unique(pairs[:, 0])) < 2:
+        raise ValueError(
+            f"--train {plan.split}: all but {len(np.unique(pairs[:, 0]))} of its queries are measured here too, and a "
+            "perceptron learns from two others at least. Give another split."
+        )
     perceptron = train_perceptron(unit(encoder.encode_query(asked)), unit(encoder.encode_document(read)), pairs, plan)
     with torch.inference_mode():
         moved: Vectors = perceptron(torch.from_numpy(unit(direct))).numpy()
@@ -340,20 +360,20 @@ def by_perceptron(encoder: SearchR3Encoder, plan: PerceptronPlan, direct: Vector
 
 
 def earlier_scores(file: Path, data: JudgedSplit) -> dict[str, Any]:
-    """The scores of each query, direct and anchored, that another model has in `file`, in the order of `data`.
+    """The scores of each query, direct and anchored, that another model has in `file`, and what they are of.
 
     Raises ValueError where it was measured on other queries or another number of documents.
     """
     found = json.loads(file.read_text(encoding="utf-8"))
     # Files of the first rounds do not say how many documents there were: all.
-    if [one["query"] for one in found["texts"]] != data.queries or found.get("documents", len(data.documents)) != len(
-        data.documents
-    ):
+    queries, documents = [one["query"] for one in found["texts"]], found.get("documents", data.whole)
+    if queries != data.queries or documents != len(data.documents):
         raise ValueError(
             f"{file} has {found['task']}, {found['queries']} queries: they or the documents are not those measured "
             "here. Give a file of the same --task, --queries and --documents."
         )
-    return {name: np.array([one[name] for one in found["texts"]]) for name in ("direct", "reason")}
+    scores = {name: np.array([one[name] for one in found["texts"]]) for name in ("direct", "reason")}
+    return scores | {name: found.get(name) for name in EARLIER}
 
 
 def best_anchor(table: dict[str, Any]) -> float:
@@ -382,7 +402,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="vectors and texts are kept here, and read by the next command")
     parser.add_argument("--base", type=Path, help="folder of the language model that the adapter is of")
     parser.add_argument("--start", help="the model whose documents and direct vectors these texts are added to")
-    parser.add_argument("--brief", action="store_true", help="only its own text and what costs one pass beside it")
+    parser.add_argument("--brief", action="store_true", help="without relevant documents, titles and shuffled words")
     parser.add_argument("--train", help="the split of the same folder on which a perceptron is trained")
     parser.add_argument("--against", type=Path, help="what this script wrote for an earlier model")
     parser.add_argument("--anchor", type=float, help="chosen elsewhere, for a test split; default: the best one here")

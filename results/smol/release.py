@@ -125,7 +125,16 @@ def release(model: Path, output: Path, packaged: str | None, gates: Path | None 
 
 
 def measured(found: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """What gates.py found as results of a card: the direct vector, and the anchored one where an anchor gains."""
+    """What gates.py found as results of a card: the direct vector, and the anchored one where an anchor gains.
+
+    Raises ValueError for gates of another model's documents, or of a part of the corpus.
+    """
+    if found.get("start") or found.get("documents") != found.get("whole_corpus", found.get("documents")):
+        raise ValueError(
+            f"These gates of {found['task']} have documents of another model ({found.get('start')}) or a part of the "
+            f"corpus ({found.get('documents')} documents): not this model's scores. Give those without --start and "
+            "--documents."
+        )
     task, split = found["task"].split(":")
     rows = []
     for mode, tokens in (("direct", 0.0), ("reason", found["tokens"])):

@@ -191,6 +191,9 @@ def test_the_anchor_that_the_gates_chose_becomes_the_profile_s(base, tmp_path, m
     gates.write_text(json.dumps(found))
     scores = [(row["mode"], row["ndcg_at_10"], row["interval"]) for row in release.measured(found)]
     assert scores == [("direct", 0.2, [0.1, 0.3]), ("reason", 0.4, [0.2, 0.6])][: 2 if anchor else 1]
+    for other in ({"start": "runs/start"}, {"documents": 5, "whole_corpus": 9}):
+        with pytest.raises(ValueError, match="Give those without --start and --documents"):
+            release.measured(found | {"start": None, "documents": 9, "whole_corpus": 9} | other)
     released = release.release(trained, tmp_path / "released", None, gates)
     assert SearchR3Encoder(str(released), device="cpu").anchor == anchor
     before = release.release(trained, tmp_path / "other", None)  # control: without gates as it was trained

@@ -17,6 +17,7 @@ from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.evaluation.perceptron import train_perceptron
 from search_r3_mteb.evaluation.reasoning_variants import filler_text
 from search_r3_mteb.tasks.beir_folder import Document, read_queries, read_relevance, write_beir
 from tests.conftest import CHAT_TEMPLATE, build_model, build_tokenizer
@@ -138,6 +139,19 @@ def test_full_stops_are_as_many_as_the_tokens_of_the_own_text_and_gold_may_be_mi
     assert next(one for one in found["texts"] if one["query"] == "nothing")["gold"] == ""
 
 
+def test_queries_of_one_text_have_their_own_relevant_documents(folder, tmp_path):
+    with (folder / "qrels" / "dev.tsv").open("a") as stream:
+        stream.write("r\tb\t1\n")
+    with (folder / "queries.jsonl").open("a") as stream:
+        stream.write(json.dumps({"_id": "r", "text": "old stone"}) + "\n")
+    found = run(str(byte_folder(tmp_path / "model")), folder, "dev", Measure(dtype="float32", samples=0))
+    assert [one["gold"] for one in found["texts"] if one["query"] == "old stone"] == [
+        "statins and the heart",
+        "Bridges",
+    ]
+    assert found["added_words_found"]["gold title"] == [1, 1, 1]
+
+
 def test_a_reduced_corpus_keeps_every_judged_document_and_draws_the_others_once(folder):
     corpus = [Document(f"d{n}", "", f"text {n}") for n in range(40)]
     judgements = {"q": {"d7": 2, "d30": 0, "gone": 1}}
@@ -153,8 +167,26 @@ def test_a_reduced_corpus_keeps_every_judged_document_and_draws_the_others_once(
         JudgedSplit(folder, "dev", None, 2)
 
 
-def test_a_choice_among_samples_stands_beside_one_among_another_query_s(folder, tmp_path):
+def test_a_choice_among_samples_stands_beside_one_among_another_query_s(folder, tmp_path, monkeypatch):
+    read, written, encode, think = [], [], SearchR3Encoder.encode_query, SearchR3Encoder.think
+
+    def thinks(self, texts, **how):
+        thoughts = think(self, texts, **how)
+        if not how:  # not from `encode_query`
+            written.append([thought.text for thought in thoughts])
+        return thoughts
+
+    monkeypatch.setattr(SearchR3Encoder, "think", thinks)
+    monkeypatch.setattr(
+        SearchR3Encoder,
+        "encode_query",
+        lambda self, texts, **how: read.append(how.get("reasoning")) or encode(self, texts, **how),
+    )
     found = run(str(byte_folder(tmp_path / "model")), folder, "dev", Measure(dtype="float32", samples=3))
+    assert len(written) == 5
+    for first, second in written[1:4]:  # the samples, after the greedy texts
+        assert first != second
+        assert [second, first] in read
     choice = found["choice_anchored_1"]
     assert {"best of 3, anchored 1", "best of 3 of another's, anchored 1"} < found["table"].keys()
     assert choice["best minus mean of 3"][0] >= 0
@@ -164,14 +196,26 @@ def test_a_choice_among_samples_stands_beside_one_among_another_query_s(folder, 
     assert found["added_words_found"]["gold title"][0] == 1, "a relevant document has the words of its title"
 
 
-def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, tmp_path):
+def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, tmp_path, monkeypatch):
     model = str(byte_folder(tmp_path / "model"))
     how = Measure(dtype="float32", samples=0, store=tmp_path / "store")
     first = run(model, folder, "dev", how)
     for one in first["texts"]:
         one["direct"], one["reason"] = one["direct"] - 0.25, one["reason"] - 0.5
     (tmp_path / "first.json").write_text(json.dumps(first))
-    found = run(model, folder, "dev", replace(how, against=tmp_path / "first.json", train="dev"))
+    with (folder / "queries.jsonl").open("a") as stream:
+        for id_ in ("s", "t", "u"):
+            stream.write(json.dumps({"_id": id_, "text": "Old  stone" if id_ == "s" else f"query {id_}"}) + "\n")
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\ns\ta\t1\nt\tb\t1\nu\tc\t1\n")
+    trained = []
+    monkeypatch.setattr(
+        "results.smol.gates.train_perceptron",
+        lambda *given: trained.append(given[2].tolist()) or train_perceptron(*given),
+    )
+    with pytest.raises(ValueError, match="--train dev: all but 0 of its queries are measured here too"):
+        run(model, folder, "dev", replace(how, train="dev"))
+    found = run(model, folder, "dev", replace(how, against=tmp_path / "first.json", train="train"))
+    assert trained == [[[1, 1], [2, 2]]], "the query that is measured, word for word, is left out"
     named = {name: values for name, values in found["differences"].items() if "earlier" in name}
     assert named == {
         "direct minus direct of the earlier model": [0.25] * 3,
@@ -182,6 +226,14 @@ def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, t
     }
     assert "perceptron" in found["table"]
     assert "perceptron" not in first["table"]
+    of_first = {"model": model, "start": None, "anchor_of_the_texts": first["anchor_of_the_texts"]}
+    assert (first["earlier"], found["earlier"]) == ({}, of_first)
+    old = {key: value for key, value in first.items() if key not in ("documents", "start")}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with (folder / "corpus.jsonl").open("a") as stream:
+        stream.write(json.dumps({"_id": "d", "title": "", "text": "not judged"}) + "\n")
+    with pytest.raises(ValueError, match="Give a file of the same --task"):  # of old, of all documents
+        run(model, folder, "dev", replace(how, against=tmp_path / "old.json", documents=3))
     first["texts"].pop()
     (tmp_path / "first.json").write_text(json.dumps(first))
     with pytest.raises(ValueError, match="Give a file of the same --task"):

@@ -124,6 +124,14 @@ def test_a_reward_and_a_policy_of_one_name_are_both_watched():
         del REFRESH_POLICIES._registered["constant"]
 
 
+def test_a_run_that_is_ended_early_is_watched_up_to_there(tmp_path, model):
+    from train.stage2.environment import OwnEffects
+
+    ended = OwnEffects.of(rl_config(tmp_path / "run", model, "checkpoint.stop_at=2", "reward.own.brief.weight=1"))
+    numbers = {"reward_brief_spread": 0.0, "documents_encoded": 1}
+    assert [len(ended.warnings(step, numbers)) for step in (1, 2)] == [0, 1]
+
+
 @pytest.mark.slow
 def test_a_resumed_run_says_what_an_uninterrupted_one_says(tmp_path, model, monkeypatch):
     settings = ["optimization.steps=2", "reward.own.brief.weight=1", "corpus_cache.policy=positives", *FORCED]

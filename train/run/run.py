@@ -196,8 +196,8 @@ class Run:
         if found is not None:
             if found.step > self.last_step:
                 raise ValueError(
-                    f"checkpoint.stop_at = {self.last_step}, and {folder} has come to step {found.step}: the model "
-                    f"of an earlier step is not there any more. Set it to {found.step} or more, or to 0."
+                    f"checkpoint.stop_at = {self.last_step}, and {folder} has come to step {found.step}: a run does "
+                    f"not go back. Set it to {found.step} or more, or to 0."
                 )
             self.step, self.resumed_from, self.best = found.step, found, state.notes["best"]
             self.notes += _extended(found.config[STEPS], self.config.optimization)
@@ -255,6 +255,12 @@ class Run:
 
     def finish(self) -> Path:
         """Write the final model, the model cards and `data.json`; returns the model's folder."""
+        found = self.resumed_from
+        if self.judged and found is not None and found.step == self.step and found.score is None:
+            # `stop_at` ends it at a step at which no evaluation was due: the card's scores are those of this model.
+            self._evaluate()
+            self._save()
+        already = (self.folder / "last").is_dir()
 
         def write() -> None:
             self._report_data()
@@ -262,15 +268,15 @@ class Run:
             self._write_cards()
 
         collectives.on_main(write)
-        self.log.say(self._finished())
+        self.log.say(self._finished(already))
         self.log.close()
         _leave(self.folder)
         return self.folder / "last"
 
-    def _finished(self) -> str:
-        """Where the model is and what comes next, for people."""
+    def _finished(self, already: bool) -> str:
+        """Where the model is and what comes next, for people; `already`: there was one before."""
         total, model = self.config.optimization.steps, self.folder / "last"
-        if self.resumed_from is not None and self.resumed_from.step >= self.last_step:
+        if already and self.resumed_from is not None and self.resumed_from.step >= self.last_step:
             return f"already finished, {self.step} of {total} steps: {model}"
         best = f" (best of its evaluations: {self.folder / 'best'})" if (self.folder / "best").is_dir() else ""
         following = f"search-r3 evaluate --model {shlex.quote(str(model))} --task beir:FOLDER --mode both"

@@ -61,7 +61,8 @@ class OwnEffects:
         """Of a run's own rewards and policy. They are looked at for 10 steps (our choice), or all that there are."""
         policy = config.corpus_cache.policy
         own = None if policy in REFRESH_POLICIES.reserved else policy
-        return cls(tuple(config.reward.own.tables), own, min(10, config.optimization.steps))
+        last = config.checkpoint.last_step(config.optimization.steps)
+        return cls(tuple(config.reward.own.tables), own, min(10, last))
 
     def used(self) -> list[dict[str, str]]:
         """What it is, name and origin of each, for the log."""

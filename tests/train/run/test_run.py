@@ -181,10 +181,13 @@ def test_a_run_ends_early_under_its_own_schedule_and_goes_on_later(tmp_path, cap
     train(sft_config(tmp_path / "whole", *linear))
     train(sft_config(tmp_path / "run", *linear, "checkpoint.stop_at=3"))
     assert "finished, 3 of 4 steps" in capsys.readouterr().out
+    train(sft_config(tmp_path / "run", *linear, "checkpoint.stop_at=3"))
+    assert "already finished, 3 of 4 steps" in capsys.readouterr().out
     assert events(tmp_path / "run", "step") == events(tmp_path / "whole", "step")[:3], "the schedule is that of 4"
     early = (tmp_path / "run/last/model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "run/last")
     train(sft_config(tmp_path / "run", *linear, "checkpoint.stop_at=3"))
+    assert "already" not in capsys.readouterr().out, "as after a kill: it had no model"
     assert (tmp_path / "run/last/model.safetensors").read_bytes() == early
     with pytest.raises(ValueError, match=r"stop_at = 2, and .*checkpoints has come to step 3: .* Set it to 3 or more"):
         train(sft_config(tmp_path / "run", *linear, "checkpoint.stop_at=2"))
@@ -192,6 +195,22 @@ def test_a_run_ends_early_under_its_own_schedule_and_goes_on_later(tmp_path, cap
     assert same_weights(tmp_path / "run/last", tmp_path / "whole/last")
     describe(sft_config(tmp_path / "other", *linear, "checkpoint.stop_at=3"))
     assert "; 3 steps" in capsys.readouterr().out
+
+
+def test_a_killed_run_that_is_ended_at_its_newest_checkpoint_is_measured_there_once(tmp_path, monkeypatch):
+    """The card's scores and `best` are never those of an earlier step alone; what goes on later is the same run."""
+    settings = ["optimization.steps=4", "evaluate.every=2"]
+    train_until(3, train, sft_config(tmp_path / "run", *settings, evaluation=True), monkeypatch)
+    assert {event["step"] for event in events(tmp_path / "run", "evaluate")} == {2}
+    for _ in range(2):  # again: nothing more
+        train(sft_config(tmp_path / "run", *settings, "checkpoint.stop_at=3", evaluation=True))
+    found = [event for event in events(tmp_path / "run", "evaluate") if event["step"] == 3]
+    assert len(found) == len(events(tmp_path / "run", "evaluate")) / 2 > 0
+    facts = json.loads((tmp_path / "run/last/model_card.json").read_text())
+    assert {row["step"] for row in facts["results"]} == {3}
+    train(sft_config(tmp_path / "run", *settings, evaluation=True))
+    train(sft_config(tmp_path / "whole", *settings, evaluation=True))
+    assert same_weights(tmp_path / "run/last", tmp_path / "whole/last")
 
 
 def test_a_base_that_was_named_by_a_relative_path_is_found_from_another_directory(tmp_path, monkeypatch):

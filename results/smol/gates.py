@@ -223,8 +223,8 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     # Where no relevant document is in the corpus there is nothing to say.
     gold: dict[str, tuple[str, str]] = dict.fromkeys(data.ids, ("", ""))
     added: dict[str, list[float]] = {}
+    sentences = Sentences(data.documents.values())
     if not how.brief:
-        sentences = Sentences(data.documents.values())
         terms: dict[str, list[str]] = dict.fromkeys(data.ids, [""] * len(TERMS))
         for row in judged(folder, split, 1):
             id_, query, document = row["query_id"], row["query"], row["positive"]
@@ -256,6 +256,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         hyde = BaseWriter(how.base, device())
         texts = [hyde.write(data.queries[n : n + 64], sample=False) for n in range(0, len(data.queries), 64)]
         found = [text for part in texts for text in part]
+        added["base, two examples"] = data.found_by_their_words(sentences, found)
         ways["base, two examples"] = after(found)
         ways["base, HyDE"] = encoder.encode_query(
             [f"{query} {text}" for query, text in zip(data.queries, found, strict=True)]

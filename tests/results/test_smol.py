@@ -110,6 +110,7 @@ def test_the_gate_of_a_tiny_model_has_every_way(folder, writer, tmp_path, monkey
     model = str(byte_folder(tmp_path / "model"))
     first = run(model, folder, "dev", how)
     table, compared = first["table"], first["differences"]
+    assert "base, two examples" in first["added_words_found"]
     assert len(compared) == len(COMPARED)
     at = f"{first['anchor_of_the_texts']:g}"
     by_hand = table["own"][at][0] - table["nothing"][at][0]

@@ -137,8 +137,13 @@ class CheckpointSettings(Settings):
     it goes on to optimization.steps as if it had not stopped."""
 
     def last_step(self, steps: int) -> int:
-        """The step after which a run of `steps` ends."""
-        return min(steps, self.stop_at or steps)
+        """The step after which a run of `steps` ends. Raises ValueError for a stop_at beyond them."""
+        if self.stop_at > steps:
+            raise ValueError(
+                f"checkpoint.stop_at = {self.stop_at} comes after optimization.steps = {steps}, and would change "
+                "nothing. Raise optimization.steps, or leave it out."
+            )
+        return self.stop_at or steps
 
 
 class OutputSettings(Settings):

@@ -56,6 +56,7 @@ class SftConfig(Settings):
 
     def check(self) -> None:
         """Rules between sections."""
+        self.checkpoint.last_step(self.optimization.steps)
         if self.evaluate.best_by == "anchored":
             raise ValueError(
                 'evaluate.best_by = "anchored": stage 1 has no reward.anchor to weigh the reasoned vector by. Set '
@@ -114,6 +115,7 @@ class RlConfig(Settings):
 
     def check(self) -> None:
         """Rules between sections."""
+        self.checkpoint.last_step(self.optimization.steps)
         if self.model.scratch is not None:
             raise ValueError(
                 "model.scratch: stage 2 starts from a model that already emits the embed token, random weights never "

@@ -191,6 +191,9 @@ def test_a_run_ends_early_under_its_own_schedule_and_goes_on_later(tmp_path, cap
     assert (tmp_path / "run/last/model.safetensors").read_bytes() == early
     with pytest.raises(ValueError, match=r"stop_at = 2, and .*checkpoints has come to step 3: .* Set it to 3 or more"):
         train(sft_config(tmp_path / "run", *linear, "checkpoint.stop_at=2"))
+    for config in (sft_config, rl_config):
+        with pytest.raises(ValueError, match=r"stop_at = 5 comes after optimization.steps = \d, and would change"):
+            config(tmp_path / "other", *linear, "checkpoint.stop_at=5")
     train(sft_config(tmp_path / "run", *linear))
     assert same_weights(tmp_path / "run/last", tmp_path / "whole/last")
     describe(sft_config(tmp_path / "other", *linear, "checkpoint.stop_at=3"))

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from results.mini.mini import packaged_encoder
-from results.smol.gates import WEIGHTS, JudgedSplit, interval, unit
+from results.smol.gates import WEIGHTS
+from results.smol.judged_split import JudgedSplit, interval, unit
 
 
 def scores(

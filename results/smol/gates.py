@@ -31,7 +31,7 @@ query, the share, by rarity, in relevant documents. Intervals: paired bootstrap,
 import argparse
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,14 @@ import torch
 
 from results.mini.mini_data import words_of
 from results.smol.base_text import BaseWriter
+from results.smol.judged_split import SEED, JudgedSplit, interval, unit
 from results.smol.smol_data import Sentences, cut, judged
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.atomic import write_text
 from search_r3_mteb.encoder.checkpoints import load
-from search_r3_mteb.encoder.documents import join_title
 from search_r3_mteb.evaluation.perceptron import PerceptronPlan, train_perceptron, training_pairs
 from search_r3_mteb.evaluation.reasoning_variants import filler_text
 from search_r3_mteb.search.arrays import Vectors
-from search_r3_mteb.tasks.beir_folder import Document, read_corpus, read_queries, read_relevance
 
 WEIGHTS = (0.2, 0.3, 0.5, 1.0, 2.0)
 SHOWN = "the 3 titles in its prompt"
@@ -66,98 +65,14 @@ COMPARED = (
     (f"own, {SHOWN}", "Rocchio, top 3"),
 )
 """Ways whose difference under one anchor is given with its interval."""
-SEED = 0
 TERMS = (1, 2, 4, 8)
 EARLIER = ("model", "start", "anchor_of_the_texts")
 """What is said of an earlier model: its scores are under an anchor of its own."""
-TITLE_WORDS = 12  # of a hit: three titles fit into the budget of a text
 
 
-def unit(rows: Vectors) -> Vectors:
-    """Rows of unit length."""
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
-
-
-class JudgedSplit:
-    """Queries, documents and judgements of one split, and the score of query vectors."""
-
-    def __init__(self, folder: Path, split: str, most: int | None, documents: int | None = None) -> None:
-        relevance = read_relevance(folder, split)
-        whole = list(read_corpus(folder))
-        read, self.whole = reduced(whole, relevance, documents), len(whole)
-        self.documents = {document.id: join_title(document.title, document.text) for document in read}
-        # Where a document has no title its first words stand for it.
-        self.titles = [cut(document.title or document.text, TITLE_WORDS) for document in read]
-        self.ids = sorted(query for query, grades in relevance.items() if any(g > 0 for g in grades.values()))
-        if most is not None and len(self.ids) > most:
-            self.ids = sorted(random.Random(SEED).sample(self.ids, most))
-        texts = {query.id: query.text for query in read_queries(folder)}
-        self.queries = [texts[query] for query in self.ids]
-        place = {id_: number for number, id_ in enumerate(self.documents)}
-        self.grades = [
-            {place[id_]: grade for id_, grade in relevance[query].items() if grade > 0 and id_ in place}
-            for query in self.ids
-        ]
-        self.ideal = [
-            sum(g / np.log2(r + 2) for r, g in enumerate(sorted(relevance[query].values(), reverse=True)[:10]))
-            for query in self.ids
-        ]
-        self.vectors: Vectors = np.empty((0, 0), np.float32)
-
-    def top(self, queries: Vectors, k: int = 10) -> Any:
-        """Positions (queries, k) of the nearest documents; equal scores in the order of the corpus."""
-        return np.argsort(-(queries @ self.vectors.T), axis=1, kind="stable")[:, :k]
-
-    def top_titles(self, queries: Vectors, k: int) -> list[list[str]]:
-        """The titles of each query's k nearest documents, best first."""
-        return [[self.titles[int(place)] for place in row] for row in self.top(queries, k)]
-
-    def found_by_their_words(self, sentences: Sentences, texts: Sequence[str]) -> list[float]:
-        """Of the words that texts add to their queries, the share by rarity in relevant documents: mean, interval."""
-        documents = list(self.documents.values())
-        shares = [
-            sentences.found_in(query, text, [documents[place] for place in grades])
-            for query, text, grades in zip(self.queries, texts, self.grades, strict=True)
-        ]
-        known = np.array([share for share in shares if not np.isnan(share)])
-        return interval(known) if len(known) else []
-
-    def ndcg(self, queries: Vectors) -> Any:
-        """nDCG@10 (queries,) with linear gains, as pytrec_eval has it."""
-        return np.array(
-            [
-                sum(grades.get(int(p), 0) / np.log2(r + 2) for r, p in enumerate(row)) / ideal
-                for row, grades, ideal in zip(self.top(queries), self.grades, self.ideal, strict=True)
-            ]
-        )
-
-
-def reduced(
-    corpus: list[Document], relevance: Mapping[str, Mapping[str, int]], documents: int | None
-) -> list[Document]:
-    """The judged documents of the split and others drawn with a fixed seed, `documents` in all, in the corpus' order.
-
-    Raises ValueError where more than that are judged.
-    """
-    if documents is None or documents >= len(corpus):
-        return corpus
-    judged_ids = {document for grades in relevance.values() for document in grades}
-    others = sorted(document.id for document in corpus if document.id not in judged_ids)
-    room = documents - (len(corpus) - len(others))
-    if room < 0:
-        raise ValueError(
-            f"--documents {documents}: {len(corpus) - len(others)} documents of the corpus are judged in this split, "
-            "and each of them stays. Give at least as many."
-        )
-    kept = judged_ids | set(random.Random(SEED).sample(others, room))
-    return [document for document in corpus if document.id in kept]
-
-
-def interval(difference: Any) -> list[float]:
-    """Mean and the 95 % interval of a paired bootstrap, 2,000 draws."""
-    rng = np.random.default_rng(SEED)
-    means = difference[rng.integers(0, len(difference), (2000, len(difference)))].mean(axis=1)
-    return [round(float(x), 4) for x in (difference.mean(), *np.quantile(means, [0.025, 0.975]))]
+def of_another(texts: Sequence[str]) -> list[str]:
+    """To each query the text of the next one."""
+    return [*texts[1:], texts[0]]
 
 
 def shown(data: JudgedSplit, hits: Sequence[Sequence[str]]) -> list[str]:
@@ -215,11 +130,15 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     ]
     ways: dict[str, Vectors] = {
         "own": np.stack([thought.vector for thought in own]),
-        "another query's": after(words[1:] + words[:1]),
+        "another query's": after(of_another(words)),
         "full stops": after([filler_text(len(thought.token_ids)) for thought in own]),
         "nothing": after([""] * len(words)),
         "Rocchio, top 3": unit(data.vectors[data.top(direct, 3)].mean(axis=1)),
     }
+    cosine = None
+    if how.start is not None:
+        ways["its own direct"] = SearchR3Encoder(checkpoint, mode="direct", **options).encode_query(data.queries)
+        cosine = float((unit(direct) * unit(ways["its own direct"])).sum(axis=1).mean())
     # Where no relevant document is in the corpus there is nothing to say.
     gold: dict[str, tuple[str, str]] = dict.fromkeys(data.ids, ("", ""))
     added: dict[str, list[float]] = {}
@@ -236,7 +155,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         }
         said = {
             "own": words,
-            "another query's": words[1:] + words[:1],
+            "another query's": of_another(words),
             "gold title": [gold[id_][0] for id_ in data.ids],
         }
         added = {name: data.found_by_their_words(sentences, texts) for name, texts in said.items()}
@@ -250,7 +169,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     each = np.stack([[thought.vector for thought in one] for one in sampled]) if samples else np.empty((0,))
     if samples:
         ways[f"mean of {samples}"] = unit(each.mean(axis=0))
-        others = np.stack([after([t.text for t in one[1:]] + [one[0].text]) for one in sampled])
+        others = np.stack([after(of_another([thought.text for thought in one])) for one in sampled])
         ways["mean of another's"] = unit(others.mean(axis=0))
     if how.base is not None:
         hyde = BaseWriter(how.base, device())
@@ -299,6 +218,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     return {
         "model": model,
         "start": how.start,
+        "cosine_of_direct_vectors": cosine,
         "dtype": how.dtype,
         "max_length": how.max_length,
         "task": f"{folder.name}:{split}",
@@ -334,7 +254,7 @@ def with_titles(
         "title of the first hit": writer.encode_query(data.queries, reasoning=first),
         "titles of the first 3 hits": writer.encode_query(data.queries, reasoning=all_three),
         f"own, {SHOWN}": np.stack([thought.vector for thought in thoughts]),
-        f"another query's, {SHOWN}": writer.encode_query(asked, reasoning=said[1:] + said[:1]),
+        f"another query's, {SHOWN}": writer.encode_query(asked, reasoning=of_another(said)),
         f"nothing, {SHOWN}": writer.encode_query(asked, reasoning=[""] * len(asked)),
         f"direct, {SHOWN}": encoder.encode_query(asked),
     }

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from results.smol.gates import JudgedSplit, device, shown
+from results.smol.gates import device, shown
+from results.smol.judged_split import JudgedSplit
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.tasks.beir_folder import read_corpus, read_relevance, write_beir

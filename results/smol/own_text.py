@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from results.smol.gates import device, unit
+from results.smol.gates import device
+from results.smol.judged_split import unit
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.atomic import write_jsonl
 from search_r3_mteb.encoder.checkpoints import Checkpoint, load

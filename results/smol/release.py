@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from results.smol.gates import interval
+from results.smol.judged_split import interval
 from search_r3_mteb.atomic import replaced_folder, write_json, write_text
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE, find_base, weights_digest
 from search_r3_mteb.encoder.checkpoints import ASSETS, resolve

@@ -134,7 +134,7 @@ class CheckpointSettings(Settings):
     stop_at: CountOrZero = 0
     """The step after which the run ends and writes its model, under the schedule of optimization.steps; 0 = at that.
     Our choice: 0. A resumed run may have another: with the step of its newest checkpoint it ends at once, and without
-    it goes on to optimization.steps as if it had not stopped."""
+    it goes on to the weights that it would have had without stopping."""
 
     def last_step(self, steps: int) -> int:
         """The step after which a run of `steps` ends. Raises ValueError for a stop_at beyond them."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from results.smol import base_text, samples
+from results.smol import base_text, encoder_scores, samples
 from results.smol.base_text import BaseWriter
 from results.smol.base_text import cut as cut_text
 from results.smol.gates import COMPARED, Measure, best_anchor, run, shown
@@ -21,7 +21,7 @@ from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.evaluation.perceptron import train_perceptron
 from search_r3_mteb.evaluation.reasoning_variants import filler_text
 from search_r3_mteb.tasks.beir_folder import Document, read_queries, read_relevance, write_beir
-from tests.conftest import CHAT_TEMPLATE, build_model, build_tokenizer
+from tests.conftest import CHAT_TEMPLATE, build_model, build_tokenizer, save_sentence_transformer
 from tests.train.loops import byte_folder
 
 STATINS = "statins and the heart pubmed ncbi abstract a study of statins"
@@ -240,6 +240,20 @@ def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, t
     (tmp_path / "first.json").write_text(json.dumps(first))
     with pytest.raises(ValueError, match="Give a file of the same --task"):
         run(model, folder, "dev", replace(how, against=tmp_path / "first.json"))
+
+
+def test_a_sentence_encoder_is_scored_on_the_same_queries_and_documents(folder, tmp_path):
+    encoder = save_sentence_transformer(build_tokenizer(), tmp_path / "encoder", 0)
+    whole = encoder_scores.scores(encoder, folder, "dev")
+    assert (whole["queries"], whole["documents"]) == (2, 3)
+    assert encoder_scores.scores(encoder, folder, "dev", 1)["queries"] == 1
+    write_beir(
+        tmp_path / "more",
+        corpus=[("a", "", STATINS), *((f"d{n}", "", f"other {n}") for n in range(5))],
+        queries=[("q", "old stone")],
+        qrels={"dev": [("q", "a", 1)]},
+    )
+    assert encoder_scores.scores(encoder, tmp_path / "more", "dev", None, 3)["documents"] == 3
 
 
 def test_the_brief_gate_has_its_own_text_and_the_controls_of_one_pass(folder, tmp_path):

@@ -194,7 +194,9 @@ def train_perceptron(
         scores = perceptron(vectors[asked]) @ targets[answers].T / plan.temperature
         own = torch.eye(len(rows), dtype=torch.bool)
         # Another document that is relevant too, or the same one, is not a negative.
-        relevant = torch.from_numpy(np.isin(rows[:, 0, None] * len(documents) + rows[:, 1], known))
+        wanted = rows[:, 0, None] * len(documents) + rows[:, 1]
+        # `known` is sorted: np.isin would sort all judgements again at every step.
+        relevant = torch.from_numpy(known[np.searchsorted(known, wanted).clip(max=len(known) - 1)] == wanted)
         scores = scores.masked_fill(relevant & ~own, -torch.inf)
         return torch.nn.functional.cross_entropy(scores, torch.arange(len(rows)))
 

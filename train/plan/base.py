@@ -1,7 +1,7 @@
 """The shape of the model that a run would train, from `config.json` alone: no weights are read, none are made."""
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +12,7 @@ from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE
 from search_r3_mteb.encoder.checkpoints import resolve
 from search_r3_mteb.encoder.folders import check_layers
 from search_r3_mteb.encoder.manifest import check_files
+from search_r3_mteb.encoder.profiles import PROFILE_FILE
 from search_r3_mteb.json_files import read_object
 from train.config.loading import ConfigError, load_config
 from train.config.model import ModelSettings
@@ -26,12 +27,26 @@ _CONFIG = "config.json"
 class PlannedModel:
     """The model with its adapter and frozen parts on the meta device; `folder` holds its config.json, and perhaps more.
 
-    `steps` says how the folder was found, for people.
+    `prompts` is the folder whose tokenizer and profile the run has: that of a trained model or adapter, which brings
+    its own, or `folder`. `profile` is the name under which a base without one begins. `steps` says how they were
+    found, for people.
     """
 
     model: Any
     folder: Path | None
+    prompts: Path | None
+    profile: str | None
     steps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """`folder` holds config.json, or `scratch` is the shape of a model from nothing; the rest as in PlannedModel."""
+
+    folder: Path | None
+    scratch: Any
+    prompts: Path | None
+    profile: str | None
 
 
 def planned_model(settings: ModelSettings, config_file: Path | None = None, base: str | None = None) -> PlannedModel:
@@ -39,19 +54,21 @@ def planned_model(settings: ModelSettings, config_file: Path | None = None, base
 
     Its config.json is sought under `base` (a folder, the file itself, or a hub id) where that is given; in the folder
     `settings.path`; in the base of an adapter; where `settings.path` is what stage 1 will write, in the base of the
-    stage 1 whose file lies beside `config_file`; and under the hub id. Raises FileNotFoundError, which says what to
+    stage 1 whose file lies beside `config_file`; and under the hub id. `base` changes nothing about the prompts of a
+    trained model or adapter that is here. Raises FileNotFoundError, which says what to
     download and to where, and ValueError for a config.json that is not a causal LM's.
     """
     steps: list[str] = []
     if settings.scratch is not None:
-        folder, origin = None, settings.scratch
+        found = _Found(None, settings.scratch, None, None)
     else:
-        folder, origin = _find(settings, config_file, base, steps)
+        found = _find(settings, config_file, base, steps)
+    folder = found.folder
     if folder is not None:
         check_files(folder, partial=True)
     if folder is None:
         steps.append("random weights of [model.scratch]")
-        made = scratch.shape(origin)
+        made = scratch.shape(found.scratch)
     else:
         made = _config(folder, settings.trust_remote_code)
     from transformers import AutoModelForCausalLM
@@ -67,7 +84,7 @@ def planned_model(settings: ModelSettings, config_file: Path | None = None, base
         ) from error
     planned: Any = SimpleNamespace(model=model, embed_token_id=0, name=str(settings.path))
     make_trainable(planned, settings, seed=0)
-    return PlannedModel(planned.model, folder, tuple(steps))
+    return PlannedModel(planned.model, folder, found.prompts, found.profile, tuple(steps))
 
 
 def _dtype(settings: ModelSettings, config: Any) -> torch.dtype:
@@ -88,31 +105,31 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
         ) from error
 
 
-def _find(
-    settings: ModelSettings, config_file: Path | None, base: str | None, found: list[str]
-) -> tuple[Path | None, Any]:
-    """The folder of config.json, or the shape of a model from nothing; what was found on the way goes to `found`."""
-    if base is not None:
-        folder = _folder(base, None)
-        found.append(f"the shape is that of {folder / _CONFIG} (--base)")
-        return folder, None
+def _find(settings: ModelSettings, config_file: Path | None, base: str | None, steps: list[str]) -> _Found:
+    """Where the shape and the prompts come from; what was found on the way goes to `steps`."""
     path = str(settings.path)
     local = Path(path)
+    own = local if (local / PROFILE_FILE).is_file() else None
+    if base is not None:
+        folder = _folder(base, None)
+        steps.append(f"the shape is that of {folder / _CONFIG} (--base)")
+        return _Found(folder, None, own or folder, settings.profile)
     if (local / ADAPTER_CONFIG).is_file():
         check_files(local, partial=True)
         start = adapter_start(settings, local)
         what = "its training goes on" if start == "continue" else "it is merged, and every weight is trained"
-        found.append(f"{path} is an adapter: {what}")
-        return _find(settings.replaced(path=_adapter_base(local)), config_file, None, found)
+        steps.append(f"{path} is an adapter: {what}")
+        found = _find(settings.replaced(path=_adapter_base(local)), config_file, None, steps)
+        return replace(found, prompts=own or found.prompts)
     if not local.exists() and (stage_one := written_by(path, config_file)) is not None:
         file, before = stage_one
-        found.append(f"{path} is not there yet: it is what stage 1 of {file.name} will write")
+        steps.append(f"{path} is not there yet: it is what stage 1 of {file.name} will write")
         if before.scratch is not None:
-            return None, before.scratch
-        return _find(settings.replaced(path=before.path, revision=before.revision), file, None, found)
+            return _Found(None, before.scratch, None, None)
+        return _find(before, file, None, steps)
     folder = _folder(path, settings.revision)
-    found.append(f"the shape is that of {folder / _CONFIG}")
-    return folder, None
+    steps.append(f"the shape is that of {folder / _CONFIG}")
+    return _Found(folder, None, folder, settings.profile)
 
 
 def written_by(path: str, config_file: Path | None) -> tuple[Path, ModelSettings] | None:

@@ -167,17 +167,17 @@ def _missing_sets(config: SftConfig | RlConfig) -> list[str]:
 
 
 def _renderer(config: SftConfig | RlConfig, planned: PlannedModel) -> Renderer | None:
-    """The run's renderer, where the base's tokenizer is here."""
+    """The run's renderer, where its tokenizer is here."""
     from tokenizers import AddedToken
 
-    folder = planned.folder
+    folder = planned.prompts
     if folder is None:
         tokenizer, profile = scratch.word_tokenizer(), scratch.SCRATCH_PROFILE
     elif not (folder / "tokenizer.json").exists():
         return None
     else:
         tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
-        profile = profile_of(folder, tokenizer, config.model.profile)
+        profile = profile_of(folder, tokenizer, planned.profile)
         if profile.embed_token not in tokenizer.get_vocab():
             tokenizer.add_tokens([AddedToken(profile.embed_token, special=True, normalized=False)], special_tokens=True)
     return Renderer(tokenizer, profile, config.data.max_length)

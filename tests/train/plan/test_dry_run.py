@@ -2,13 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import Qwen2Config
 
 from results.qwen import SHAPES
+from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import ASSETS
+from search_r3_mteb.encoder.profiles import Profile
 from tests.conftest import build_model, without_manifest
 from tests.train.loops import LORA, RL, SFT, byte_folder, rl_config, sft_config
 from train import rl, sft
@@ -210,6 +213,26 @@ def test_little_room_for_text_is_warned_of(tmp_path, capsys, room, warned):
     assert (f"# warning: {said}" in capsys.readouterr().out) == warned
     sft.train(config(needed + room, "optimization.steps=1"))
     assert any(said in event["text"] for event in events(tmp_path / "run", "warning")) == warned
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_prompts_are_the_adapter_s_and_not_its_base_s(tmp_path, capsys, named):
+    base, adapter = byte_folder(tmp_path / "base"), tmp_path / "first" / "last"
+    sft.train(sft_config(tmp_path / "first", "optimization.steps=1", *LORA, model=base))
+    profile = Profile.load(without_manifest(adapter))
+    replace(profile, reason=replace(profile.reason, system="Say what a document says.")).save(adapter)
+    room = renderer_of(adapter, 64).check_room("direct", "reason")
+    assert room < 32 <= renderer_of(base, 64).check_room("direct", "reason"), "the base's prompts warn of nothing"
+    capsys.readouterr()
+    describe(
+        sft_config(tmp_path / "run", "data.max_length=64", *LORA, model=adapter),
+        DryRun(base=str(base) if named else None),
+    )
+    assert f"data.max_length = 64 leaves {room} tokens for the text" in capsys.readouterr().out
+
+
+def renderer_of(folder, max_length):
+    return SearchR3Encoder(folder, dtype="float32", max_length=max_length).renderer
 
 
 def test_a_reasoning_beyond_the_window_fails_at_the_start(tmp_path):

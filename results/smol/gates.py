@@ -47,7 +47,7 @@ from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.atomic import write_text
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.evaluation.perceptron import PerceptronPlan, train_perceptron, training_pairs
-from search_r3_mteb.evaluation.reasoning_variants import filler_text
+from search_r3_mteb.evaluation.reasoning_variants import filler_text, others
 from search_r3_mteb.search.arrays import Vectors
 
 WEIGHTS = (0.2, 0.3, 0.5, 1.0, 2.0)
@@ -59,6 +59,7 @@ COMPARED = (
     ("own", "nothing"),
     ("own", "Rocchio, top 3"),
     ("own", "base, HyDE"),
+    ("own", "perceptron"),
     (f"own, {SHOWN}", f"another query's, {SHOWN}"),
     (f"own, {SHOWN}", f"nothing, {SHOWN}"),
     (f"own, {SHOWN}", f"direct, {SHOWN}"),
@@ -71,8 +72,8 @@ EARLIER = ("model", "start", "anchor_of_the_texts")
 
 
 def of_another(texts: Sequence[str]) -> list[str]:
-    """To each query the text of the next one."""
-    return [*texts[1:], texts[0]]
+    """To each query the text of another, drawn with a fixed seed: the next one's is often about the same article."""
+    return [texts[place] for place in others(len(texts), np.random.default_rng(SEED))]
 
 
 def shown(data: JudgedSplit, hits: Sequence[Sequence[str]]) -> list[str]:
@@ -169,8 +170,8 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     each = np.stack([[thought.vector for thought in one] for one in sampled]) if samples else np.empty((0,))
     if samples:
         ways[f"mean of {samples}"] = unit(each.mean(axis=0))
-        others = np.stack([after(of_another([thought.text for thought in one])) for one in sampled])
-        ways["mean of another's"] = unit(others.mean(axis=0))
+        swapped = np.stack([after(of_another([thought.text for thought in one])) for one in sampled])
+        ways["mean of another's"] = unit(swapped.mean(axis=0))
     if how.base is not None:
         hyde = BaseWriter(how.base, device())
         texts = [hyde.write(data.queries[n : n + 64], sample=False) for n in range(0, len(data.queries), 64)]
@@ -190,7 +191,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
     chosen: dict[str, list[float]] = {}
     if samples:
         own_scores, others_scores = (
-            np.stack([data.ndcg(unit(direct + vectors)) for vectors in rows]) for rows in (each, others)
+            np.stack([data.ndcg(unit(direct + vectors)) for vectors in rows]) for rows in (each, swapped)
         )
         table[f"best of {samples}, anchored 1"] = interval(own_scores.max(axis=0) - base)
         table[f"best of {samples} of another's, anchored 1"] = interval(others_scores.max(axis=0) - base)

@@ -10,7 +10,7 @@ import pytest
 from results.smol import base_text, encoder_scores, samples
 from results.smol.base_text import BaseWriter
 from results.smol.base_text import cut as cut_text
-from results.smol.gates import COMPARED, Measure, best_anchor, run, shown
+from results.smol.gates import COMPARED, Measure, best_anchor, of_another, run, shown
 from results.smol.hits import with_hits
 from results.smol.judged_split import JudgedSplit, interval, reduced, unit
 from results.smol.own_text import drawn, encoders, likelihood
@@ -112,7 +112,7 @@ def test_the_gate_of_a_tiny_model_has_every_way(folder, writer, tmp_path, monkey
     first = run(model, folder, "dev", how)
     table, compared = first["table"], first["differences"]
     assert "base, two examples" in first["added_words_found"]
-    assert len(compared) == len(COMPARED)
+    assert len(compared) == len(COMPARED) - 1, "all but that to the perceptron"
     at = f"{first['anchor_of_the_texts']:g}"
     by_hand = table["own"][at][0] - table["nothing"][at][0]
     assert compared["own minus nothing"][0] == pytest.approx(by_hand, abs=2e-4)
@@ -167,6 +167,17 @@ def test_a_reduced_corpus_keeps_every_judged_document_and_draws_the_others_once(
         reduced(corpus, judgements, 1)
     with pytest.raises(ValueError, match="--documents 2: 3 documents"):
         JudgedSplit(folder, "dev", None, 2)
+
+
+def test_the_text_of_another_is_not_the_neighbour_s_who_asks_about_the_same_article():
+    articles = [number // 10 for number in range(120)]  # questions in the order of their ids, ten of each article
+    given = [articles[int(text)] for text in of_another([str(number) for number in range(120)])]
+    same = sum(one == other for one, other in zip(articles, given, strict=True))
+    assert same < 20, "the next one's would be of the same article for 108"
+    texts = of_another(["a", "b", "c"])
+    assert sorted(texts) == ["a", "b", "c"]
+    assert all(one != other for one, other in zip(texts, "abc", strict=True))
+    assert texts == of_another(["a", "b", "c"]), "of a fixed seed"
 
 
 def test_a_choice_among_samples_stands_beside_one_among_another_query_s(folder, tmp_path, monkeypatch):
@@ -227,6 +238,7 @@ def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, t
         ),
     }
     assert "perceptron" in found["table"]
+    assert "own minus perceptron" in found["differences"]
     assert "perceptron" not in first["table"]
     of_first = {"model": model, "start": None, "anchor_of_the_texts": first["anchor_of_the_texts"]}
     assert (first["earlier"], found["earlier"]) == ({}, of_first)

@@ -90,7 +90,7 @@ def gates(folder: Path, base: str | Path, extra: Sequence[str]) -> None:
 
     A killed run computes no vector and no text of the adapters again.
     """
-    known = ("--store", folder / "store", "--base", base, *extra)
+    known = ("--store", folder / "store", "--base", base, "--train", "train", *extra)
     with replaced_folder(folder / "gates") as unfinished:
         for stage, name in product(("sft2", "rl"), GATES):
             task, to = f"{folder / 'data' / name}:dev", unfinished / f"{stage}-{name}.json"

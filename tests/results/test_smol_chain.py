@@ -73,6 +73,7 @@ def test_every_step_of_any_base(kind, tmp_path, monkeypatch, capsys, fresh_accel
     assert {path.name for path in (folder / "gates").iterdir()} == gates
     found = {name: json.loads((folder / "gates" / name).read_text())["differences"] for name in gates}
     assert all(("own minus own of the earlier model" in found[name]) == name.startswith("rl") for name in gates)
+    assert all("own minus perceptron" in found[name] for name in gates)
     model = SearchR3Encoder(str(folder / "model"), mode="direct", device="cpu")
     trained = SearchR3Encoder(str(folder / "rl" / "last"), mode="direct", device="cpu")
     assert (model.encode_query(["a river"]) * trained.encode_query(["a river"])).sum() >= 0.9999

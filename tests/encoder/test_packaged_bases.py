@@ -213,7 +213,7 @@ def test_what_is_shipped_is_as_its_manifest_says_and_its_card_says_what_it_is():
     folder = checkpoints.ASSETS / "smol"
     assert (folder / release.WEIGHTS).stat().st_size < release.LIMIT
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert card.split("# search-r3-mteb/smol\n\n")[1].startswith("**Preliminary, and a direct encoder")
+    assert card.split("# search-r3-mteb/smol\n\n")[1].startswith("**A direct encoder")
     assert 'SearchR3Encoder("smol", mode="direct")' in card
 
 

@@ -20,7 +20,8 @@ With --train also a perceptron on direct vectors, trained on that split's judgem
 measured here too. --brief leaves out relevant documents, titles and shuffled words.
 
 `differences` are between two ways under the anchor that is best for the model's own text, or --anchor; --against adds
-those to what an earlier model's FILE has for the same queries and documents, under that file's own anchor (`earlier`).
+those to what an earlier model's FILE has for the same queries and documents, under that file's own anchor (`earlier`):
+"own of the earlier model minus direct" is what writing gains over distilled-direct, the model that is measured.
 --start takes documents and direct vectors from another model: with that at which stage 2 began, what a run with frozen
 documents has been rewarded for.
 `choice_anchored_1` is what choosing one of the samples by the judgements gains over taking any, beside the same for
@@ -215,6 +216,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         differences["direct minus direct of the earlier model"] = interval(base - earlier["direct"])
         differences["own minus own of the earlier model"] = interval(reasoned - earlier["reason"])
         differences["own minus direct of the earlier model"] = interval(reasoned - earlier["direct"])
+        differences["own of the earlier model minus direct"] = interval(earlier["reason"] - base)
         compared = {name: earlier[name] for name in EARLIER}
     return {
         "model": model,

@@ -230,6 +230,8 @@ def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, t
     found = run(model, folder, "dev", replace(how, against=tmp_path / "first.json", train="train"))
     assert trained == [[[1, 1], [2, 2]]], "the query that is measured, word for word, is left out"
     named = {name: values for name, values in found["differences"].items() if "earlier" in name}
+    gain = found["table"]["own"][f"{found['anchor_of_the_texts']:g}"][0]
+    assert named.pop("own of the earlier model minus direct")[0] == pytest.approx(gain - 0.5, abs=1e-4)
     assert named == {
         "direct minus direct of the earlier model": [0.25] * 3,
         "own minus own of the earlier model": [0.5] * 3,

@@ -15,12 +15,13 @@ from typing import Any
 from results.mini.mini import packaged_encoder
 from results.smol.gates import WEIGHTS
 from results.smol.judged_split import JudgedSplit, interval, unit
+from search_r3_mteb.evaluation.provenance import commit
 
 
 def scores(
     encoder: Path, folder: Path, split: str, queries: int | None = None, documents: int | None = None
 ) -> dict[str, Any]:
-    """nDCG@10 of the encoder's own ranking, and what Rocchio adds by its weight."""
+    """nDCG@10 of the encoder's own ranking, on average and of each query, and what Rocchio adds by its weight."""
     from sentence_transformers import SentenceTransformer
 
     model: Any = SentenceTransformer(str(encoder), device="cpu")
@@ -31,11 +32,14 @@ def scores(
     nearest = unit(data.vectors[data.top(asked, 3)].mean(axis=1))
     return {
         "encoder": encoder.name,
+        "commit": commit(),
+        "max_length": model.max_seq_length,
         "task": f"{folder.name}:{split}",
         "queries": len(data.queries),
         "documents": len(data.documents),
         "ndcg_at_10": round(float(alone.mean()), 4),
         "rocchio": {f"{weight:g}": interval(data.ndcg(unit(asked + weight * nearest)) - alone) for weight in WEIGHTS},
+        "each": [{"query": query, "direct": float(score)} for query, score in zip(data.queries, alone, strict=True)],
     }
 
 
@@ -52,7 +56,7 @@ def main() -> None:
     encoder = options.encoder or packaged_encoder()
     found = scores(encoder, Path(folder), split, options.queries, options.documents)
     options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+    print(json.dumps({key: value for key, value in found.items() if key != "each"}, indent=1))
 
 
 if __name__ == "__main__":

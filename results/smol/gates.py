@@ -9,12 +9,13 @@ lambda x reasoned). Texts:
 
 - the model's own (greedy), the mean vector of several sampled ones, the best of them by the judgements;
 - of a relevant document the title, the sentence nearest to the query, and 1 to 8 key terms that the query lacks;
-- another query's own text, its own one shuffled, as many full stops, nothing;
+- another query's own text, its own one shuffled, as many full stops, nothing; its own one as HyDE reads a text: the
+  direct vector of query and text;
 - the titles of the first direct hit and of the first three;
 - with these three titles below the query in the prompt: its own text, another query's, none, and the direct vector of
   that prompt; beside them Rocchio on the top three direct documents, which needs no text;
 - with --base, what this language model, untrained, writes after two examples, read as the reasoning, and as HyDE reads
-  it: the direct vector of query and text.
+  it.
 
 With --train also a perceptron on direct vectors, trained on that split's judgements but for the queries that are
 measured here too. --brief leaves out relevant documents, titles and shuffled words.
@@ -48,6 +49,7 @@ from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.atomic import write_text
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.evaluation.perceptron import PerceptronPlan, train_perceptron, training_pairs
+from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.reasoning_variants import filler_text, others
 from search_r3_mteb.search.arrays import Vectors
 
@@ -59,6 +61,7 @@ COMPARED = (
     ("own", "full stops"),
     ("own", "nothing"),
     ("own", "Rocchio, top 3"),
+    ("own", "own, HyDE"),
     ("own", "base, HyDE"),
     ("own", "perceptron"),
     (f"own, {SHOWN}", f"another query's, {SHOWN}"),
@@ -135,6 +138,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "another query's": after(of_another(words)),
         "full stops": after([filler_text(len(thought.token_ids)) for thought in own]),
         "nothing": after([""] * len(words)),
+        "own, HyDE": encoder.encode_query([f"{query} {text}" for query, text in zip(data.queries, words, strict=True)]),
         "Rocchio, top 3": unit(data.vectors[data.top(direct, 3)].mean(axis=1)),
     }
     cosine = None
@@ -220,6 +224,7 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         compared = {name: earlier[name] for name in EARLIER}
     return {
         "model": model,
+        "commit": commit(),
         "start": how.start,
         "cosine_of_direct_vectors": cosine,
         "dtype": how.dtype,
@@ -238,8 +243,17 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "choice_anchored_1": chosen,
         "added_words_found": added,
         "texts": [
-            {"query": query, "own": text, "gold": gold[id_][0], "direct": float(d), "reason": float(r)}
-            for id_, query, text, d, r in zip(data.ids, data.queries, words, base, reasoned, strict=True)
+            {
+                "query": query,
+                "own": text,
+                "gold": gold[id_][0],
+                "direct": float(d),
+                "reason": float(r),
+                "another": float(a),
+            }
+            for id_, query, text, d, r, a in zip(
+                data.ids, data.queries, words, base, reasoned, under["another query's"], strict=True
+            )
         ],
     }
 

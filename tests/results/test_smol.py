@@ -19,6 +19,7 @@ from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder.checkpoints import load
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.evaluation.perceptron import train_perceptron
+from search_r3_mteb.evaluation.provenance import commit
 from search_r3_mteb.evaluation.reasoning_variants import filler_text
 from search_r3_mteb.tasks.beir_folder import Document, read_queries, read_relevance, write_beir
 from tests.conftest import CHAT_TEMPLATE, build_model, build_tokenizer, save_sentence_transformer
@@ -123,7 +124,7 @@ def test_the_gate_of_a_tiny_model_has_every_way(folder, writer, tmp_path, monkey
     with pytest.raises(TypeError):  # control: another length is another vector
         run(model, folder, "dev", replace(how, max_length=128))
     ways = {"title of the first hit", "titles of the first 3 hits", "own, the 3 titles in its prompt", "Rocchio, top 3"}
-    ways |= {"full stops", "nothing", "base, two examples", "base, HyDE", "1 key term", "8 key terms"}
+    ways |= {"own, HyDE", "full stops", "nothing", "base, two examples", "base, HyDE", "1 key term", "8 key terms"}
     ways |= {f"{name}, the 3 titles in its prompt" for name in ("direct", "another query's", "nothing")}
     assert ways < table.keys()
     assert all(set(table[way]) == {"alone", "0.2", "0.3", "0.5", "1", "2"} for way in ways)
@@ -260,6 +261,9 @@ def test_a_sentence_encoder_is_scored_on_the_same_queries_and_documents(folder, 
     encoder = save_sentence_transformer(build_tokenizer(), tmp_path / "encoder", 0)
     whole = encoder_scores.scores(encoder, folder, "dev")
     assert (whole["queries"], whole["documents"]) == (2, 3)
+    assert [one["query"] for one in whole["each"]] == JudgedSplit(folder, "dev", None).queries
+    assert np.mean([one["direct"] for one in whole["each"]]) == pytest.approx(whole["ndcg_at_10"], abs=1e-4)
+    assert (whole["max_length"], whole["commit"]) == (64, commit())
     assert encoder_scores.scores(encoder, folder, "dev", 1)["queries"] == 1
     write_beir(
         tmp_path / "more",
@@ -274,8 +278,27 @@ def test_the_brief_gate_has_its_own_text_and_the_controls_of_one_pass(folder, tm
     model = str(byte_folder(tmp_path / "model"))
     how = Measure(dtype="float32", samples=0)
     brief, whole = run(model, folder, "dev", replace(how, brief=True)), run(model, folder, "dev", how)
-    assert brief["table"].keys() == {"direct", "own", "another query's", "full stops", "nothing", "Rocchio, top 3"}
+    controls = {"another query's", "full stops", "nothing", "own, HyDE", "Rocchio, top 3"}
+    assert brief["table"].keys() == {"direct", "own"} | controls
     assert brief["table"] == {name: whole["table"][name] for name in brief["table"]}
+    assert brief["commit"] == commit()
+
+
+def test_each_query_has_its_scores_and_hyde_is_the_direct_vector_of_query_and_own_text(folder, tmp_path):
+    model = str(byte_folder(tmp_path / "model"))
+    found = run(model, folder, "dev", Measure(dtype="float32", samples=0, brief=True))
+    encoder = SearchR3Encoder(load(model, dtype="float32"), mode="direct", max_length=256)
+    data = JudgedSplit(folder, "dev", None)
+    data.vectors = encoder.encode_document(list(data.documents.values()))
+    hyde = encoder.encode_query([f"{one['query']} {one['own']}" for one in found["texts"]])
+    direct = encoder.encode_query(data.queries)
+    used = found["anchor_of_the_texts"]
+    gain = interval(data.ndcg(unit(direct + used * hyde)) - data.ndcg(direct))
+    assert found["table"]["own, HyDE"][f"{used:g}"] == gain
+    means = {name: np.mean([one[name] for one in found["texts"]]) for name in ("direct", "reason", "another")}
+    own_minus_another = found["differences"]["own minus another query's"][0]
+    assert means["reason"] - means["another"] == pytest.approx(own_minus_another, abs=1e-4)
+    assert means["reason"] - means["direct"] == pytest.approx(found["table"]["own"][f"{used:g}"][0], abs=1e-4)
 
 
 def test_documents_and_direct_vectors_may_be_those_of_the_model_at_the_start(folder, tmp_path):

@@ -22,15 +22,16 @@ def chosen(texts: list[dict[str, Any]], count: int) -> dict[str, list[dict[str, 
     return {"Helped": helped, "Hurt": [one for one in by_loss if one["reason"] < one["direct"]][:count]}
 
 
-def page(found: dict[str, Any], origin: str, count: int) -> str:
+def page(found: dict[str, Any], command: str, count: int) -> str:
     """The page, in Markdown; a text stands as it was written, but for line breaks and bars."""
     gained = sum(one["reason"] > one["direct"] for one in found["texts"])
     lost = sum(one["reason"] < one["direct"] for one in found["texts"])
     lines = [
         f"# What {found['model']} wrote, {found['task']}",
         "",
-        f"`python results/smol/samples.py --json {origin}`: nDCG@10 of the direct vector and of the one anchored with "
-        f"{found['anchor_of_the_texts']:g}. Of {found['queries']} queries {gained} gained and {lost} lost.",
+        f"`{command}`: nDCG@10 of the direct vector and of the one anchored with {found['anchor_of_the_texts']:g}. Of "
+        f"{found['queries']} queries {gained} gained and {lost} lost: here are the {count} that gained most and the "
+        f"{count} that lost most, unedited.",
     ]
     for title, rows in chosen(found["texts"], count).items():
         lines += ["", f"## {title}", "", "| query | text | direct | anchored |", "|---|---|---:|---:|"]
@@ -48,7 +49,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     options = parser.parse_args()
     found = json.loads(options.json.read_text(encoding="utf-8"))
-    write_text(options.output, page(found, options.json.as_posix(), options.count))
+    command = f"python results/smol/samples.py --json {options.json.as_posix()} --output {options.output.as_posix()}"
+    write_text(options.output, page(found, f"{command} --count {options.count}", options.count))
 
 
 if __name__ == "__main__":

@@ -129,6 +129,20 @@ def dequantise(gguf: Path, output: Path) -> dict[str, str]:
     return digests
 
 
+def base_here(name: str) -> Path | None:
+    """The folder that `SEARCH_R3_BASE` names, else the one that `search-r3 base` made; None where there is neither.
+
+    Raises FileNotFoundError where the variable names a folder that is no model.
+    """
+    chosen, made = os.environ.get(BASE_VARIABLE), base_folder(name)
+    if chosen and not (Path(chosen) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{BASE_VARIABLE}={chosen} is not a model folder (no config.json). Name the folder of {BASES[name].title}, "
+            "or unset it."
+        )
+    return Path(chosen) if chosen else made if (made / "config.json").is_file() else None
+
+
 def find_packaged(adapter: Path, recorded: dict[str, Any], digest_of: Any) -> Path:
     """The base of a bundled adapter, by what its base_model.json records; `digest_of` gives a folder's weights' digest.
 
@@ -139,18 +153,11 @@ def find_packaged(adapter: Path, recorded: dict[str, Any], digest_of: Any) -> Pa
     name = recorded["packaged"]
     if name not in BASES or not isinstance(recorded.get("shape"), dict) or not recorded.get("digest"):
         raise ValueError(f"{adapter.name}: base_model.json is damaged. Install search-r3-mteb again.")
-    chosen = os.environ.get(BASE_VARIABLE)
-    made = base_folder(name)
-    if chosen and not (Path(chosen) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{BASE_VARIABLE}={chosen} is not a model folder (no config.json). Name the folder of {BASES[name].title}, "
-            "or unset it."
-        )
-    folder = Path(chosen) if chosen else made if (made / "config.json").is_file() else _from_hub(name, adapter)
+    folder = base_here(name) or _from_hub(name, adapter)
     _check_shape(adapter, folder, recorded["shape"], BASES[name].title)
     if digest_of(folder) != recorded["digest"]:
         again = install_commands(name)[1]
-        if folder == made:
+        if folder == base_folder(name):
             raise ValueError(
                 f"{folder} is not as `{again}` makes it: it is damaged, or another version made it. Make it again: "
                 f"{again}"

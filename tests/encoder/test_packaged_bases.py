@@ -17,6 +17,8 @@ from search_r3_mteb.encoder.adapters import weights_digest
 from search_r3_mteb.encoder.checkpoints import load, load_model, save
 from search_r3_mteb.encoder.manifest import write_manifest
 from tests.encoder.test_adapters import adapted, base_folder
+from train.config.model import ModelSettings
+from train.plan.base import planned_model
 
 TEXTS = ["the river is long", "who built the bridge", "stone", "a farmer grows wheat in the valley"]
 real = pytest.mark.skipif(
@@ -89,6 +91,21 @@ def test_the_explicit_folder_goes_before_the_made_one_and_that_before_the_hub(bu
     found.append(last.model.peft_config["default"].base_model_name_or_path)
     assert found == [str(hub / "snapshots" / ("0" * 40)), str(packaged_bases.base_folder("smol")), str(base)]
     assert first.fingerprint() == last.fingerprint()
+
+
+@pytest.mark.parametrize("named", ["smol", "search-r3-mteb/smol", "its folder"])
+def test_a_dry_run_finds_the_base_where_loading_finds_it(bundle, base, monkeypatch, named):
+    settings = ModelSettings(path=str(bundle) if named == "its folder" else named)
+    with pytest.raises(FileNotFoundError, match="'a/b' is neither a folder here nor found on the hub"):
+        planned_model(settings)
+    shutil.copytree(base, packaged_bases.base_folder("smol"))
+    planned = planned_model(settings)
+    assert (planned.folder, planned.prompts) == (packaged_bases.base_folder("smol"), bundle)
+    monkeypatch.setenv(packaged_bases.BASE_VARIABLE, str(base))
+    assert planned_model(settings).folder == base
+    monkeypatch.setenv(packaged_bases.BASE_VARIABLE, str(base.parent))
+    with pytest.raises(FileNotFoundError, match="is not a model folder"):
+        planned_model(settings)
 
 
 def test_a_missing_base_is_one_message_with_two_commands(bundle, call):

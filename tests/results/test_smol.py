@@ -530,5 +530,5 @@ def test_samples_are_those_that_gained_and_lost_most():
     }
     given = {"model": "m", "task": "t:dev", "queries": 6, "anchor_of_the_texts": 0.3, "texts": texts}
     shown = samples.page(given, "FILE", 2)
-    assert "Of 6 queries 3 gained and 2 lost." in shown
+    assert "Of 6 queries 3 gained and 2 lost: here are the 2 that gained most" in shown
     assert "| c | c\\| c | 0.000 | 0.900 |" in shown

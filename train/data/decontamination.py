@@ -121,11 +121,19 @@ class DecontaminationReport:
             if not counts.against:
                 yield f"decontamination: {label}: not compared with anything (decontaminate)"
                 continue
-            share = (counts.exact + counts.near) / max(counts.rows, 1)
-            yield (
-                f"decontamination: {label}: {counts.rows} rows, {counts.exact} exact and {counts.near} near duplicates "
-                f"of evaluation texts dropped ({share:.2%}): {counts.repeats()}"
-            )
+            yield _line(label, counts)
+
+    def dropped_lines(self) -> Iterator[str]:
+        """One line for each source that lost rows."""
+        return (_line(label, counts) for label, counts in self.sources.items() if counts.exact + counts.near)
+
+
+def _line(label: str, counts: SourceCounts) -> str:
+    share = (counts.exact + counts.near) / max(counts.rows, 1)
+    return (
+        f"decontamination: {label}: {counts.rows} rows, {counts.exact} exact and {counts.near} near duplicates "
+        f"of evaluation texts dropped ({share:.2%}): {counts.repeats()}"
+    )
 
 
 class Decontaminator:

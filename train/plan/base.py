@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE
-from search_r3_mteb.encoder.checkpoints import resolve
+from search_r3_mteb.encoder.checkpoints import bundled_names, resolve
 from search_r3_mteb.encoder.folders import check_layers
 from search_r3_mteb.encoder.manifest import check_files
+from search_r3_mteb.encoder.packaged_bases import BASES, base_here
 from search_r3_mteb.encoder.profiles import PROFILE_FILE
 from search_r3_mteb.json_files import read_object
 from train.config.loading import ConfigError, load_config
@@ -108,7 +109,8 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
 def _find(settings: ModelSettings, config_file: Path | None, base: str | None, steps: list[str]) -> _Found:
     """Where the shape and the prompts come from; what was found on the way goes to `steps`."""
     path = str(settings.path)
-    local = Path(path)
+    # A name that is also a folder here is refused when the dry run, or training, resolves it.
+    local = resolve(path) if path.removeprefix("search-r3-mteb/") in bundled_names() else Path(path)
     own = local if (local / PROFILE_FILE).is_file() else None
     if base is not None:
         folder = _folder(base, None)
@@ -151,6 +153,8 @@ def _adapter_base(folder: Path) -> str:
     """Where the base of an adapter lies, by the files beside it; unlike `find_base`, its weights need not be there."""
     named = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     recorded = read_object(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
+    if recorded.get("packaged") in BASES and (here := base_here(recorded["packaged"])) is not None:
+        return str(here)
     for place in (folder / str(recorded.get("path")), folder / str(named), Path(str(named))):
         if (place / _CONFIG).is_file():
             return str(place)

@@ -12,6 +12,7 @@ from train.data.rows import RowSource, TrainingRow
 from train.data.sources import all_rows
 
 FIRST = 100
+MANY = 0.1  # share of the first rows whose loss a training warns of: our choice
 _READ_AT_ONCE = 100_000_000  # bytes of a corpus beyond which a dry run does not look for its texts: seconds. Our choice
 
 
@@ -70,8 +71,12 @@ def warnings_of(first: Sequence[FirstRows], config: SftConfig | RlConfig) -> lis
     return found
 
 
-def drops_of(first: Sequence[FirstRows], data: DataSettings) -> Iterator[str]:
-    """How many of the first rows repeat evaluation texts, by source; large corpora and sets not here are left out."""
+def drops_of(first: Sequence[FirstRows], data: DataSettings, share: float = 0.0) -> Iterator[str]:
+    """How many of the first rows repeat evaluation texts, by source; large corpora and sets not here are left out.
+
+    Only sources of which at least `share` of these rows are dropped (0 to 1). Where documents are what repeats, the
+    line says how to compare with the queries alone.
+    """
     sets = (*data.evaluation, *data.decontamination.against)
     if not all(one.path is None or _is_small(Path(one.path) / "corpus.jsonl") for one in sets):
         return
@@ -84,10 +89,12 @@ def drops_of(first: Sequence[FirstRows], data: DataSettings) -> Iterator[str]:
             for row in one.rows:
                 counts.add(checker.find(row, counts.against), 0)
             dropped = counts.exact + counts.near
-            if dropped:
+            if dropped and dropped >= share * counts.rows:
+                by_design = ". Where training and evaluation share relevant documents by design, compare with the "
+                by_design += 'queries alone: decontaminate = ["queries"] in the source'
                 yield (
                     f"source {one.source.label}: {dropped} of its first {counts.rows} rows repeat evaluation texts and "
-                    f"are left out ({counts.repeats()})"
+                    f"are left out ({counts.repeats()}){by_design if counts.documents else ''}"
                 )
 
 

@@ -31,7 +31,7 @@ from train.data.mixing import TrainingData, load_training_data
 from train.data.rows import TrainingRow
 from train.model.model import prepare, refuse_dropout
 from train.plan.dry_run import check_room
-from train.plan.first_rows import read_first, warnings_of
+from train.plan.first_rows import MANY, drops_of, read_first, warnings_of
 from train.plan.start import check_processes, check_start
 from train.processes import collectives, sharding
 from train.processes.accelerator import new_accelerator
@@ -133,7 +133,7 @@ class Run:
             ],
             folder=Path(config.output.folder),
             notes=notes,
-            warnings=[*cramped, *warnings_of(first, config)],
+            warnings=[*cramped, *warnings_of(first, config), *drops_of(first, settings, MANY)],
             streams={"data": data},
         )
 
@@ -325,6 +325,9 @@ class Run:
             for name, stream in self.streams.items()
         }
         write_json(self.folder / "data.json", reports.pop("data") | reports)
+        for stream in self.streams.values():
+            for line in stream.decontamination_report().dropped_lines():
+                self.log.say(line)
 
     def _write_cards(self) -> None:
         from search_r3_mteb.report.model_card import facts_of_run, write_model_card

@@ -247,7 +247,10 @@ def test_the_dry_run_counts_drops_among_the_first_rows(held_out, pairs):
     [line] = drops_of(first, settings_)
     assert "3 of its first 6 rows repeat evaluation texts" in line
     assert "(2 repeat judged queries, 1 relevant documents)" in line
+    assert 'decontaminate = ["queries"] in the source' in line
     assert not [*drops_of(first, DataSettings(sources=(pairs,)))]
+    assert [*drops_of(first, settings_, 0.5)] == [line]
+    assert not [*drops_of(first, settings_, 0.51)]
 
 
 def test_sets_of_one_name_are_counted_together():

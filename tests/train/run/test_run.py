@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.conftest import without_manifest
 from tests.train.loops import byte_folder, events, rl_config, same_weights, sft_config, train_until, weights
 from train.plan.dry_run import describe
@@ -269,6 +270,27 @@ def test_the_data_report_names_what_the_rows_were_compared_with(tmp_path, model)
     train(sft_config(tmp_path / "off", "data.decontamination.enabled=false", "optimization.steps=1", evaluation=True))
     off = json.loads((tmp_path / "off/data.json").read_text())
     assert off["decontamination"]["evaluations"] == {}, "the control"
+
+
+@pytest.mark.parametrize(("repeated", "warned"), [(2, True), (1, False), (0, False)])
+def test_rows_that_repeat_evaluation_texts_are_said_at_the_start_where_they_are_many_and_at_the_end(
+    tmp_path, model, capsys, repeated, warned
+):
+    """Regression: two fifths of a run's rows were dropped, and only `data.json` said so."""
+    text, folder = "a stone bridge over the river", tmp_path / "held"
+    write_beir(folder, corpus=[("d", "", text)], queries=[("q", "old bridge")], qrels={"dev": [("q", "d", 1)]})
+    positives = [text] * repeated + [f"another text {n}" for n in range(12 - repeated)]
+    rows = [{"query": f"question {n}", "positive": text} for n, text in enumerate(positives)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = f'[[data.sources]]\nkind = "jsonl"\npath = "{tmp_path / "rows.jsonl"}"\n'
+    against = f'data.decontamination.against=[{{kind = "beir", path = "{folder}", split = "dev"}}]'
+    # A batch of 8 takes all of the rows in two steps.
+    train(sft_config(tmp_path / "run", against, "optimization.steps=3", model=model, sources=sources))
+    said = [event["text"] for event in events(tmp_path / "run", "warning") if "repeat evaluation" in event["text"]]
+    line = f"source rows.jsonl: {repeated} of its first 12 rows repeat evaluation texts and are left out"
+    assert [text.startswith(line) for text in said] == [True] * warned
+    shown = capsys.readouterr().out
+    assert (f"{repeated} exact and 0 near duplicates of evaluation texts dropped" in shown) == bool(repeated)
 
 
 def test_reasoning_beyond_the_model_s_window_is_refused_at_the_start(tmp_path, model):

@@ -132,7 +132,7 @@ def dequantise(gguf: Path, output: Path) -> dict[str, str]:
 def base_here(name: str) -> Path | None:
     """The folder that `SEARCH_R3_BASE` names, else the one that `search-r3 base` made; None where there is neither.
 
-    Raises FileNotFoundError where the variable names a folder that is no model.
+    Raises FileNotFoundError where the variable names a folder that is not a model.
     """
     chosen, made = os.environ.get(BASE_VARIABLE), base_folder(name)
     if chosen and not (Path(chosen) / "config.json").is_file():

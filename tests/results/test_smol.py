@@ -11,7 +11,7 @@ from results.smol import base_text, encoder_scores, samples
 from results.smol.base_text import BaseWriter
 from results.smol.base_text import cut as cut_text
 from results.smol.gates import COMPARED, Measure, best_anchor, of_another, run, shown
-from results.smol.hits import with_hits
+from results.smol.hits import rows_with_hits, with_hits
 from results.smol.judged_split import JudgedSplit, interval, reduced, unit
 from results.smol.own_text import drawn, encoders, likelihood
 from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
@@ -494,23 +494,34 @@ def test_a_killed_run_goes_on_and_parts_share_the_queries(writer, tmp_path, monk
     assert sorted(shared) == [f"q{n}" for n in range(5)]
 
 
+class Known:
+    """The documents stand at these places; every query is nearest to the last one, then to the second."""
+
+    def encode_document(self, texts):
+        assert len(texts) == 3
+        return unit(np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float32))
+
+    def encode_query(self, texts):
+        return unit(np.array([[0.1, 1]] * len(texts), np.float32))
+
+
 def test_queries_get_the_titles_of_their_hits_and_keep_their_judgements(folder, tmp_path):
-    class Known:
-        """The documents stand at these places; every query is nearest to the last one, then to the second."""
-
-        def encode_document(self, texts):
-            assert len(texts) == 3
-            return unit(np.array([[1, 0], [0.6, 0.8], [0, 1]], np.float32))
-
-        def encode_query(self, texts):
-            return unit(np.array([[0.1, 1]] * len(texts), np.float32))
-
     found = with_hits(folder, ["dev"], Known(), tmp_path / "hits")
     queries = {query.id: query.text for query in read_queries(tmp_path / "hits")}
     assert queries["p"].split("\n")[1:] == ["nothing of note is said here", "Bridges", STATINS]
     given = {query: grades for query, grades in read_relevance(folder, "dev").items() if query in queries}
     assert read_relevance(tmp_path / "hits", "dev") == given
     assert found == {"dev": 0.5}, "the last document is relevant to one of the two"
+
+
+def test_rows_get_the_titles_of_their_hits_and_those_that_judge_are_left_out(folder):
+    """A training compares rows with the queries that judge it; one with titles below it would pass."""
+    texts = ("nothing", "of another corpus", "old stone", "Note ?")  # the last two are judged
+    found = rows_with_hits(folder, ["dev"], Known(), [{"query": text, "reasoning": "r"} for text in texts])
+    titled = f"nothing\nnothing of note is said here\nBridges\n{STATINS}"
+    assert found == [{"query": titled, "reasoning": "r"}, {"query": "of another corpus", "reasoning": "r"}]
+    with pytest.raises(ValueError, match="none of 1 rows has a query of"):
+        rows_with_hits(folder, ["dev"], Known(), found[1:])
 
 
 def test_the_anchor_is_the_weight_that_gains_most_or_0():

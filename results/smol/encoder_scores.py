@@ -14,7 +14,7 @@ from typing import Any
 
 from results.mini.mini import packaged_encoder
 from results.smol.gates import WEIGHTS
-from results.smol.judged_split import JudgedSplit, interval, unit
+from results.smol.judged_split import JudgedSplit, interval, task, unit
 from search_r3_mteb.evaluation.provenance import commit
 
 
@@ -46,15 +46,14 @@ def scores(
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, help="FOLDER:SPLIT")
+    parser.add_argument("--task", type=task, required=True, metavar="FOLDER:SPLIT")
     parser.add_argument("--encoder", type=Path)
     parser.add_argument("--queries", type=int, help="as in gates.py")
     parser.add_argument("--documents", type=int, help="as in gates.py")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    folder, split = options.task.rsplit(":", 1)
     encoder = options.encoder or packaged_encoder()
-    found = scores(encoder, Path(folder), split, options.queries, options.documents)
+    found = scores(encoder, *options.task, options.queries, options.documents)
     options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({key: value for key, value in found.items() if key != "each"}, indent=1))
 

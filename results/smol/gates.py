@@ -43,7 +43,7 @@ import torch
 
 from results.mini.mini_data import words_of
 from results.smol.base_text import BaseWriter
-from results.smol.judged_split import SEED, JudgedSplit, interval, unit
+from results.smol.judged_split import SEED, JudgedSplit, interval, task, unit
 from results.smol.smol_data import Sentences, cut, judged
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.atomic import write_text
@@ -330,7 +330,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--task", required=True, help="FOLDER:SPLIT")
+    parser.add_argument("--task", type=task, required=True, metavar="FOLDER:SPLIT")
     parser.add_argument("--queries", type=int, help="the largest number, drawn with a fixed seed")
     parser.add_argument("--documents", type=int, help="all judged ones, and others drawn with a fixed seed")
     parser.add_argument("--samples", type=int, default=4)
@@ -346,9 +346,8 @@ def main() -> None:
     parser.add_argument("--anchor", type=float, help="chosen elsewhere, for a test split; default: the best one here")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    folder, split = options.task.rsplit(":", 1)
     how = Measure(**{field.name: getattr(options, field.name) for field in fields(Measure)})
-    found = run(options.model, Path(folder), split, how)
+    found = run(options.model, *options.task, how)
     write_text(options.json, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps({key: value for key, value in found.items() if key != "texts"}, indent=1))
 

@@ -1,5 +1,6 @@
 """Queries, documents and judgements of one split of a BEIR folder, and the scores of query vectors on it."""
 
+import argparse
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,14 @@ from search_r3_mteb.tasks.beir_folder import Document, read_corpus, read_queries
 
 SEED = 0
 TITLE_WORDS = 12  # of a hit: three titles fit into the budget of a text
+
+
+def task(text: str) -> tuple[Path, str]:
+    """The folder and the split in FOLDER:SPLIT. Raises argparse's error where one of them is missing."""
+    folder, _, split = text.rpartition(":")
+    if not folder or not split:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FOLDER:SPLIT, such as runs/smol/data/nfcorpus:dev")
+    return Path(folder), split
 
 
 class JudgedSplit:

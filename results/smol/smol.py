@@ -25,7 +25,7 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -40,6 +40,8 @@ from search_r3_mteb.encoder.packaged_bases import base_folder, make_base
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.json_files import read_object
 from train import rl, sft
+from train.config.loading import load_config
+from train.config.stages import RlConfig, SftConfig
 from train.run.allocation import keep_freed_memory
 
 HERE = Path(__file__).resolve().parent
@@ -68,6 +70,12 @@ def configuration(name: str, folder: Path) -> Path:
     made.parent.mkdir(parents=True, exist_ok=True)
     write_text(made, source.read_text(encoding="utf-8").replace("runs/smol/", f"{folder.as_posix()}/"))
     return made
+
+
+def check_settings(given: Mapping[str, Sequence[str]]) -> None:
+    """ConfigError where a step's settings are not settings: its training would say so after hours of other steps."""
+    for name, settings in given.items():
+        load_config(HERE / f"smol_{name}.toml", settings, RlConfig if name == "rl" else SftConfig)
 
 
 def train(name: str, folder: Path, settings: Sequence[str]) -> None:
@@ -156,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=str.split, default=[], metavar="'--OPTION VALUE'", help="of its script")
     options = parser.parse_args(arguments)
     known = ways(options)
+    check_settings({name: getattr(options, name) for name in TRAINERS})
     check_base(options.folder, options.base or (options.folder / "base").absolute())
     for name in STEPS[: STEPS.index(options.until) + 1]:
         if name not in known:

@@ -382,6 +382,10 @@ def _load_adapter(
         ) from error
     for one in adapted.peft_config.values():  # a relative path would lead elsewhere from the next folder
         one.base_model_name_or_path, one.revision = str(base_folder), None
+    if not trainable:
+        from search_r3_mteb.encoder.merged_rows import remember_merged_rows
+
+        remember_merged_rows(adapted)
     return adapted, base_folder
 
 

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from search_r3_mteb.encoder.token_rows import bare
+
 
 class Head:
     """The language-model head of a causal LM with its scalings, as the architecture's own forward applies them.
@@ -40,7 +42,7 @@ class Head:
     @property
     def vocabulary(self) -> int:
         """Number of logits, padding of the vocabulary included."""
-        return int(self._embeddings.weight.shape[0])
+        return int(bare(self._embeddings).weight.shape[0])  # peft's wrapper would put a whole matrix together
 
     def __call__(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocabulary"]:
         """Next-token logits in float32."""

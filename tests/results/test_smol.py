@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from results.smol import base_text, encoder_scores, samples
+from results.smol import base_text, encoder_scores, gates, samples
 from results.smol.base_text import BaseWriter
 from results.smol.base_text import cut as cut_text
 from results.smol.gates import COMPARED, Measure, best_anchor, of_another, run, shown
 from results.smol.hits import rows_with_hits, with_hits
-from results.smol.judged_split import JudgedSplit, interval, reduced, unit
+from results.smol.judged_split import JudgedSplit, interval, reduced, task, unit
 from results.smol.own_text import drawn, encoders, likelihood
 from results.smol.smol_data import Sentences, code, cut, digest, judged, prose
 from search_r3_mteb import SearchR3Encoder
@@ -522,6 +522,15 @@ def test_rows_get_the_titles_of_their_hits_and_those_that_judge_are_left_out(fol
     assert found == [{"query": titled, "reasoning": "r"}, {"query": "of another corpus", "reasoning": "r"}]
     with pytest.raises(ValueError, match="none of 1 rows has a query of"):
         rows_with_hits(folder, ["dev"], Known(), found[1:])
+
+
+def test_a_task_is_a_folder_and_a_split(tmp_path, monkeypatch, capsys):
+    assert task("runs/a:b/c:dev") == (Path("runs/a:b/c"), "dev")
+    for script in (gates, encoder_scores):
+        monkeypatch.setattr("sys.argv", ["x", "--model", "m", "--task", "folder", "--json", str(tmp_path / "f")])
+        with pytest.raises(SystemExit):
+            script.main()
+        assert "'folder' is not FOLDER:SPLIT, such as" in capsys.readouterr().err
 
 
 def test_the_anchor_is_the_weight_that_gains_most_or_0():

@@ -14,7 +14,7 @@ from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.conftest import build_model, build_tokenizer, save_sentence_transformer
 from train import rl, sft
-from train.config.loading import load_config
+from train.config.loading import ConfigError, load_config
 from train.config.stages import RlConfig, SftConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +152,15 @@ def test_the_steps_of_one_base_are_not_continued_with_another(begun, given, tmp_
         smol.main([*command, "--until", "start"])
     record.write_text(json.dumps({"base": given or "local/base"}))
     smol.main([*command, "--until", "start"])  # control
+
+
+@pytest.mark.parametrize("step", smol.TRAINERS)
+def test_a_wrong_setting_of_a_later_step_is_refused_before_the_first(step, tmp_path):
+    command = ["--data", "nowhere", "--base", "nowhere", "--folder", str(tmp_path), f"--{step}"]
+    with pytest.raises(ConfigError, match="step"):
+        smol.main([*command, "steps=5"])
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # control
+        smol.main([*command, "optimization.seed=5"])
 
 
 LARGER = {"Qwen/Qwen2.5-0.5B-Instruct": 13_198_208, "Qwen/Qwen2.5-1.5B-Instruct": 27_698_688}

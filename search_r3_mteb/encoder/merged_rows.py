@@ -1,7 +1,7 @@
 """Token matrices of an adapter with trained token rows, put together once instead of at every step.
 
 peft copies the whole matrix, 113 MB for smol, whenever the embedding or the head runs, to put the few trained rows
-into it. While one query is written on a processor that is two thirds of the time.
+into it. On a processor that takes a good part of every step: `results/smol/README.md`, "Cost of a query".
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from search_r3_mteb.encoder.fingerprint import weights_version
 class MergedRows:
     """peft's `get_merged_weights` of one layer, remembered until a weight of the layer changes.
 
-    With gradients peft's own runs, since they flow through the copy; on a GPU, too: there the copy takes a tenth of a
-    millisecond, and a CUDA graph would not notice a change.
+    With gradients peft's own runs, since they flow through the copy; on a GPU, too, since a CUDA graph would not
+    notice a change.
     """
 
     def __init__(self, layer: TrainableTokensLayer) -> None:

@@ -1,6 +1,8 @@
 """What smol is trained on and judged by: targets, splits, the gate's scores and intervals, by hand."""
 
 import json
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from search_r3_mteb.tasks.beir_folder import Document, read_queries, read_releva
 from tests.conftest import CHAT_TEMPLATE, build_model, build_tokenizer, save_sentence_transformer
 from tests.train.loops import byte_folder
 
+ROOT = Path(__file__).resolve().parents[2]
 STATINS = "statins and the heart pubmed ncbi abstract a study of statins"
 
 
@@ -522,6 +525,22 @@ def test_rows_get_the_titles_of_their_hits_and_those_that_judge_are_left_out(fol
     assert found == [{"query": titled, "reasoning": "r"}, {"query": "of another corpus", "reasoning": "r"}]
     with pytest.raises(ValueError, match="none of 1 rows has a query of"):
         rows_with_hits(folder, ["dev"], Known(), found[1:])
+
+
+@pytest.mark.parametrize("goal", ["mini", "smol"])
+def test_make_asks_for_the_data_before_it_installs_anything(goal, tmp_path):
+    def made(*given):
+        command = ["make", "-n", goal, f"VENV={tmp_path / 'none'}", *given]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"DATA": ""})
+
+    asked = made()
+    assert asked.returncode != 0
+    assert asked.stdout == ""
+    assert f"DATA is not set: name the folder, as in make {goal} DATA=../shared/data" in asked.stderr
+    control = made("DATA=somewhere")
+    assert control.returncode == 0
+    assert "pip install" in control.stdout
+    assert f"results/{goal}/{goal}.py --data somewhere" in control.stdout
 
 
 def test_a_task_is_a_folder_and_a_split(tmp_path, monkeypatch, capsys):

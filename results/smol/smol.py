@@ -59,6 +59,7 @@ CARD = "model_card.json"
 """What a training writes last."""
 STEPS = ("base", "start", "data", "teacher", "sft", "written", "sft2", "direct", "rl", "gates", "model")
 GATES = ("nfcorpus", "squad", "scifact")
+DATA = ("pairs", "nfcorpus", "squad", "scifact", "cosqa")
 
 
 def configuration(name: str, folder: Path) -> Path:
@@ -73,7 +74,7 @@ def configuration(name: str, folder: Path) -> Path:
 
 
 def check_settings(given: Mapping[str, Sequence[str]]) -> None:
-    """ConfigError where a step's settings are not settings: its training would say so after hours of other steps."""
+    """ConfigError where a step's settings are not settings."""
     for name, settings in given.items():
         load_config(HERE / f"smol_{name}.toml", settings, RlConfig if name == "rl" else SftConfig)
 
@@ -132,6 +133,16 @@ def check_base(folder: Path, base: str | Path) -> None:
         )
 
 
+def check_data(data: Path) -> None:
+    """FileNotFoundError where `data` lacks a folder that the rows are made of."""
+    missing = [name for name in DATA if not (data / name).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"--data {data} has no folder {', '.join(missing)}: rows and judgements are read from {', '.join(DATA)}. "
+            "Name the folder that holds them."
+        )
+
+
 def ways(options: argparse.Namespace) -> dict[str, tuple[Path, Callable[[], object]]]:
     """For each step its result, and what makes it."""
     folder: Path = options.folder
@@ -154,7 +165,7 @@ def ways(options: argparse.Namespace) -> dict[str, tuple[Path, Callable[[], obje
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with pairs/, squad/, nfcorpus/, scifact/ ...")
+    parser.add_argument("--data", type=Path, required=True, help=f"folder with {'/, '.join(DATA)}/")
     parser.add_argument("--base", help="another causal LM: a folder or a hub id")
     parser.add_argument("--folder", type=Path, default=Path("runs/smol"))
     parser.add_argument("--until", default="model", choices=STEPS)
@@ -164,11 +175,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=str.split, default=[], metavar="'--OPTION VALUE'", help="of its script")
     options = parser.parse_args(arguments)
     known = ways(options)
-    check_settings({name: getattr(options, name) for name in TRAINERS})
-    check_base(options.folder, options.base or (options.folder / "base").absolute())
-    for name in STEPS[: STEPS.index(options.until) + 1]:
-        if name not in known:
-            continue
+    steps = [name for name in STEPS[: STEPS.index(options.until) + 1] if name in known]
+    try:  # what a later step would say after hours of others
+        check_settings({name: getattr(options, name) for name in TRAINERS})
+        check_base(options.folder, options.base or (options.folder / "base").absolute())
+        if "data" in steps and not known["data"][0].exists():
+            check_data(options.data)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    for name in steps:
         result, make = known[name]
         print(f"{name}: {'there already, ' if result.exists() else ''}{result}", flush=True)
         if not result.exists():

@@ -14,7 +14,7 @@ from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.tasks.beir_folder import write_beir
 from tests.conftest import build_model, build_tokenizer, save_sentence_transformer
 from train import rl, sft
-from train.config.loading import ConfigError, load_config
+from train.config.loading import load_config
 from train.config.stages import RlConfig, SftConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,25 +142,40 @@ def test_the_base_that_the_release_is_compared_with_is_made_first(tmp_path, monk
 @pytest.mark.parametrize(
     ("begun", "given"), [("local/base", "Qwen/Qwen2.5-0.5B-Instruct"), ("Qwen/Qwen2.5-0.5B-Instruct", None)]
 )
-def test_the_steps_of_one_base_are_not_continued_with_another(begun, given, tmp_path, monkeypatch):
+def test_the_steps_of_one_base_are_not_continued_with_another(begun, given, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(smol, "make_base", lambda *given: None)
     (tmp_path / "start").mkdir()
     record = tmp_path / "start" / "search_r3_init.json"
     record.write_text(json.dumps({"base": begun}))
     command = ["--data", "nowhere", *(["--base", given] if given else []), "--folder", str(tmp_path)]
-    with pytest.raises(ValueError, match=rf"holds the steps of the base {re.escape(begun)}"):
+    with pytest.raises(SystemExit):
         smol.main([*command, "--until", "start"])
+    assert f"holds the steps of the base {begun}" in capsys.readouterr().err
     record.write_text(json.dumps({"base": given or "local/base"}))
     smol.main([*command, "--until", "start"])  # control
 
 
 @pytest.mark.parametrize("step", smol.TRAINERS)
-def test_a_wrong_setting_of_a_later_step_is_refused_before_the_first(step, tmp_path):
-    command = ["--data", "nowhere", "--base", "nowhere", "--folder", str(tmp_path), f"--{step}"]
-    with pytest.raises(ConfigError, match="step"):
+def test_a_wrong_setting_of_a_later_step_is_refused_before_the_first(step, tmp_path, capsys):
+    for name in smol.DATA:
+        (tmp_path / "data" / name).mkdir(parents=True)
+    command = ["--data", str(tmp_path / "data"), "--base", "nowhere", "--folder", str(tmp_path / "f"), f"--{step}"]
+    with pytest.raises(SystemExit):
         smol.main([*command, "steps=5"])
+    assert "There is optimization.steps." in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match="nowhere"):  # control
         smol.main([*command, "optimization.seed=5"])
+
+
+def test_a_folder_that_the_rows_are_made_of_is_missed_before_the_first_step(tmp_path, capsys):
+    for name in smol.DATA[:-2]:
+        (tmp_path / "data" / name).mkdir(parents=True)
+    command = ["--data", str(tmp_path / "data"), "--base", "nowhere", "--folder", str(tmp_path / "f")]
+    with pytest.raises(SystemExit):
+        smol.main(command)
+    assert f"--data {tmp_path / 'data'} has no folder scifact, cosqa" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # control: the step before reads none
+        smol.main([*command, "--until", "start"])
 
 
 LARGER = {"Qwen/Qwen2.5-0.5B-Instruct": 13_198_208, "Qwen/Qwen2.5-1.5B-Instruct": 27_698_688}

@@ -33,10 +33,17 @@ _OF_RUST = re.compile(r"\(os error (\d+)\)")
 
 
 class NoRoomError(OSError):
-    """A file of `needed` bytes that did not fit on its disk; `remedy` says what to do, but for freeing space."""
+    """A file of `needed` bytes that did not fit on its disk; `remedy` says what to do, but for freeing space.
+
+    `room` is what was free when it failed: once others of its files are removed, more is free than the file needs.
+    """
 
     needed = 0
     remedy = "name a place on another file system"
+
+    def __init__(self, number: int | None, reason: str | None, filename: str) -> None:
+        super().__init__(number, reason, filename)
+        self.room = _room(Path(filename))
 
     def __str__(self) -> str:
         return explained(self) or super().__str__()
@@ -82,7 +89,7 @@ def explained(error: BaseException) -> str | None:
         place = Path(os.fsdecode(given))
         room, subject = _room(place), f"{place} could not be {'written' if number in FULL else 'written or read'}"
     if isinstance(error, NoRoomError):
-        room = f"{error.needed:,} bytes needed, {room}"
+        room = f"{error.needed:,} bytes needed, {error.room}"
     if number in FULL:
         advice = f"Free some space, or {error.remedy if isinstance(error, NoRoomError) else NoRoomError.remedy}"
     else:

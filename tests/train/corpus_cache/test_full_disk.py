@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,12 +111,24 @@ def test_the_error_names_path_need_room_and_remedy(tmp_path, monkeypatch):
         new_map(tmp_path / "map.npy", (10, 100), FLOAT)
     assert (failed.value.errno, failed.value.filename) == (errno.ENOSPC, str(tmp_path / "map.npy"))
     said = explained(failed.value) or ""  # what the command line says
-    assert said == str(failed.value)
     assert said.startswith(
         f"{tmp_path / 'map.npy'} could not be written: there is not enough space (4,128 bytes needed, "
     )
     assert "bytes free). Free some space, or name a folder on another disk (output.folder, corpus_cache.tok" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_room_is_what_was_free_when_it_failed(tmp_path, monkeypatch):
+    """Regression: it was read anew whenever the error was shown, after the cache had removed its other files."""
+    free = iter(range(9))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(
+        os, "statvfs", lambda place: SimpleNamespace(f_files=9, f_favail=9, f_bavail=next(free), f_frsize=1000)
+    )
+    with pytest.raises(OSError, match="needed") as failed:
+        new_map(tmp_path / "map.npy", (10, 100), FLOAT)
+    assert "(4,128 bytes needed, 0 bytes free)" in str(failed.value)
+    assert explained(failed.value) == str(failed.value) == str(pickle.loads(pickle.dumps(failed.value)))
 
 
 def test_of_several_arrays_none_is_left(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from search_r3_mteb.encoder.checkpoints import ASSETS
+from search_r3_mteb.encoder.model_names import ASSETS
 from search_r3_mteb.report.model_card import LIMITATIONS, DataSource, Facts, write_model_card
 
 HERE = Path(__file__).resolve().parent

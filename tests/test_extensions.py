@@ -47,7 +47,7 @@ def test_without_the_package_there_are_no_names(registries):
 
 
 def test_reserved_names_are_those_of_our_own():
-    from search_r3_mteb.encoder.checkpoints import bundled_names
+    from search_r3_mteb.encoder.model_names import bundled_names
     from search_r3_mteb.evaluation.systems import BM25
     from search_r3_mteb.evaluation.tasks import BEIR, LOCAL_TASKS
     from search_r3_mteb.expansion.methods import METHODS

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from search_r3_mteb.encoder.checkpoints import ASSETS
+from search_r3_mteb.encoder.model_names import ASSETS
 from search_r3_mteb.tasks.beir_folder import write_beir
 
 ROOT = Path(__file__).resolve().parents[1]

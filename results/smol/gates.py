@@ -22,7 +22,8 @@ measured here too. --brief leaves out relevant documents, titles and shuffled wo
 
 `differences` are between two ways under the anchor that is best for the model's own text, or --anchor; --against adds
 those to what an earlier model's FILE has for the same queries and documents, under that file's own anchor (`earlier`):
-"own of the earlier model minus direct" is what writing gains over distilled-direct, the model that is measured.
+"own of the earlier model minus direct" is what writing gains over distilled-direct, the model that is measured. The row
+"the earlier model's" is its text, read by the model that is measured: who writes and who reads are told apart.
 --start takes documents and direct vectors from another model: with that at which stage 2 began, what a run with frozen
 documents has been rewarded for.
 `choice_anchored_1` is what choosing one of the samples by the judgements gains over taking any, beside the same for
@@ -64,6 +65,8 @@ COMPARED = (
     ("own", "own, HyDE"),
     ("own", "base, HyDE"),
     ("own", "perceptron"),
+    ("own", "the earlier model's"),
+    ("the earlier model's", "another query's, the earlier model's"),
     (f"own, {SHOWN}", f"another query's, {SHOWN}"),
     (f"own, {SHOWN}", f"nothing, {SHOWN}"),
     (f"own, {SHOWN}", f"direct, {SHOWN}"),
@@ -141,6 +144,9 @@ def run(model: str, folder: Path, split: str, how: Measure) -> dict[str, Any]:
         "own, HyDE": encoder.encode_query([f"{query} {text}" for query, text in zip(data.queries, words, strict=True)]),
         "Rocchio, top 3": unit(data.vectors[data.top(direct, 3)].mean(axis=1)),
     }
+    if earlier is not None:
+        ways["the earlier model's"] = after(earlier["own"])
+        ways["another query's, the earlier model's"] = after(of_another(earlier["own"]))
     cosine = None
     if how.start is not None:
         ways["its own direct"] = SearchR3Encoder(checkpoint, mode="direct", **options).encode_query(data.queries)
@@ -298,7 +304,7 @@ def by_perceptron(encoder: SearchR3Encoder, plan: PerceptronPlan, queries: Seque
 
 
 def earlier_scores(file: Path, data: JudgedSplit) -> dict[str, Any]:
-    """The scores of each query, direct and anchored, that another model has in `file`, and what they are of.
+    """The texts and scores of each query, direct and anchored, of another model in `file`, and what they are of.
 
     Raises ValueError where it was measured on other queries or another number of documents.
     """
@@ -311,7 +317,8 @@ def earlier_scores(file: Path, data: JudgedSplit) -> dict[str, Any]:
             "here. Give a file of the same --task, --queries and --documents."
         )
     scores = {name: np.array([one[name] for one in found["texts"]]) for name in ("direct", "reason")}
-    return scores | {name: found.get(name) for name in EARLIER}
+    texts = {"own": [one["own"] for one in found["texts"]]}
+    return scores | texts | {name: found.get(name) for name in EARLIER}
 
 
 def best_anchor(table: dict[str, Any]) -> float:

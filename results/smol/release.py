@@ -24,8 +24,8 @@ import numpy as np
 from results.smol.judged_split import interval
 from search_r3_mteb.atomic import replaced_folder, write_json, write_text
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE, find_base, weights_digest
-from search_r3_mteb.encoder.checkpoints import ASSETS, resolve
 from search_r3_mteb.encoder.manifest import write_manifest
+from search_r3_mteb.encoder.model_names import ASSETS, resolve
 from search_r3_mteb.encoder.packaged_bases import BASES, SHAPE, base_folder
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.encoder.token_rows import ROWS_FILE

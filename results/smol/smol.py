@@ -34,8 +34,8 @@ from results.mini.mini import packaged_encoder
 from results.smol import smol_data
 from results.smol.release import release
 from search_r3_mteb.atomic import replaced_folder, write_text
-from search_r3_mteb.encoder.checkpoints import display_name
 from search_r3_mteb.encoder.initialise import RECORD_FILE, initialise
+from search_r3_mteb.encoder.model_names import display_name
 from search_r3_mteb.encoder.packaged_bases import base_folder, make_base
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.json_files import read_object

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args
 
-from search_r3_mteb.atomic import put_back
+from search_r3_mteb.encoder import model_names
 from search_r3_mteb.encoder.adapters import (
     ADAPTER_CONFIG,
     check_kind,
@@ -29,11 +29,9 @@ from search_r3_mteb.encoder.folders import (
     TOKENIZER_FILES,
     built_from,
     check_model_folder,
-    check_name,
     check_safetensors,
     check_tokenizer,
     check_weights,
-    method_hint,
     refuse_export,
     unknown_rotary,
 )
@@ -47,8 +45,6 @@ from search_r3_mteb.json_files import read_object
 from search_r3_mteb.search.products import cpu_multiplies_bfloat16
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-_BUNDLED = "search-r3-mteb/"  # the organisation of the bundled models
 
 
 @dataclass
@@ -82,7 +78,7 @@ class Checkpoint:
     @property
     def bundled(self) -> bool:
         """Whether it came with this package."""
-        return self.name.startswith(_BUNDLED)
+        return self.name.startswith(model_names.BUNDLED_PREFIX)
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -148,13 +144,13 @@ def load(
     _check_types(path_or_id, revision, device, trust_remote_code=trust_remote_code, probe=probe, verify=verify)
     check_flag("trainable", trainable)
     dtype, device = check_dtype(dtype), _check_device(device or default_device())
-    name = str(path_or_id)
-    folder = resolve(path_or_id, revision)
+    folder = model_names.resolve(path_or_id, revision)
     if revision is None and folder.resolve().parent.name == "snapshots":
         revision = folder.resolve().name  # the hub's commit
     refuse_export(folder)
     check_files(folder, verify=verify)
-    if dtype == "auto" and folder.parent == ASSETS and str(device).startswith("cpu") and not cpu_multiplies_bfloat16():
+    on_processor = str(device).startswith("cpu")
+    if dtype == "auto" and model_names.is_bundled(folder) and on_processor and not cpu_multiplies_bfloat16():
         dtype = "float32"
     if (folder / ADAPTER_CONFIG).exists():
         model, base = _load_adapter(folder, dtype, trust_remote_code, verify, trainable)
@@ -164,7 +160,8 @@ def load(
         model, profile, base = load_model(folder, dtype, trust_remote_code), Profile.load(folder), folder
         tokenizer_folder = folder
     tokenizer = load_tokenizer(tokenizer_folder, trust_remote_code)
-    checkpoint = Checkpoint(model.to(device).eval(), tokenizer, profile, display_name(name, folder), revision)
+    name = model_names.display_name(str(path_or_id), folder)
+    checkpoint = Checkpoint(model.to(device).eval(), tokenizer, profile, name, revision)
     checkpoint.verified = verify
     if probe:
         probe_once(checkpoint, tokenizer_folder, (folder, base))
@@ -191,57 +188,6 @@ def probe_once(checkpoint: Checkpoint, tokenizer_folder: Path, folders: Iterable
         remember(state)
 
 
-def bundled_names() -> list[str]:
-    """Names of the models that came with this package, adapters among them."""
-    return sorted({path.parent.name for name in ("config.json", ADAPTER_CONFIG) for path in ASSETS.glob(f"*/{name}")})
-
-
-def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a bundled name, a path, or a hub id (downloaded when it is not in the hub's cache).
-
-    A `Path` is always the folder. Raises ValueError for a string that means both a bundled model and a folder here.
-    """
-    name = str(path_or_id)
-    check_name(name)
-    put_back(Path(name))  # a kill while the folder was replaced has left it under another name
-    is_folder = bool(name) and Path(name).is_dir()
-    if isinstance(path_or_id, Path) and not is_folder:
-        raise FileNotFoundError(
-            f"There is no folder {name!r}, and a Path is always a folder. Check it, or give a bundled name or a hub id "
-            "as a string."
-        )
-    stem = name.removeprefix(_BUNDLED)
-    bundled = ASSETS / stem
-    if not isinstance(path_or_id, Path) and "/" not in stem and stem in bundled_names():
-        if is_folder and not bundled.samefile(name):
-            other = f"{_BUNDLED}{name}" if "/" not in name else "its name from another working directory"
-            raise ValueError(
-                f"{name!r} is both a bundled model and a folder here ({Path(name).absolute()}). Write './{name}' or "
-                f"Path({name!r}) for the folder, {other!r} for the bundled model."
-            )
-        return bundled
-    if is_folder:
-        return Path(name)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        known = ", ".join(bundled_names()) or "none"
-        raise FileNotFoundError(
-            f"There is no model {name!r}: not a folder, not a hub id of the form organisation/model, and not bundled "
-            f"(bundled: {known}). Check the path.{method_hint(name)}"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.tiktoken", "*.py"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        raise FileNotFoundError(
-            f"The model {name!r} (revision {revision or 'main'}) is neither a folder here nor found on the hub: "
-            f"{said}. Check the name and the network, or download it elsewhere and give the folder."
-        ) from error
-
-
 def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
     """Write model (safetensors; a PEFT model as its adapter), tokenizer and profile; the folder can be loaded again.
 
@@ -263,7 +209,7 @@ def save(checkpoint: Checkpoint, folder: str | Path) -> Path:
     # The token's rows are kept by themselves; by default peft would also store the whole embedding matrix.
     checkpoint.model.save_pretrained(folder, **({"save_embedding_layers": False} if adapter else {}))
     if adapter:
-        save_base(checkpoint.model, checkpoint.embed_token_id, folder, ASSETS)
+        save_base(checkpoint.model, checkpoint.embed_token_id, folder, model_names.ASSETS)
     checkpoint.tokenizer.save_pretrained(folder)
     checkpoint.profile.save(folder)
     write_manifest(folder)
@@ -341,7 +287,7 @@ def _load_adapter(
 
     config = read_object(folder / ADAPTER_CONFIG)
     check_kind(config, folder.name)
-    base_folder = find_base(folder, config, resolve)
+    base_folder = find_base(folder, config, model_names.resolve)
     check_files(base_folder, verify=verify and (base_folder / MANIFEST_FILE).exists())
     if (base_folder / ADAPTER_CONFIG).exists():  # transformers would put that adapter on the base without a word
         raise ValueError(
@@ -420,19 +366,6 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
                 f"{folder.name}/tokenizer_config.json: {name!r} cannot be {reprlib.repr(value)}. Restore it."
             )
     return tokenizer
-
-
-def display_name(name: str, folder: Path) -> str:
-    """The name as organisation/model, the form that MTEB requires; a snapshot in the hub's cache has its hub id."""
-    if folder.parent == ASSETS:
-        return f"{_BUNDLED}{folder.name}"
-    place = folder.resolve()
-    if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
-        hub_id = place.parent.parent.name.removeprefix("models--").replace("--", "/")
-        return hub_id if "/" in hub_id else f"local/{hub_id}"
-    if name.count("/") == 1 and not Path(name).is_dir():
-        return name
-    return f"local/{place.name}"
 
 
 def check_dtype(dtype: Any) -> Dtype:

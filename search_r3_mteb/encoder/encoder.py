@@ -12,7 +12,7 @@ import numpy as np
 
 from search_r3_mteb.encoder.anchoring import anchored
 from search_r3_mteb.encoder.arithmetic import arithmetic, batching
-from search_r3_mteb.encoder.checkpoints import Checkpoint, load, resolve
+from search_r3_mteb.encoder.checkpoints import Checkpoint, load
 from search_r3_mteb.encoder.chunks import CHUNK, one_ahead, progress_bar
 from search_r3_mteb.encoder.documents import Documents
 from search_r3_mteb.encoder.doors import EncoderDoors
@@ -27,6 +27,7 @@ from search_r3_mteb.encoder.inputs import (
     refuse_keywords,
     texts_of,
 )
+from search_r3_mteb.encoder.model_names import resolve
 from search_r3_mteb.encoder.processes import gathered, own_share, process_count, process_device
 from search_r3_mteb.encoder.profiles import TEMPLATES, TemplateName
 from search_r3_mteb.encoder.prompts import Renderer

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from search_r3_mteb.atomic import replaced_folder, write_json
-from search_r3_mteb.encoder import checkpoints
+from search_r3_mteb.encoder import checkpoints, model_names
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG
 from search_r3_mteb.encoder.chat_templates import TemplateFacts, facts, has_template, wrap
 from search_r3_mteb.encoder.checkpoints import Checkpoint, Dtype
@@ -123,7 +123,7 @@ def initialise(
     dtype, target = checkpoints.check_dtype(dtype), Path(output).absolute()
     profile = Profile() if profile is None else profile
     embed_token = profile.embed_token if embed_token is None else embed_token
-    folder = checkpoints.resolve(base).absolute()  # "." has no name, and messages need one
+    folder = model_names.resolve(base).absolute()  # "." has no name, and messages need one
     _check_places(folder, target)
     check_files(folder)
     tokenizer = checkpoints.load_tokenizer(folder, False)
@@ -141,7 +141,7 @@ def initialise(
     head = model.get_output_embeddings()
     done = Initialised(
         folder=Path(output),
-        base=checkpoints.display_name(str(base), folder),
+        base=model_names.display_name(str(base), folder),
         architecture=type(model).__name__,
         parameters=sum(each.numel() for each in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),

@@ -7,7 +7,6 @@ from typing import Any
 
 from search_r3_mteb.atomic import put_back
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG
-from search_r3_mteb.encoder.checkpoints import ASSETS, resolve
 from search_r3_mteb.encoder.manifest import (
     MANIFEST_FILE,
     ManifestError,
@@ -16,6 +15,7 @@ from search_r3_mteb.encoder.manifest import (
     read_manifest,
     write_manifest,
 )
+from search_r3_mteb.encoder.model_names import is_bundled, resolve
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def accept(model: str | Path) -> Verification:
     Raises ValueError for what is not a model folder, and for a bundled model, which is as the package has it.
     """
     folder = _folder(model)
-    if folder.parent == ASSETS:
+    if is_bundled(folder):
         raise ValueError(
             f"{folder.name} is bundled, and a changed one is not it any more. Install search-r3-mteb again, or copy "
             f"the folder {folder} and accept the change there."

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from search_r3_mteb.encoder.checkpoints import resolve
+from search_r3_mteb.encoder.model_names import resolve
 from search_r3_mteb.encoder.vllm.weights import readable_folder
 from search_r3_mteb.evaluation import bench_peers as peers
 from search_r3_mteb.evaluation.bench_memory import available

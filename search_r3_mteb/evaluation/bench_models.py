@@ -54,7 +54,8 @@ def nearest_size(parameters: int) -> str:
 
 def checkpoint(size: str, seed: int = 0) -> Checkpoint:
     """The bundled nano if it is there, else a random float32 Qwen2 of that size with the default prompts."""
-    from search_r3_mteb.encoder.checkpoints import ASSETS, load
+    from search_r3_mteb.encoder.checkpoints import load
+    from search_r3_mteb.encoder.model_names import ASSETS
 
     if size == "nano" and (ASSETS / "nano" / "config.json").exists():
         return load("nano", dtype="float32", device="cpu")

@@ -58,7 +58,7 @@ def _short(name: str) -> str:
 
 
 def _check_model(spec: str | Path) -> None:
-    from search_r3_mteb.encoder.checkpoints import resolve
+    from search_r3_mteb.encoder.model_names import resolve
 
     path = split_label(spec)[1]
     kind = kind_of(path)

@@ -147,7 +147,7 @@ def _is_checkpoint(spec: ModelSpec) -> bool:
 
 def _check_sizes(spec: ModelSpec, dims: Sequence[int]) -> None:
     """ValueError for a size that is too large, where a folder's config.json says how long its vectors are."""
-    from search_r3_mteb.encoder.checkpoints import resolve
+    from search_r3_mteb.encoder.model_names import resolve
 
     if not isinstance(spec, str | Path) or _kind(spec) != "search-r3":
         return  # an encoder's or a checkpoint's weights are loaded: `open_systems` looks at them

@@ -89,7 +89,7 @@ def names_apart(specs: Sequence[ModelSpec]) -> list[str | None]:
     Trainings end in folders of the same name: `own/sft/last` and `own/rl/last` are "sft/last" and "rl/last", in every
     mode alike. Raises FileNotFoundError for a name that no model has.
     """
-    from search_r3_mteb.encoder.checkpoints import display_name, resolve
+    from search_r3_mteb.encoder.model_names import display_name, resolve
 
     places: dict[int, Path] = {}
     taken = set()
@@ -130,7 +130,7 @@ def kind_of(path: str | Path) -> ModelKind:
     A folder of sentence-transformers (modules.json) without a profile of ours is an ordinary one; every other folder
     must be a Search-R3 checkpoint, and loading says what it lacks.
     """
-    from search_r3_mteb.encoder.checkpoints import resolve
+    from search_r3_mteb.encoder.model_names import resolve
     from search_r3_mteb.encoder.profiles import PROFILE_FILE
 
     expansion = parse_name(path)
@@ -327,8 +327,8 @@ def _sentence_transformer(path: str | Path, label: str | None, mode: ModeChoice,
     """
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 
-    from search_r3_mteb.encoder.checkpoints import display_name
     from search_r3_mteb.encoder.identity import name_for_mteb
+    from search_r3_mteb.encoder.model_names import display_name
     from search_r3_mteb.expansion.encoders import open_sentence_transformer
 
     chosen = {name: settings[name] for name in SHARED if name in settings}

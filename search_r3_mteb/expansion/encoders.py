@@ -11,12 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from search_r3_mteb.encoder.arithmetic import is_half
-from search_r3_mteb.encoder.checkpoints import Checkpoint, display_name, resolve
+from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.chunks import CHUNK
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.folders import is_export, is_sentence_transformer
 from search_r3_mteb.encoder.identity import name_for_mteb
 from search_r3_mteb.encoder.manifest import MANIFEST_FILE
+from search_r3_mteb.encoder.model_names import display_name, resolve
 from search_r3_mteb.encoder.processes import process_device
 from search_r3_mteb.encoder.store import Store, fingerprint_of
 from search_r3_mteb.expansion.chunked import chunked

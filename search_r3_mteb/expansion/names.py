@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from search_r3_mteb.encoder.checkpoints import resolve
 from search_r3_mteb.encoder.folders import is_sentence_transformer, is_there
+from search_r3_mteb.encoder.model_names import resolve
 from search_r3_mteb.expansion.methods import METHODS, Method
 from search_r3_mteb.expansion.settings import ExpansionSettings, unused_by
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from search_r3_mteb.encoder.checkpoints import resolve
 from search_r3_mteb.encoder.folders import can_write
+from search_r3_mteb.encoder.model_names import resolve
 from search_r3_mteb.expansion.methods import Method
 
 

@@ -19,15 +19,14 @@ from search_r3_mteb.encoder.checkpoints import (
     Checkpoint,
     check_dtype,
     default_device,
-    display_name,
     load,
     load_model,
     load_tokenizer,
     probe_once,
-    resolve,
 )
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.given import ids_of, until_whole_character
+from search_r3_mteb.encoder.model_names import display_name, resolve
 from search_r3_mteb.encoder.processes import process_device
 from search_r3_mteb.encoder.profiles import DATE, EMBED_TOKEN, PROFILE_FILE, Profile, Template
 from search_r3_mteb.encoder.prompts import Rendered, Renderer

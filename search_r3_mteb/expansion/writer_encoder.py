@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from search_r3_mteb.encoder.checkpoints import Checkpoint, resolve
+from search_r3_mteb.encoder.checkpoints import Checkpoint
 from search_r3_mteb.encoder.documents import Documents
 from search_r3_mteb.encoder.doors import EncoderDoors
 from search_r3_mteb.encoder.folders import is_sentence_transformer
 from search_r3_mteb.encoder.given import Reasonings, reasonings_of
 from search_r3_mteb.encoder.identity import local_meta, name_for_mteb
 from search_r3_mteb.encoder.inputs import check_batch_size, documents_of, instructions_of, refuse_keywords, texts_of
+from search_r3_mteb.encoder.model_names import resolve
 from search_r3_mteb.encoder.setting_types import check_flag
 from search_r3_mteb.encoder.settings import Mode, Statistics
 from search_r3_mteb.encoder.store import Store, StoredThought, fingerprint_of

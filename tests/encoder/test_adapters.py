@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from search_r3_mteb.encoder import checkpoints
+from search_r3_mteb.encoder import model_names
 from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token, load, load_model, load_tokenizer, save
 from search_r3_mteb.encoder.comparison import SAME, ProbeOutputs, refuse_difference
 from search_r3_mteb.encoder.manifest import MANIFEST_FILE
@@ -258,11 +258,11 @@ def test_large_tensors_are_compared_in_slices(tmp_path, monkeypatch):
 def test_a_bundled_or_hub_base_goes_by_its_name(tmp_path, monkeypatch):
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(model_names, "ASSETS", tmp_path / "assets")
     folder = save(adapted(base_folder(tmp_path / "assets" / "small")), tmp_path / "one" / "adapter")
     moved = shutil.move(folder, tmp_path / "adapter")
     shutil.move(tmp_path / "assets", tmp_path / "installed")
-    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path / "installed")
+    monkeypatch.setattr(model_names, "ASSETS", tmp_path / "installed")
     load(moved)
 
     snapshot = base_folder(tmp_path / "hub" / "models--a--b-c" / "snapshots" / "0123abcd")

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from search_r3_mteb.encoder import arithmetic, checkpoints, fixed_shapes
-from search_r3_mteb.encoder.checkpoints import ASSETS
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.engine import Engine
 from search_r3_mteb.encoder.fixed_shapes import FixedShapes
+from search_r3_mteb.encoder.model_names import ASSETS
 from search_r3_mteb.encoder.options import parse_settings
 from search_r3_mteb.encoder.sampling import Sampling
 from tests.encoder.test_engine import EMBED, END, KINDS, SAMPLED, VOCABULARY, check_everything, prompts_of, tiny

@@ -8,7 +8,8 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from search_r3_mteb.encoder import prompts
 from search_r3_mteb.encoder.beginnings import Beginnings
-from search_r3_mteb.encoder.checkpoints import ASSETS, load_tokenizer
+from search_r3_mteb.encoder.checkpoints import load_tokenizer
+from search_r3_mteb.encoder.model_names import ASSETS
 from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.encoder.prompts import Renderer
 from tests.conftest import CHAT_TEMPLATE

@@ -49,7 +49,7 @@ def test_mini_is_bfloat16_of_384_dimensions_and_can_be_had_in_float32(mini):
 
 
 def test_mini_has_its_card(mini):
-    from search_r3_mteb.encoder.checkpoints import ASSETS
+    from search_r3_mteb.encoder.model_names import ASSETS
 
     card = (ASSETS / "mini" / "README.md").read_text(encoding="utf-8")
     assert "license: apache-2.0" in card

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from search_r3_mteb.encoder import checkpoints
-from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token, load, resolve, save
+from search_r3_mteb.encoder import model_names
+from search_r3_mteb.encoder.checkpoints import Checkpoint, add_embed_token, load, save
 from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.model_names import resolve
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.sampling import Sampling
 from tests.conftest import without_manifest
@@ -183,7 +184,7 @@ def test_adapters_that_cannot_work_are_refused(adapted, tmp_path):
 
 
 def test_names_that_lead_nowhere(monkeypatch, tmp_path):
-    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path)
+    monkeypatch.setattr(model_names, "ASSETS", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no model 'nano': not a folder.*bundled: none\)\. Check the path"):
         load("nano")
     with pytest.raises(FileNotFoundError, match="There is no model '/no/such/folder'"):
@@ -196,7 +197,7 @@ def test_names_that_lead_nowhere(monkeypatch, tmp_path):
 
 
 def test_a_bundled_name_is_the_folder_of_that_name(saved, monkeypatch):
-    monkeypatch.setattr(checkpoints, "ASSETS", saved.parent)
+    monkeypatch.setattr(model_names, "ASSETS", saved.parent)
     assert resolve(saved.name) == saved
     assert load(saved.name).name == f"search-r3-mteb/{saved.name}"
 

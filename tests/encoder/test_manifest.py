@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from search_r3_mteb.encoder import manifest as module
-from search_r3_mteb.encoder.checkpoints import ASSETS, Checkpoint, load, save
+from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
 from search_r3_mteb.encoder.initialise import initialise
 from search_r3_mteb.encoder.manifest import MANIFEST_FILE, differences, read_manifest
 from search_r3_mteb.encoder.merging import merge, save_compared
+from search_r3_mteb.encoder.model_names import ASSETS
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.verification import accept, verify
 from search_r3_mteb.evaluation.systems import open_systems

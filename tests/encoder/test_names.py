@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from search_r3_mteb.encoder import checkpoints
-from search_r3_mteb.encoder.checkpoints import Checkpoint, display_name, load, resolve, save
+from search_r3_mteb.encoder import model_names
+from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
+from search_r3_mteb.encoder.model_names import display_name, resolve
 from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.evaluation.systems import kind_of, open_systems, split_label
 from tests.conftest import build_model, build_tokenizer
@@ -24,7 +25,7 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def bundled(saved, tmp_path, monkeypatch):
     """A bundled model "nano", and a working directory that has a folder "nano" with other weights."""
-    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(model_names, "ASSETS", tmp_path / "assets")
     shutil.copytree(saved, tmp_path / "assets" / "nano")
     own = shutil.copytree(saved, tmp_path / "here" / "nano")
     tensors = load_file(own / "model.safetensors")

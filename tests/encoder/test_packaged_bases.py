@@ -12,7 +12,7 @@ import torch
 
 from results.smol import release
 from search_r3_mteb import SearchR3Encoder
-from search_r3_mteb.encoder import checkpoints, packaged_bases
+from search_r3_mteb.encoder import model_names, packaged_bases
 from search_r3_mteb.encoder.adapters import weights_digest
 from search_r3_mteb.encoder.checkpoints import load, load_model, save
 from search_r3_mteb.encoder.manifest import write_manifest
@@ -33,7 +33,7 @@ def bundle(tmp_path, monkeypatch):
     monkeypatch.delenv(packaged_bases.BASE_VARIABLE, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(model_names, "ASSETS", tmp_path / "assets")
     base = base_folder(tmp_path / "base", token=False, rows=300)
     write_manifest(base)
     folder = save(adapted(base), tmp_path / "assets" / "smol")
@@ -72,8 +72,8 @@ def quietly(name="smol"):
 
 
 def test_the_bundled_names():
-    assert checkpoints.bundled_names() == ["mini", "nano", "smol"]
-    assert checkpoints.resolve("search-r3-mteb/smol") == checkpoints.resolve("smol") == checkpoints.ASSETS / "smol"
+    assert model_names.bundled_names() == ["mini", "nano", "smol"]
+    assert model_names.resolve("search-r3-mteb/smol") == model_names.resolve("smol") == model_names.ASSETS / "smol"
 
 
 def test_the_explicit_folder_goes_before_the_made_one_and_that_before_the_hub(bundle, base, tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_what_is_shipped_is_as_its_manifest_says_and_its_card_says_what_it_is():
     from search_r3_mteb.encoder.verification import verify
 
     assert not verify("smol").differs
-    folder = checkpoints.ASSETS / "smol"
+    folder = model_names.ASSETS / "smol"
     assert (folder / release.WEIGHTS).stat().st_size < release.LIMIT
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.split("# search-r3-mteb/smol\n\n")[1].startswith("**A direct encoder")

@@ -18,8 +18,9 @@ import transformers
 from search_r3_mteb import SearchR3Encoder
 from search_r3_mteb.encoder import architecture, backbone, checkpoints, head, masks, probe, probed
 from search_r3_mteb.encoder.architecture import Architecture
-from search_r3_mteb.encoder.checkpoints import ASSETS, Checkpoint, load, save
+from search_r3_mteb.encoder.checkpoints import Checkpoint, load, save
 from search_r3_mteb.encoder.engine import Engine
+from search_r3_mteb.encoder.model_names import ASSETS
 from search_r3_mteb.encoder.profiles import Profile
 from search_r3_mteb.encoder.sampling import Sampling
 from tests.conftest import without_manifest

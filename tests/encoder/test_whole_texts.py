@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from search_r3_mteb.encoder import whole_texts
-from search_r3_mteb.encoder.checkpoints import ASSETS, Checkpoint, load_tokenizer
+from search_r3_mteb.encoder.checkpoints import Checkpoint, load_tokenizer
+from search_r3_mteb.encoder.model_names import ASSETS
 from search_r3_mteb.encoder.profiles import Profile, Template
 from search_r3_mteb.encoder.prompts import Renderer
 from tests.conftest import CHAT_TEMPLATE, build_model

@@ -6,7 +6,8 @@ import pytest
 
 from search_r3_mteb.compare.plan import ComparedSystem, ComparisonPlan
 from search_r3_mteb.compare.run import run_plan
-from search_r3_mteb.encoder.checkpoints import ASSETS, Checkpoint, save
+from search_r3_mteb.encoder.checkpoints import Checkpoint, save
+from search_r3_mteb.encoder.model_names import ASSETS
 from search_r3_mteb.evaluation.evaluate import evaluate
 from search_r3_mteb.evaluation.systems import names_apart
 from search_r3_mteb.report.runs import read_runs

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from search_r3_mteb.encoder.checkpoints import resolve
 from search_r3_mteb.encoder.encoder import SearchR3Encoder
+from search_r3_mteb.encoder.model_names import resolve
 from search_r3_mteb.evaluation import readiness
 from search_r3_mteb.evaluation.evaluate import evaluate
 from search_r3_mteb.evaluation.given_file import read_given

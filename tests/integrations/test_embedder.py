@@ -55,7 +55,7 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(encoder):
 
 
 def test_a_path_is_the_folder_and_a_text_may_be_a_bundled_model(tiny_folder, tmp_path, monkeypatch):
-    from search_r3_mteb.encoder.checkpoints import resolve
+    from search_r3_mteb.encoder.model_names import resolve
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no model '\./nano'"):

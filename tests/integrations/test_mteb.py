@@ -177,14 +177,14 @@ def test_the_same_encoder_finds_its_own_result_again(tiny_checkpoint, tmp_path):
 def test_the_released_models_load_through_mteb(tiny_folder, monkeypatch, size):
     import mteb
 
-    from search_r3_mteb.encoder import checkpoints
+    from search_r3_mteb.encoder import model_names
 
     register_models()
     name = f"ytgui/Search-R3.0-{size}"
     meta = mteb.get_model_meta(name)
     assert meta.license == "afl-3.0"
     assert {"MSMARCO", "CosQA"} <= meta.training_datasets
-    monkeypatch.setattr(checkpoints, "resolve", lambda path_or_id, revision=None: tiny_folder)
+    monkeypatch.setattr(model_names, "resolve", lambda path_or_id, revision=None: tiny_folder)
     model = mteb.get_model(name, mode="direct", max_length=512)
     found = model.mteb_model_meta
     assert (found.name, found.revision) == (name, meta.revision)

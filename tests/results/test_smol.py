@@ -116,7 +116,7 @@ def test_the_gate_of_a_tiny_model_has_every_way(folder, writer, tmp_path, monkey
     first = run(model, folder, "dev", how)
     table, compared = first["table"], first["differences"]
     assert "base, two examples" in first["added_words_found"]
-    assert len(compared) == len(COMPARED) - 1, "all but that to the perceptron"
+    assert len(compared) == len(COMPARED) - 3, "all but those to the perceptron and to an earlier model's texts"
     at = f"{first['anchor_of_the_texts']:g}"
     by_hand = table["own"][at][0] - table["nothing"][at][0]
     assert compared["own minus nothing"][0] == pytest.approx(by_hand, abs=2e-4)
@@ -213,6 +213,27 @@ def test_a_choice_among_samples_stands_beside_one_among_another_query_s(folder, 
     assert found["added_words_found"]["gold title"][0] == 1, "a relevant document has the words of its title"
 
 
+def test_the_texts_of_an_earlier_model_are_read_by_the_one_that_is_measured(folder, tmp_path):
+    model = str(byte_folder(tmp_path / "model"))
+    how = Measure(dtype="float32", samples=0, brief=True)
+    first = run(model, folder, "dev", how)
+    texts, asked = ["stone bridges", "the heart"], [one["query"] for one in first["texts"]]
+    for one, text in zip(first["texts"], texts, strict=True):
+        one["own"] = text
+    (tmp_path / "first.json").write_text(json.dumps(first))
+    found = run(model, folder, "dev", replace(how, against=tmp_path / "first.json"))
+    data = JudgedSplit(folder, "dev", None, None)
+    encoder = SearchR3Encoder(model, dtype="float32", max_length=how.max_length, max_reasoning_tokens=48, anchor=None)
+    data.vectors = encoder.encode_document(list(data.documents.values()))
+    for name, given in (("the earlier model's", texts), ("another query's, the earlier model's", texts[::-1])):
+        score = data.ndcg(encoder.encode_query(asked, reasoning=given)) - [one["direct"] for one in first["texts"]]
+        assert found["table"][name]["alone"] == interval(score), name
+    assert {"own minus the earlier model's", "the earlier model's minus another query's, the earlier model's"} < found[
+        "differences"
+    ].keys()
+    assert not any("earlier" in name for name in first["table"])
+
+
 def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, tmp_path, monkeypatch):
     model = str(byte_folder(tmp_path / "model"))
     how = Measure(dtype="float32", samples=0, store=tmp_path / "store")
@@ -233,7 +254,8 @@ def test_the_gate_compares_with_an_earlier_model_and_with_a_perceptron(folder, t
         run(model, folder, "dev", replace(how, train="dev"))
     found = run(model, folder, "dev", replace(how, against=tmp_path / "first.json", train="train"))
     assert trained == [[[1, 1], [2, 2]]], "the query that is measured, word for word, is left out"
-    named = {name: values for name, values in found["differences"].items() if "earlier" in name}
+    named = {name: values for name, values in found["differences"].items() if "the earlier model" in name}
+    named = {name: values for name, values in named.items() if "the earlier model's" not in name}
     gain = found["table"]["own"][f"{found['anchor_of_the_texts']:g}"][0]
     assert named.pop("own of the earlier model minus direct")[0] == pytest.approx(gain - 0.5, abs=1e-4)
     assert named == {

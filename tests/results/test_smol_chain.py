@@ -92,7 +92,7 @@ def test_a_configuration_goes_to_the_folder_or_is_missed_by_name(tmp_path):
 
 
 def test_the_prompts_are_those_that_the_first_run_was_trained_with():
-    from search_r3_mteb.encoder.checkpoints import ASSETS
+    from search_r3_mteb.encoder.model_names import ASSETS
 
     # The first run's profile does not say how texts are tokenised; a new one does. The anchor came with the gates.
     assert replace(Profile.load(ASSETS / "smol"), anchor=None) == replace(smol.PROFILE, tokenization=None)

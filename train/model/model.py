@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from search_r3_mteb.encoder import checkpoints
+from search_r3_mteb.encoder import checkpoints, model_names
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, quiet_peft
 from search_r3_mteb.encoder.architecture import backbone_of
 from search_r3_mteb.encoder.backbone import unwrap
@@ -358,7 +358,7 @@ def _load(config: ModelSettings) -> Checkpoint:
     """A checkpoint that has the token, or an ordinary causal LM that gets it."""
     if config.path is None:
         raise ValueError("model.path is empty, and there is no [model.scratch]: set one of the two.")
-    folder = checkpoints.resolve(config.path, config.revision)
+    folder = model_names.resolve(config.path, config.revision)
     if (start := adapter_start(config, folder)) is not None:
         if config.profile is not None:
             raise ValueError(
@@ -377,7 +377,7 @@ def _load(config: ModelSettings) -> Checkpoint:
             f"{folder.name} has no {profile.embed_token} yet, and lora.train_embed_token = false: its new row would "
             "neither be trained nor saved with the adapter. Set train_embed_token = true."
         )
-    name = checkpoints.display_name(config.path, folder)
+    name = model_names.display_name(config.path, folder)
     checkpoint = Checkpoint(model, tokenizer, profile, name, config.revision)
     checkpoints.probe_once(checkpoint, folder, (folder,))  # what is trained must be what the library runs
     return checkpoint

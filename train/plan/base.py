@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE
-from search_r3_mteb.encoder.checkpoints import bundled_names, resolve
 from search_r3_mteb.encoder.folders import check_layers
 from search_r3_mteb.encoder.manifest import check_files
+from search_r3_mteb.encoder.model_names import BUNDLED_PREFIX, bundled_names, resolve
 from search_r3_mteb.encoder.packaged_bases import BASES, base_here
 from search_r3_mteb.encoder.profiles import PROFILE_FILE
 from search_r3_mteb.json_files import read_object
@@ -110,7 +110,7 @@ def _find(settings: ModelSettings, config_file: Path | None, base: str | None, s
     """Where the shape and the prompts come from; what was found on the way goes to `steps`."""
     path = str(settings.path)
     # A name that is also a folder here is refused when the dry run, or training, resolves it.
-    local = resolve(path) if path.removeprefix("search-r3-mteb/") in bundled_names() else Path(path)
+    local = resolve(path) if path.removeprefix(BUNDLED_PREFIX) in bundled_names() else Path(path)
     own = local if (local / PROFILE_FILE).is_file() else None
     if base is not None:
         folder = _folder(base, None)
@@ -173,7 +173,7 @@ def _folder(path: str, revision: str | None) -> Path:
             f"{path} holds no {_CONFIG}, the only file that a dry run needs. Copy the base's there, or name its "
             "folder with --base."
         )
-    if "/" not in path.removeprefix("search-r3-mteb/"):
+    if "/" not in path.removeprefix(BUNDLED_PREFIX):
         return resolve(path)  # bundled, or an error with the known names
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise FileNotFoundError(

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from search_r3_mteb.encoder.checkpoints import resolve
+from search_r3_mteb.encoder.model_names import resolve
 from search_r3_mteb.integrations.sentence_transformers import load_library_model
 from train.losses.checks import require_finite, require_positive, share, unit
 from train.processes import collectives

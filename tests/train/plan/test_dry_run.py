@@ -10,7 +10,7 @@ from transformers import Qwen2Config
 
 from results.qwen import SHAPES
 from search_r3_mteb import SearchR3Encoder
-from search_r3_mteb.encoder.checkpoints import ASSETS
+from search_r3_mteb.encoder.model_names import ASSETS
 from search_r3_mteb.encoder.profiles import Profile
 from tests.conftest import build_model, without_manifest
 from tests.train.loops import LORA, RL, SFT, byte_folder, rl_config, sft_config

@@ -1,6 +1,7 @@
 """Tiny models and a small tokenizer, made here: no test downloads anything."""
 
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,21 @@ CHAT_TEMPLATE = (
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|embed_token|>"]
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "search-r3-extension"
 VOCABULARY_SIZE = 384  # 256 bytes, the special tokens, some merges, and free rows as real checkpoints have them
+COLOURS = ("FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+def pytest_configure() -> None:
+    """The same run whatever the caller's shell or CI has set: the environment of programs, and hypothesis' examples."""
+    from hypothesis import HealthCheck, settings
+
+    for name in (*COLOURS, *LAUNCHERS, "SEARCH_R3_API_KEY"):
+        os.environ.pop(name, None)
+    os.environ["COLUMNS"] = "80"  # what programs take where there is no terminal
+    settings.register_profile(
+        "same", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("same")
 
 
 def build_tokenizer(with_embed_token: bool = True) -> Any:

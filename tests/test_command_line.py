@@ -70,8 +70,7 @@ def test_help_speaks_of_a_writer_where_one_can_be_given_and_of_the_commands_in_t
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_fits_and_shows_every_default(call, monkeypatch, command):
-    monkeypatch.setenv("COLUMNS", "80")
+def test_help_fits_and_shows_every_default(call, command):
     code, text, _ = call(command, "-h")
     assert code == 0
     assert call(command, "--help")[1] == text
@@ -87,8 +86,7 @@ def test_help_fits_and_shows_every_default(call, monkeypatch, command):
     assert not {"<str>", "<int", "<path>", "<list", "<float"} & {*options.split()}, "a value is called by one word"
 
 
-def test_the_list_of_commands_is_not_cut(call, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+def test_the_list_of_commands_is_not_cut(call):
     _, text, _ = call("-h")
     listed = text.partition("Commands:")[2].splitlines()[1:]
     assert len(listed) == len(COMMANDS) >= 15

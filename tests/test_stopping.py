@@ -43,7 +43,7 @@ def for_ever():
     while True:
         time.sleep(0.01)
 """
-PATIENCE = "stopping._PATIENCE = 0.1\n"
+PATIENCE = "stopping._PATIENCE = 1\n"
 
 
 def stopped(process, number, line="ready\n", *, group=False):
@@ -211,7 +211,7 @@ def test_who_owes_answers_finishes_them_and_ends_with_the_same_code(number):
 
 @pytest.mark.parametrize("again", [True, False])
 def test_what_does_not_finish_is_ended_by_a_second_signal_or_the_patience(again):
-    code = FINISHING if again else FINISHING.replace("patience=60", "patience=0.2")
+    code = FINISHING if again else FINISHING.replace("patience=60", "patience=2")
     process = program("os.environ['STUCK'] = '1'\n" + code)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)

@@ -1,5 +1,6 @@
 """One state of an index, opened: what a search or a change reads, whatever other processes do meanwhile."""
 
+import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def open_snapshot(folder: Path, checked: set[str], *, verify: bool) -> Snapshot:
         version = version_of(folder)
         try:
             return Snapshot(folder, read_state(folder), version, checked, verify=verify)
-        except (ValueError, OSError):
+        except (ValueError, OSError, sqlite3.Error, RuntimeError):  # SQLite and FAISS have their own for a lost file
             if version_of(folder) == version:
                 raise
     raise OSError(f"{folder}: the index changed {_ATTEMPTS} times while it was being opened. Open it again.")

@@ -20,7 +20,7 @@ def test_in_order_and_one_ahead():
     found = []
     for part, ready in one_ahead(["a", "b", "c"], prepare):
         if part == "a":
-            assert second.wait(5), "b is not prepared while a is worked on"
+            assert second.wait(60), "b is not prepared while a is worked on"
         assert "c" not in prepared or part != "a", "c must wait until b is taken"
         found.append((part, ready))
     assert found == [("a", "A"), ("b", "B"), ("c", "C")]

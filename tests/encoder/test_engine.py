@@ -236,7 +236,7 @@ def test_the_comparison_fails_when_the_engine_is_broken(small, monkeypatch, sabo
         check_everything(model)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 24), min_size=1, max_size=9),
     shared=st.integers(0, 6),

@@ -146,7 +146,7 @@ def check_only_the_text_is_cut(tokenizer, text, template, max_length):
     assert not {renderer.embed_token_id, tokenizer.eos_token_id} & set(rendered.token_ids[start:end])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts, template=st.sampled_from(["reason", "direct"]), max_length=st.integers(480, 700))
 def test_too_long_a_text_loses_its_own_end_only(tiny_tokenizer, text, template, max_length):
     check_only_the_text_is_cut(tiny_tokenizer, text, template, max_length)

@@ -25,8 +25,8 @@ def no_network(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    return constants
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield constants  # bound, so that nobody else gets it, and never listening
 
 
 def hub_task():

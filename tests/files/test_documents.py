@@ -344,7 +344,7 @@ def test_a_header_of_one_column_is_not_taken_for_a_text_in_silence(tmp_path, cap
 CELL = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from(',;"|\n'), max_size=12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=5), delimiter=st.sampled_from(",;\t|"))
 def test_what_a_table_says_is_what_is_read(tmp_path_factory, rows, delimiter):
     stream = io.StringIO()

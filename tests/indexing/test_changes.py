@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from search_r3_mteb import SearchIndex
-from search_r3_mteb.indexing import snapshot, writing
+from search_r3_mteb.indexing import parts, snapshot, writing
 from search_r3_mteb.locks import OccupiedError
 from tests.dying import killed_before
 from tests.indexing.conftest import expected, made, pairs, same
@@ -109,6 +109,26 @@ def test_a_change_while_an_index_is_opened_is_followed(built, encoder, monkeypat
 
     monkeypatch.setattr(snapshot, "check_part", changing)
     assert len(SearchIndex.open(built.folder, encoder)) == 10
+
+
+@pytest.mark.parametrize(("kind", "opened"), [("flat", "DocumentTable"), ("hnsw", "Proposer"), ("ivf", "Proposer")])
+def test_a_part_that_is_removed_between_its_check_and_its_opening_is_followed(
+    documents, encoder, tmp_path, monkeypatch, kind, opened
+):
+    """Regression: SQLite's own error, and FAISS', reached who searched while another process changed the index."""
+    built = SearchIndex.build(documents, encoder, tmp_path / "index", kind=kind)
+    real, moments = getattr(parts, opened), []
+
+    def removed(*arguments):
+        if not moments:
+            moments.append(True)
+            built.remove([f"d{n}" for n in range(20)])
+            built.compact()
+        return real(*arguments)
+
+    monkeypatch.setattr(parts, opened, removed)
+    assert len(SearchIndex.open(built.folder, encoder)) == 10
+    assert moments
 
 
 def test_another_process_that_writes_is_named_and_readers_are_not_kept_out(built, encoder):

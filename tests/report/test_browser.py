@@ -240,7 +240,7 @@ def test_clicking_a_point_opens_its_query(opened):
     ActionChains(opened).move_to_element_with_offset(surface, left + 5, 0).move_to_element_with_offset(
         surface, left, 0
     ).pause(0.3).click().perform()
-    wait(opened, f"return document.getElementById('detail').innerText.includes('Query {best}')", 5)
+    wait(opened, f"return document.getElementById('detail').innerText.includes('Query {best}')")
 
 
 def luminance(driver, selector):

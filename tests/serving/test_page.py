@@ -110,7 +110,7 @@ def test_the_reasoning_is_shown_while_it_is_written(driver, folder):
         first = text(driver, "reasoning")
         until(lambda: len(text(driver, "reasoning")) > len(first))
         assert text(driver, "status") == "Searching…"
-        assert shown(driver, "direct")  # what needs no reasoning is there already
+        until(lambda: shown(driver, "direct"))  # what needs no reasoning does not wait for it
         state = "return document.getElementById('reasoning').getAttribute('aria-busy')"
         assert driver.execute_script(state) == "true"
         driver.get("about:blank")

@@ -60,14 +60,14 @@ def test_what_cannot_be_served_is_refused_before_the_model_is_loaded(call, monke
     assert "SEARCH_R3_API_KEY is set, but it is blank" in " ".join(call("serve", "--model", "no-such")[2].split())
 
 
-def test_a_socket_is_given_back_when_the_model_cannot_be_loaded():
-    from search_r3_mteb.serving.server import prepare
+def test_a_socket_is_given_back_when_the_model_cannot_be_loaded(monkeypatch):
+    from search_r3_mteb.serving import server
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    real, taken = server._bound, []
+    monkeypatch.setattr(server, "_bound", lambda *address: taken.append(real(*address)) or taken[0])
     with pytest.raises((OSError, ValueError), match="no-such-model"):
-        prepare("./no-such-model", port=port)
-    socket.create_server(("127.0.0.1", port)).close()
+        server.prepare("./no-such-model", port=0)
+    assert [each.fileno() for each in taken] == [-1]
 
 
 def test_what_it_says_at_the_start(small, monkeypatch):
@@ -89,7 +89,9 @@ def test_who_comes_as_soon_as_the_address_is_said_is_not_refused(small):
     prepared = prepare(str(small), port=0)
     with prepared.listener:
         assert not refused(prepared.port)
-    assert refused(prepared.port)  # the control
+    with socket.socket() as bound:  # the control: it does not listen
+        bound.bind(("127.0.0.1", 0))
+        assert refused(bound.getsockname()[1])
 
 
 def test_an_address_for_everybody_is_warned_about_where_there_is_no_key(small, monkeypatch):

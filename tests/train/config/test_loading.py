@@ -203,7 +203,7 @@ def test_dump_and_load_give_the_same_tree(toml, tmp_path, cls, documented):
     assert ("# Peak rate" in text) == documented
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.text(min_size=1).filter(lambda s: s.strip("/")),
     rate=st.floats(min_value=1e-3, max_value=100),

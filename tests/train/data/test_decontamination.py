@@ -88,7 +88,7 @@ def brute_force(text, texts, threshold):
     return best if best >= threshold - 1e-12 else None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 10**9), st.sampled_from([0.3, 0.5, 0.7, 0.8, 1.0]))
 def test_the_index_finds_what_comparing_with_every_text_finds(seed, threshold):
     rng = random.Random(seed)

@@ -57,7 +57,7 @@ def beir(tmp_path):
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.integers(1, 400), key=st.integers(0, 2**64 - 1))
 def test_the_permutation_visits_every_row_once(size, key):
     assert sorted(permuted(i, size, key) for i in range(size)) == list(range(size))

@@ -63,10 +63,13 @@ def test_without_the_setting_no_tracker_is_asked(tmp_path, recorder):
     assert recorder == []
 
 
-def test_tensorboard_stays_and_a_resumed_run_purges_what_was_lost(tmp_path):
+def test_tensorboard_stays_and_a_resumed_run_purges_what_was_lost(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    # Files of one second are read by their number in this process, in the order of text: the tenth before the ninth.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for resume, values in ((0, [1.0, 2.0, 3.0]), (1, [20.0, 30.0])):
         trackers = Trackers(tmp_path, ["tensorboard"], project="x", config={}, resume_step=resume)
         for step, value in enumerate(values, resume + 1):

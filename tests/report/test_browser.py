@@ -239,7 +239,9 @@ def test_clicking_a_point_opens_its_query(opened):
     left = -surface.size["width"] // 2 + 2  # the first point stands at the left edge
     ActionChains(opened).move_to_element_with_offset(surface, left + 5, 0).move_to_element_with_offset(
         surface, left, 0
-    ).pause(0.3).click().perform()
+    ).perform()
+    wait(opened, "return !!document.querySelector('#difference-figure .hoverlayer .hovertext')")  # a click is for this
+    ActionChains(opened).click().perform()
     wait(opened, f"return document.getElementById('detail').innerText.includes('Query {best}')")
 
 

@@ -23,7 +23,8 @@ measured here too. --brief leaves out relevant documents, titles and shuffled wo
 `differences` are between two ways under the anchor that is best for the model's own text, or --anchor; --against adds
 those to what an earlier model's FILE has for the same queries and documents, under that file's own anchor (`earlier`):
 "own of the earlier model minus direct" is what writing gains over distilled-direct, the model that is measured. The row
-"the earlier model's" is its text, read by the model that is measured: who writes and who reads are told apart.
+"the earlier model's" is its text, read by the model that is measured: who writes and who reads are told apart. It is
+tokenised again, where "own" has the very tokens that were written.
 --start takes documents and direct vectors from another model: with that at which stage 2 began, what a run with frozen
 documents has been rewarded for.
 `choice_anchored_1` is what choosing one of the samples by the judgements gains over taking any, beside the same for

@@ -87,9 +87,8 @@ def explained(error: BaseException) -> str | None:
         subject = "A file could not be written or read"
     else:
         place = Path(os.fsdecode(given))
-        room, subject = _room(place), f"{place} could not be {'written' if number in FULL else 'written or read'}"
-    if isinstance(error, NoRoomError):
-        room = f"{error.needed:,} bytes needed, {error.room}"
+        room = f"{error.needed:,} bytes needed, {error.room}" if isinstance(error, NoRoomError) else _room(place)
+        subject = f"{place} could not be {'written' if number in FULL else 'written or read'}"
     if number in FULL:
         advice = f"Free some space, or {error.remedy if isinstance(error, NoRoomError) else NoRoomError.remedy}"
     else:

@@ -25,7 +25,7 @@ from results.smol.judged_split import interval
 from search_r3_mteb.atomic import replaced_folder, write_json, write_text
 from search_r3_mteb.encoder.adapters import ADAPTER_CONFIG, BASE_FILE, find_base, weights_digest
 from search_r3_mteb.encoder.manifest import write_manifest
-from search_r3_mteb.encoder.model_names import ASSETS, resolve
+from search_r3_mteb.encoder.model_names import ASSETS, BUNDLED_PREFIX, resolve
 from search_r3_mteb.encoder.packaged_bases import BASES, SHAPE, base_folder
 from search_r3_mteb.encoder.profiles import PROFILE_FILE, Profile
 from search_r3_mteb.encoder.token_rows import ROWS_FILE
@@ -155,7 +155,7 @@ def write_card(
     results: tuple[dict[str, Any], ...],
 ) -> None:
     """The run's card; where it is `described`, with what `status.json` says in its first sentences."""
-    name = f"search-r3-mteb/{packaged}" if packaged else run.name
+    name = f"{BUNDLED_PREFIX}{packaged}" if packaged else run.name
     facts: Facts = facts_of_run(run, name=name, license="apache-2.0", licences=LICENCES, results=results)
     if packaged:
         facts = replace(facts, base_model=BASES[packaged].hub, max_reasoning_tokens=None)

@@ -382,4 +382,6 @@ def _own_baseline(baseline: OwnBaseline, label: str | None) -> System:
 
 def short_name(name: str) -> str:
     """A model's name without the organisation that MTEB's form needs but no hub knows."""
-    return name.removeprefix("search-r3-mteb/").removeprefix("local/")
+    from search_r3_mteb.encoder.model_names import BUNDLED_PREFIX
+
+    return name.removeprefix(BUNDLED_PREFIX).removeprefix("local/")
